@@ -1,0 +1,63 @@
+#include "tensor/exec.h"
+
+#include <sys/mman.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+
+#include "base/check.h"
+
+namespace m2 {
+namespace {
+
+constexpr int64_t kHugePage = 2 << 20;
+
+void require_cpu(Device device) {
+  M2_CHECK(device.kind == DeviceKind::cpu, "this build has no GPU support");
+}
+
+}  // namespace
+
+void* device_allocate(Device device, int64_t bytes) {
+  require_cpu(device);
+  const bool large = bytes >= 4 * kHugePage;
+  const int64_t alignment = large ? kHugePage : 64;
+  const int64_t rounded = (bytes + alignment - 1) / alignment * alignment;
+  void* memory = std::aligned_alloc(static_cast<size_t>(alignment), static_cast<size_t>(rounded));
+  M2_CHECK(memory, "out of memory: {} bytes", bytes);
+  if (large) madvise(memory, static_cast<size_t>(rounded), MADV_HUGEPAGE);
+  return memory;
+}
+
+void device_free(Device device, void* memory) {
+  require_cpu(device);
+  std::free(memory);
+}
+
+void copy_to_device(const Exec& exec, void* to, const void* from_host, int64_t bytes) {
+  require_cpu(exec.device);
+  std::memcpy(to, from_host, static_cast<size_t>(bytes));
+}
+
+void copy_to_host(const Exec& exec, void* to_host, const void* from, int64_t bytes) {
+  require_cpu(exec.device);
+  std::memcpy(to_host, from, static_cast<size_t>(bytes));
+}
+
+void synchronize(const Exec& exec) { require_cpu(exec.device); }
+
+std::string describe_device(Device device) {
+  require_cpu(device);
+  std::ifstream info("/proc/cpuinfo");
+  std::string line;
+  while (std::getline(info, line)) {
+    if (line.rfind("model name", 0) != 0) continue;
+    const size_t colon = line.find(": ");
+    if (colon != std::string::npos)
+      return fmt::format("{}, {} threads", line.substr(colon + 2), usable_cpus());
+  }
+  return fmt::format("CPU, {} threads", usable_cpus());
+}
+
+}  // namespace m2

@@ -1,0 +1,39 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "base/thread_pool.h"
+
+namespace m2 {
+
+enum class DeviceKind : uint8_t { cpu, cuda };
+
+struct Device {
+  DeviceKind kind = DeviceKind::cpu;
+  int index = 0;
+  bool operator==(const Device&) const = default;
+};
+
+// Where an operation runs: passed to every operation, never global. Owns nothing.
+struct Exec {
+  Device device;
+  ThreadPool* pool = nullptr;  // cpu: the threads to use; never null there
+  void* stream = nullptr;      // cuda: a cudaStream_t
+};
+
+// Memory of a device. CPU memory is 64-byte aligned, and large blocks ask for huge pages.
+// Failure ends the process with a message that names the size.
+void* device_allocate(Device device, int64_t bytes);
+void device_free(Device device, void* memory);
+
+// Copies between host and device memory. Asynchronous on cuda (ordered by exec.stream).
+void copy_to_device(const Exec& exec, void* to, const void* from_host, int64_t bytes);
+void copy_to_host(const Exec& exec, void* to_host, const void* from, int64_t bytes);
+// Returns when everything enqueued on exec has finished. Nothing to do on the CPU.
+void synchronize(const Exec& exec);
+
+// "AMD EPYC ..., 2 threads" or the GPU's name; for logs and measured tables.
+std::string describe_device(Device device);
+
+}  // namespace m2
