@@ -1,0 +1,19 @@
+#pragma once
+
+#include "tensor/exec.h"
+#include "tensor/tensor.h"
+
+namespace m2::ops {
+
+// out[t, :] = table[ids[t] - first_id, :], or zeros where that row is not in the table (a rank's
+// slice of the vocabulary).
+//   ids    i32 [T]
+//   table  bf16 | f16 | f32 [V, H]
+//   out    f32 | bf16 [T, H]
+// Precondition: every id is >= 0.
+void embed(const Exec& exec, Tensor ids, Tensor table, int64_t first_id, Tensor out);
+
+// out[r, :] = x[rows[r], :].   x [T, H], rows i32 [R], out [R, H]; one dtype, f32 | bf16.
+void gather_rows(const Exec& exec, Tensor x, Tensor rows, Tensor out);
+
+}  // namespace m2::ops

@@ -1,0 +1,40 @@
+#pragma once
+
+#include "tensor/exec.h"
+#include "tensor/tensor.h"
+
+namespace m2::ops {
+
+// This rank's experts: `count()` whole ones from first_expert on, each cut to inner columns
+// [first_inner, first_inner + I) of the full intermediate size.
+// Scales as in linear.h, one FP32 number per 128x128 block of the full matrix; absent (empty) for
+// bf16, f16 and f32 weights. Rows of w13: first w1 (gate), then w3 (up).
+struct Experts {
+  Tensor w13;       // f8_e4m3 | bf16 | f16 | f32 [E, 2 I, H]
+  Tensor w1_scale;  // f32 [E, ceil, ceil(H / 128)]; row index (first_inner + i) / 128 - scale_row
+  Tensor w3_scale;  // as w1_scale
+  Tensor w2;        // [E, H, I]
+  Tensor w2_scale;  // f32 [E, ceil(H / 128), ceil]; column index (first_inner + i) / 128 - scale_row
+  int64_t first_expert = 0;
+  int64_t first_inner = 0;
+  int64_t scale_row = 0;  // first 128-block of the inner axis that the scale tensors hold
+
+  int64_t count() const { return w13.size(0); }
+  int64_t inner() const { return w2.size(2); }
+  int64_t hidden() const { return w2.size(1); }
+};
+
+// Bytes of scratch experts() needs for up to `tokens` tokens with `top` experts each.
+int64_t experts_scratch_bytes(Device device, const Experts& experts, int64_t tokens, int64_t top);
+
+// out[t] = sum over the token's experts e that this rank holds, in ascending order of id, of
+// weights[t, e] * W2_e (silu(W1_e x_t) * (W3_e x_t)), FP32 accumulation. Each expert's weights are
+// read once for all tokens routed to it. A token's result is the same bytes in any batch (CPU).
+//   x        f32 | bf16 [T, H]
+//   ids      i32 [T, top] global expert ids, ascending in each row; weights f32 [T, top]
+//   scratch  u8 [experts_scratch_bytes(...)]
+//   out      f32 | bf16 [T, H]; all of it is written, zeros for a token with no expert here
+void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Tensor weights,
+             Tensor scratch, Tensor out);
+
+}  // namespace m2::ops
