@@ -17,7 +17,7 @@ struct StepInput {
   std::span<const int32_t> context_lens;  // [S]
   std::span<const int32_t> block_tables;  // [S * max_blocks_per_sequence], row-major
   int64_t max_blocks_per_sequence = 0;
-  std::span<const int32_t> logit_rows;    // [R], ascending
+  std::span<const int32_t> logit_rows;  // [R], ascending
 };
 
 // Receives a step's logits, slice after slice in ascending order.
@@ -34,12 +34,12 @@ class LogitsSink {
 class StepModel {
  public:
   struct Limits {
-    int64_t vocab_size;      // columns of the logits
-    int64_t num_blocks;      // KV blocks, ids 0..num_blocks-1
-    int64_t block_size;      // tokens per block
-    int64_t max_model_len;   // tokens of one sequence, prompt and output
-    int64_t max_step_tokens; // T of one step
-    int64_t max_sequences;   // S of one step
+    int64_t vocab_size;       // columns of the logits
+    int64_t num_blocks;       // KV blocks, ids 0..num_blocks-1
+    int64_t block_size;       // tokens per block
+    int64_t max_model_len;    // tokens of one sequence, prompt and output
+    int64_t max_step_tokens;  // T of one step
+    int64_t max_sequences;    // S of one step
   };
 
   virtual ~StepModel() = default;

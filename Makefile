@@ -1,0 +1,64 @@
+# Two commands for a new machine: `make demo` and `make test`. Both install what is missing.
+
+BUILD := build
+JOBS ?= $(shell nproc)
+
+.PHONY: help
+help:
+	@echo "make demo        install what is missing, build, serve a small checkpoint, ask it something"
+	@echo "make test        install what is missing, build, run every test but the long ones"
+	@echo "make test-all    the same with the long tests, then the suite under asan and under tsan"
+	@echo "make build       build build/m2 (release)"
+	@echo "make bench       measure operations, engine and tokenizer; results in bench/results/"
+	@echo "make format      clang-format every source"
+	@echo "make clean       remove the build folders"
+
+.PHONY: setup
+setup:
+	@tools/setup build
+
+.PHONY: setup-test
+setup-test:
+	@tools/setup test
+
+.PHONY: build
+build: setup
+	@cmake --preset release -DM2_TESTS=OFF > $(BUILD)-configure.log || { cat $(BUILD)-configure.log; exit 1; }
+	@rm -f $(BUILD)-configure.log
+	cmake --build $(BUILD) --target m2 -j $(JOBS)
+
+.PHONY: demo
+demo: build
+	@tools/demo
+
+.PHONY: test
+test: setup-test
+	cmake --preset release -DM2_TESTS=ON
+	cmake --build $(BUILD) -j $(JOBS)
+	ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS) -LE long
+
+.PHONY: test-all
+test-all: test
+	ctest --test-dir $(BUILD) --output-on-failure -L long
+	$(MAKE) sanitize SANITIZER=asan
+	$(MAKE) sanitize SANITIZER=tsan
+
+.PHONY: sanitize
+sanitize: setup-test
+	cmake --preset $(SANITIZER) -DM2_TESTS=ON
+	cmake --build $(BUILD)-$(SANITIZER) -j $(JOBS)
+	ctest --test-dir $(BUILD)-$(SANITIZER) --output-on-failure -j $(JOBS) -LE "long|speed"
+
+.PHONY: bench
+bench: setup-test
+	cmake --preset release -DM2_TESTS=ON
+	cmake --build $(BUILD) -j $(JOBS)
+	@tools/bench $(BUILD)
+
+.PHONY: format
+format:
+	git ls-files '*.h' '*.cc' '*.cu' '*.cuh' | xargs clang-format -i
+
+.PHONY: clean
+clean:
+	rm -rf $(BUILD) $(BUILD)-*

@@ -1,0 +1,108 @@
+#include "model/forward.h"
+
+#include "ops/attention.h"
+#include "ops/embed.h"
+#include "ops/norm.h"
+#include "ops/route.h"
+
+namespace m2::model {
+namespace {
+
+// The scratch's first `tokens` rows, where a step of that many tokens works.
+Scratch first_rows(const Scratch& whole, int64_t tokens) {
+  Scratch step = whole;
+  for (Tensor* tensor : {&step.residual, &step.hidden, &step.delta, &step.qkv, &step.attended,
+                         &step.qk_sums, &step.angles, &step.expert_ids, &step.expert_weights})
+    *tensor = tensor->rows(0, tokens);
+  return step;
+}
+
+// delta = attention(hidden), of which the norm of q and k spans all heads of all ranks.
+void attention(const ForwardContext& context, const Layer& layer, const ops::KvCache& kv,
+               const ops::BatchLayout& layout, const Scratch& step) {
+  const auto& [exec, comm, config, weights, caches, scratch, heads] = context;
+  const auto eps = static_cast<float>(config.rms_norm_eps);
+
+  ops::linear(exec, step.hidden, layer.qkv, step.qkv);
+  ops::qk_sum_squares(exec, step.qkv, heads, step.qk_sums);
+  comm.all_reduce(exec, step.qk_sums);
+  ops::qk_norm_rope_store(exec, step.qkv, step.qk_sums, layer.q_norm, layer.k_norm,
+                          config.q_width(), config.kv_width(), eps, step.angles, layout.slots,
+                          heads, kv);
+  const Tensor q = step.qkv.columns(0, heads.q_heads * heads.head_dim);
+  ops::paged_attention(exec, q, kv, layout, heads, step.attended);
+  ops::linear(exec, step.attended, layer.o, step.delta);
+  comm.all_reduce(exec, step.delta);
+}
+
+// delta = weighted sum of the chosen experts of hidden.
+void moe(const ForwardContext& context, const Layer& layer, const Scratch& step) {
+  const Exec& exec = context.exec;
+  ops::route(exec, step.hidden, layer.gate, layer.routing_bias, step.expert_ids,
+             step.expert_weights);
+  ops::experts(exec, step.hidden, layer.experts, step.expert_ids, step.expert_weights, step.experts,
+               step.delta);
+  context.comm.all_reduce(exec, step.delta);
+}
+
+}  // namespace
+
+void forward(const ForwardContext& context, const ops::BatchLayout& layout) {
+  const auto& [exec, comm, config, weights, kv, scratch, heads] = context;
+  const auto eps = static_cast<float>(config.rms_norm_eps);
+  const Scratch step = first_rows(scratch, layout.tokens());
+
+  ops::embed(exec, layout.token_ids, weights.embedding, weights.first_id, step.residual);
+  comm.all_reduce(exec, step.residual);
+  ops::rope_angles(exec, layout.positions, static_cast<float>(config.rope_theta), step.angles);
+  ops::rms_norm(exec, step.residual, weights.layers[0].input_norm, eps, step.hidden);
+
+  for (size_t l = 0; l < weights.layers.size(); ++l) {
+    const Layer& layer = weights.layers[l];
+    attention(context, layer, kv[l], layout, step);
+    ops::add_rms_norm(exec, step.residual, step.delta, layer.post_attention_norm, eps, step.hidden);
+    moe(context, layer, step);
+    // The next layer's input norm, or the model's last, which logits() takes of the rows it needs.
+    const bool last = l + 1 == weights.layers.size();
+    const Tensor& norm = last ? weights.norm : weights.layers[l + 1].input_norm;
+    ops::add_rms_norm(exec, step.residual, step.delta, norm, eps, step.hidden);
+  }
+}
+
+Tensor logits(const ForwardContext& context, Tensor rows) {
+  const Scratch& scratch = context.scratch;
+  const Tensor last = scratch.last.rows(0, rows.size(0));
+  const Tensor out = scratch.logits.rows(0, rows.size(0));
+  ops::gather_rows(context.exec, scratch.hidden, rows, last);
+  ops::linear(context.exec, last, context.weights.head, out);
+  return out;
+}
+
+Scratch place_scratch(Arena& arena, const ModelConfig& config, const Weights& weights,
+                      const StepLimits& limits, Device device) {
+  const DType activation = device.kind == DeviceKind::cpu ? DType::f32 : DType::bf16;
+  const int64_t hidden = config.hidden_size;
+  const int64_t top = config.num_experts_per_token;
+  const Layer& layer = weights.layers[0];
+  const int64_t q = layer.qkv[0].weight.size(0);
+  const int64_t kv = layer.qkv[1].weight.size(0);
+  const int64_t expert_bytes =
+      ops::experts_scratch_bytes(device, layer.experts, limits.tokens, top);
+
+  Scratch out;
+  out.residual = arena.place(activation, {limits.tokens, hidden});
+  out.hidden = arena.place(activation, {limits.tokens, hidden});
+  out.delta = arena.place(activation, {limits.tokens, hidden});
+  out.qkv = arena.place(activation, {limits.tokens, q + 2 * kv});
+  out.attended = arena.place(activation, {limits.tokens, q});
+  out.qk_sums = arena.place(DType::f32, {limits.tokens, 2});
+  out.angles = arena.place(DType::f32, {limits.tokens, config.rotary_dim});
+  out.expert_ids = arena.place(DType::i32, {limits.tokens, top});
+  out.expert_weights = arena.place(DType::f32, {limits.tokens, top});
+  out.experts = arena.place(DType::u8, {expert_bytes});
+  out.last = arena.place(activation, {limits.logit_rows, hidden});
+  out.logits = arena.place(DType::f32, {limits.logit_rows, weights.head.weight.size(0)});
+  return out;
+}
+
+}  // namespace m2::model

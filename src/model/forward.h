@@ -1,0 +1,62 @@
+#pragma once
+
+#include <vector>
+
+#include "model/config.h"
+#include "model/weights.h"
+#include "ops/batch_layout.h"
+#include "ops/qk_norm_rope.h"
+#include "parallel/comm.h"
+#include "tensor/buffer.h"
+#include "tensor/exec.h"
+
+namespace m2::model {
+
+// The largest step the scratch is sized for.
+struct StepLimits {
+  int64_t tokens = 0;      // T
+  int64_t sequences = 0;   // S
+  int64_t logit_rows = 0;  // R of one slice of logits
+  int64_t blocks_per_sequence = 0;
+};
+
+// Intermediate results of a step, sized once for StepLimits; the forward uses the first T rows.
+// A is the device's activation dtype: f32 on the CPU, bf16 on GPUs.
+struct Scratch {
+  Tensor residual;        // A [T, H]
+  Tensor hidden;          // A [T, H] the normed input of a block
+  Tensor delta;           // A [T, H] what a block adds to the residual
+  Tensor qkv;             // A [T, q + 2 kv]
+  Tensor attended;        // A [T, q]
+  Tensor qk_sums;         // f32 [T, 2]
+  Tensor angles;          // f32 [T, rotary_dim]
+  Tensor expert_ids;      // i32 [T, top]
+  Tensor expert_weights;  // f32 [T, top]
+  Tensor experts;         // u8 [experts_scratch_bytes]
+  Tensor last;            // A [R, H] the rows whose logits are wanted
+  Tensor logits;          // f32 [R, V]
+};
+
+// Places the scratch; with a dry arena only counts its bytes.
+Scratch place_scratch(Arena& arena, const ModelConfig& config, const Weights& weights,
+                      const StepLimits& limits, Device device);
+
+// Everything a forward reads, besides the step's layout. Owns nothing.
+struct ForwardContext {
+  Exec exec;
+  parallel::Comm& comm;
+  const ModelConfig& config;
+  const Weights& weights;
+  const std::vector<ops::KvCache>& kv;  // one per layer
+  const Scratch& scratch;
+  ops::HeadShape heads;  // of this rank
+};
+
+// Runs the layers (model.md 6) and leaves the normed last hidden states of the T tokens in
+// scratch.hidden.
+void forward(const ForwardContext& context, const ops::BatchLayout& layout);
+
+// Logits of `rows` (i32 [n], tokens of the step; n <= R) after forward(): f32 [n, V].
+Tensor logits(const ForwardContext& context, Tensor rows);
+
+}  // namespace m2::model
