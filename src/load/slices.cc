@@ -1,0 +1,190 @@
+#include "load/slices.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <mutex>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "base/thread_pool.h"
+
+namespace m2::load {
+namespace {
+
+constexpr int64_t kPieceBytes = 4 << 20;  // of one read
+
+int64_t columns_of(const Tensor& tensor) {
+  return tensor.size(0) == 0 ? 0 : tensor.elements() / tensor.size(0);
+}
+
+int64_t stored_columns(const TensorInfo& info) {
+  return info.shape.size() < 2 ? 1 : info.shape[1];
+}
+
+// Rows [first, first + count) of a slice: one read.
+struct Piece {
+  const Slice* slice;
+  int64_t first;
+  int64_t count;
+};
+
+void append_pieces(const Slice& slice, std::vector<Piece>& pieces) {
+  const int64_t rows = slice.to.size(0);
+  const int64_t row_bytes = stored_columns(*slice.from) * size_of(*slice.from->dtype);
+  const int64_t step = std::max<int64_t>(1, kPieceBytes / std::max<int64_t>(1, row_bytes));
+  for (int64_t first = 0; first < rows; first += step)
+    pieces.push_back({&slice, first, std::min(step, rows - first)});
+}
+
+void check_slice(const Slice& slice) {
+  const TensorInfo& from = *slice.from;
+  M2_CHECK(from.dtype && (from.shape.size() == 1 || from.shape.size() == 2), "{}", from.describe());
+  M2_CHECK(slice.to.dense() && slice.first_row >= 0 && slice.first_column >= 0 &&
+               slice.first_row + slice.to.size(0) <= from.shape[0] &&
+               slice.first_column + columns_of(slice.to) <= stored_columns(from),
+           "slice {} at [{}, {}] of {}", slice.to.describe(), slice.first_row, slice.first_column,
+           from.describe());
+  const bool widens =
+      slice.to.dtype() == DType::f32 && (*from.dtype == DType::bf16 || *from.dtype == DType::f16);
+  M2_CHECK(slice.to.dtype() == *from.dtype || widens, "{} read as {}", from.describe(),
+           slice.to.describe());
+}
+
+template <class From>
+void widen(const std::byte* from, std::byte* to, int64_t count) {
+  auto* out = reinterpret_cast<float*>(to);
+  for (int64_t i = 0; i < count; ++i) {
+    From value;
+    std::memcpy(&value, from + i * static_cast<int64_t>(sizeof(From)), sizeof(From));
+    out[i] = to_float(value);
+  }
+}
+
+void copy_elements(DType from_dtype, const std::byte* from, DType to_dtype, std::byte* to,
+                   int64_t count) {
+  if (from_dtype == to_dtype) {
+    std::memcpy(to, from, static_cast<size_t>(count * size_of(to_dtype)));
+  } else if (from_dtype == DType::bf16) {
+    widen<BF16>(from, to, count);
+  } else {
+    widen<F16>(from, to, count);
+  }
+}
+
+// Reads pieces one after another; one per thread.
+class PieceReader {
+ public:
+  PieceReader(const Checkpoint& checkpoint, Device device)
+      : checkpoint_(checkpoint), exec_{device, nullptr, nullptr} {}
+
+  Result<void> read(const Piece& piece) {
+    const Tensor to = piece.slice->to.rows(piece.first, piece.count);
+    const int64_t bytes = to.elements() * size_of(to.dtype());
+    if (bytes == 0) return {};
+    if (exec_.device.kind == DeviceKind::cpu)
+      return read_to_host(piece, to, static_cast<std::byte*>(to.data()));
+    packed_.resize(static_cast<size_t>(bytes));
+    M2_TRY_VOID(read_to_host(piece, to, packed_.data()));
+    copy_to_device(exec_, to.data(), packed_.data(), bytes);
+    synchronize(exec_);
+    return {};
+  }
+
+ private:
+  // `shape` says the piece's shape and dtype; `out` is where its elements go, densely.
+  Result<void> read_to_host(const Piece& piece, const Tensor& shape, std::byte* out) {
+    const Slice& slice = *piece.slice;
+    const DType dtype = *slice.from->dtype;
+    const int64_t columns = columns_of(shape);
+    const int64_t row_bytes = stored_columns(*slice.from) * size_of(dtype);
+    const auto offset = static_cast<uint64_t>((slice.first_row + piece.first) * row_bytes +
+                                              slice.first_column * size_of(dtype));
+    const int64_t span = (piece.count - 1) * row_bytes + columns * size_of(dtype);
+    const bool whole_rows = columns == stored_columns(*slice.from);
+    if (whole_rows && dtype == shape.dtype())
+      return checkpoint_.read(*slice.from, offset, {out, static_cast<size_t>(span)});
+
+    staged_.resize(static_cast<size_t>(span));
+    M2_TRY_VOID(checkpoint_.read(*slice.from, offset, staged_));
+    const int64_t out_row_bytes = columns * size_of(shape.dtype());
+    for (int64_t row = 0; row < piece.count; ++row)
+      copy_elements(dtype, staged_.data() + row * row_bytes, shape.dtype(),
+                    out + row * out_row_bytes, columns);
+    return {};
+  }
+
+  const Checkpoint& checkpoint_;
+  Exec exec_;
+  std::vector<std::byte> staged_, packed_;
+};
+
+// The pieces of all slices in the order in which they lie on the disk.
+std::vector<Piece> plan_pieces(std::span<const Slice> slices) {
+  std::vector<const Slice*> order;
+  order.reserve(slices.size());
+  for (const Slice& slice : slices) {
+    check_slice(slice);
+    order.push_back(&slice);
+  }
+  std::sort(order.begin(), order.end(), [](const Slice* a, const Slice* b) {
+    return std::tie(a->from->file, a->from->begin, a->first_row) <
+           std::tie(b->from->file, b->from->begin, b->first_row);
+  });
+  std::vector<Piece> pieces;
+  for (const Slice* slice : order) append_pieces(*slice, pieces);
+  return pieces;
+}
+
+// The first error of several threads.
+class FirstError {
+ public:
+  void set(Error error) {
+    const std::scoped_lock lock(mutex_);
+    if (!error_) error_ = std::move(error);
+    failed_.store(true, std::memory_order_release);
+  }
+  bool failed() const { return failed_.load(std::memory_order_acquire); }
+  Result<void> result() {
+    if (error_) return std::move(*error_);
+    return {};
+  }
+
+ private:
+  std::atomic<bool> failed_{false};
+  std::mutex mutex_;
+  std::optional<Error> error_;
+};
+
+}  // namespace
+
+Result<void> read_slices(const Checkpoint& checkpoint, std::span<const Slice> slices,
+                         const ReadOptions& options) {
+  const std::vector<Piece> pieces = plan_pieces(slices);
+  const auto bytes_of = [](const Tensor& tensor) {
+    return tensor.elements() * size_of(tensor.dtype());
+  };
+  int64_t total = 0;
+  for (const Slice& slice : slices) total += bytes_of(slice.to);
+
+  ThreadPool pool(options.threads > 0 ? options.threads : std::clamp(usable_cpus(), 2, 16));
+  std::atomic<size_t> next{0};
+  std::atomic<int64_t> done{0};
+  FirstError error;
+  pool.run([&](int thread) {
+    PieceReader reader(checkpoint, options.device);
+    for (size_t i = next++; i < pieces.size() && !error.failed(); i = next++) {
+      const Piece& piece = pieces[i];
+      auto result = reader.read(piece);
+      if (!result.ok()) return error.set(std::move(result).error());
+      done += bytes_of(piece.slice->to.rows(piece.first, piece.count));
+      if (thread == 0 && options.progress) options.progress(done, total);
+    }
+  });
+  M2_TRY_VOID(error.result());
+  if (options.progress) options.progress(total, total);
+  return {};
+}
+
+}  // namespace m2::load
