@@ -1,0 +1,136 @@
+#include "app/serve_options.h"
+
+namespace m2::app {
+namespace {
+
+using enum OptionKind;
+
+// clang-format off
+constexpr Option kOptions[] = {
+  // server
+  {"host", "", "server", text, "0.0.0.0", "Address to listen on."},
+  {"port", "", "server", integer, "8000", "Port to listen on; 0 takes a free one and prints it."},
+  {"uds", "", "server", text, "", "Listen on this unix socket instead."},
+  {"api-key", "", "server", list, "", "Keys that /v1 routes ask for as Authorization: Bearer KEY.", "VLLM_API_KEY"},
+  {"allow-credentials", "", "server", flag, "false", "Accepted; CORS is answered without credentials."},
+  {"allowed-origins", "", "server", json, "", "Accepted; every origin is allowed."},
+  {"allowed-methods", "", "server", json, "", "Accepted; every method is allowed."},
+  {"allowed-headers", "", "server", json, "", "Accepted; every header is allowed."},
+  {"root-path", "", "server", text, "", "Accepted; routes are served at the root."},
+  {"uvicorn-log-level", "", "server", text, "info", "Log level, where VLLM_LOGGING_LEVEL does not set one."},
+  {"disable-uvicorn-access-log", "", "server", flag, "false", "No line per request in the log."},
+  {"enable-request-id-headers", "", "server", flag, "false", "Echo X-Request-Id in replies."},
+  {"enable-server-load-tracking", "", "server", flag, "false", "Accepted; /load is always answered."},
+  {"disable-fastapi-docs", "", "server", flag, "false", "Accepted; there are no such pages."},
+  {"disable-frontend-multiprocessing", "", "server", flag, "false", "Accepted; the server is one process."},
+  {"api-server-count", "-asc", "server", integer, "1", "Accepted; threads serve all connections."},
+  {"h11-max-incomplete-event-size", "", "server", integer, "4194304", "Accepted; the limits on headers are fixed."},
+  {"h11-max-header-count", "", "server", integer, "256", "Accepted; the limits on headers are fixed."},
+  {"max-log-len", "", "server", integer, "", "Accepted; prompts are not logged."},
+  {"enable-log-requests", "", "server", flag, "false", "Log each request's parameters (never its text)."},
+  {"enable-log-outputs", "", "server", flag, "false", "Accepted with --enable-log-requests; outputs are not logged."},
+  {"disable-log-stats", "", "server", flag, "false", "No statistics line every 10 seconds."},
+  {"io-threads", "", "server", integer, "2", "Threads that read requests and write streams."},
+  {"drain-seconds", "", "server", integer, "60", "How long SIGTERM waits for requests in flight."},
+  {"max-queued-requests", "", "server", integer, "1024", "Waiting requests; more are answered 429."},
+
+  // chat and tools
+  {"chat-template", "", "chat, tools", text, "", "Chat template: a file, or the template itself."},
+  {"chat-template-content-format", "", "chat, tools", text, "auto", "How contents reach the template: auto (as sent), string, openai."},
+  {"trust-request-chat-template", "", "chat, tools", flag, "false", "Accept chat_template in requests."},
+  {"default-chat-template-kwargs", "", "chat, tools", json, "", "chat_template_kwargs for requests that send none."},
+  {"response-role", "", "chat, tools", text, "assistant", "Role of answers."},
+  {"enable-auto-tool-choice", "", "chat, tools", flag, "true", "Let the model decide to call tools."},
+  {"exclude-tools-when-tool-choice-none", "", "chat, tools", flag, "false", "Leave tools out of the prompt when tool_choice is none."},
+  {"tool-call-parser", "", "chat, tools", text, "minimax_m2", "minimax_m2 or none."},
+  {"reasoning-parser", "", "chat, tools", text, "minimax_m2", "minimax_m2, minimax_m2_append_think or none."},
+  {"late-system", "", "chat, tools", text, "fold", "System messages in mid-conversation: fold (into the message before) or drop."},
+  {"return-tokens-as-token-ids", "", "chat, tools", flag, "false", "Logprobs name tokens token_id:N."},
+  {"enable-prompt-tokens-details", "", "chat, tools", flag, "false", "usage.prompt_tokens_details with cached_tokens."},
+  {"enable-force-include-usage", "", "chat, tools", flag, "false", "Streams always end with usage."},
+  {"enable-tokenizer-info-endpoint", "", "chat, tools", flag, "false", "Serve /tokenizer_info."},
+
+  // model
+  {"model", "", "model", text, "", "The model, for scripts that do not name it as an argument."},
+  {"served-model-name", "", "model", list, "", "Names clients may use; the first stands in replies and metrics."},
+  {"tokenizer", "", "model", text, "", "Folder with tokenizer.json, if not the model's."},
+  {"tokenizer-mode", "", "model", text, "auto", "Accepted; there is one tokenizer."},
+  {"trust-remote-code", "", "model", flag, "false", "Accepted and ignored: nothing remote is ever run."},
+  {"dtype", "", "model", text, "auto", "auto or bfloat16; weights stay in the checkpoint's dtypes."},
+  {"seed", "", "model", integer, "0", "Seed for requests without one."},
+  {"max-model-len", "", "model", integer, "", "Longest sequence, prompt and output; -1 for the model's own."},
+  {"quantization", "-q", "model", text, "", "fp8 or nothing; read from config.json."},
+  {"enforce-eager", "", "model", flag, "false", "No CUDA graphs; on the CPU nothing changes."},
+  {"max-logprobs", "", "model", integer, "20", "Most logprobs a request may ask for."},
+  {"logprobs-mode", "", "model", text, "raw_logprobs", "raw_logprobs, the only one so far."},
+  {"revision", "", "model", text, "main", "Branch, tag or commit of a hub name."},
+  {"code-revision", "", "model", text, "", "Accepted; no code is read from the model."},
+  {"tokenizer-revision", "", "model", text, "", "Accepted; the tokenizer is read beside the weights."},
+  {"hf-token", "", "model", text, "", "Accepted; nothing is downloaded while serving."},
+  {"hf-overrides", "", "model", json, "", "Fields of config.json to replace."},
+  {"generation-config", "", "model", text, "auto", "auto (the model's own), vllm (none), or a folder."},
+  {"override-generation-config", "", "model", json, "", "Fields of generation_config.json to replace."},
+  {"disable-log-requests", "", "model", flag, "true", "Accepted; requests are not logged unless asked for."},
+
+  // load
+  {"load-format", "", "load", text, "auto", "auto, safetensors, or dummy (random weights of the config's shapes)."},
+  {"download-dir", "", "load", text, "", "Hub cache to look in, instead of HF_HUB_CACHE or HF_HOME."},
+  {"safetensors-load-strategy", "", "load", text, "lazy", "Accepted; weights are read in parallel, straight into place."},
+  {"use-tqdm-on-load", "", "load", flag, "true", "Show a progress bar while loading."},
+  {"ignore-patterns", "", "load", list, "", "Accepted; only the index's files are read."},
+  {"model-loader-extra-config", "", "load", json, "", "Accepted; there is one loader."},
+
+  // parallel
+  {"tensor-parallel-size", "-tp", "parallel", integer, "1", "Ranks that split every layer; 1 so far."},
+  {"pipeline-parallel-size", "-pp", "parallel", integer, "1", "1, the only one modelled."},
+  {"data-parallel-size", "-dp", "parallel", integer, "1", "Engines behind one port; 1 so far."},
+  {"enable-expert-parallel", "-ep", "parallel", flag, "false", "Hold experts whole; with one rank nothing changes."},
+  {"all2all-backend", "", "parallel", text, "allgather_reducescatter", "Accepted; with one rank nothing is exchanged."},
+  {"distributed-executor-backend", "", "parallel", text, "", "Accepted; ranks are threads."},
+  {"disable-custom-all-reduce", "", "parallel", flag, "false", "Accepted; with one rank nothing is reduced."},
+
+  // device
+  {"device", "", "device", text, "auto", "auto or cpu."},
+  {"threads", "", "device", integer, "0", "Threads of a step; 0: one per CPU this process may use."},
+
+  // cache
+  {"block-size", "", "cache", integer, "16", "Tokens of a KV block: 16, the only one."},
+  {"gpu-memory-utilization", "", "cache", number, "0.9", "Share of the memory free at start that may be used."},
+  {"kv-cache-memory-bytes", "", "cache", integer, "", "Bytes of KV cache, instead of choosing."},
+  {"swap-space", "", "cache", number, "4", "Accepted; preempted requests are computed anew."},
+  {"cpu-offload-gb", "", "cache", number, "0", "Accepted; on the CPU nothing is offloaded."},
+  {"kv-cache-dtype", "", "cache", text, "auto", "auto or bfloat16."},
+  {"calculate-kv-scales", "", "cache", flag, "false", "Accepted; BF16 needs no scales."},
+  {"num-gpu-blocks-override", "", "cache", integer, "", "KV blocks, instead of choosing."},
+  {"enable-prefix-caching", "", "cache", flag, "true", "Reuse the KV of equal prompt beginnings."},
+  {"prefix-caching-hash-algo", "", "cache", text, "sha256", "Accepted; blocks are found by a 128-bit hash and compared token by token."},
+
+  // scheduler
+  {"max-num-seqs", "", "scheduler", integer, "256", "Sequences running at once."},
+  {"max-num-batched-tokens", "", "scheduler", integer, "512", "Tokens of one step."},
+  {"enable-chunked-prefill", "", "scheduler", flag, "true", "Split long prompts over steps."},
+  {"max-num-partial-prefills", "", "scheduler", integer, "1", "Accepted; prompts share a step's tokens in order."},
+  {"max-long-partial-prefills", "", "scheduler", integer, "1", "Accepted, as above."},
+  {"long-prefill-token-threshold", "", "scheduler", integer, "0", "Most tokens of one prompt in a step; 0: the step's."},
+  {"scheduling-policy", "", "scheduler", text, "fcfs", "fcfs or priority."},
+  {"async-scheduling", "", "scheduler", flag, "true", "Accepted; on the CPU a step is planned in microseconds."},
+  {"stream-interval", "", "scheduler", integer, "1", "Accepted; every token is streamed."},
+
+  // execution
+  {"compilation-config", "-cc", "execution", json, "", "Accepted; graphs are a matter of GPUs."},
+  {"optimization-level", "-O", "execution", integer, "2", "Accepted; nothing is compiled at start."},
+  {"attention-backend", "", "execution", text, "", "Accepted; there is one attention per device."},
+  {"moe-backend", "", "execution", text, "auto", "Accepted; there is one body of the experts per device."},
+  {"structured-outputs-config", "", "execution", json, "", "Accepted; constrained output is not served yet."},
+  {"speculative-config", "", "execution", json, "", "Not supported yet: refused if given."},
+  {"additional-config", "", "execution", json, "", "Accepted; nothing reads it."},
+
+  {"config", "", "other", text, "", "YAML file of option: value lines; the command line wins."},
+};
+// clang-format on
+
+}  // namespace
+
+std::span<const Option> serve_options() { return kOptions; }
+
+}  // namespace m2::app

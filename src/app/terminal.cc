@@ -1,0 +1,55 @@
+#include "app/terminal.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <iostream>
+#include <iterator>
+
+#include "base/log.h"
+
+namespace m2::app {
+namespace {
+
+constexpr Nanos kRedraw = kSecond / 10;
+constexpr Nanos kLogEvery = 5 * kSecond;
+constexpr int kBarCells = 30;
+
+}  // namespace
+
+bool is_terminal(int descriptor) { return isatty(descriptor) == 1; }
+
+std::string read_stdin() {
+  return {std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>()};
+}
+
+ProgressBar::ProgressBar(std::string what)
+    : what_(std::move(what)), terminal_(is_terminal(STDERR_FILENO)), start_(clock_.now()) {}
+
+void ProgressBar::update(int64_t done, int64_t total) {
+  const Nanos now = clock_.now();
+  const bool last = done >= total;
+  if (!last && now - last_drawn_ < (terminal_ ? kRedraw : kLogEvery)) return;
+  if (!terminal_ && last && last_drawn_ == 0 && now - start_ < kLogEvery) return;
+  last_drawn_ = now;
+
+  const double share = total > 0 ? static_cast<double>(done) / static_cast<double>(total) : 1.0;
+  const double gib = static_cast<double>(done) / (1 << 30);
+  const double elapsed = seconds(now - start_);
+  const std::string numbers =
+      fmt::format("{:3.0f}% | {:.2f}/{:.2f} GiB | {:.1f} s | {:.2f} GiB/s", share * 100, gib,
+                  static_cast<double>(total) / (1 << 30), elapsed,
+                  elapsed > 0 ? gib / elapsed : 0.0);
+  if (!terminal_) {
+    log_info("{}: {}", what_, numbers);
+    return;
+  }
+  const int filled = static_cast<int>(share * kBarCells);
+  std::fputs(fmt::format("\r{}: [{:#<{}}{:.<{}}] {}{}", what_, "", filled, "", kBarCells - filled,
+                         numbers, last ? "\n" : "")
+                 .c_str(),
+             stderr);
+}
+
+}  // namespace m2::app

@@ -1,0 +1,33 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "base/clock.h"
+
+namespace m2::app {
+
+// True if the file descriptor is a terminal (and NO_COLOR is not the business of this function).
+bool is_terminal(int descriptor);
+
+// Everything on standard input.
+std::string read_stdin();
+
+// A progress bar on stderr: drawn in place on a terminal, a line every few seconds elsewhere.
+class ProgressBar {
+ public:
+  // `what` is what is counted, e.g. "Loading weights".
+  explicit ProgressBar(std::string what);
+  // bytes done of total. Cheap; draws at most ten times a second.
+  void update(int64_t done, int64_t total);
+
+ private:
+  const std::string what_;
+  const bool terminal_;
+  const SteadyClock clock_;
+  const Nanos start_;
+  Nanos last_drawn_ = 0;
+};
+
+}  // namespace m2::app
