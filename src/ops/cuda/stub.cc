@@ -1,0 +1,34 @@
+// The CUDA bodies of a build without CUDA: reaching one is a bug, since such a build never makes a
+// CUDA device.
+#include "ops/cuda/ops_cuda.h"
+
+namespace m2::ops::cuda {
+namespace {
+
+[[noreturn]] void no_cuda() {
+  M2_CHECK(false, "this build has no GPU support; configure it with -DM2_CUDA=ON");
+  std::abort();
+}
+
+}  // namespace
+
+void embed(const Exec&, Tensor, Tensor, int64_t, Tensor) { no_cuda(); }
+void gather_rows(const Exec&, Tensor, Tensor, Tensor) { no_cuda(); }
+void rms_norm(const Exec&, Tensor, Tensor, float, Tensor) { no_cuda(); }
+void add_rms_norm(const Exec&, Tensor, Tensor, Tensor, float, Tensor) { no_cuda(); }
+void linear(const Exec&, Tensor, std::span<const Linear>, Tensor) { no_cuda(); }
+void rope_angles(const Exec&, Tensor, float, Tensor) { no_cuda(); }
+void qk_sum_squares(const Exec&, Tensor, const HeadShape&, Tensor) { no_cuda(); }
+void qk_norm_rope_store(const Exec&, Tensor, Tensor, Tensor, Tensor, int64_t, int64_t, float,
+                        Tensor, Tensor, const HeadShape&, const KvCache&) {
+  no_cuda();
+}
+void paged_attention(const Exec&, Tensor, const KvCache&, const BatchLayout&, const HeadShape&,
+                     Tensor) {
+  no_cuda();
+}
+void route(const Exec&, Tensor, Tensor, Tensor, Tensor, Tensor) { no_cuda(); }
+int64_t experts_scratch_bytes(const Experts&, int64_t, int64_t) { no_cuda(); }
+void experts(const Exec&, Tensor, const Experts&, Tensor, Tensor, Tensor, Tensor) { no_cuda(); }
+
+}  // namespace m2::ops::cuda
