@@ -1,5 +1,7 @@
 #include "app/app.h"
 
 namespace m2::app {
-int run(int, char**) { return 0; }
+int run(int, char**) {
+  return 0;
+}
 }  // namespace m2::app

@@ -131,6 +131,8 @@ constexpr Option kOptions[] = {
 
 }  // namespace
 
-std::span<const Option> serve_options() { return kOptions; }
+std::span<const Option> serve_options() {
+  return kOptions;
+}
 
 }  // namespace m2::app

@@ -18,7 +18,9 @@ constexpr int kBarCells = 30;
 
 }  // namespace
 
-bool is_terminal(int descriptor) { return isatty(descriptor) == 1; }
+bool is_terminal(int descriptor) {
+  return isatty(descriptor) == 1;
+}
 
 std::string read_stdin() {
   return {std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>()};
@@ -37,10 +39,9 @@ void ProgressBar::update(int64_t done, int64_t total) {
   const double share = total > 0 ? static_cast<double>(done) / static_cast<double>(total) : 1.0;
   const double gib = static_cast<double>(done) / (1 << 30);
   const double elapsed = seconds(now - start_);
-  const std::string numbers =
-      fmt::format("{:3.0f}% | {:.2f}/{:.2f} GiB | {:.1f} s | {:.2f} GiB/s", share * 100, gib,
-                  static_cast<double>(total) / (1 << 30), elapsed,
-                  elapsed > 0 ? gib / elapsed : 0.0);
+  const std::string numbers = fmt::format("{:3.0f}% | {:.2f}/{:.2f} GiB | {:.1f} s | {:.2f} GiB/s",
+                                          share * 100, gib, static_cast<double>(total) / (1 << 30),
+                                          elapsed, elapsed > 0 ? gib / elapsed : 0.0);
   if (!terminal_) {
     log_info("{}: {}", what_, numbers);
     return;

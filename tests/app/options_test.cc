@@ -10,7 +10,9 @@
 namespace m2::app {
 namespace {
 
-const char* no_environment(const char*) { return nullptr; }
+const char* no_environment(const char*) {
+  return nullptr;
+}
 
 Result<Values> parse(std::vector<std::string> words,
                      const char* (*environment)(const char*) = no_environment) {
@@ -25,11 +27,10 @@ std::string error_of(std::vector<std::string> words) {
 }
 
 TEST(Options, TheGuidesLaunchesAreRead) {
-  const Result<Values> values = parse({"MiniMaxAI/MiniMax-M2.5", "--tensor-parallel-size", "4",
-                                       "--tool-call-parser", "minimax_m2", "--reasoning-parser",
-                                       "minimax_m2_append_think", "--enable-auto-tool-choice",
-                                       "--trust-remote-code", "--compilation-config",
-                                       R"({"cudagraph_mode": "PIECEWISE"})"});
+  const Result<Values> values = parse(
+      {"MiniMaxAI/MiniMax-M2.5", "--tensor-parallel-size", "4", "--tool-call-parser", "minimax_m2",
+       "--reasoning-parser", "minimax_m2_append_think", "--enable-auto-tool-choice",
+       "--trust-remote-code", "--compilation-config", R"({"cudagraph_mode": "PIECEWISE"})"});
   ASSERT_TRUE(values.ok()) << values.error().text;
   EXPECT_EQ(values->positionals(), std::vector<std::string>{"MiniMaxAI/MiniMax-M2.5"});
   EXPECT_EQ(values->integer("tensor-parallel-size"), 4);
@@ -64,12 +65,13 @@ TEST(Options, SwitchesTurnOnAndOff) {
 }
 
 TEST(Options, JsonTakesDottedKeys) {
-  const Result<Values> values =
-      parse({"-cc.cudagraph_mode=PIECEWISE", "--compilation-config.pass_config.fuse_minimax_qk_norm",
-             "true", "--compilation_config.level", "3"});
+  const Result<Values> values = parse({"-cc.cudagraph_mode=PIECEWISE",
+                                       "--compilation-config.pass_config.fuse_minimax_qk_norm",
+                                       "true", "--compilation_config.level", "3"});
   ASSERT_TRUE(values.ok()) << values.error().text;
-  EXPECT_EQ(values->json("compilation-config").dump(),
-            R"({"cudagraph_mode":"PIECEWISE","pass_config":{"fuse_minimax_qk_norm":true},"level":3})");
+  EXPECT_EQ(
+      values->json("compilation-config").dump(),
+      R"({"cudagraph_mode":"PIECEWISE","pass_config":{"fuse_minimax_qk_norm":true},"level":3})");
   EXPECT_NE(error_of({"--port.x", "1"}).find("not a JSON option"), std::string::npos);
   EXPECT_NE(error_of({"--hf-overrides", "{"}).find("needs a JSON object"), std::string::npos);
 }
@@ -88,7 +90,8 @@ TEST(Options, HumanIntegers) {
   EXPECT_EQ(parse_human_integer("25.6k"), 25600);
   EXPECT_EQ(parse_human_integer("2G"), int64_t{2} << 30);
   EXPECT_EQ(parse_human_integer("-1"), -1);
-  for (const char* bad : {"", "k", "1x", "1e400k", "9999999999999999999", "0x10", "1 ", "99999999T"})
+  for (const char* bad :
+       {"", "k", "1x", "1e400k", "9999999999999999999", "0x10", "1 ", "99999999T"})
     EXPECT_FALSE(parse_human_integer(bad)) << bad;
 }
 

@@ -1,0 +1,47 @@
+#pragma once
+
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/json.h"
+#include "base/result.h"
+
+namespace m2::app {
+
+// A small HTTP client over libcurl for `m2 chat`: http and https, proxies from the environment as
+// curl reads them. One thread per object.
+class HttpClient {
+ public:
+  // `base_url` as given, e.g. http://127.0.0.1:8000 (a trailing /v1 or / is taken off).
+  // `api_key` may be empty.
+  HttpClient(std::string base_url, std::string api_key);
+
+  Result<Json> get(const std::string& path) const;
+
+  // POSTs `body` and calls on_event with the data of each server-sent event until it returns false
+  // or the stream ends. An answer that is not 200 is an error with the server's own message.
+  Result<void> stream(const std::string& path, const Json& body,
+                      const std::function<bool(std::string_view data)>& on_event) const;
+
+ private:
+  std::string base_url_;
+  std::string api_key_;
+};
+
+// Splits a byte stream into server-sent events and hands out their data. Event names and comments
+// are left out; `data` lines of one event are joined by newlines.
+class SseReader {
+ public:
+  // Calls on_data(data) for each event completed by `bytes`; false stops and is returned.
+  bool feed(std::string_view bytes, const std::function<bool(std::string_view)>& on_data);
+
+ private:
+  bool take_line(std::string_view line, const std::function<bool(std::string_view)>& on_data);
+  std::string line_;
+  std::string data_;
+  bool has_data_ = false;
+};
+
+}  // namespace m2::app
