@@ -52,7 +52,9 @@ TEST(Json, RefusesTooManyBytes) {
   EXPECT_EQ(parse_json("[1,2]", limits).error().code, Code::resource_exhausted);
 }
 
-TEST(Json, PrintsBadUtf8AsReplacement) { EXPECT_EQ(to_text(Json("a\xff")), "\"a\xEF\xBF\xBD\""); }
+TEST(Json, PrintsBadUtf8AsReplacement) {
+  EXPECT_EQ(to_text(Json("a\xff")), "\"a\xEF\xBF\xBD\"");
+}
 
 }  // namespace
 }  // namespace m2

@@ -49,7 +49,9 @@ TEST(Metrics, CountsFromManyThreads) {
   EXPECT_EQ(histogram.count_in_bucket(0), 40'000u);
 }
 
-TEST(Metrics, EscapesLabels) { EXPECT_EQ(label_value("a\"b\\c\nd"), "a\\\"b\\\\c\\nd"); }
+TEST(Metrics, EscapesLabels) {
+  EXPECT_EQ(label_value("a\"b\\c\nd"), "a\\\"b\\\\c\\nd");
+}
 
 }  // namespace
 }  // namespace m2

@@ -1,0 +1,39 @@
+#include "app/config.h"
+
+#include <charconv>
+#include <cstdlib>
+#include <string_view>
+
+namespace m2::app {
+namespace {
+
+std::string variable(const char* name) {
+  const char* value = std::getenv(name);
+  return value ? value : "";
+}
+
+}  // namespace
+
+const char* environment_variable(const char* name) { return std::getenv(name); }
+
+load::HubLocations hub_locations(const std::string& download_dir) {
+  return {download_dir,        variable("HF_HUB_CACHE"),   variable("HUGGINGFACE_HUB_CACHE"),
+          variable("HF_HOME"), variable("XDG_CACHE_HOME"), variable("HOME")};
+}
+
+std::string log_level(const std::string& fallback) {
+  const std::string level = variable("VLLM_LOGGING_LEVEL");
+  return level.empty() ? fallback : level;
+}
+
+double stats_interval_seconds() {
+  constexpr double kDefault = 10;
+  const std::string text = variable("VLLM_LOG_STATS_INTERVAL");
+  double value = kDefault;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  return error == std::errc{} && end == text.data() + text.size() && value > 0 ? value : kDefault;
+}
+
+std::string client_api_key() { return variable("OPENAI_API_KEY"); }
+
+}  // namespace m2::app

@@ -1,0 +1,106 @@
+#include "app/model_files.h"
+
+#include <fstream>
+
+#include "app/config.h"
+#include "load/file.h"
+#include "load/hub.h"
+
+namespace m2::app {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr uint64_t kMostTemplateBytes = 1u << 20;
+constexpr uint64_t kMostConfigBytes = 16u << 20;
+
+Result<Json> read_json(const fs::path& path) {
+  M2_TRY(const std::string text, load::read_text(path, kMostConfigBytes));
+  Result<Json> json = parse_json(text);
+  if (!json.ok())
+    return fail(Code::corrupt, "{}: {}", path.string(), json.error().text);
+  return json;
+}
+
+// tokenizer_config.json's chat_template: a string, or a list of {name, template} with a default.
+Result<std::string> template_of_tokenizer_config(const fs::path& path) {
+  M2_TRY(const Json config, read_json(path));
+  const auto found = config.find("chat_template");
+  if (found != config.end() && found->is_string()) return found->get<std::string>();
+  if (found != config.end() && found->is_array()) {
+    for (const Json& entry : *found) {
+      if (entry.is_object() && entry.value("name", Json()) == "default" &&
+          entry.value("template", Json()).is_string())
+        return entry["template"].get<std::string>();
+    }
+  }
+  return fail(Code::not_found, "{} has no chat_template", path.string());
+}
+
+Result<std::string> template_text(const fs::path& folder, const std::string& flag) {
+  std::error_code ignored;
+  if (!flag.empty()) {
+    if (fs::is_regular_file(flag, ignored)) return load::read_text(flag, kMostTemplateBytes);
+    if (flag.find("{{") != std::string::npos || flag.find("{%") != std::string::npos) return flag;
+    return fail(Code::not_found, "--chat-template {}: no such file, and no template either", flag);
+  }
+  const fs::path own = folder / "chat_template.jinja";
+  if (fs::exists(own, ignored)) return load::read_text(own, kMostTemplateBytes);
+  const fs::path config = folder / "tokenizer_config.json";
+  if (fs::exists(config, ignored)) return template_of_tokenizer_config(config);
+  return fail(Code::not_found,
+              "{} has neither chat_template.jinja nor tokenizer_config.json; "
+              "give a template with --chat-template",
+              folder.string());
+}
+
+Result<Json> generation_json(const fs::path& folder, const std::string& source) {
+  if (source == "vllm") return Json::object();
+  const fs::path path = (source == "auto" ? folder : fs::path(source)) / "generation_config.json";
+  std::error_code ignored;
+  if (!fs::exists(path, ignored)) {
+    if (source != "auto")
+      return fail(Code::not_found, "--generation-config {}: no {}", source, path.string());
+    return Json::object();
+  }
+  return read_json(path);
+}
+
+}  // namespace
+
+Result<fs::path> model_folder(const std::string& model, const Values& values) {
+  return load::resolve_model(model, values.text("revision"),
+                             hub_locations(values.text("download-dir")));
+}
+
+Result<ModelSettings> read_settings(const fs::path& folder, const Values& values) {
+  M2_TRY(load::ModelDescription description, load::read_description(folder));
+  model::apply_overrides(description.config, values.json("hf-overrides"));
+  ModelSettings out;
+  M2_TRY(out.generation_json, generation_json(folder, values.text("generation-config")));
+  model::apply_overrides(out.generation_json, values.json("override-generation-config"));
+  M2_TRY(out.generation, model::read_generation_config(out.generation_json));
+  // End tokens are the model's whatever --generation-config says of sampling.
+  M2_TRY(const model::GenerationDefaults own,
+         model::read_generation_config(description.generation_config));
+  M2_TRY(out.config, model::read_config(description.config, own));
+  return out;
+}
+
+Result<std::shared_ptr<const text::Tokenizer>> read_tokenizer(const fs::path& folder,
+                                                              const Values& values) {
+  const std::string other = values.text("tokenizer");
+  const fs::path path = (other.empty() ? folder : fs::path(other)) / "tokenizer.json";
+  std::error_code ignored;
+  if (!fs::exists(path, ignored))
+    return fail(Code::not_found, "{} is missing; it holds the vocabulary", path.string());
+  return text::Tokenizer::load(path.string());
+}
+
+Result<std::shared_ptr<const text::ChatTemplate>> read_chat_template(const fs::path& folder,
+                                                                     const Values& values) {
+  M2_TRY(std::string source, template_text(folder, values.text("chat-template")));
+  return text::ChatTemplate::parse(std::move(source));
+}
+
+}  // namespace m2::app

@@ -1,0 +1,38 @@
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "app/options.h"
+#include "base/result.h"
+#include "load/checkpoint.h"
+#include "model/config.h"
+#include "text/chat_template.h"
+#include "text/tokenizer.h"
+
+namespace m2::app {
+
+// The folder of a MODEL argument (a folder or a name in the local hub cache). `values` may have
+// --revision and --download-dir.
+Result<std::filesystem::path> model_folder(const std::string& model, const Values& values);
+
+// config.json with --hf-overrides applied, and generation_config.json with
+// --override-generation-config (or none of it: --generation-config vllm).
+struct ModelSettings {
+  model::ModelConfig config;
+  model::GenerationDefaults generation;
+  Json generation_json;  // what `generation` was read from, for the start-up log line
+};
+Result<ModelSettings> read_settings(const std::filesystem::path& folder, const Values& values);
+
+// tokenizer.json of the folder, or of --tokenizer.
+Result<std::shared_ptr<const text::Tokenizer>> read_tokenizer(const std::filesystem::path& folder,
+                                                              const Values& values);
+
+// --chat-template (a file or the text itself), else chat_template.jinja of the folder, else
+// tokenizer_config.json's chat_template.
+Result<std::shared_ptr<const text::ChatTemplate>> read_chat_template(
+    const std::filesystem::path& folder, const Values& values);
+
+}  // namespace m2::app
