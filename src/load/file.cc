@@ -23,7 +23,8 @@ Result<File> File::open(const std::filesystem::path& path) {
   // Non-blocking, so that a named pipe is refused below instead of waited for.
   const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (descriptor < 0) {
-    const Code code = errno == ENOENT ? Code::not_found : Code::unavailable;
+    const bool absent = errno == ENOENT || errno == ENOTDIR;
+    const Code code = absent ? Code::not_found : Code::unavailable;
     return system_error(code, path.string(), "cannot open");
   }
   File file(path.string(), descriptor, 0);
