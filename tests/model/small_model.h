@@ -1,0 +1,107 @@
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "model/runner.h"
+#include "parallel/comm.h"
+
+// A small model with random weights behind the real runner, and the simplest way to run it.
+
+namespace m2::model {
+
+// FP8 blocks that are ragged on both axes, several layers, grouped heads, a partial rotary.
+inline ModelConfig small_config() {
+  ModelConfig config;
+  config.hidden_size = 192;
+  config.intermediate_size = 144;
+  config.num_layers = 3;
+  config.num_heads = 6;
+  config.num_kv_heads = 2;
+  config.head_dim = 32;
+  config.rotary_dim = 16;
+  config.rope_theta = 10000;
+  config.max_position_embeddings = 512;
+  config.rms_norm_eps = 1e-6;
+  config.num_experts = 8;
+  config.num_experts_per_token = 3;
+  config.vocab_size = 160;
+  config.fp8_blocks = true;
+  config.eos_token_ids = {1};
+  return config;
+}
+
+// The largest step and the KV that tests need.
+inline MemoryRequest small_memory(const ModelConfig& config) {
+  MemoryRequest request;
+  request.max_model_len = config.max_position_embeddings;
+  request.max_num_seqs = 8;
+  request.max_num_batched_tokens = 128;
+  request.num_blocks = 64;
+  request.available_bytes = int64_t{1} << 30;
+  return request;
+}
+
+// One piece of a sequence for a step: tokens from position `begin` on, in the sequence's own
+// blocks.
+struct Chunk {
+  std::vector<int32_t> tokens;
+  int32_t begin = 0;
+  std::vector<int32_t> blocks;
+};
+
+using Rows = std::vector<std::vector<float>>;
+
+class SmallModel : LogitsSink {
+ public:
+  explicit SmallModel(const ModelConfig& config, Weights weights, int threads = 2)
+      : pool_(threads), comm_(parallel::make_single_comm()) {
+    const Exec exec{Device{}, &pool_, nullptr};
+    const MemoryRequest request = small_memory(config);
+    Result<MemoryPlan> plan = plan_memory(config, weights, request, exec.device);
+    M2_CHECK(plan.ok(), "{}", plan.error().text);
+    model_ = make_runner(exec, *comm_, config, std::move(weights), *plan, request.max_model_len);
+  }
+
+  // The logits of every token of the chunks, in order.
+  Rows run(const std::vector<Chunk>& chunks) {
+    std::vector<int32_t> ids, positions, slots, starts{0}, lens, tables, rows;
+    size_t widest = 1;
+    for (const Chunk& chunk : chunks) widest = std::max(widest, chunk.blocks.size());
+    for (const Chunk& chunk : chunks) {
+      for (size_t i = 0; i < chunk.tokens.size(); ++i) {
+        const int32_t position = chunk.begin + static_cast<int32_t>(i);
+        rows.push_back(static_cast<int32_t>(ids.size()));
+        ids.push_back(chunk.tokens[i]);
+        positions.push_back(position);
+        slots.push_back(chunk.blocks.at(static_cast<size_t>(position / 16)) * 16 + position % 16);
+      }
+      starts.push_back(static_cast<int32_t>(ids.size()));
+      lens.push_back(chunk.begin + static_cast<int32_t>(chunk.tokens.size()));
+      std::vector<int32_t> row = chunk.blocks;
+      row.resize(widest, -1);
+      tables.insert(tables.end(), row.begin(), row.end());
+    }
+    rows_.clear();
+    const Result<void> done = model_->step(
+        {ids, positions, slots, starts, lens, tables, static_cast<int64_t>(widest), rows}, *this);
+    M2_CHECK(done.ok(), "{}", done.error().text);
+    return std::move(rows_);
+  }
+
+ private:
+  void on_logits(int64_t first_row, Tensor logits) override {
+    M2_CHECK(first_row == static_cast<int64_t>(rows_.size()));
+    for (int64_t r = 0; r < logits.size(0); ++r) {
+      const float* row = logits.as<float>() + r * logits.row_stride();
+      rows_.emplace_back(row, row + logits.size(1));
+    }
+  }
+
+  ThreadPool pool_;
+  std::unique_ptr<parallel::Comm> comm_;
+  std::unique_ptr<StepModel> model_;
+  Rows rows_;
+};
+
+}  // namespace m2::model
