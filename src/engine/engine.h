@@ -67,7 +67,8 @@ class Engine {
   // ids are ignored.
   void cancel(RequestId id);
 
-  // Runs until `stop` is requested. Call on the engine's own thread.
+  // Runs until `stop` is requested, then refuses new requests and ends all others with abort. Call
+  // on the engine's own thread.
   void run(std::stop_token stop);
 
   // One iteration: takes what was queued, plans, runs and samples one step, sends its events.
@@ -78,6 +79,10 @@ class Engine {
   void drain();
 
   EngineStats stats() const;
+
+  // Checks the bookkeeping (reliability.md 6.4: I1, I2, I4, list membership, queue counts) against
+  // a recount. Linear in blocks; on the engine's thread; for tests and simulations.
+  Result<void> audit() const;
 
  private:
   struct State;

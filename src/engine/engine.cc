@@ -1,0 +1,530 @@
+#include "engine/engine.h"
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <random>
+
+#include "base/bounded_queue.h"
+#include "base/log.h"
+#include "engine/admission.h"
+#include "engine/engine_metrics.h"
+#include "engine/random.h"
+#include "engine/sampler.h"
+#include "engine/scheduler.h"
+#include "engine/step_batch.h"
+#include "kv/paged_cache.h"
+
+namespace m2::engine {
+namespace {
+
+constexpr Nanos kIdleWait = kSecond;
+constexpr Nanos kLogInterval = 10 * kSecond;
+
+// What other threads tell the engine's thread.
+struct Message {
+  std::unique_ptr<Sequence> submitted;
+  RequestId cancelled = 0;
+  // Neither: a wake-up.
+};
+
+EngineConfig completed(EngineConfig config, const model::StepModel::Limits& limits) {
+  config.max_num_batched_tokens = std::min(config.max_num_batched_tokens, limits.max_step_tokens);
+  config.max_num_seqs =
+      std::min({config.max_num_seqs, limits.max_sequences, config.max_num_batched_tokens});
+  // A prompt the model can take must fit in an empty queue.
+  config.max_queued_tokens = std::max(config.max_queued_tokens, limits.max_model_len);
+  if (config.id_limit <= 0) config.id_limit = static_cast<TokenId>(limits.vocab_size);
+  M2_CHECK(config.id_limit <= limits.vocab_size && config.max_num_seqs > 0);
+  for (const TokenId eos : config.eos_token_ids)
+    M2_CHECK(eos >= 0 && eos < config.id_limit, "eos id {} is outside the vocabulary", eos);
+  return config;
+}
+
+Scheduler::Options scheduler_options(const EngineConfig& config) {
+  const bool limited = config.chunked_prefill && config.long_prefill_token_threshold > 0;
+  return {config.max_num_seqs, config.max_num_batched_tokens,
+          limited ? config.long_prefill_token_threshold : config.max_num_batched_tokens,
+          config.chunked_prefill};
+}
+
+kv::PagedCache::Options cache_options(const EngineConfig& config,
+                                      const model::StepModel::Limits& limits) {
+  std::random_device random;
+  const uint64_t seed = (static_cast<uint64_t>(random()) << 32) ^ random();
+  return {limits.num_blocks, limits.block_size, config.prefix_caching, seed};
+}
+
+int64_t longest_table(const model::StepModel::Limits& limits) {
+  return std::min(limits.num_blocks,
+                  (limits.max_model_len + limits.block_size - 1) / limits.block_size);
+}
+
+constexpr const char* kDeadText = "The engine is dead: a model step failed.";
+
+double percent(int64_t part, int64_t whole) {
+  return whole > 0 ? 100.0 * static_cast<double>(part) / static_cast<double>(whole) : 0.0;
+}
+
+std::string error_text(RowStatus status) {
+  return status == RowStatus::not_finite
+             ? "The model's logits for this request were not finite (NaN or infinity)."
+             : "The request's own constraints leave no token to choose.";
+}
+
+}  // namespace
+
+struct Engine::State final : model::LogitsSink {
+  State(EngineConfig raw_config, model::StepModel& the_model, ThreadPool& the_pool,
+        const Clock& the_clock, EventSink& the_sink, Metrics& registry)
+      : limits(the_model.limits()),
+        config(completed(std::move(raw_config), limits)),
+        model(the_model),
+        pool(the_pool),
+        clock(the_clock),
+        sink(the_sink),
+        metrics(registry, config.metric_labels, limits.max_model_len),
+        inbox(static_cast<size_t>(config.max_queued_requests)),
+        cache(cache_options(config, limits)),
+        scheduler(scheduler_options(config), cache),
+        batch(config.max_num_batched_tokens, config.max_num_seqs, longest_table(limits),
+              limits.block_size),
+        sampler(config.id_limit, config.eos_token_ids, pool.size()),
+        results(static_cast<size_t>(config.max_num_batched_tokens)) {
+    stats.kv_blocks_total = limits.num_blocks;
+    stats.last_tick = clock.now();
+    shown = stats;
+  }
+
+  // Any thread.
+  Result<RequestId> submit(Request request);
+  std::unique_ptr<Sequence> make_sequence(Request request) const;
+  void refuse(const std::string& why);  // the first reason stays
+
+  // The engine's thread: one step.
+  bool step();
+  bool take_messages(Nanos wait);
+  void handle(Message& message);
+  void admit(const std::vector<Scheduler::Share>& plan);
+  void leave_queue(Sequence& sequence);
+  Result<void> run_model(const std::vector<Scheduler::Share>& plan);
+  void on_logits(int64_t first_row, Tensor logits) override;
+  void read_row(int64_t index, Tensor logits, int thread);
+  void commit(const std::vector<Scheduler::Share>& plan);
+  void reject(Sequence& sequence, RowStatus status);
+  void accept(Sequence& sequence, Sampled& sampled, Nanos now);
+  void note_token(Sequence& sequence, Nanos now);
+  Event& event_of(Sequence& sequence);
+  void finish(Sequence& sequence, FinishReason reason, const std::string& error = {});
+  void retire(Sequence& sequence, FinishReason reason);
+  void finish_all(FinishReason reason, const std::string& error);
+  void send_events();
+  void show_stats();
+
+  // The engine's thread: around the steps.
+  void run(std::stop_token stop);
+  void close();
+  void die(const Error& error);
+  void log_throughput();
+  Result<void> audit() const;
+
+  const model::StepModel::Limits limits;
+  const EngineConfig config;
+  model::StepModel& model;
+  ThreadPool& pool;
+  const Clock& clock;
+  EventSink& sink;
+  EngineMetrics metrics;
+
+  // Between threads. `intake` guards who may still come in, and how much is queued.
+  std::mutex intake;
+  std::string refusal;  // why submit() refuses everything; empty: it does not
+  RequestId last_id = 0;
+  int64_t queued_requests = 0, queued_tokens = 0;
+  BoundedQueue<Message> inbox;
+  mutable std::mutex showing;
+  EngineStats shown;
+
+  // The engine's thread only.
+  kv::PagedCache cache;
+  Scheduler scheduler;
+  StepBatch batch;
+  Sampler sampler;
+  std::map<RequestId, std::unique_ptr<Sequence>> sequences;
+  std::vector<Message> messages;
+  std::vector<Sampled> results;  // per logit row of the step
+  int64_t rows_read = 0;
+  int64_t step_tokens = 0;
+  std::vector<Event> events;
+  EngineStats stats;
+  EngineStats logged;  // at the last log line
+  Nanos next_log = 0;
+};
+
+// ---- Other threads ----------------------------------------------------------------------------
+
+Result<RequestId> Engine::State::submit(Request request) {
+  M2_TRY_VOID(check_request(request, config, limits));
+  Message message{make_sequence(std::move(request)), 0};
+  Sequence& sequence = *message.submitted;
+  std::lock_guard lock(intake);
+  if (!refusal.empty()) return fail(Code::unavailable, "{}", refusal);
+  if (queued_requests >= config.max_queued_requests)
+    return fail(Code::resource_exhausted, "{} requests are waiting already. Try again later.",
+                queued_requests);
+  if (queued_tokens + sequence.prompt_size > config.max_queued_tokens)
+    return fail(Code::resource_exhausted, "{} prompt tokens are waiting already. Try again later.",
+                queued_tokens);
+  ++queued_requests;
+  queued_tokens += sequence.prompt_size;
+  const RequestId id = ++last_id;
+  sequence.id = id;
+  sequence.seed = sequence.params.seed.value_or(mix64(config.seed) ^ id);
+  inbox.push_always(std::move(message));
+  return id;
+}
+
+std::unique_ptr<Sequence> Engine::State::make_sequence(Request request) const {
+  auto sequence = std::make_unique<Sequence>();
+  sequence->max_size = max_size_of(request, limits);
+  sequence->prompt_size = static_cast<int64_t>(request.prompt.size());
+  sequence->priority = config.policy == SchedulingPolicy::priority ? request.priority : 0;
+  sequence->tokens = std::move(request.prompt);
+  sequence->params = std::move(request.params);
+  sequence->cache_salt = std::move(request.cache_salt);
+  sequence->arrived = clock.now();
+  if (has_penalties(sequence->params)) sequence->counts.add_prompt(sequence->tokens);
+  return sequence;
+}
+
+void Engine::State::refuse(const std::string& why) {
+  std::lock_guard lock(intake);
+  if (refusal.empty()) refusal = why;
+}
+
+// ---- One step ---------------------------------------------------------------------------------
+
+bool Engine::State::step() {
+  const bool told = take_messages(0);
+  const std::vector<Scheduler::Share>& plan = scheduler.plan(clock.now());
+  if (!plan.empty()) {
+    admit(plan);
+    if (const Result<void> ran = run_model(plan); ran.ok()) {
+      commit(plan);
+    } else {
+      die(ran.error());
+    }
+  }
+  send_events();
+  show_stats();
+  return told || !plan.empty();
+}
+
+// Takes what other threads queued; waits up to `wait` for something.
+bool Engine::State::take_messages(Nanos wait) {
+  inbox.drain(messages, wait);
+  if (wait > 0) return !messages.empty();
+  for (Message& message : messages) handle(message);
+  const bool told = !messages.empty();
+  messages.clear();
+  return told;
+}
+
+void Engine::State::handle(Message& message) {
+  if (message.submitted) {
+    Sequence& sequence = *message.submitted;
+    sequences.emplace(sequence.id, std::move(message.submitted));
+    scheduler.add(&sequence);
+    if (stats.dead) finish(sequence, FinishReason::error, kDeadText);
+    return;
+  }
+  const auto found = sequences.find(message.cancelled);
+  if (found != sequences.end()) finish(*found->second, FinishReason::abort);
+}
+
+// Sequences that run for the first time leave the queue that submit() bounds, and get the memory
+// that their longest possible output needs, so that later steps allocate none.
+void Engine::State::admit(const std::vector<Scheduler::Share>& plan) {
+  for (const Scheduler::Share& share : plan) {
+    Sequence& sequence = *share.sequence;
+    if (!sequence.queued) continue;
+    leave_queue(sequence);
+    sequence.tokens.reserve(static_cast<size_t>(sequence.max_size));
+    sequence.table.blocks.reserve(static_cast<size_t>(cache.blocks_for(sequence.max_size)));
+    if (sequence.params.prompt_logprobs >= 0)
+      sequence.prompt_logprobs.resize(static_cast<size_t>(sequence.prompt_size) - 1);
+  }
+}
+
+void Engine::State::leave_queue(Sequence& sequence) {
+  std::lock_guard lock(intake);
+  --queued_requests;
+  queued_tokens -= sequence.prompt_size;
+  sequence.queued = false;
+}
+
+// The logits arrive, and are sampled, before this returns.
+Result<void> Engine::State::run_model(const std::vector<Scheduler::Share>& plan) {
+  const model::StepInput& input = batch.build(plan);
+  rows_read = 0;
+  M2_TRY_VOID(model.step(input, *this));
+  M2_CHECK(rows_read == static_cast<int64_t>(batch.rows().size()), "a step without its logits");
+  ++stats.steps;
+  step_tokens = static_cast<int64_t>(input.token_ids.size());
+  return {};
+}
+
+void Engine::State::on_logits(int64_t first_row, Tensor logits) {
+  const int64_t count = logits.size(0);
+  M2_CHECK(first_row == rows_read && logits.size(1) == limits.vocab_size);
+  M2_CHECK(first_row + count <= static_cast<int64_t>(batch.rows().size()));
+  rows_read += count;
+  if (count == 1) return read_row(first_row, logits.at(0), 0);
+  std::atomic<int64_t> next{0};
+  pool.run([&](int thread) {
+    for (int64_t i = next++; i < count; i = next++) read_row(first_row + i, logits.at(i), thread);
+  });
+}
+
+// One row of logits into its result. Runs on any thread of the pool; writes nothing that another
+// row's reading touches.
+void Engine::State::read_row(int64_t index, Tensor logits, int thread) {
+  const StepBatch::Row& row = batch.rows()[static_cast<size_t>(index)];
+  Sequence& sequence = *row.sequence;
+  Sampled& result = results[static_cast<size_t>(index)];
+  const std::span values(logits.as<float>(), static_cast<size_t>(limits.vocab_size));
+  if (row.samples) {
+    const SampleInput input{sequence.params, sequence.output(), &sequence.counts, sequence.seed};
+    result = sampler.sample(values, input, thread);
+    return;
+  }
+  const auto position = static_cast<size_t>(row.position);
+  result.status =
+      sampler.score(values, sequence.tokens[position + 1], sequence.params.prompt_logprobs,
+                    sequence.prompt_logprobs[position], thread);
+}
+
+// Enters what the step computed: every sequence's progress, tokens, ends and events.
+void Engine::State::commit(const std::vector<Scheduler::Share>& plan) {
+  const Nanos now = clock.now();
+  const std::span<const StepBatch::Row> rows = batch.rows();
+  size_t row = 0;
+  for (const Scheduler::Share& share : plan) {
+    RowStatus status = RowStatus::ok;
+    Sampled* sampled = nullptr;
+    for (; row < rows.size() && rows[row].sequence == share.sequence; ++row) {
+      if (results[row].status != RowStatus::ok) status = results[row].status;
+      if (rows[row].samples) sampled = &results[row];
+    }
+    Sequence& sequence = *share.sequence;
+    sequence.computed += share.tokens;
+    sequence.scored = std::max(sequence.scored, sequence.computed);
+    if (status != RowStatus::ok) {
+      reject(sequence, status);
+    } else if (sampled) {
+      accept(sequence, *sampled, now);
+    }
+  }
+}
+
+// A sequence whose logits cannot be sampled ends alone; if they are damaged, so may be its K and V.
+void Engine::State::reject(Sequence& sequence, RowStatus status) {
+  const bool damaged = status == RowStatus::not_finite;
+  if (damaged) metrics.on_corrupted();
+  sequence.damaged = damaged;
+  finish(sequence, FinishReason::error, error_text(status));
+}
+
+// Only now, with finite logits in hand, do the blocks behind them enter the prefix cache.
+void Engine::State::accept(Sequence& sequence, Sampled& sampled, Nanos now) {
+  sequence.tokens.push_back(sampled.token);
+  if (has_penalties(sequence.params)) sequence.counts.add_output(sampled.token);
+  cache.publish(sequence.table, sequence.prefix(), sequence.computed);
+  note_token(sequence, now);
+
+  Event& event = event_of(sequence);
+  event.token = sampled.token;
+  event.logprobs = std::move(sampled.logprobs);
+  event.prompt_logprobs = std::move(sequence.prompt_logprobs);
+  sequence.prompt_logprobs.clear();
+  const Ending ending = ending_of(sequence, config.eos_token_ids);
+  if (ending.reason == FinishReason::none) return;
+  event.finish = ending.reason;
+  event.stop_token = ending.stop_token;
+  retire(sequence, ending.reason);
+}
+
+void Engine::State::note_token(Sequence& sequence, Nanos now) {
+  ++stats.generation_tokens;
+  if (sequence.first_token < 0) {
+    sequence.first_token = now;
+    stats.prompt_tokens += sequence.prompt_size;
+    metrics.on_prompt_done(sequence);
+  } else {
+    metrics.on_token(now - sequence.last_token);
+  }
+  sequence.last_token = now;
+}
+
+// A new event of the step for this sequence.
+Event& Engine::State::event_of(Sequence& sequence) {
+  Event& event = events.emplace_back();
+  event.id = sequence.id;
+  if (!sequence.announced) event.cached_tokens = sequence.cached_tokens;
+  sequence.announced = true;
+  return event;
+}
+
+// Ends a sequence with an event that carries no token.
+void Engine::State::finish(Sequence& sequence, FinishReason reason, const std::string& error) {
+  Event& event = event_of(sequence);
+  event.finish = reason;
+  event.error = error;
+  retire(sequence, reason);
+}
+
+// Forgets a sequence whose last event is written.
+void Engine::State::retire(Sequence& sequence, FinishReason reason) {
+  metrics.on_finish(sequence, reason, clock.now());
+  if (sequence.queued) leave_queue(sequence);
+  scheduler.remove(&sequence, sequence.damaged);
+  sequences.erase(sequence.id);
+}
+
+void Engine::State::finish_all(FinishReason reason, const std::string& error) {
+  while (!sequences.empty()) finish(*sequences.begin()->second, reason, error);
+}
+
+void Engine::State::send_events() {
+  if (events.empty()) return;
+  const size_t usual = events.size();
+  sink.on_events(std::move(events));
+  events = {};
+  events.reserve(usual);
+}
+
+void Engine::State::show_stats() {
+  stats.running = static_cast<int64_t>(scheduler.running().size());
+  stats.waiting = static_cast<int64_t>(scheduler.waiting().size());
+  stats.kv_blocks_used = cache.pool().owned_count();
+  stats.preemptions = scheduler.preemptions();
+  stats.prefix_queries = scheduler.prefix_queries();
+  stats.prefix_hits = scheduler.prefix_hits();
+  stats.last_tick = clock.now();
+  metrics.on_step(stats, std::exchange(step_tokens, 0));
+  std::lock_guard lock(showing);
+  shown = stats;
+}
+
+// ---- Around the steps -------------------------------------------------------------------------
+
+void Engine::State::run(std::stop_token stop) {
+  std::stop_callback wake(stop, [&] { inbox.push_always({}); });
+  next_log = clock.now() + kLogInterval;
+  while (!stop.stop_requested()) {
+    if (!step()) take_messages(kIdleWait);
+    if (clock.now() >= next_log) log_throughput();
+  }
+  close();
+}
+
+// Ends everything that is still here, and what came in before the refusal.
+void Engine::State::close() {
+  refuse("The engine has stopped.");
+  take_messages(0);
+  finish_all(FinishReason::abort, {});
+  send_events();
+  show_stats();
+}
+
+// A failed step: the device's state is unknown, so nothing runs any more.
+void Engine::State::die(const Error& error) {
+  log_error("a model step failed, the engine stops serving: {}", error.text);
+  refuse(kDeadText);
+  stats.dead = true;
+  finish_all(FinishReason::error, "The engine died: " + error.text);
+}
+
+void Engine::State::log_throughput() {
+  const Nanos now = clock.now();
+  const double elapsed = seconds(now - next_log + kLogInterval);
+  const auto rate = [&](int64_t EngineStats::*counter) {
+    return static_cast<double>(stats.*counter - logged.*counter) / elapsed;
+  };
+  const double prompt = rate(&EngineStats::prompt_tokens);
+  const double generation = rate(&EngineStats::generation_tokens);
+  const int64_t preemptions = stats.preemptions - logged.preemptions;
+  const std::string line = fmt::format(
+      "Engine 000: Avg prompt throughput: {:.1f} tokens/s, Avg generation throughput: {:.1f} "
+      "tokens/s, Running: {} reqs, Waiting: {} reqs, {}GPU KV cache usage: {:.1f}%, Prefix cache "
+      "hit rate: {:.1f}%",
+      prompt, generation, stats.running, stats.waiting,
+      preemptions > 0 ? fmt::format("Preemptions: {}, ", preemptions) : "",
+      percent(stats.kv_blocks_used, stats.kv_blocks_total),
+      percent(stats.prefix_hits, stats.prefix_queries));
+  const bool idle = prompt == 0 && generation == 0 && stats.running == 0 && stats.waiting == 0;
+  idle ? log_debug("{}", line) : log_info("{}", line);
+  logged = stats;
+  next_log = now + kLogInterval;
+}
+
+Result<void> Engine::State::audit() const {
+  std::vector<kv::PagedCache::Holder> holders;
+  for (const auto& [id, sequence] : sequences) {
+    const auto listed = std::ranges::count(scheduler.running(), sequence.get());
+    const auto waits = scheduler.waiting().count(sequence.get());
+    if (listed + static_cast<int64_t>(waits) != 1 || (listed == 1) != sequence->running)
+      return fail(Code::internal, "request {} is not in exactly one list", id);
+    if (!sequence->running && !sequence->table.blocks.empty())
+      return fail(Code::internal, "request {} waits and holds blocks", id);
+    if (sequence->computed > sequence->size() || sequence->size() >= sequence->max_size)
+      return fail(Code::internal, "request {} lost count of its tokens", id);
+    if (sequence->running) holders.push_back({&sequence->table, sequence->prefix()});
+  }
+  if (scheduler.running().size() + scheduler.waiting().size() != sequences.size())
+    return fail(Code::internal, "the scheduler holds a request the engine does not");
+  if (!std::ranges::is_sorted(scheduler.running(), RunsBefore()))
+    return fail(Code::internal, "running requests are out of order");
+  if (static_cast<int64_t>(scheduler.running().size()) > config.max_num_seqs)
+    return fail(Code::internal, "too many requests run");
+  return cache.audit(holders);
+}
+
+// ---- The wall ---------------------------------------------------------------------------------
+
+Engine::Engine(EngineConfig config, model::StepModel& model, ThreadPool& pool, const Clock& clock,
+               EventSink& sink, Metrics& metrics)
+    : state_(std::make_unique<State>(std::move(config), model, pool, clock, sink, metrics)) {}
+
+Engine::~Engine() = default;
+
+Result<RequestId> Engine::submit(Request request) {
+  return state_->submit(std::move(request));
+}
+
+void Engine::cancel(RequestId id) {
+  state_->inbox.push_always({nullptr, id});
+}
+
+void Engine::run(std::stop_token stop) {
+  state_->run(std::move(stop));
+}
+
+bool Engine::step() {
+  return state_->step();
+}
+
+void Engine::drain() {
+  state_->refuse("The engine is draining. Try another server.");
+}
+
+EngineStats Engine::stats() const {
+  std::lock_guard lock(state_->showing);
+  return state_->shown;
+}
+
+Result<void> Engine::audit() const {
+  return state_->audit();
+}
+
+}  // namespace m2::engine

@@ -1,0 +1,150 @@
+#include "engine/engine_metrics.h"
+
+#include <string>
+#include <vector>
+
+namespace m2::engine {
+namespace {
+
+const std::vector<double> kTtftBounds = {.001, .005, .01, .02, .04, .06, .08, .1, .25, .5,  .75,
+                                         1,    2.5,  5,   7.5, 10,  20,  40,  80, 160, 640, 2560};
+const std::vector<double> kTokenTimeBounds = {.01, .025, .05, .075, .1,  .15, .2, .3, .4, .5,
+                                              .75, 1,    2.5, 5,    7.5, 10,  20, 40, 80};
+const std::vector<double> kRequestTimeBounds = {.3, .5, .8, 1,  1.5, 2,   2.5, 5,   10,   15,  20,
+                                                30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
+const std::vector<double> kIterationBounds = {1,   8,    16,   32,   64,   128,  256,
+                                              512, 1024, 2048, 4096, 8192, 16384};
+
+// 1, 2, 5, 10, 20, 50, ... up to `limit`.
+std::vector<double> decades(int64_t limit) {
+  std::vector<double> bounds;
+  for (int64_t decade = 1; decade <= limit; decade *= 10) {
+    for (const int64_t step : {1, 2, 5}) {
+      if (step * decade <= limit) bounds.push_back(static_cast<double>(step * decade));
+    }
+  }
+  return bounds;
+}
+
+std::string with(const std::string& labels, const std::string& extra) {
+  return labels.empty() ? extra : labels + "," + extra;
+}
+
+}  // namespace
+
+// Registers series under the contract's prefix and one set of labels.
+struct EngineMetrics::Register {
+  Metrics& metrics;
+  const std::string& labels;
+
+  Gauge& gauge(const char* name, const char* help) {
+    return metrics.gauge(std::string("vllm:") + name, help, labels);
+  }
+  Counter& counter(const char* name, const char* help, const std::string& extra = {}) {
+    return metrics.counter(std::string("vllm:") + name + "_total", help,
+                           extra.empty() ? labels : with(labels, extra));
+  }
+  Histogram& histogram(const char* name, const char* help, const std::vector<double>& bounds) {
+    return metrics.histogram(std::string("vllm:") + name, help, labels, bounds);
+  }
+};
+
+EngineMetrics::EngineMetrics(Metrics& metrics, const std::string& labels, int64_t max_model_len)
+    : EngineMetrics(Register{metrics, labels}, decades(max_model_len)) {}
+
+EngineMetrics::EngineMetrics(Register series, const std::vector<double>& lengths)
+    : running_(series.gauge("num_requests_running", "Requests in execution.")),
+      waiting_(series.gauge("num_requests_waiting", "Requests waiting to be processed.")),
+      kv_usage_(series.gauge("kv_cache_usage_perc", "KV cache usage, 1 means 100 percent.")),
+      prefix_queries_(series.counter("prefix_cache_queries", "Tokens looked up in the cache.")),
+      prefix_hits_(series.counter("prefix_cache_hits", "Tokens found in the prefix cache.")),
+      preemptions_(series.counter("num_preemptions", "Preemptions of running requests.")),
+      prompt_tokens_(series.counter("prompt_tokens", "Prompt tokens processed.")),
+      prompt_computed_(series.counter("prompt_tokens_by_source", "Prompt tokens by source.",
+                                      "source=\"local_compute\"")),
+      prompt_found_(series.counter("prompt_tokens_by_source", "Prompt tokens by source.",
+                                   "source=\"local_cache_hit\"")),
+      prompt_cached_(series.counter("prompt_tokens_cached", "Prompt tokens from the cache.")),
+      generation_tokens_(series.counter("generation_tokens", "Generated tokens.")),
+      corrupted_(series.counter("corrupted_requests", "Requests that met NaN in their logits.")),
+      iteration_tokens_(
+          series.histogram("iteration_tokens_total", "Tokens per engine step.", kIterationBounds)),
+      prompt_size_(series.histogram("request_prompt_tokens", "Prompt tokens.", lengths)),
+      generation_size_(series.histogram("request_generation_tokens", "Generated tokens.", lengths)),
+      max_generation_size_(series.histogram("request_max_num_generation_tokens",
+                                            "Most tokens a request asked to generate.", lengths)),
+      max_tokens_(
+          series.histogram("request_params_max_tokens", "The max_tokens parameter.", lengths)),
+      computed_size_(series.histogram("request_prefill_kv_computed_tokens",
+                                      "Prompt tokens computed, not found in the cache.", lengths)),
+      ttft_(
+          series.histogram("time_to_first_token_seconds", "Arrival to first token.", kTtftBounds)),
+      inter_token_(series.histogram("inter_token_latency_seconds", "Token to next token.",
+                                    kTokenTimeBounds)),
+      per_token_(series.histogram("request_time_per_output_token_seconds",
+                                  "Mean time per token after the first.", kTokenTimeBounds)),
+      e2e_(series.histogram("e2e_request_latency_seconds", "Arrival to finish.",
+                            kRequestTimeBounds)),
+      queue_(series.histogram("request_queue_time_seconds", "Arrival to first schedule.",
+                              kRequestTimeBounds)),
+      prefill_(series.histogram("request_prefill_time_seconds", "Schedule to first token.",
+                                kRequestTimeBounds)),
+      decode_(series.histogram("request_decode_time_seconds", "First to last token.",
+                               kRequestTimeBounds)),
+      inference_(series.histogram("request_inference_time_seconds", "Schedule to last token.",
+                                  kRequestTimeBounds)) {
+  constexpr std::array kReasons = {"stop", "length", "abort", "error"};
+  for (size_t i = 0; i < kReasons.size(); ++i) {
+    success_[i] = &series.counter("request_success", "Requests finished, by reason.",
+                                  fmt::format("finished_reason=\"{}\"", kReasons[i]));
+  }
+}
+
+void EngineMetrics::on_step(const EngineStats& stats, int64_t step_tokens) {
+  running_.set(static_cast<double>(stats.running));
+  waiting_.set(static_cast<double>(stats.waiting));
+  kv_usage_.set(static_cast<double>(stats.kv_blocks_used) /
+                static_cast<double>(stats.kv_blocks_total));
+  prefix_queries_.add(static_cast<double>(stats.prefix_queries - last_.prefix_queries));
+  prefix_hits_.add(static_cast<double>(stats.prefix_hits - last_.prefix_hits));
+  preemptions_.add(static_cast<double>(stats.preemptions - last_.preemptions));
+  if (step_tokens > 0) iteration_tokens_.observe(static_cast<double>(step_tokens));
+  last_ = stats;
+}
+
+void EngineMetrics::on_prompt_done(const Sequence& sequence) {
+  const auto prompt = static_cast<double>(sequence.prompt_size);
+  const auto cached = static_cast<double>(sequence.cached_tokens);
+  prompt_tokens_.add(prompt);
+  prompt_computed_.add(prompt - cached);
+  prompt_found_.add(cached);
+  prompt_cached_.add(cached);
+  generation_tokens_.add();
+  ttft_.observe(seconds(sequence.first_token - sequence.arrived));
+}
+
+void EngineMetrics::on_token(Nanos since_last) {
+  generation_tokens_.add();
+  inter_token_.observe(seconds(since_last));
+}
+
+void EngineMetrics::on_finish(const Sequence& sequence, FinishReason reason, Nanos now) {
+  const auto tokens = static_cast<double>(sequence.output().size());
+  success_[static_cast<size_t>(reason) - 1]->add();
+  prompt_size_.observe(static_cast<double>(sequence.prompt_size));
+  generation_size_.observe(tokens);
+  max_generation_size_.observe(static_cast<double>(sequence.max_size - sequence.prompt_size));
+  max_tokens_.observe(static_cast<double>(sequence.params.max_tokens));
+  e2e_.observe(seconds(now - sequence.arrived));
+  if (sequence.scheduled < 0) return;
+  queue_.observe(seconds(sequence.scheduled - sequence.arrived));
+  if (sequence.first_token < 0) return;
+  computed_size_.observe(static_cast<double>(sequence.prompt_size - sequence.cached_tokens));
+  prefill_.observe(seconds(sequence.first_token - sequence.scheduled));
+  decode_.observe(seconds(sequence.last_token - sequence.first_token));
+  inference_.observe(seconds(sequence.last_token - sequence.scheduled));
+  if (tokens > 1)
+    per_token_.observe(seconds(sequence.last_token - sequence.first_token) / (tokens - 1));
+}
+
+}  // namespace m2::engine

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/metrics.h"
+#include "engine/engine.h"
+#include "engine/sequence.h"
+
+namespace m2::engine {
+
+// The engine's Prometheus series (contract.md 8). Written on the engine's thread.
+class EngineMetrics {
+ public:
+  EngineMetrics(Metrics& metrics, const std::string& labels, int64_t max_model_len);
+
+  // After each step or idle wait (0 tokens); counters grow by what changed since the last call.
+  void on_step(const EngineStats& stats, int64_t step_tokens);
+  void on_prompt_done(const Sequence& sequence);  // with its first token, first_token set
+  void on_token(Nanos since_last);                // with each later one
+  void on_corrupted() { corrupted_.add(); }
+  void on_finish(const Sequence& sequence, FinishReason reason, Nanos now);
+
+ private:
+  struct Register;
+  EngineMetrics(Register series, const std::vector<double>& lengths);
+
+  Gauge &running_, &waiting_, &kv_usage_;
+  Counter &prefix_queries_, &prefix_hits_, &preemptions_;
+  Counter &prompt_tokens_, &prompt_computed_, &prompt_found_, &prompt_cached_;
+  Counter &generation_tokens_, &corrupted_;
+  std::array<Counter*, 4> success_;  // stop, length, abort, error
+  Histogram& iteration_tokens_;
+  Histogram &prompt_size_, &generation_size_, &max_generation_size_, &max_tokens_, &computed_size_;
+  Histogram &ttft_, &inter_token_, &per_token_;
+  Histogram &e2e_, &queue_, &prefill_, &decode_, &inference_;
+  EngineStats last_;  // as of the last call
+};
+
+}  // namespace m2::engine

@@ -1,0 +1,73 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "engine/request.h"
+#include "engine/token_counts.h"
+#include "kv/paged_cache.h"
+
+namespace m2::engine {
+
+// One request on its way through the engine. Owned by the engine's thread once submitted.
+struct Sequence {
+  RequestId id = 0;
+  int32_t priority = 0;  // 0 for all under fcfs
+  SamplingParams params;
+  std::string cache_salt;
+  uint64_t seed = 0;
+
+  std::vector<TokenId> tokens;  // the prompt, then the output
+  int64_t prompt_size = 0;
+  int64_t max_size = 0;  // tokens at which it ends with `length`
+  TokenCounts counts;    // if the request has penalties
+
+  int64_t computed = 0;  // leading tokens whose K and V are in the blocks
+  kv::BlockTable table;
+  bool queued = true;  // never ran yet: counts towards the queue's limits
+  bool running = false;
+  bool damaged = false;  // its K and V may not be what its tokens say
+
+  int64_t cached_tokens = 0;              // of the prompt, found at first admission
+  bool announced = false;                 // an event was sent
+  std::vector<Logprobs> prompt_logprobs;  // [prompt_size - 1] if asked for
+  int64_t scored = 0;                     // of them known: they survive preemption
+
+  Nanos arrived = 0;
+  Nanos scheduled = -1;  // first admission
+  Nanos first_token = -1;
+  Nanos last_token = -1;
+
+  int64_t size() const { return static_cast<int64_t>(tokens.size()); }
+  int64_t pending() const { return size() - computed; }
+  // Nothing but the last token is left to compute: one more token each step.
+  bool decoding() const { return pending() == 1 && size() > prompt_size; }
+  std::span<const TokenId> prompt() const {
+    return std::span(tokens).first(static_cast<size_t>(prompt_size));
+  }
+  std::span<const TokenId> output() const {
+    return std::span(tokens).subspan(static_cast<size_t>(prompt_size));
+  }
+  kv::Prefix prefix() const { return {tokens, cache_salt}; }
+  // Prompt logprobs come from the rows of the prompt, so those must be computed, not found.
+  bool reads_cache() const { return params.prompt_logprobs < 0; }
+};
+
+// Who goes first: smaller priority, then earlier arrival (ids grow with arrival).
+struct RunsBefore {
+  bool operator()(const Sequence* a, const Sequence* b) const {
+    return a->priority != b->priority ? a->priority < b->priority : a->id < b->id;
+  }
+};
+
+// How a sequence ends with its last token, if it does (contract.md 4.8).
+struct Ending {
+  FinishReason reason = FinishReason::none;
+  TokenId stop_token = -1;
+};
+Ending ending_of(const Sequence& sequence, std::span<const TokenId> eos_token_ids);
+
+}  // namespace m2::engine

@@ -1,0 +1,41 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "engine/scheduler.h"
+#include "model/step_model.h"
+
+namespace m2::engine {
+
+// A plan written out as the arrays a model step reads. Sized once; building allocates nothing.
+class StepBatch {
+ public:
+  // A row of logits and what it is for.
+  struct Row {
+    Sequence* sequence;
+    int64_t position;  // of the token whose row this is: it tells what stands at position + 1
+    bool samples;      // the next token; else only the logprobs of the prompt's next
+  };
+
+  // `max_sequence_blocks`: of one block table.
+  StepBatch(int64_t max_tokens, int64_t max_sequences, int64_t max_sequence_blocks,
+            int64_t block_size);
+
+  // Good until the next call.
+  const model::StepInput& build(std::span<const Scheduler::Share> plan);
+  std::span<const Row> rows() const { return rows_; }
+
+ private:
+  void add(const Scheduler::Share& share);
+  void add_block_tables(std::span<const Scheduler::Share> plan);
+
+  const int64_t block_size_;
+  std::vector<int32_t> token_ids_, positions_, slots_;
+  std::vector<int32_t> query_starts_, context_lens_, block_tables_, logit_rows_;
+  std::vector<Row> rows_;
+  model::StepInput input_;
+};
+
+}  // namespace m2::engine
