@@ -1,7 +1,155 @@
 #include "app/app.h"
 
+#include <unistd.h>
+
+#include <cstdio>
+#include <iostream>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "app/chat.h"
+#include "app/config.h"
+#include "app/inspect.h"
+#include "app/options.h"
+#include "app/serving.h"
+#include "app/terminal.h"
+#include "app/version.h"
+#include "base/log.h"
+
 namespace m2::app {
-int run(int, char**) {
-  return 0;
+namespace {
+
+using enum OptionKind;
+using Words = std::vector<std::string>;
+
+// clang-format off
+constexpr Option kChatOptions[] = {
+  {"model", "", "request", text, "", "Name of the model; the server's first one if not given."},
+  {"api-key", "", "request", text, "", "Key for the server (else $OPENAI_API_KEY)."},
+  {"max-tokens", "", "request", integer, "", "Longest answer."},
+  {"temperature", "", "request", number, "", "Sampling temperature; 0 is greedy."},
+  {"system-prompt", "", "request", text, "", "The conversation's system message."},
+  {"thinking", "", "display", flag, "true", "Show what the model thinks, dimmed on a terminal."},
+};
+// clang-format on
+
+constexpr Command kChat{
+    "chat", "URL-or-MODEL",
+    "Chat in the terminal with a server (http://host:port), or with a model served just for that.",
+    "/clear forgets the conversation, /quit ends it.", kChatOptions};
+
+int report(const Error& error) {
+  std::fprintf(stderr, "m2: %s\n", error.text.c_str());
+  return 1;
 }
+
+// --help, --help=GROUP or -h among the words: its group ("" for all).
+std::optional<std::string> help_asked(const Words& words) {
+  for (const std::string& word : words) {
+    if (word == "--help" || word == "-h") return "";
+    if (word.rfind("--help=", 0) == 0) return word.substr(7);
+  }
+  return std::nullopt;
+}
+
+// `m2 serve`: the world in reading order is Serving::build.
+Result<void> serve(const Words& words) {
+  M2_TRY(const Values values, parse_command_line(serve_command(), words, environment_variable));
+  start_logging(log_level(values.text("uvicorn-log-level")),
+                fmt::format("APIServer pid={}", getpid()));
+  std::string model = values.positionals().empty() ? values.text("model") : values.positionals()[0];
+  if (model.empty() || values.positionals().size() > 1)
+    return fail(Code::invalid_argument, "usage: m2 serve MODEL [options] (see m2 serve --help)");
+  log_info("m2 server version {}, serving model {}", kVersion, model);
+  log_info("non-default args: {}", to_text(values.given_values()));
+  M2_TRY(const std::unique_ptr<Serving> serving, Serving::start(model, values));
+  serving->wait();
+  log_info("Shutting down.");
+  return {};
+}
+
+// A server of our own for `m2 chat MODEL`, on a free port of this machine alone.
+Result<Values> private_server_values() {
+  const Words words{
+      "--host", "127.0.0.1", "--port", "0", "--disable-uvicorn-access-log", "--served-model-name",
+      "chat"};
+  return parse_command_line(serve_command(), words, environment_variable);
+}
+
+Result<std::string> first_model(const HttpClient& client) {
+  M2_TRY(const Json models, client.get("/v1/models"));
+  const Json data = models.is_object() ? models.value("data", Json()) : Json();
+  if (!data.is_array() || data.empty() || !data[0].is_object() || !data[0]["id"].is_string())
+    return fail(Code::unavailable, "the server names no model; give one with --model");
+  return data[0]["id"].get<std::string>();
+}
+
+Result<void> chat(const Words& words) {
+  M2_TRY(const Values values, parse_command_line(kChat, words, environment_variable));
+  if (values.positionals().size() != 1)
+    return fail(Code::invalid_argument, "usage: m2 chat URL-or-MODEL (see m2 chat --help)");
+  std::string url = values.positionals()[0];
+
+  M2_TRY(const Values serve_values, private_server_values());
+  std::unique_ptr<Serving> own;
+  if (url.find("://") == std::string::npos) {
+    start_logging("warning", "");
+    M2_TRY(own, Serving::start(url, serve_values));
+    url = fmt::format("http://127.0.0.1:{}", own->port());
+  }
+  const std::string key = values.text("api-key");
+  const HttpClient client(url, key.empty() ? client_api_key() : key);
+  std::string model = values.text("model");
+  if (model.empty()) {
+    M2_TRY(model, first_model(client));
+  }
+  ChatRequestFields fields;
+  if (const auto tokens = values.integer("max-tokens")) fields.parameters["max_tokens"] = *tokens;
+  if (const auto heat = values.number("temperature")) fields.parameters["temperature"] = *heat;
+  fields.system_prompt = values.text("system-prompt");
+  const bool terminal = is_terminal(STDOUT_FILENO);
+  const ChatStyle style{terminal, values.flag("thinking"), terminal && is_terminal(STDIN_FILENO)};
+  return chat_loop(client, model, fields, style, std::cin, std::cout);
+}
+
+void print_overview() {
+  std::puts(
+      "m2 serves the MiniMax-M2 family.\n\n"
+      "  m2 serve MODEL         serve a checkpoint over HTTP (OpenAI chat and completions)\n"
+      "  m2 chat URL-or-MODEL   chat in the terminal\n"
+      "  m2 inspect WHAT MODEL  look at tokens, prompts, outputs, weights\n"
+      "  m2 --version\n\n"
+      "m2 COMMAND --help tells more.");
+}
+
+int with_help(const Command& command, const Words& words, Result<void> (*body)(const Words&)) {
+  if (const auto group = help_asked(words)) {
+    std::fputs(help_text(command, *group).c_str(), stdout);
+    return 0;
+  }
+  const Result<void> result = body(words);
+  return result.ok() ? 0 : report(result.error());
+}
+
+}  // namespace
+
+int run(int argc, char** argv) {
+  const Words all(argv + std::min(argc, 1), argv + argc);
+  if (all.empty() || all[0] == "--help" || all[0] == "-h" || all[0] == "help") {
+    print_overview();
+    return 0;
+  }
+  if (all[0] == "--version" || all[0] == "-v" || all[0] == "version") {
+    std::puts(kVersion);
+    return 0;
+  }
+  const Words rest(all.begin() + 1, all.end());
+  if (all[0] == "serve") return with_help(serve_command(), rest, serve);
+  if (all[0] == "chat") return with_help(kChat, rest, chat);
+  if (all[0] == "inspect") return inspect(rest);
+  std::fprintf(stderr, "m2: no command '%s' (see m2 --help)\n", all[0].c_str());
+  return 1;
+}
+
 }  // namespace m2::app

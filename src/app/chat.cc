@@ -91,20 +91,24 @@ class AnswerPrinter {
 
 }  // namespace
 
-Result<void> chat_loop(const HttpClient& client, const std::string& model, const Json& parameters,
-                       const ChatStyle& style, std::istream& in, std::ostream& out) {
-  Json messages = Json::array();
+Result<void> chat_loop(const HttpClient& client, const std::string& model,
+                       const ChatRequestFields& fields, const ChatStyle& style, std::istream& in,
+                       std::ostream& out) {
+  const Json first = fields.system_prompt.empty()
+                         ? Json::array()
+                         : Json{{{"role", "system"}, {"content", fields.system_prompt}}};
+  Json messages = first;
   std::string line;
   while (true) {
     if (style.prompt) out << "> " << std::flush;
     if (!std::getline(in, line) || line == "/quit" || line == "/exit") return {};
     if (line.empty()) continue;
     if (line == "/clear") {
-      messages.clear();
+      messages = first;
       continue;
     }
     messages.push_back({{"role", "user"}, {"content", line}});
-    Json body = parameters;
+    Json body = fields.parameters;
     body["model"] = model;
     body["messages"] = messages;
     body["stream"] = true;

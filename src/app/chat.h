@@ -14,10 +14,17 @@ struct ChatStyle {
   bool prompt = false;  // print "> " before reading
 };
 
+// What every request of a chat carries beside its messages.
+struct ChatRequestFields {
+  Json parameters = Json::object();  // max_tokens, temperature, ...
+  std::string system_prompt;         // empty: none
+};
+
 // A terminal chat with a server: reads lines from `in`, streams answers to `out`, keeps the
 // history. Lines: /clear forgets the history, /quit (or the end of input) ends. Returns when it
 // ends; an error is one that makes going on pointless (the server is gone).
-Result<void> chat_loop(const HttpClient& client, const std::string& model, const Json& parameters,
-                       const ChatStyle& style, std::istream& in, std::ostream& out);
+Result<void> chat_loop(const HttpClient& client, const std::string& model,
+                       const ChatRequestFields& fields, const ChatStyle& style, std::istream& in,
+                       std::ostream& out);
 
 }  // namespace m2::app

@@ -14,7 +14,9 @@ std::string variable(const char* name) {
 
 }  // namespace
 
-const char* environment_variable(const char* name) { return std::getenv(name); }
+const char* environment_variable(const char* name) {
+  return std::getenv(name);
+}
 
 load::HubLocations hub_locations(const std::string& download_dir) {
   return {download_dir,        variable("HF_HUB_CACHE"),   variable("HUGGINGFACE_HUB_CACHE"),
@@ -34,6 +36,8 @@ double stats_interval_seconds() {
   return error == std::errc{} && end == text.data() + text.size() && value > 0 ? value : kDefault;
 }
 
-std::string client_api_key() { return variable("OPENAI_API_KEY"); }
+std::string client_api_key() {
+  return variable("OPENAI_API_KEY");
+}
 
 }  // namespace m2::app

@@ -136,11 +136,14 @@ Result<void> render(const std::filesystem::path& folder, const Values& values) {
 Json delta_json(const text::OutputDelta& delta) {
   using Kind = text::OutputDelta::Kind;
   switch (delta.kind) {
-    case Kind::reasoning: return {{"reasoning", delta.text}};
-    case Kind::content: return {{"content", delta.text}};
+    case Kind::reasoning:
+      return {{"reasoning", delta.text}};
+    case Kind::content:
+      return {{"content", delta.text}};
     case Kind::call_begin:
       return {{"index", delta.call_index}, {"id", delta.id}, {"name", delta.name}};
-    case Kind::call_arguments: return {{"index", delta.call_index}, {"arguments", delta.text}};
+    case Kind::call_arguments:
+      return {{"index", delta.call_index}, {"arguments", delta.text}};
   }
   return {};
 }
@@ -214,8 +217,7 @@ Result<void> weights(const std::filesystem::path& folder, const Values& values) 
     topology.expert_size = topology.tensor_size;
     topology.expert_rank = topology.tensor_rank;
   }
-  M2_TRY(const std::string table,
-         model::describe_weights(settings.config, checkpoint, topology));
+  M2_TRY(const std::string table, model::describe_weights(settings.config, checkpoint, topology));
   std::fwrite(table.data(), 1, table.size(), stdout);
   return {};
 }
@@ -227,8 +229,8 @@ constexpr std::array<Body, std::size(kCommands)> kBodies{tokenize, detokenize, r
 void print_overview() {
   std::fputs("usage: m2 inspect WHAT MODEL [options]\n\n", stdout);
   for (const Command& command : kCommands)
-    print_line(fmt::format("  m2 {:<20} {:<6} {}", command.name, command.positionals,
-                           command.summary));
+    print_line(
+        fmt::format("  m2 {:<20} {:<6} {}", command.name, command.positionals, command.summary));
   std::fputs("\nm2 inspect WHAT --help tells more.\n", stdout);
 }
 

@@ -17,8 +17,7 @@ constexpr uint64_t kMostConfigBytes = 16u << 20;
 Result<Json> read_json(const fs::path& path) {
   M2_TRY(const std::string text, load::read_text(path, kMostConfigBytes));
   Result<Json> json = parse_json(text);
-  if (!json.ok())
-    return fail(Code::corrupt, "{}: {}", path.string(), json.error().text);
+  if (!json.ok()) return fail(Code::corrupt, "{}: {}", path.string(), json.error().text);
   return json;
 }
 

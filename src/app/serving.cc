@@ -1,0 +1,313 @@
+#include "app/serving.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "app/config.h"
+#include "app/serve_options.h"
+#include "app/terminal.h"
+#include "app/version.h"
+#include "base/log.h"
+#include "model/runner.h"
+
+namespace m2::app {
+namespace {
+
+constexpr double kGiB = 1 << 30;
+
+double gib(int64_t bytes) {
+  return static_cast<double>(bytes) / kGiB;
+}
+
+// 1234567 -> "1,234,567", as the lines that scripts read have it.
+std::string grouped(int64_t number) {
+  std::string out = std::to_string(number);
+  for (auto i = static_cast<int64_t>(out.size()) - 3; i > 0; i -= 3)
+    out.insert(static_cast<size_t>(i), ",");
+  return out;
+}
+
+// Flags whose values this version does not model are refused, not ignored.
+Result<void> refuse_unmodelled(const Values& values) {
+  for (const char* size :
+       {"tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size"}) {
+    if (values.integer(size) != 1)
+      return fail(Code::unsupported, "--{} {}: only 1 is supported yet", size,
+                  *values.integer(size));
+  }
+  if (values.given("speculative-config"))
+    return fail(Code::unsupported, "--speculative-config is not supported yet");
+  struct Choice {
+    const char* flag;
+    std::vector<std::string_view> values;
+  };
+  const Choice choices[] = {
+      {"device", {"auto", "cpu"}},
+      {"dtype", {"auto", "bfloat16"}},
+      {"kv-cache-dtype", {"auto", "bfloat16"}},
+      {"load-format", {"auto", "safetensors", "dummy"}},
+      {"quantization", {"", "fp8"}},
+      {"logprobs-mode", {"raw_logprobs"}},
+      {"scheduling-policy", {"fcfs", "priority"}},
+      {"late-system", {"fold", "drop"}},
+      {"chat-template-content-format", {"auto"}},
+  };
+  for (const Choice& choice : choices) {
+    const std::string value = values.text(choice.flag);
+    if (std::find(choice.values.begin(), choice.values.end(), value) == choice.values.end())
+      return fail(Code::unsupported, "--{} {} is not supported (chose from {{ {} }})", choice.flag,
+                  value, fmt::join(choice.values, ","));
+  }
+  if (values.integer("block-size") != model::kBlockSize)
+    return fail(Code::unsupported, "--block-size {}: only {} is supported",
+                *values.integer("block-size"), model::kBlockSize);
+  return {};
+}
+
+// Flags that size something must be positive, and not beyond what a size can be.
+Result<void> check_sizes(const Values& values) {
+  struct Bound {
+    const char* flag;
+    int64_t least, most;
+  };
+  constexpr Bound kBounds[] = {
+      {"port", 0, 65535},
+      {"io-threads", 1, 64},
+      {"threads", 0, 1024},
+      {"drain-seconds", 0, 86400},
+      {"max-num-seqs", 1, 65536},
+      {"max-num-batched-tokens", 1, 1 << 20},
+      {"max-queued-requests", 1, 1 << 20},
+      {"max-logprobs", 0, 1000},
+      {"long-prefill-token-threshold", 0, 1 << 30},
+      {"kv-cache-memory-bytes", 1, int64_t{1} << 50},
+      {"num-gpu-blocks-override", 1, int64_t{1} << 31},
+  };
+  for (const auto& [flag, least, most] : kBounds) {
+    const std::optional<int64_t> value = values.integer(flag);
+    if (value && (*value < least || *value > most))
+      return fail(Code::invalid_argument, "--{} must be from {} to {}, got {}", flag, least, most,
+                  *value);
+  }
+  const double share = *values.number("gpu-memory-utilization");
+  if (!(share > 0 && share <= 1))
+    return fail(Code::invalid_argument, "--gpu-memory-utilization must be in (0, 1], got {}",
+                share);
+  return {};
+}
+
+Result<int64_t> choose_max_model_len(const Values& values, const model::ModelConfig& config) {
+  const int64_t longest = config.max_position_embeddings;
+  const int64_t asked = values.integer("max-model-len").value_or(-1);
+  if (asked == -1) return longest;
+  if (asked < 1)
+    return fail(Code::invalid_argument, "--max-model-len must be at least 1, got {}", asked);
+  if (asked > longest)
+    return fail(Code::invalid_argument,
+                "--max-model-len {} is longer than the model's max_position_embeddings {}", asked,
+                longest);
+  return asked;
+}
+
+Result<server::ServerOptions> server_options(const Values& values, const ModelSettings& settings) {
+  server::ServerOptions out;
+  out.host = values.text("host");
+  out.port = static_cast<int>(*values.integer("port"));
+  out.uds = values.text("uds");
+  out.api_keys = values.list("api-key");
+  out.served_model_names = values.list("served-model-name");
+  out.version = kVersion;
+  out.io_threads = static_cast<int>(*values.integer("io-threads"));
+  out.drain_seconds = static_cast<double>(*values.integer("drain-seconds"));
+  out.access_log = !values.flag("disable-uvicorn-access-log");
+  out.log_requests = values.flag("enable-log-requests");
+  out.enable_request_id_headers = values.flag("enable-request-id-headers");
+  M2_TRY(out.reasoning_parser, text::reasoning_parser_named(values.text("reasoning-parser")));
+  M2_TRY(out.tool_call_parser, text::tool_call_parser_named(values.text("tool-call-parser")));
+  out.enable_auto_tool_choice = values.flag("enable-auto-tool-choice");
+  out.exclude_tools_when_tool_choice_none = values.flag("exclude-tools-when-tool-choice-none");
+  out.response_role = values.text("response-role");
+  out.trust_request_chat_template = values.flag("trust-request-chat-template");
+  out.default_chat_template_kwargs = values.json("default-chat-template-kwargs");
+  out.late_system =
+      values.text("late-system") == "drop" ? server::LateSystem::drop : server::LateSystem::fold;
+  out.return_tokens_as_token_ids = values.flag("return-tokens-as-token-ids");
+  out.enable_prompt_tokens_details = values.flag("enable-prompt-tokens-details");
+  out.enable_force_include_usage = values.flag("enable-force-include-usage");
+  out.enable_tokenizer_info_endpoint = values.flag("enable-tokenizer-info-endpoint");
+  out.max_logprobs = *values.integer("max-logprobs");
+  out.generation_defaults = settings.generation;
+  return out;
+}
+
+engine::EngineConfig engine_config(const Values& values, const model::ModelConfig& config,
+                                   engine::TokenId id_limit, const std::string& name) {
+  engine::EngineConfig out;
+  out.max_num_seqs = *values.integer("max-num-seqs");
+  out.max_num_batched_tokens = *values.integer("max-num-batched-tokens");
+  out.max_queued_requests = *values.integer("max-queued-requests");
+  out.prefix_caching = values.flag("enable-prefix-caching");
+  out.chunked_prefill = values.flag("enable-chunked-prefill");
+  out.long_prefill_token_threshold = *values.integer("long-prefill-token-threshold");
+  out.policy = values.text("scheduling-policy") == "priority" ? engine::SchedulingPolicy::priority
+                                                              : engine::SchedulingPolicy::fcfs;
+  for (const int64_t id : config.eos_token_ids)
+    out.eos_token_ids.push_back(static_cast<engine::TokenId>(id));
+  out.id_limit = id_limit;
+  out.seed = static_cast<uint64_t>(*values.integer("seed"));
+  out.max_logprobs = static_cast<int32_t>(*values.integer("max-logprobs"));
+  out.metric_labels = fmt::format("model_name=\"{}\",engine=\"0\"", label_value(name));
+  return out;
+}
+
+}  // namespace
+
+const Command& serve_command() {
+  static const Command command{
+      "serve", "MODEL",
+      "Serve a MiniMax-M2 checkpoint over HTTP. MODEL is a folder, or a name such as "
+      "MiniMaxAI/MiniMax-M2.5 in the local Hugging Face cache.",
+      "--help=GROUP shows one group. Names take _ for -, unique prefixes and --no-x; integers take "
+      "1k "
+      "= 1000 and\n1K = 1024; JSON options take dotted keys (-cc.cudagraph_mode NONE).",
+      serve_options()};
+  return command;
+}
+
+Result<std::unique_ptr<Serving>> Serving::start(const std::string& model, const Values& values) {
+  std::unique_ptr<Serving> serving(new Serving(values));
+  M2_TRY_VOID(serving->build(model));
+  return serving;
+}
+
+Serving::~Serving() {
+  if (server_) server_->stop();
+  if (engine_thread_.joinable()) {
+    engine_thread_.request_stop();
+    engine_thread_.join();
+  }
+}
+
+Result<void> Serving::build(const std::string& model) {
+  M2_TRY_VOID(refuse_unmodelled(values_));
+  M2_TRY_VOID(check_sizes(values_));
+  M2_TRY(folder_, model_folder(model, values_));
+  M2_TRY(settings_, read_settings(folder_, values_));
+  M2_TRY(max_model_len_, choose_max_model_len(values_, settings_.config));
+  M2_TRY_VOID(start_server(model));
+
+  log_info("Starting to load model {}...", model);
+  server_->set_progress("loading the tokenizer");
+  M2_TRY(tokenizer_, read_tokenizer(folder_, values_));
+  M2_TRY(chat_template_, read_chat_template(folder_, values_));
+  M2_TRY(model::Weights weights, read_weights());
+  M2_TRY_VOID(make_model(std::move(weights)));
+  M2_TRY_VOID(start_engine());
+  announce_ready();
+  return {};
+}
+
+// The port is taken first: a second server on it is refused before minutes of loading, and probes
+// get a 503 that says how far the loading is.
+Result<void> Serving::start_server(const std::string& model) {
+  M2_TRY(server::ServerOptions options, server_options(values_, settings_));
+  if (options.served_model_names.empty()) options.served_model_names = {model};
+  served_name_ = options.served_model_names.front();
+  server_ = std::make_unique<server::Server>(std::move(options), metrics_);
+  return server_->start();
+}
+
+Result<model::Weights> Serving::read_weights() {
+  const Nanos start = clock_.now();
+  Result<model::Weights> weights = [&]() -> Result<model::Weights> {
+    if (values_.text("load-format") == "dummy")
+      return model::dummy_weights(settings_.config, {}, Device{},
+                                  static_cast<uint64_t>(*values_.integer("seed")));
+    M2_TRY(const load::Checkpoint checkpoint, load::Checkpoint::open(folder_));
+    ProgressBar bar("Loading safetensors checkpoint shards");
+    const bool show = values_.flag("use-tqdm-on-load");
+    return model::load_weights(
+        settings_.config, checkpoint, {}, Device{}, [&](int64_t done, int64_t total) {
+          server_->set_progress(
+              fmt::format("loading weights, {}%", total ? done * 100 / total : 100));
+          if (show) bar.update(done, total);
+        });
+  }();
+  if (!weights.ok()) return weights;
+  const double elapsed = seconds(clock_.now() - start);
+  log_info("Loading weights took {:.2f} seconds", elapsed);
+  log_info("Model loading took {:.2f} GiB memory and {:.6f} seconds", gib(weights->buffer.bytes()),
+           elapsed);
+  return weights;
+}
+
+Result<void> Serving::make_model(model::Weights weights) {
+  pool_ = std::make_unique<ThreadPool>(static_cast<int>(*values_.integer("threads")));
+  comm_ = parallel::make_single_comm();
+  const Exec exec{Device{}, pool_.get(), nullptr};
+
+  model::MemoryRequest request;
+  request.max_model_len = max_model_len_;
+  request.max_num_seqs = *values_.integer("max-num-seqs");
+  request.max_num_batched_tokens = *values_.integer("max-num-batched-tokens");
+  request.kv_cache_bytes = values_.integer("kv-cache-memory-bytes").value_or(0);
+  request.num_blocks = values_.integer("num-gpu-blocks-override").value_or(0);
+  request.memory_utilization = *values_.number("gpu-memory-utilization");
+  request.available_bytes = model::available_host_memory() + weights.buffer.bytes();
+  M2_TRY(const model::MemoryPlan plan,
+         model::plan_memory(settings_.config, weights, request, exec.device));
+
+  const int64_t tokens = plan.num_blocks * model::kBlockSize;
+  log_info("Running on {}", describe_device(exec.device));
+  log_info("Available KV cache memory: {:.2f} GiB", gib(plan.kv_bytes));
+  log_info("GPU KV cache size: {} tokens", grouped(tokens));
+  log_info("Maximum concurrency for {} tokens per request: {:.2f}x", grouped(max_model_len_),
+           static_cast<double>(tokens) / static_cast<double>(max_model_len_));
+  model_ =
+      model::make_runner(exec, *comm_, settings_.config, std::move(weights), plan, max_model_len_);
+  return {};
+}
+
+Result<void> Serving::start_engine() {
+  const auto id_limit = static_cast<engine::TokenId>(
+      std::min<int64_t>(tokenizer_->id_limit(), settings_.config.vocab_size));
+  for (const int64_t id : settings_.config.eos_token_ids) {
+    if (id < 0 || id >= id_limit)
+      return fail(Code::invalid_argument, "eos_token_id {} is not a token of the tokenizer", id);
+  }
+  engine_ = std::make_unique<engine::Engine>(
+      engine_config(values_, settings_.config, id_limit, served_name_), *model_, *pool_, clock_,
+      *server_, metrics_);
+  engine_thread_ = std::jthread([this](std::stop_token stop) { engine_->run(stop); });
+
+  server::ModelServices services;
+  services.tokenizer = tokenizer_;
+  services.chat_template = chat_template_;
+  services.engine = engine_.get();
+  services.max_model_len = max_model_len_;
+  services.vocab_size = settings_.config.vocab_size;
+  services.eos_token =
+      tokenizer_->bytes(static_cast<text::TokenId>(settings_.config.eos_token_ids.front()));
+  server_->ready(std::move(services));
+  return {};
+}
+
+void Serving::announce_ready() {
+  if (!settings_.generation_json.empty())
+    log_info(
+        "Default sampling parameters have been overridden by the model's "
+        "`generation_config.json`: `{}`. If this is not intended, please relaunch with "
+        "`--generation-config vllm`.",
+        to_text(settings_.generation_json));
+  const std::string uds = values_.text("uds");
+  if (uds.empty()) {
+    log_info("Starting m2 API server 0 on http://{}:{}", values_.text("host"), port());
+  } else {
+    log_info("Starting m2 API server 0 on unix:{}", uds);
+  }
+  log_info("Started server process [{}]", getpid());
+  log_info("Application startup complete.");
+}
+
+}  // namespace m2::app

@@ -1,0 +1,64 @@
+#pragma once
+
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "app/model_files.h"
+#include "app/options.h"
+#include "base/metrics.h"
+#include "base/thread_pool.h"
+#include "engine/engine.h"
+#include "model/memory_plan.h"
+#include "model/step_model.h"
+#include "parallel/comm.h"
+#include "server/server.h"
+
+namespace m2::app {
+
+// The world of one server, built in the order of its members: device, model, engine, HTTP.
+class Serving {
+ public:
+  // Reads `model` as `m2 serve` would with these values (of serve_options()), and starts to serve.
+  // The port answers from the first moment on, with 503 until the model is ready. Returns when it
+  // is ready. Errors name the flag, file or tensor at fault.
+  static Result<std::unique_ptr<Serving>> start(const std::string& model, const Values& values);
+  ~Serving();
+
+  int port() const { return server_->port(); }
+  // Returns when the server has been stopped, by a signal or by stop().
+  void wait() { server_->wait(); }
+  void stop() { server_->stop(); }
+
+ private:
+  explicit Serving(const Values& values) : values_(values) {}
+
+  Result<void> build(const std::string& model);
+  Result<void> start_server(const std::string& model);
+  Result<model::Weights> read_weights();
+  Result<void> make_model(model::Weights weights);
+  Result<void> start_engine();
+  void announce_ready();
+
+  const Values& values_;
+  std::filesystem::path folder_;
+  std::string served_name_;
+  ModelSettings settings_;
+  int64_t max_model_len_ = 0;
+  std::shared_ptr<const text::Tokenizer> tokenizer_;
+  std::shared_ptr<const text::ChatTemplate> chat_template_;
+
+  Metrics metrics_;
+  SteadyClock clock_;
+  std::unique_ptr<server::Server> server_;
+  std::unique_ptr<ThreadPool> pool_;
+  std::unique_ptr<parallel::Comm> comm_;
+  std::unique_ptr<model::StepModel> model_;
+  std::unique_ptr<engine::Engine> engine_;
+  std::jthread engine_thread_;
+};
+
+// `m2 serve`: its command, for parsing and help.
+const Command& serve_command();
+
+}  // namespace m2::app
