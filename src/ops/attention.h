@@ -8,9 +8,10 @@
 namespace m2::ops {
 
 // Causal softmax attention over the paged cache, scale head_dim^-0.5; q head j reads KV head
-// j / (q_heads / kv_heads). Softmax in FP32. A token at position p sees positions 0..p, all of them
-// already stored. Positions are summed in tiles of a fixed size from position 0, so that a token's
-// result does not depend on its batch or on how its prompt was chunked (CPU always).
+// j / (q_heads / kv_heads). head_dim is a multiple of 16 up to kMaxHeadDim. Softmax in FP32. A
+// token at position p sees positions 0..p, all of them already stored. Positions are summed in
+// tiles of a fixed size from position 0, so that a token's result does not depend on its batch or
+// on how its prompt was chunked (CPU always).
 //   q    f32 | bf16 [T, q_heads * head_dim]; rows may be strided (the q part of qkv)
 //   out  f32 | bf16 [T, q_heads * head_dim]
 void paged_attention(const Exec& exec, Tensor q, const KvCache& cache, const BatchLayout& layout,

@@ -14,7 +14,8 @@ struct Experts {
   Tensor w1_scale;  // f32 [E, ceil, ceil(H / 128)]; row index (first_inner + i) / 128 - scale_row
   Tensor w3_scale;  // as w1_scale
   Tensor w2;        // [E, H, I]
-  Tensor w2_scale;  // f32 [E, ceil(H / 128), ceil]; column index (first_inner + i) / 128 - scale_row
+  Tensor
+      w2_scale;  // f32 [E, ceil(H / 128), ceil]; column index (first_inner + i) / 128 - scale_row
   int64_t first_expert = 0;
   int64_t first_inner = 0;
   int64_t scale_row = 0;  // first 128-block of the inner axis that the scale tensors hold

@@ -12,9 +12,9 @@ namespace m2::ops {
 // an axis may be ragged): W[r, c] = float(weight[r, c]) * scale[(first_row + r) / 128,
 // (first_column + c) / 128]. A slice that begins or ends inside a block thus keeps its scales.
 struct Linear {
-  Tensor weight;             // f8_e4m3 | bf16 | f16 | f32 [N, K]
-  Tensor scale;              // f32, for f8_e4m3 only; otherwise empty
-  int64_t first_row = 0;     // of this slice in the matrix that `scale` covers
+  Tensor weight;          // f8_e4m3 | bf16 | f16 | f32 [N, K]
+  Tensor scale;           // f32, for f8_e4m3 only; otherwise empty
+  int64_t first_row = 0;  // of this slice in the matrix that `scale` covers
   int64_t first_column = 0;
 };
 

@@ -5,8 +5,8 @@
 
 namespace m2::ops {
 
-// Root-mean-square norm of each row (model.md 6): out = weight * x / sqrt(mean(x^2) + eps), the mean
-// in FP32 over the row, one rounding at the end.
+// Root-mean-square norm of each row (model.md 6): out = weight * x / sqrt(mean(x^2) + eps), the
+// mean in FP32 over the row, one rounding at the end.
 //   x, out  f32 | bf16 [T, H], the same dtype; out may be x
 //   weight  bf16 | f32 [H]
 void rms_norm(const Exec& exec, Tensor x, Tensor weight, float eps, Tensor out);

@@ -6,6 +6,9 @@
 
 namespace m2::ops {
 
+// Largest head_dim that the operations accept.
+constexpr int64_t kMaxHeadDim = 256;
+
 // Where q, k and v lie in one token's row of the qkv product, and the head geometry.
 struct HeadShape {
   int64_t q_heads;
@@ -36,5 +39,8 @@ void qk_sum_squares(const Exec& exec, Tensor qkv, const HeadShape& heads, Tensor
 void qk_norm_rope_store(const Exec& exec, Tensor qkv, Tensor sums, Tensor q_norm, Tensor k_norm,
                         int64_t full_q, int64_t full_k, float eps, Tensor angles, Tensor slots,
                         const HeadShape& heads, const KvCache& cache);
+
+// Fails unless the cache has the heads' shape: bf16 [blocks, kv_heads, block_size, head_dim].
+void check_cache(const KvCache& cache, const HeadShape& heads);
 
 }  // namespace m2::ops

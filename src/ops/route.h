@@ -5,12 +5,15 @@
 
 namespace m2::ops {
 
+constexpr int64_t kMaxTopExperts = 32;
+constexpr int64_t kMaxRoutedExperts = 4096;
+
 // Chooses experts (model.md 6.8), FP32 end to end: s = sigmoid(x gate^T); the `top` largest of
 // s + bias, ties to the lower id; weight = s / sum of the chosen s (divisor 1 if that sum is <= 0).
 // Chosen experts are written in ascending order of id, so that summing them is one fixed order.
 //   x        f32 | bf16 [T, H]
 //   gate     f32 [E, H], bias f32 [E]
-//   ids      i32 [T, top], weights f32 [T, top]; 1 <= top <= 32, top <= E
+//   ids      i32 [T, top], weights f32 [T, top]; 1 <= top <= 32, top <= E <= 4096
 void route(const Exec& exec, Tensor x, Tensor gate, Tensor bias, Tensor ids, Tensor weights);
 
 }  // namespace m2::ops

@@ -1,0 +1,55 @@
+#include "ops/linear.h"
+
+#include "ops/check_tensor.h"
+#include "ops/cpu/ops_cpu.h"
+#include "ops/cuda/ops_cuda.h"
+
+namespace m2::ops {
+namespace {
+
+constexpr int64_t kScaleBlock = 128;
+
+int64_t blocks(int64_t end) {
+  return (end + kScaleBlock - 1) / kScaleBlock;
+}
+
+void check_weight(const Linear& linear, int64_t columns) {
+  const Tensor& weight = linear.weight;
+  check_tensor("weight", weight, {DType::f8_e4m3, DType::bf16, DType::f16, DType::f32},
+               {weight.size(0), columns});
+  check_dense("weight", weight);
+  if (weight.dtype() != DType::f8_e4m3) {
+    M2_CHECK(linear.scale.empty(), "{} weights have no scales", name_of(weight.dtype()));
+    return;
+  }
+  M2_CHECK(linear.first_row >= 0 && linear.first_column >= 0);
+  const Tensor& scale = linear.scale;
+  M2_CHECK(scale.dtype() == DType::f32 && scale.rank() == 2 && scale.dense() &&
+               scale.size(0) >= blocks(linear.first_row + weight.size(0)) &&
+               scale.size(1) >= blocks(linear.first_column + columns),
+           "scale {} of weight {} at row {}, column {}", scale.describe(), weight.describe(),
+           linear.first_row, linear.first_column);
+}
+
+}  // namespace
+
+void linear(const Exec& exec, Tensor x, const Linear& weight, Tensor out) {
+  linear(exec, x, std::span(&weight, 1), out);
+}
+
+void linear(const Exec& exec, Tensor x, std::span<const Linear> weights, Tensor out) {
+  M2_CHECK(x.rank() == 2 && x.size(1) > 0, "x is {}", x.describe());
+  check_tensor("x", x, {DType::f32, DType::bf16}, {x.size(0), x.size(1)});
+  int64_t rows = 0;
+  for (const Linear& weight : weights) {
+    M2_CHECK(weight.weight.rank() == 2, "weight is {}", weight.weight.describe());
+    check_weight(weight, x.size(1));
+    rows += weight.weight.size(0);
+  }
+  check_tensor("out", out, {DType::f32, DType::bf16}, {x.size(0), rows});
+  if (x.size(0) == 0 || rows == 0) return;
+  if (exec.device.kind == DeviceKind::cuda) return cuda::linear(exec, x, weights, out);
+  cpu::linear(exec, x, weights, out);
+}
+
+}  // namespace m2::ops

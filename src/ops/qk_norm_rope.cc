@@ -1,0 +1,74 @@
+#include "ops/qk_norm_rope.h"
+
+#include "ops/check_tensor.h"
+#include "ops/cpu/ops_cpu.h"
+#include "ops/cuda/ops_cuda.h"
+
+namespace m2::ops {
+namespace {
+
+void check_heads(const HeadShape& heads) {
+  M2_CHECK(heads.q_heads > 0 && heads.kv_heads > 0 && heads.head_dim > 0 &&
+               heads.head_dim <= kMaxHeadDim && heads.rotary_dim >= 0 &&
+               heads.rotary_dim <= heads.head_dim && heads.rotary_dim % 2 == 0,
+           "{} q heads, {} kv heads of {}, rotary {}", heads.q_heads, heads.kv_heads,
+           heads.head_dim, heads.rotary_dim);
+}
+
+void check_qkv(const Tensor& qkv, const HeadShape& heads) {
+  check_heads(heads);
+  M2_CHECK(qkv.rank() == 2, "qkv is {}", qkv.describe());
+  check_tensor("qkv", qkv, {DType::f32, DType::bf16},
+               {qkv.size(0), (heads.q_heads + 2 * heads.kv_heads) * heads.head_dim});
+}
+
+}  // namespace
+
+void rope_angles(const Exec& exec, Tensor positions, float theta, Tensor out) {
+  M2_CHECK(positions.rank() == 1 && out.rank() == 2 && out.size(1) % 2 == 0);
+  check_tensor("positions", positions, {DType::i32}, {positions.size(0)});
+  check_tensor("out", out, {DType::f32}, {positions.size(0), out.size(1)});
+  check_dense("out", out);
+  if (positions.size(0) == 0) return;
+  if (exec.device.kind == DeviceKind::cuda) return cuda::rope_angles(exec, positions, theta, out);
+  cpu::rope_angles(exec, positions, theta, out);
+}
+
+void qk_sum_squares(const Exec& exec, Tensor qkv, const HeadShape& heads, Tensor sums) {
+  check_qkv(qkv, heads);
+  check_tensor("sums", sums, {DType::f32}, {qkv.size(0), 2});
+  check_dense("sums", sums);
+  if (qkv.size(0) == 0) return;
+  if (exec.device.kind == DeviceKind::cuda) return cuda::qk_sum_squares(exec, qkv, heads, sums);
+  cpu::qk_sum_squares(exec, qkv, heads, sums);
+}
+
+void qk_norm_rope_store(const Exec& exec, Tensor qkv, Tensor sums, Tensor q_norm, Tensor k_norm,
+                        int64_t full_q, int64_t full_k, float eps, Tensor angles, Tensor slots,
+                        const HeadShape& heads, const KvCache& cache) {
+  check_qkv(qkv, heads);
+  const int64_t tokens = qkv.size(0);
+  check_tensor("sums", sums, {DType::f32}, {tokens, 2});
+  check_tensor("q_norm", q_norm, {DType::bf16, DType::f32}, {heads.q_heads * heads.head_dim});
+  check_tensor("k_norm", k_norm, {DType::bf16, DType::f32}, {heads.kv_heads * heads.head_dim});
+  check_tensor("angles", angles, {DType::f32}, {tokens, heads.rotary_dim});
+  check_tensor("slots", slots, {DType::i32}, {tokens});
+  M2_CHECK(full_q > 0 && full_k > 0);
+  check_cache(cache, heads);
+  if (tokens == 0) return;
+  if (exec.device.kind == DeviceKind::cuda) {
+    return cuda::qk_norm_rope_store(exec, qkv, sums, q_norm, k_norm, full_q, full_k, eps, angles,
+                                    slots, heads, cache);
+  }
+  cpu::qk_norm_rope_store(exec, qkv, sums, q_norm, k_norm, full_q, full_k, eps, angles, slots,
+                          heads, cache);
+}
+
+void check_cache(const KvCache& cache, const HeadShape& heads) {
+  M2_CHECK(cache.k.rank() == 4, "k cache is {}", cache.k.describe());
+  for (const Tensor& tensor : {cache.k, cache.v})
+    check_tensor("cache", tensor, {DType::bf16},
+                 {cache.k.size(0), heads.kv_heads, cache.k.size(2), heads.head_dim});
+}
+
+}  // namespace m2::ops

@@ -1,0 +1,27 @@
+#include "ops/route.h"
+
+#include "ops/check_tensor.h"
+#include "ops/cpu/ops_cpu.h"
+#include "ops/cuda/ops_cuda.h"
+
+namespace m2::ops {
+
+void route(const Exec& exec, Tensor x, Tensor gate, Tensor bias, Tensor ids, Tensor weights) {
+  M2_CHECK(x.rank() == 2 && gate.rank() == 2 && ids.rank() == 2 && x.size(1) > 0);
+  const int64_t tokens = x.size(0);
+  const int64_t top = ids.size(1);
+  check_tensor("x", x, {DType::f32, DType::bf16}, {tokens, x.size(1)});
+  check_tensor("gate", gate, {DType::f32}, {gate.size(0), x.size(1)});
+  check_tensor("bias", bias, {DType::f32}, {gate.size(0)});
+  check_tensor("ids", ids, {DType::i32}, {tokens, top});
+  check_tensor("weights", weights, {DType::f32}, {tokens, top});
+  for (const Tensor& tensor : {gate, ids, weights}) check_dense("gate, ids or weights", tensor);
+  M2_CHECK(
+      top >= 1 && top <= kMaxTopExperts && top <= gate.size(0) && gate.size(0) <= kMaxRoutedExperts,
+      "{} of {} experts", top, gate.size(0));
+  if (tokens == 0) return;
+  if (exec.device.kind == DeviceKind::cuda) return cuda::route(exec, x, gate, bias, ids, weights);
+  cpu::route(exec, x, gate, bias, ids, weights);
+}
+
+}  // namespace m2::ops
