@@ -7,20 +7,19 @@
 #include <fstream>
 
 #include "base/check.h"
+#include "tensor/cuda_device.h"
 
 namespace m2 {
 namespace {
 
 constexpr int64_t kHugePage = 2 << 20;
 
-void require_cpu(Device device) {
-  M2_CHECK(device.kind == DeviceKind::cpu, "this build has no GPU support");
-}
+bool on_gpu(Device device) { return device.kind == DeviceKind::cuda; }
 
 }  // namespace
 
 void* device_allocate(Device device, int64_t bytes) {
-  require_cpu(device);
+  if (on_gpu(device)) return cuda_device::allocate(device, bytes);
   const bool large = bytes >= 4 * kHugePage;
   const int64_t alignment = large ? kHugePage : 64;
   const int64_t rounded = (bytes + alignment - 1) / alignment * alignment;
@@ -31,24 +30,26 @@ void* device_allocate(Device device, int64_t bytes) {
 }
 
 void device_free(Device device, void* memory) {
-  require_cpu(device);
+  if (on_gpu(device)) return cuda_device::free(device, memory);
   std::free(memory);
 }
 
 void copy_to_device(const Exec& exec, void* to, const void* from_host, int64_t bytes) {
-  require_cpu(exec.device);
+  if (on_gpu(exec.device)) return cuda_device::copy_to_device(exec, to, from_host, bytes);
   std::memcpy(to, from_host, static_cast<size_t>(bytes));
 }
 
 void copy_to_host(const Exec& exec, void* to_host, const void* from, int64_t bytes) {
-  require_cpu(exec.device);
+  if (on_gpu(exec.device)) return cuda_device::copy_to_host(exec, to_host, from, bytes);
   std::memcpy(to_host, from, static_cast<size_t>(bytes));
 }
 
-void synchronize(const Exec& exec) { require_cpu(exec.device); }
+void synchronize(const Exec& exec) {
+  if (on_gpu(exec.device)) cuda_device::synchronize(exec);
+}
 
 std::string describe_device(Device device) {
-  require_cpu(device);
+  if (on_gpu(device)) return cuda_device::describe(device);
   std::ifstream info("/proc/cpuinfo");
   std::string line;
   while (std::getline(info, line)) {

@@ -20,6 +20,10 @@ struct Exec {
   Device device;
   ThreadPool* pool = nullptr;  // cpu: the threads to use; never null there
   void* stream = nullptr;      // cuda: a cudaStream_t
+  // cuda: device memory for the operation that runs on `stream` now (attention's partial results,
+  // ops/cuda/attention/plan.h says how much); its contents belong to nobody between operations.
+  void* workspace = nullptr;
+  int64_t workspace_bytes = 0;
 };
 
 // Memory of a device. CPU memory is 64-byte aligned, and large blocks ask for huge pages.

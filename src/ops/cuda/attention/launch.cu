@@ -1,0 +1,96 @@
+#include "ops/cuda/attention/launch.h"
+
+#include "ops/cuda/attention/sm80_prefill.cuh"
+
+namespace m2::ops::cuda {
+namespace {
+
+constexpr int kAnyWarps = 4;
+constexpr int kAnyMaxDim = 256;
+
+// Any head size, block size and dtype: one block a (token, q head); warps take every fourth
+// position, lanes the dims. Bytes: T ctx kv 2 dim, read again by every q head. Bound: instructions.
+__global__ void __launch_bounds__(kAnyWarps* kWarp) attention_any(AttentionArgs args) {
+  __shared__ float values[kAnyWarps][kAnyMaxDim];
+  __shared__ float stats[kAnyWarps][2];
+  wait_for_previous();
+  let_next_start();
+  constexpr int kEach = kAnyMaxDim / kWarp;
+  const int token = blockIdx.x, head = blockIdx.y, dim = args.heads.dim;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  int sequence = 0;
+  while (args.query_starts[sequence + 1] <= token) ++sequence;
+  const int seen = args.context_lens[sequence] - (args.query_starts[sequence + 1] - token) + 1;
+  const int kv_head = head / (args.heads.q / args.heads.kv);
+  const int32_t* table = args.block_tables + sequence * args.table_stride;
+  const auto* keys = static_cast<const __nv_bfloat16*>(args.cache.k);
+  const auto* vals = static_cast<const __nv_bfloat16*>(args.cache.v);
+  const int64_t query = token * args.q.stride + static_cast<int64_t>(head) * dim;
+
+  float largest = -INFINITY, sum = 0.0f, value[kEach] = {};
+  for (int position = warp; position < seen; position += kAnyWarps) {
+    const int64_t block = table[position / args.cache.block_size];
+    const int64_t row = ((block * args.heads.kv + kv_head) * args.cache.block_size +
+                         position % args.cache.block_size) *
+                        dim;
+    float logit = 0.0f;
+    for (int c = lane; c < dim; c += kWarp)
+      logit = fmaf(load_number(args.q.data, args.q.dtype, query + c), to_float(keys[row + c]), logit);
+    logit = warp_sum(logit) * args.scale * kLog2E;
+    const float top = fmaxf(largest, logit);
+    const float factor = exp2f(largest - top), weight = exp2f(logit - top);
+    largest = top;
+    sum = sum * factor + weight;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i)
+      if (lane + i * kWarp < dim)
+        value[i] = fmaf(value[i], factor, weight * to_float(vals[row + lane + i * kWarp]));
+  }
+#pragma unroll
+  for (int i = 0; i < kEach; ++i)
+    if (lane + i * kWarp < dim) values[warp][lane + i * kWarp] = value[i];
+  if (lane == 0) {
+    stats[warp][0] = largest;
+    stats[warp][1] = sum;
+  }
+  __syncthreads();
+  float top = stats[0][0];
+  for (int w = 1; w < kAnyWarps; ++w) top = fmaxf(top, stats[w][0]);
+  float total = 0.0f;
+  for (int w = 0; w < kAnyWarps; ++w) total += stats[w][1] * exp2f(stats[w][0] - top);
+  for (int c = threadIdx.x; c < dim; c += blockDim.x) {
+    float joined = 0.0f;
+    for (int w = 0; w < kAnyWarps; ++w) joined += values[w][c] * exp2f(stats[w][0] - top);
+    store_number(args.out.data, args.out.dtype,
+                 token * args.out.stride + static_cast<int64_t>(head) * dim + c, joined / total);
+  }
+}
+
+}  // namespace
+
+void launch_attention(void* stream, const AttentionPlan& plan, const AttentionArgs& args) {
+  const auto tokens = static_cast<unsigned>(args.q.rows);
+  const auto sequences = static_cast<unsigned>(args.sequences);
+  const auto q_heads = static_cast<unsigned>(args.heads.q);
+  if (tokens == 0) return;
+  if (!plan.matrix_units) {
+    if (args.heads.dim > kAnyMaxDim) cuda_failed("attention", "heads wider than 256");
+    launch(stream, attention_any, {dim3(tokens, q_heads), dim3(kAnyWarps * kWarp)}, args);
+    return;
+  }
+  if (plan.prefill) {
+    LaunchShape shape{dim3(tokens / kQueries + sequences, q_heads), dim3(kPrefillWarps * kWarp)};
+    shape.shared_bytes = kPrefillShared;
+    launch(stream, sm80_attention_prefill, shape, args);
+  }
+  if (plan.decode) {
+    launch(stream, sm80_attention_decode,
+           {dim3(static_cast<unsigned>(plan.splits), static_cast<unsigned>(args.heads.kv), sequences),
+            dim3(kDecodeWarps * kWarp)},
+           args);
+    if (plan.splits > 1)
+      launch(stream, sm80_attention_join, {dim3(q_heads, sequences), dim3(kDim)}, args);
+  }
+}
+
+}  // namespace m2::ops::cuda

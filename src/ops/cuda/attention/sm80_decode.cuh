@@ -1,0 +1,244 @@
+#pragma once
+
+#include "ops/cuda/attention/launch.h"
+#include "ops/cuda/mma.cuh"
+
+namespace m2::ops::cuda {
+
+constexpr int kDecodeWarps = 4;
+constexpr int kDim = 128;
+constexpr float kLog2E = 1.4426950408889634f;
+
+// b^T of an 8x8 matrix of 16-bit numbers whose row g lies in lanes 4 g .. 4 g + 3.
+__device__ __forceinline__ uint32_t transpose8x8(uint32_t rows) {
+  uint32_t columns = 0;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(columns) : "r"(rows));
+#endif
+  return columns;
+}
+
+__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return reinterpret_cast<const uint32_t&>(pair);
+}
+
+// Keys and values of one page of one KV head, as a lane holds them: K rows g and g + 8, a quarter of
+// the 16-byte pieces each; V rows 2t, 2t+1, 2t+8, 2t+9, dims 8g.. and 64 + 8g...
+struct PageRegisters {
+  uint4 upper[4], lower[4];
+  uint4 v[4][2];
+
+  __device__ __forceinline__ void load(const Cache& cache, int64_t page, int kv_heads, int head) {
+    const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
+    const int64_t begin = (page * kv_heads + head) * (kPage * kDim * 2);
+    const auto* k = static_cast<const uint8_t*>(cache.k) + begin + t * 16;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      upper[j] = load_written(k + g * 256 + j * 64);
+      lower[j] = load_written(k + (g + 8) * 256 + j * 64);
+    }
+    const auto* values = static_cast<const uint8_t*>(cache.v) + begin + g * 16;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = 2 * t + i % 2 + i / 2 * 8;
+      v[i][0] = load_written(values + row * 256);
+      v[i][1] = load_written(values + row * 256 + 128);
+    }
+  }
+  // Rows from `valid` on hold nothing that may be looked at, not even times zero.
+  __device__ __forceinline__ void clear_values_from(int valid) {
+    const int t = threadIdx.x % 4;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (2 * t + i % 2 + i / 2 * 8 >= valid) v[i][0] = v[i][1] = uint4{};
+  }
+};
+
+__device__ __forceinline__ uint32_t word(const uint4& value, int i) {
+  return i == 0 ? value.x : i == 1 ? value.y : i == 2 ? value.z : value.w;
+}
+
+// Running softmax of one warp: for heads 2t and 2t+1 the largest logit (base 2), the sum of the
+// weights (this lane's keys only), and the weighted sum of V, transposed: tile m, register r holds
+// dim of (m, g + r / 2 * 8), head 2t + r % 2.
+struct Running {
+  float largest[2] = {-INFINITY, -INFINITY};
+  float sum[2] = {};
+  float values[8][4] = {};
+};
+
+// Dim that row `row` (0..15) of tile m stands for: lanes own dims 8g + i and 64 + 8g + i.
+__device__ __forceinline__ int dim_of(int m, int row) { return row / 8 * 64 + row % 8 * 8 + m; }
+
+// One page: logits of its 16 keys for up to 8 heads on the matrix units, keys standing on the 16-row
+// side, then the weighted values with dims on that side. Nothing passes through shared memory.
+__device__ __forceinline__ void attend_page(const PageRegisters& page, const uint32_t (&q)[8][2],
+                                            int valid, float log2_scale, Running& state) {
+  const int g = threadIdx.x % kWarp / 4;
+  float logits[4] = {};
+#pragma unroll
+  for (int step = 0; step < 8; ++step) {
+    const uint32_t a[4] = {word(page.upper[step / 2], step % 2 * 2),
+                           word(page.lower[step / 2], step % 2 * 2),
+                           word(page.upper[step / 2], step % 2 * 2 + 1),
+                           word(page.lower[step / 2], step % 2 * 2 + 1)};
+    mma_bf16(logits, a, q[step][0], q[step][1]);
+  }
+  float factor[2];
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    float& upper = logits[h];
+    float& lower = logits[2 + h];
+    upper = g < valid ? upper * log2_scale : -INFINITY;
+    lower = g + 8 < valid ? lower * log2_scale : -INFINITY;
+    float largest = fmaxf(upper, lower);
+#pragma unroll
+    for (int offset = 4; offset < kWarp; offset *= 2)
+      largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, offset));
+    largest = fmaxf(largest, state.largest[h]);
+    factor[h] = exp2f(state.largest[h] - largest);  // a page has a valid key, so not inf - inf
+    state.largest[h] = largest;
+    upper = exp2f(upper - largest);
+    lower = exp2f(lower - largest);
+    state.sum[h] = state.sum[h] * factor[h] + (upper + lower);
+  }
+  const uint32_t b0 = transpose8x8(pack_bf16(logits[0], logits[1]));
+  const uint32_t b1 = transpose8x8(pack_bf16(logits[2], logits[3]));
+#pragma unroll
+  for (int m = 0; m < 8; ++m) {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) state.values[m][r] *= factor[r % 2];
+    const uint32_t select = m % 2 ? 0x7632 : 0x5410;
+    const uint32_t a[4] = {
+        __byte_perm(word(page.v[0][0], m / 2), word(page.v[1][0], m / 2), select),
+        __byte_perm(word(page.v[0][1], m / 2), word(page.v[1][1], m / 2), select),
+        __byte_perm(word(page.v[2][0], m / 2), word(page.v[3][0], m / 2), select),
+        __byte_perm(word(page.v[2][1], m / 2), word(page.v[3][1], m / 2), select)};
+    mma_bf16(state.values[m], a, b0, b1);
+  }
+}
+
+// Decoded tokens (sequences with one token in this step): one block a (part of the context, KV head,
+// sequence), the KV head's q heads packed as mma's 8 columns. Each warp takes every fourth page.
+// Parts, pages and their order depend on the token's own context alone.
+// Bytes: S ctx kv 2 * 256, FLOPs: 4 S ctx q 128. Bound: bandwidth of memory.
+__global__ void __launch_bounds__(kDecodeWarps* kWarp, 4) sm80_attention_decode(AttentionArgs args) {
+  __shared__ float values[kDecodeWarps][8][kDim + 4];
+  __shared__ float stats[kDecodeWarps][2][8];
+  wait_for_previous();
+  let_next_start();
+  const int part = blockIdx.x, head = blockIdx.y, sequence = blockIdx.z;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, g = lane / 4, t = lane % 4;
+  const int token = args.query_starts[sequence];
+  if (args.query_starts[sequence + 1] - token != 1) return;
+  const int context = args.context_lens[sequence];
+  const int pages = (context + kPage - 1) / kPage;
+  const int each = args.splits == 1 ? pages : pages_per_split(pages);
+  const int begin = part * each, end = min(pages, begin + each);
+  if (begin >= end) return;
+
+  const int group = args.heads.q / args.heads.kv;
+  uint32_t q[8][2] = {};
+  if (g < group) {
+    const auto* row = static_cast<const uint8_t*>(args.q.data) +
+                      (token * args.q.stride + (head * group + g) * kDim) * 2 + t * 16;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const uint4 piece = *reinterpret_cast<const uint4*>(row + j * 64);
+      q[2 * j][0] = piece.x;
+      q[2 * j][1] = piece.y;
+      q[2 * j + 1][0] = piece.z;
+      q[2 * j + 1][1] = piece.w;
+    }
+  }
+
+  Running state;
+  const int32_t* table = args.block_tables + sequence * args.table_stride;
+  for (int base = begin + warp; base < end; base += kDecodeWarps * kWarp) {
+    const int mine = base + lane * kDecodeWarps;
+    const int page_id = mine < end ? table[mine] : 0;
+    for (int i = 0; i < kWarp; ++i) {
+      const int page = base + i * kDecodeWarps;
+      if (page >= end) break;
+      PageRegisters registers;
+      registers.load(args.cache, __shfl_sync(~0u, page_id, i), args.heads.kv, head);
+      const int valid = context - page * kPage;
+      if (valid < kPage) registers.clear_values_from(valid);
+      attend_page(registers, q, valid, args.scale * kLog2E, state);
+    }
+  }
+
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+#pragma unroll
+    for (int offset = 4; offset < kWarp; offset *= 2)
+      state.sum[h] += __shfl_xor_sync(~0u, state.sum[h], offset);
+    if (g == 0) {
+      stats[warp][0][2 * t + h] = state.largest[h];
+      stats[warp][1][2 * t + h] = state.sum[h];
+    }
+  }
+#pragma unroll
+  for (int m = 0; m < 8; ++m)
+#pragma unroll
+    for (int r = 0; r < 4; ++r)
+      values[warp][2 * t + r % 2][dim_of(m, g + r / 2 * 8)] = state.values[m][r];
+  __syncthreads();
+
+  const int dim = threadIdx.x;
+  static_assert(kDecodeWarps * kWarp == kDim, "a thread a dim");
+  for (int h = 0; h < group; ++h) {
+    float largest = stats[0][0][h];
+    for (int w = 1; w < kDecodeWarps; ++w) largest = fmaxf(largest, stats[w][0][h]);
+    float sum = 0.0f, value = 0.0f;
+    for (int w = 0; w < kDecodeWarps; ++w) {
+      const float factor = exp2f(stats[w][0][h] - largest);  // 0 for a warp without pages
+      sum = fmaf(stats[w][1][h], factor, sum);
+      value = fmaf(values[w][h][dim], factor, value);
+    }
+    const int q_head = head * group + h;
+    if (each >= pages) {
+      store_number(args.out.data, args.out.dtype, token * args.out.stride + q_head * kDim + dim,
+                   value / sum);
+      continue;
+    }
+    const int64_t cell =
+        (static_cast<int64_t>(sequence) * args.heads.q + q_head) * args.splits + part;
+    args.workspace[cell * kDim + dim] = value;
+    if (dim < 2) {
+      float* totals = args.workspace +
+                      static_cast<int64_t>(args.sequences) * args.heads.q * args.splits * kDim;
+      totals[cell * 2 + dim] = dim ? sum : largest;
+    }
+  }
+}
+
+// Joins the parts of one token and q head, first to last. Bytes: parts * 130 * 4 a head.
+__global__ void __launch_bounds__(kDim) sm80_attention_join(AttentionArgs args) {
+  wait_for_previous();
+  let_next_start();
+  const int q_head = blockIdx.x, sequence = blockIdx.y, dim = threadIdx.x;
+  const int token = args.query_starts[sequence];
+  if (args.query_starts[sequence + 1] - token != 1) return;
+  const int pages = (args.context_lens[sequence] + kPage - 1) / kPage;
+  const int each = pages_per_split(pages);
+  if (each >= pages) return;  // written by its only part
+  const int parts = (pages + each - 1) / each;
+  const int64_t cell = (static_cast<int64_t>(sequence) * args.heads.q + q_head) * args.splits;
+  const float* totals = args.workspace +
+                        static_cast<int64_t>(args.sequences) * args.heads.q * args.splits * kDim +
+                        cell * 2;
+  float largest = totals[0];
+  for (int i = 1; i < parts; ++i) largest = fmaxf(largest, totals[2 * i]);
+  float sum = 0.0f, value = 0.0f;
+  for (int i = 0; i < parts; ++i) {
+    const float factor = exp2f(totals[2 * i] - largest);
+    sum = fmaf(totals[2 * i + 1], factor, sum);
+    value = fmaf(args.workspace[(cell + i) * kDim + dim], factor, value);
+  }
+  store_number(args.out.data, args.out.dtype, token * args.out.stride + q_head * kDim + dim,
+               value / sum);
+}
+
+}  // namespace m2::ops::cuda

@@ -1,0 +1,285 @@
+// From tensors to what nvcc compiled: each operation checks what its kernels rely on beyond the
+// operation's own contract, chooses a form by its plan, and launches.
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+
+#include "ops/cuda/attention/launch.h"
+#include "ops/cuda/experts/launch.h"
+#include "ops/cuda/kernels.h"
+#include "ops/cuda/linear/launch.h"
+#include "ops/cuda/ops_cuda.h"
+
+namespace m2::ops::cuda {
+
+void cuda_failed(const char* what, const char* error) {
+  M2_CHECK(false, "CUDA: {}: {}", what, error);
+  std::abort();
+}
+
+namespace {
+
+int compute_major() {
+  static const int major = [] {
+    int device = 0, value = 0;
+    const cudaError_t status = cudaGetDevice(&device);
+    if (status != cudaSuccess) cuda_failed("asking for the GPU", cudaGetErrorString(status));
+    cudaDeviceGetAttribute(&value, cudaDevAttrComputeCapabilityMajor, device);
+    return value;
+  }();
+  return major;
+}
+
+Matrix matrix(const Tensor& tensor) {
+  return {tensor.data(), tensor.dtype(), tensor.size(0), tensor.elements() / std::max<int64_t>(1, tensor.size(0)),
+          tensor.row_stride()};
+}
+
+Heads heads_of(const HeadShape& heads) {
+  return {static_cast<int>(heads.q_heads), static_cast<int>(heads.kv_heads),
+          static_cast<int>(heads.head_dim), static_cast<int>(heads.rotary_dim)};
+}
+
+Cache cache_of(const KvCache& cache) {
+  M2_CHECK(cache.k.dtype() == DType::bf16 && cache.v.dtype() == DType::bf16,
+           "KV cache of {} and {}", cache.k.describe(), cache.v.describe());
+  return {cache.k.data(), cache.v.data(), static_cast<int>(cache.k.size(2))};
+}
+
+bool aligned16(const void* data, int64_t stride, DType dtype) {
+  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride * size_of(dtype) % 16 == 0;
+}
+
+}  // namespace
+
+void embed(const Exec& exec, Tensor ids, Tensor table, int64_t first_id, Tensor out) {
+  launch_embed(exec.stream, ids.as<int32_t>(), matrix(table), first_id, matrix(out));
+}
+
+void gather_rows(const Exec& exec, Tensor x, Tensor rows, Tensor out) {
+  launch_gather_rows(exec.stream, matrix(x), rows.as<int32_t>(), matrix(out));
+}
+
+void rms_norm(const Exec& exec, Tensor x, Tensor weight, float eps, Tensor out) {
+  launch_rms_norm(exec.stream, matrix(x), {}, weight.data(), weight.dtype(), eps, matrix(out));
+}
+
+void add_rms_norm(const Exec& exec, Tensor residual, Tensor delta, Tensor weight, float eps,
+                  Tensor out) {
+  launch_rms_norm(exec.stream, matrix(residual), matrix(delta), weight.data(), weight.dtype(), eps,
+                  matrix(out));
+}
+
+void rope_angles(const Exec& exec, Tensor positions, float theta, Tensor out) {
+  launch_rope_angles(exec.stream, positions.as<int32_t>(), out.size(0),
+                     static_cast<int>(out.size(1)), theta, out.as<float>());
+}
+
+void qk_sum_squares(const Exec& exec, Tensor qkv, const HeadShape& heads, Tensor sums) {
+  launch_qk_sum_squares(exec.stream, matrix(qkv), heads_of(heads), sums.as<float>());
+}
+
+void qk_norm_rope_store(const Exec& exec, Tensor qkv, Tensor sums, Tensor q_norm, Tensor k_norm,
+                        int64_t full_q, int64_t full_k, float eps, Tensor angles, Tensor slots,
+                        const HeadShape& heads, const KvCache& cache) {
+  QkNormRope args;
+  args.qkv = matrix(qkv);
+  args.sums = sums.as<float>();
+  args.q_norm = q_norm.data();
+  args.k_norm = k_norm.data();
+  args.q_norm_dtype = q_norm.dtype();
+  args.k_norm_dtype = k_norm.dtype();
+  args.full_q = full_q;
+  args.full_k = full_k;
+  args.eps = eps;
+  args.angles = angles.as<float>();
+  args.slots = slots.as<int32_t>();
+  args.heads = heads_of(heads);
+  args.cache = cache_of(cache);
+  launch_qk_norm_rope(exec.stream, args);
+}
+
+void route(const Exec& exec, Tensor x, Tensor gate, Tensor bias, Tensor ids, Tensor weights) {
+  Route args;
+  args.x = matrix(x);
+  args.gate = gate.as<float>();
+  args.bias = bias.as<float>();
+  args.experts = static_cast<int>(gate.size(0));
+  args.top = static_cast<int>(ids.size(1));
+  args.ids = ids.as<int32_t>();
+  args.weights = weights.as<float>();
+  launch_route(exec.stream, args);
+}
+
+// --- linear ------------------------------------------------------------------------------------
+
+namespace {
+
+// The scale row of a part may be addressed from the matrix's first block on, whatever the slice.
+LinearPart part_of(const Linear& weight, int64_t out_begin, int64_t tile_begin) {
+  LinearPart part;
+  part.weight = weight.weight.data();
+  part.weight_stride = weight.weight.row_stride();
+  const bool scaled = !weight.scale.empty();
+  part.scale = scaled ? weight.scale.as<float>() : nullptr;
+  part.scale_stride = scaled ? weight.scale.row_stride() : 0;
+  part.first_row = static_cast<int>(weight.first_row);
+  part.first_column = static_cast<int>(weight.first_column);
+  part.rows = static_cast<int>(weight.weight.size(0));
+  part.out_begin = static_cast<int>(out_begin);
+  part.tile_begin = static_cast<int>(tile_begin);
+  return part;
+}
+
+void linear_parts(const Exec& exec, Tensor x, std::span<const Linear> weights, Tensor out) {
+  LinearArgs args = {};
+  args.x = matrix(x);
+  args.out = matrix(out);
+  args.weight_dtype = weights[0].weight.dtype();
+  LinearShape shape;
+  shape.tokens = x.size(0);
+  shape.columns = x.size(1);
+  shape.x = x.dtype();
+  shape.weight = args.weight_dtype;
+  shape.aligned = aligned16(x.data(), x.row_stride(), x.dtype());
+  shape.compute_major = compute_major();
+  int64_t tiles = 0;
+  for (const Linear& weight : weights) {
+    M2_CHECK(weight.weight.dtype() == args.weight_dtype, "matrices of two dtypes over one input");
+    args.part[args.parts++] = part_of(weight, shape.rows, tiles);
+    shape.aligned = shape.aligned && aligned16(weight.weight.data(), weight.weight.row_stride(),
+                                               args.weight_dtype);
+    shape.whole_chunks = shape.whole_chunks && weight.first_column % 64 == 0;
+    shape.rows += weight.weight.size(0);
+    tiles += (weight.weight.size(0) + 15) / 16;
+  }
+  args.tiles = static_cast<int>(tiles);
+  launch_linear(exec.stream, plan_linear(shape), args);
+}
+
+}  // namespace
+
+void linear(const Exec& exec, Tensor x, std::span<const Linear> weights, Tensor out) {
+  int64_t column = 0;
+  for (size_t i = 0; i < weights.size(); i += LinearArgs::kMaxParts) {
+    const auto some = weights.subspan(i, std::min<size_t>(LinearArgs::kMaxParts, weights.size() - i));
+    int64_t rows = 0;
+    for (const Linear& weight : some) rows += weight.weight.size(0);
+    linear_parts(exec, x, some, out.columns(column, rows));
+    column += rows;
+  }
+}
+
+// --- attention ---------------------------------------------------------------------------------
+
+void paged_attention(const Exec& exec, Tensor q, const KvCache& cache, const BatchLayout& layout,
+                     const HeadShape& heads, Tensor out) {
+  AttentionArgs args = {};
+  args.q = matrix(q);
+  args.out = matrix(out);
+  args.heads = heads_of(heads);
+  args.cache = cache_of(cache);
+  args.query_starts = layout.query_starts.as<int32_t>();
+  args.context_lens = layout.context_lens.as<int32_t>();
+  args.block_tables = layout.block_tables.as<int32_t>();
+  args.table_stride = layout.block_tables.row_stride();
+  args.sequences = static_cast<int>(layout.sequences());
+  args.scale = 1.0f / std::sqrt(static_cast<float>(heads.head_dim));
+  args.workspace = static_cast<float*>(exec.workspace);
+
+  AttentionShape shape;
+  shape.tokens = q.size(0);
+  shape.sequences = layout.sequences();
+  shape.max_context = layout.block_tables.size(1) * args.cache.block_size;
+  shape.q_heads = args.heads.q;
+  shape.kv_heads = args.heads.kv;
+  shape.head_dim = args.heads.dim;
+  shape.block_size = args.cache.block_size;
+  shape.q = q.dtype();
+  shape.aligned = aligned16(q.data(), q.row_stride(), q.dtype());
+  shape.compute_major = compute_major();
+  shape.workspace_bytes = exec.workspace ? exec.workspace_bytes : 0;
+  const AttentionPlan plan = plan_attention(shape);
+  args.splits = plan.splits;
+  launch_attention(exec.stream, plan, args);
+}
+
+// --- experts -----------------------------------------------------------------------------------
+
+namespace {
+
+ExpertsShape experts_shape(const Experts& experts, int64_t tokens, int64_t top) {
+  ExpertsShape shape;
+  shape.tokens = tokens;
+  shape.top = top;
+  shape.experts = experts.count();
+  shape.inner = experts.inner();
+  shape.hidden = experts.hidden();
+  shape.weight = experts.w13.dtype();
+  shape.aligned = aligned16(experts.w13.data(), experts.hidden(), shape.weight) &&
+                  aligned16(experts.w2.data(), experts.inner(), shape.weight);
+  shape.whole_chunks = experts.first_inner % 64 == 0;
+  shape.compute_major = compute_major();
+  return shape;
+}
+
+}  // namespace
+
+int64_t experts_scratch_bytes(const Experts& experts, int64_t tokens, int64_t top) {
+  // The input's dtype and alignment are not known yet: enough for either form.
+  ExpertsShape shape = experts_shape(experts, tokens, top);
+  const int64_t best = plan_experts(shape).scratch_bytes;
+  shape.aligned = false;
+  return std::max(best, plan_experts(shape).scratch_bytes);
+}
+
+void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Tensor weights,
+             Tensor scratch, Tensor out) {
+  const int64_t tokens = x.size(0), top = ids.size(1);
+  if (tokens == 0) return;
+  ExpertsShape shape = experts_shape(experts, tokens, top);
+  shape.x = x.dtype();
+  shape.aligned = shape.aligned && aligned16(x.data(), x.row_stride(), x.dtype());
+  const ExpertsPlan plan = plan_experts(shape);
+  M2_CHECK(scratch.elements() >= plan.scratch_bytes, "scratch of {} bytes, {} needed",
+           scratch.elements(), plan.scratch_bytes);
+  M2_CHECK(experts.count() <= 1024, "{} experts on one GPU", experts.count());
+
+  ExpertsArgs args = {};
+  args.top = static_cast<int>(top);
+  args.w13 = experts.w13.data();
+  args.w2 = experts.w2.data();
+  args.weight_dtype = experts.w13.dtype();
+  args.experts = static_cast<int>(experts.count());
+  args.inner = static_cast<int>(experts.inner());
+  args.hidden = static_cast<int>(experts.hidden());
+  args.first_expert = static_cast<int>(experts.first_expert);
+  args.first_inner = static_cast<int>(experts.first_inner);
+  args.scale_row = static_cast<int>(experts.scale_row);
+  if (!experts.w1_scale.empty()) {
+    args.w1_scale = experts.w1_scale.as<float>();
+    args.w3_scale = experts.w3_scale.as<float>();
+    args.w2_scale = experts.w2_scale.as<float>();
+    args.inner_blocks = static_cast<int>(experts.w1_scale.size(1));
+    args.hidden_blocks = static_cast<int>(experts.w1_scale.size(2));
+  }
+  auto* base = static_cast<uint8_t*>(scratch.data());
+  args.offsets = reinterpret_cast<int32_t*>(base + plan.offsets);
+  args.active = reinterpret_cast<int32_t*>(base + plan.active);
+  args.order = reinterpret_cast<int32_t*>(base + plan.order);
+  args.inner_values = base + plan.inner;
+  args.results = reinterpret_cast<float*>(base + plan.results);
+
+  for (int64_t first = 0; first < tokens; first += plan.batch) {
+    const int64_t count = std::min(plan.batch, tokens - first);
+    args.x = matrix(x.rows(first, count));
+    args.out = matrix(out.rows(first, count));
+    args.ids = ids.rows(first, count).as<int32_t>();
+    args.weights = weights.rows(first, count).as<float>();
+    launch_experts(exec.stream, plan, args);
+  }
+}
+
+}  // namespace m2::ops::cuda

@@ -1,0 +1,41 @@
+# The CUDA bodies of the operations. Included by every build, because the folder's host sources are
+# found by the rooms' globs: without M2_CUDA only the pure plans and the stubs stay.
+# nvcc sees only *.cu and what they include (no base/ or tensor/ headers but dtype.h).
+
+function(m2_drop_sources target pattern)
+  get_target_property(sources ${target} SOURCES)
+  list(FILTER sources EXCLUDE REGEX ${pattern})
+  set_target_properties(${target} PROPERTIES SOURCES "${sources}")
+endfunction()
+
+if(NOT M2_CUDA)
+  m2_drop_sources(m2_ops "src/ops/cuda/bodies\\.cc$")
+  m2_drop_sources(m2_tensor "src/tensor/cuda_device\\.cc$")
+  return()
+endif()
+m2_drop_sources(m2_ops "src/ops/cuda/stub\\.cc$")
+m2_drop_sources(m2_tensor "src/tensor/cuda_device_stub\\.cc$")
+
+# An installed toolkit, or one made from wheels.
+if(NOT CMAKE_CUDA_COMPILER)
+  execute_process(COMMAND ${CMAKE_SOURCE_DIR}/tools/setup-cuda OUTPUT_VARIABLE cuda_home
+      OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
+  set(CMAKE_CUDA_COMPILER ${cuda_home}/bin/nvcc CACHE FILEPATH "CUDA compiler")
+endif()
+# sm_90a has Hopper's own instructions. Others, e.g. "75-real;80-real;90a-real", get the portable path.
+set(CMAKE_CUDA_ARCHITECTURES 90a-real CACHE STRING "GPU architectures to compile for")
+set(CMAKE_CUDA_STANDARD 20)
+set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+enable_language(CUDA)
+find_package(CUDAToolkit REQUIRED)
+
+file(GLOB_RECURSE cuda_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/ops/cuda/*.cu)
+add_library(m2_cuda_kernels STATIC ${cuda_sources})
+target_include_directories(m2_cuda_kernels PRIVATE ${CMAKE_SOURCE_DIR}/src)
+target_compile_options(m2_cuda_kernels PRIVATE -Xptxas=-v,--warn-on-spills -lineinfo)
+target_link_libraries(m2_cuda_kernels PUBLIC CUDA::cudart_static)
+target_link_libraries(m2_ops PUBLIC m2_cuda_kernels)
+target_link_libraries(m2_tensor PUBLIC CUDA::cudart_static)
+
+add_subdirectory(${CMAKE_SOURCE_DIR}/tests/ops/cuda ${CMAKE_BINARY_DIR}/tests/ops/cuda)
+add_subdirectory(${CMAKE_SOURCE_DIR}/bench/ops/cuda ${CMAKE_BINARY_DIR}/bench/ops/cuda)

@@ -1,0 +1,106 @@
+#include "ops/cuda/experts/launch.h"
+
+#include "ops/cuda/experts/lists.cuh"
+#include "ops/cuda/experts/sm80_stream.cuh"
+
+namespace m2::ops::cuda {
+namespace {
+
+constexpr int kAnyWarps = 4;
+
+// The scale of one weight, 1 for formats without scales.
+__device__ float scale_of(const float* scales, int64_t row, int stride, int column) {
+  return scales ? scales[row * stride + column] : 1.0f;
+}
+
+// Any dtype and alignment: one warp a value of one pair. Bytes: 2 I H weights a pair. Bound:
+// instructions.
+__global__ void __launch_bounds__(kAnyWarps* kWarp) experts_up_any(ExpertsArgs args) {
+  wait_for_previous();
+  let_next_start();
+  const int lane = threadIdx.x % kWarp;
+  const int row = blockIdx.x * kAnyWarps + threadIdx.x / kWarp;
+  const int64_t pair = blockIdx.y, token = pair / args.top;
+  const int expert = args.ids[pair] - args.first_expert;
+  if (row >= args.inner || expert < 0 || expert >= args.experts) return;
+  const int64_t w1 = (static_cast<int64_t>(expert) * 2 * args.inner + row) * args.hidden;
+  const int64_t w3 = w1 + static_cast<int64_t>(args.inner) * args.hidden;
+  const int64_t scale_row = static_cast<int64_t>(expert) * args.inner_blocks +
+                            (args.first_inner + row) / 128 - args.scale_row;
+  float gate = 0.0f, up = 0.0f;
+  for (int k = lane; k < args.hidden; k += kWarp) {
+    const float x = load_number(args.x.data, args.x.dtype, token * args.x.stride + k);
+    gate = fmaf(x * scale_of(args.w1_scale, scale_row, args.hidden_blocks, k / 128),
+                load_number(args.w13, args.weight_dtype, w1 + k), gate);
+    up = fmaf(x * scale_of(args.w3_scale, scale_row, args.hidden_blocks, k / 128),
+              load_number(args.w13, args.weight_dtype, w3 + k), up);
+  }
+  gate = warp_sum(gate);
+  up = warp_sum(up);
+  if (lane == 0)
+    static_cast<float*>(args.inner_values)[pair * args.inner + row] = silu(gate) * up;
+}
+
+__global__ void __launch_bounds__(kAnyWarps* kWarp) experts_down_any(ExpertsArgs args) {
+  wait_for_previous();
+  let_next_start();
+  const int lane = threadIdx.x % kWarp;
+  const int row = blockIdx.x * kAnyWarps + threadIdx.x / kWarp;
+  const int64_t pair = blockIdx.y;
+  const int expert = args.ids[pair] - args.first_expert;
+  if (row >= args.hidden || expert < 0 || expert >= args.experts) return;
+  const int64_t w2 = (static_cast<int64_t>(expert) * args.hidden + row) * args.inner;
+  const int64_t scale_row = static_cast<int64_t>(expert) * args.hidden_blocks + row / 128;
+  const float* values = static_cast<const float*>(args.inner_values) + pair * args.inner;
+  float sum = 0.0f;
+  for (int k = lane; k < args.inner; k += kWarp) {
+    const int block = (args.first_inner + k) / 128 - args.scale_row;
+    sum = fmaf(values[k] * scale_of(args.w2_scale, scale_row, args.inner_blocks, block),
+               load_number(args.w2, args.weight_dtype, w2 + k), sum);
+  }
+  sum = warp_sum(sum);
+  if (lane == 0) args.results[pair * args.hidden + row] = sum;
+}
+
+void launch_any(void* stream, const ExpertsArgs& args) {
+  const auto pairs = static_cast<unsigned>(args.x.rows * args.top);
+  launch(stream, experts_up_any,
+         {dim3(blocks_for(args.inner, kAnyWarps), pairs), dim3(kAnyWarps * kWarp)}, args);
+  launch(stream, experts_down_any,
+         {dim3(blocks_for(args.hidden, kAnyWarps), pairs), dim3(kAnyWarps * kWarp)}, args);
+  launch(stream, combine_pairs, {dim3(static_cast<unsigned>(args.x.rows)), dim3(256)}, args);
+}
+
+template <bool kF8, int kTiles>
+void launch_stream(void* stream, const ExpertsArgs& args) {
+  const bool one = args.x.rows == 1;
+  const int64_t pairs = args.x.rows * args.top;
+  const auto units = static_cast<unsigned>(pairs < args.experts || one ? pairs : args.experts);
+  const dim3 block(kStreamThreads);
+  if (!one) launch(stream, list_pairs, {dim3(1), dim3(kListThreads)}, args);
+  launch(stream, sm80_experts_up<kF8, kTiles>, {dim3(blocks_for(args.inner, kUpRows), units), block},
+         args);
+  const unsigned tiles = blocks_for(args.hidden, kStreamRows);
+  if (one) {
+    launch(stream, sm80_experts_down_one<kF8>, {dim3(tiles), block}, args);
+    return;
+  }
+  launch(stream, sm80_experts_down<kF8, kTiles>, {dim3(tiles, units), block}, args);
+  launch(stream, combine_pairs, {dim3(static_cast<unsigned>(args.x.rows)), dim3(256)}, args);
+}
+
+}  // namespace
+
+void launch_experts(void* stream, const ExpertsPlan& plan, const ExpertsArgs& args) {
+  if (args.x.rows == 0) return;
+  if (plan.form == ExpertsForm::any) return launch_any(stream, args);
+  const bool f8 = args.weight_dtype == DType::f8_e4m3;
+  if (plan.token_tiles == 1)
+    f8 ? launch_stream<true, 1>(stream, args) : launch_stream<false, 1>(stream, args);
+  else if (plan.token_tiles == 2)
+    f8 ? launch_stream<true, 2>(stream, args) : launch_stream<false, 2>(stream, args);
+  else
+    f8 ? launch_stream<true, 4>(stream, args) : launch_stream<false, 4>(stream, args);
+}
+
+}  // namespace m2::ops::cuda

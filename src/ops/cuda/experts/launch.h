@@ -1,0 +1,36 @@
+#pragma once
+
+#include "ops/cuda/experts/plan.h"
+#include "ops/cuda/kernels.h"
+
+namespace m2::ops::cuda {
+
+// experts() of ops/experts.h for tokens that fit one batch of the plan. Scales are null unless the
+// weights are f8_e4m3.
+struct ExpertsArgs {
+  Matrix x, out;
+  const int32_t* ids;    // [T, top]
+  const float* weights;  // [T, top]
+  int top;
+
+  const void* w13;  // [E, 2 I, H]
+  const void* w2;   // [E, H, I]
+  DType weight_dtype;
+  int experts, inner, hidden;
+  int first_expert, first_inner;
+  int scale_row;
+  const float* w1_scale;  // [E, inner_blocks, hidden_blocks]
+  const float* w3_scale;
+  const float* w2_scale;  // [E, hidden_blocks, inner_blocks]
+  int inner_blocks, hidden_blocks;
+
+  int32_t* offsets;
+  int32_t* active;
+  int32_t* order;
+  void* inner_values;
+  float* results;
+};
+
+void launch_experts(void* stream, const ExpertsPlan& plan, const ExpertsArgs& args);
+
+}  // namespace m2::ops::cuda

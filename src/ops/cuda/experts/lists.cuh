@@ -1,0 +1,113 @@
+#pragma once
+
+#include "ops/cuda/device.cuh"
+#include "ops/cuda/experts/launch.h"
+
+namespace m2::ops::cuda {
+
+constexpr int kListThreads = 1024;
+
+// Exclusive prefix sum over the block of one number a thread; `total` gets the sum of all.
+__device__ __forceinline__ int block_prefix(int value, int* scratch, int& total) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  int inclusive = value;
+#pragma unroll
+  for (int offset = 1; offset < kWarp; offset *= 2) {
+    const int other = __shfl_up_sync(~0u, inclusive, offset);
+    if (lane >= offset) inclusive += other;
+  }
+  if (lane == kWarp - 1) scratch[warp] = inclusive;
+  __syncthreads();
+  if (warp == 0) {
+    int sums = lane < static_cast<int>(blockDim.x) / kWarp ? scratch[lane] : 0;
+#pragma unroll
+    for (int offset = 1; offset < kWarp; offset *= 2) {
+      const int other = __shfl_up_sync(~0u, sums, offset);
+      if (lane >= offset) sums += other;
+    }
+    scratch[lane] = sums;
+  }
+  __syncthreads();
+  const int before = (warp ? scratch[warp - 1] : 0) + inclusive - value;
+  total = scratch[kWarp - 1];
+  __syncthreads();
+  return before;
+}
+
+// Groups the pairs by expert. One block; experts <= kListThreads. The order of the pairs within an
+// expert is not fixed, and nothing depends on it: a pair's results are the same in any column.
+// Bytes: a few kB. Bound by latency.
+__global__ void __launch_bounds__(kListThreads) list_pairs(ExpertsArgs args) {
+  __shared__ int counts[kListThreads];
+  __shared__ int scratch[kWarp];
+  wait_for_previous();
+  let_next_start();
+  const int pairs = static_cast<int>(args.x.rows) * args.top;
+  counts[threadIdx.x] = 0;
+  __syncthreads();
+  for (int pair = threadIdx.x; pair < pairs; pair += kListThreads) {
+    const int expert = args.ids[pair] - args.first_expert;
+    if (expert >= 0 && expert < args.experts) atomicAdd(&counts[expert], 1);
+  }
+  __syncthreads();
+  const int expert = threadIdx.x;
+  const int count = counts[expert];
+  int total, active;
+  const int begin = block_prefix(count, scratch, total);
+  const int place = block_prefix(count > 0 ? 1 : 0, scratch, active);
+  if (expert < args.experts) {
+    args.offsets[expert] = begin;
+    if (count > 0) args.active[1 + place] = expert;
+  }
+  if (threadIdx.x == 0) {
+    args.offsets[args.experts] = total;
+    args.active[0] = active;
+  }
+  counts[expert] = begin;  // from here on: where the next pair goes
+  __syncthreads();
+  for (int pair = threadIdx.x; pair < pairs; pair += kListThreads) {
+    const int mine = args.ids[pair] - args.first_expert;
+    if (mine >= 0 && mine < args.experts) args.order[atomicAdd(&counts[mine], 1)] = pair;
+  }
+}
+
+// What the u-th block row works on: an expert and its pairs, order[begin .. begin + count).
+struct Unit {
+  int expert = 0, begin = 0, count = 0;
+};
+
+// A step of one token needs no lists: its pairs are its experts.
+__device__ __forceinline__ Unit unit_of(const ExpertsArgs& args, int u) {
+  if (args.x.rows == 1) {
+    const int expert = args.ids[u] - args.first_expert;
+    return {expert, u, expert >= 0 && expert < args.experts ? 1 : 0};
+  }
+  if (u >= args.active[0]) return {};
+  const int expert = args.active[1 + u];
+  const int begin = args.offsets[expert];
+  return {expert, begin, args.offsets[expert + 1] - begin};
+}
+
+__device__ __forceinline__ int pair_at(const ExpertsArgs& args, int position) {
+  return args.x.rows == 1 ? position : args.order[position];
+}
+
+// out[t] = sum over the token's experts here, in ascending order, of weight * result.
+// Bytes: T top H 4 read, T H 2 written. Bound: bandwidth.
+__global__ void __launch_bounds__(256) combine_pairs(ExpertsArgs args) {
+  wait_for_previous();
+  let_next_start();
+  const int64_t token = blockIdx.x;
+  for (int c = threadIdx.x; c < args.hidden; c += blockDim.x) {
+    float sum = 0.0f;
+    for (int place = 0; place < args.top; ++place) {
+      const int64_t pair = token * args.top + place;
+      const int expert = args.ids[pair] - args.first_expert;
+      if (expert >= 0 && expert < args.experts)
+        sum = fmaf(args.weights[pair], args.results[pair * args.hidden + c], sum);
+    }
+    store_number(args.out.data, args.out.dtype, token * args.out.stride + c, sum);
+  }
+}
+
+}  // namespace m2::ops::cuda

@@ -1,0 +1,43 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "tensor/dtype.h"
+
+// How experts() runs on a GPU: a pure function of shapes, printable and tested without one.
+namespace m2::ops::cuda {
+
+enum class ExpertsForm {
+  any,     // one warp a row of each pair's expert: correct everywhere, fast nowhere
+  stream,  // decode: each expert's weights streamed once for its tokens
+  tiles,   // prefill on Hopper: FP8 wgmma, tokens grouped by expert
+};
+
+struct ExpertsShape {
+  int64_t tokens = 0, top = 0;
+  int64_t experts = 0, inner = 0, hidden = 0;  // E, I, H of this rank
+  DType x = DType::bf16, weight = DType::f8_e4m3;
+  bool aligned = true;       // rows of x and of the weights begin at multiples of 16 bytes
+  bool whole_chunks = true;  // the inner slice begins at a multiple of 64 columns
+  int compute_major = 9;
+};
+
+// A pair is one token with one of its experts: pair = token * top + place. Lists and results lie in
+// the scratch at these byte offsets.
+struct ExpertsPlan {
+  ExpertsForm form = ExpertsForm::any;
+  int token_tiles = 1;       // stream: tiles of 8 tokens a block takes together
+  int64_t batch = 0;         // tokens a pass; longer steps take several passes
+  int64_t offsets = 0;       // i32 [E + 1]: where each expert's pairs begin in `order`
+  int64_t active = 0;        // i32 [1 + E]: how many experts have pairs, then which
+  int64_t order = 0;         // i32 [pairs]: pairs, expert after expert
+  int64_t inner = 0;         // [pairs, I]: silu(gate) * up; f32 (any) or bf16
+  int64_t results = 0;       // f32 [pairs, H]
+  int64_t scratch_bytes = 0;
+};
+
+ExpertsPlan plan_experts(const ExpertsShape& shape);
+std::string describe(const ExpertsPlan& plan);
+
+}  // namespace m2::ops::cuda

@@ -1,0 +1,72 @@
+#pragma once
+
+#include <cstdint>
+
+#include "tensor/dtype.h"
+
+// What nvcc compiles, as bodies.cc calls it: plain pointers and sizes, no tensors. (nvcc cannot
+// read <thread> and fmt's checked format strings as C++20, so the walls stand here.)
+// `stream` is a cudaStream_t everywhere. All launches are asynchronous and can be captured.
+namespace m2::ops::cuda {
+
+// A matrix in device memory: row r begins at data + r * stride elements.
+struct Matrix {
+  void* data = nullptr;
+  DType dtype = DType::f32;
+  int64_t rows = 0;
+  int64_t columns = 0;
+  int64_t stride = 0;
+};
+
+struct Heads {
+  int q, kv, dim, rotary;
+};
+
+// The paged cache of one layer: bf16 [blocks, kv_heads, block_size, dim].
+struct Cache {
+  void* k = nullptr;
+  void* v = nullptr;
+  int block_size = 0;
+};
+
+// Ends the process with the CUDA error's name. In bodies.cc.
+[[noreturn]] void cuda_failed(const char* what, const char* error);
+
+void launch_embed(void* stream, const int32_t* ids, Matrix table, int64_t first_id, Matrix out);
+void launch_gather_rows(void* stream, Matrix x, const int32_t* rows, Matrix out);
+
+// residual and delta empty: plain norm of x. Otherwise residual += delta, norm of the residual.
+void launch_rms_norm(void* stream, Matrix x, Matrix delta, const void* weight, DType weight_dtype,
+                     float eps, Matrix out);
+
+void launch_rope_angles(void* stream, const int32_t* positions, int64_t tokens, int rotary,
+                        float theta, float* out);
+void launch_qk_sum_squares(void* stream, Matrix qkv, Heads heads, float* sums);
+
+struct QkNormRope {
+  Matrix qkv;
+  const float* sums;
+  const void* q_norm;
+  const void* k_norm;
+  DType q_norm_dtype, k_norm_dtype;
+  int64_t full_q, full_k;
+  float eps;
+  const float* angles;
+  const int32_t* slots;
+  Heads heads;
+  Cache cache;
+};
+void launch_qk_norm_rope(void* stream, const QkNormRope& args);
+
+struct Route {
+  Matrix x;
+  const float* gate;  // [experts, hidden]
+  const float* bias;
+  int experts;
+  int top;
+  int32_t* ids;
+  float* weights;
+};
+void launch_route(void* stream, const Route& args);
+
+}  // namespace m2::ops::cuda

@@ -1,0 +1,73 @@
+#include "ops/cuda/linear/launch.h"
+
+#include "ops/cuda/linear/sm80_stream.cuh"
+
+namespace m2::ops::cuda {
+namespace {
+
+constexpr int kAnyWarps = 4;
+constexpr int kAnyTokens = 8;
+
+// Any dtype, any alignment, any slice: one warp a row and kAnyTokens tokens, lanes along K.
+// Bytes: N K weights a group of tokens. FLOPs: 2 T N K on the FP32 units. Bound: instructions.
+__global__ void __launch_bounds__(kAnyWarps* kWarp) linear_any(LinearArgs args, int index) {
+  wait_for_previous();
+  let_next_start();
+  const LinearPart& part = args.part[index];
+  const int lane = threadIdx.x % kWarp;
+  const int row = blockIdx.x * kAnyWarps + threadIdx.x / kWarp;
+  const int64_t first = static_cast<int64_t>(blockIdx.y) * kAnyTokens;
+  if (row >= part.rows) return;
+  const float* scale =
+      part.scale ? part.scale + (part.first_row + row) / 128 * part.scale_stride : nullptr;
+  float sum[kAnyTokens] = {};
+  for (int k = lane; k < args.x.columns; k += kWarp) {
+    float weight = load_number(part.weight, args.weight_dtype, row * part.weight_stride + k);
+    if (scale) weight *= scale[(part.first_column + k) / 128];
+#pragma unroll
+    for (int t = 0; t < kAnyTokens; ++t)
+      if (first + t < args.x.rows)
+        sum[t] = fmaf(load_number(args.x.data, args.x.dtype, (first + t) * args.x.stride + k),
+                      weight, sum[t]);
+  }
+#pragma unroll
+  for (int t = 0; t < kAnyTokens; ++t) {
+    const float total = warp_sum(sum[t]);
+    if (lane == 0 && first + t < args.x.rows)
+      store_number(args.out.data, args.out.dtype, (first + t) * args.out.stride + part.out_begin + row,
+                   total);
+  }
+}
+
+template <bool kF8>
+void launch_stream(void* stream, const LinearPlan& plan, const LinearArgs& args) {
+  const auto kernel = plan.token_tiles == 1   ? sm80_linear_stream<kF8, 1>
+                      : plan.token_tiles == 2 ? sm80_linear_stream<kF8, 2>
+                                              : sm80_linear_stream<kF8, 4>;
+  launch(stream, kernel,
+         {dim3(static_cast<unsigned>(args.tiles), blocks_for(args.x.rows, 8 * plan.token_tiles)),
+          dim3(kStreamThreads)},
+         args);
+}
+
+}  // namespace
+
+void launch_linear(void* stream, const LinearPlan& plan, const LinearArgs& args) {
+  if (args.x.rows == 0) return;
+  if (plan.form == LinearForm::stream) {
+    if (args.weight_dtype == DType::f8_e4m3)
+      launch_stream<true>(stream, plan, args);
+    else
+      launch_stream<false>(stream, plan, args);
+    return;
+  }
+  for (int i = 0; i < args.parts; ++i) {
+    if (args.part[i].rows == 0) continue;
+    launch(stream, linear_any,
+           {dim3(blocks_for(args.part[i].rows, kAnyWarps), blocks_for(args.x.rows, kAnyTokens)),
+            dim3(kAnyWarps * kWarp)},
+           args, i);
+  }
+}
+
+}  // namespace m2::ops::cuda

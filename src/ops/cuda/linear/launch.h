@@ -1,0 +1,31 @@
+#pragma once
+
+#include "ops/cuda/kernels.h"
+#include "ops/cuda/linear/plan.h"
+
+namespace m2::ops::cuda {
+
+// One of the matrices that share an input. Scales are null unless the weights are f8_e4m3.
+struct LinearPart {
+  const void* weight;
+  const float* scale;
+  int64_t scale_stride;  // scales a row of blocks
+  int64_t weight_stride;
+  int first_row, first_column;
+  int rows;
+  int out_begin;   // column of `out` where its rows go
+  int tile_begin;  // 16-row tiles of the parts before it
+};
+
+struct LinearArgs {
+  static constexpr int kMaxParts = 4;
+  Matrix x, out;
+  DType weight_dtype;
+  int parts;
+  int tiles;  // of all parts
+  LinearPart part[kMaxParts];
+};
+
+void launch_linear(void* stream, const LinearPlan& plan, const LinearArgs& args);
+
+}  // namespace m2::ops::cuda

@@ -1,0 +1,697 @@
+// Every operation's CUDA body against naive references in double precision. Outputs are poisoned
+// (NaN) before each run and checked whole. Needs a GPU; says so and skips without one.
+#include <algorithm>
+#include <numeric>
+
+#include "ops/cuda/attention/plan.h"
+#include "ops/cuda/ops_cuda.h"
+#include "tests/ops/cuda/gpu_support.h"
+
+namespace m2::gpu_test {
+namespace {
+
+namespace cuda = ops::cuda;
+
+// Tolerances, as multiples of the expected numbers' norm and root mean square.
+constexpr double kExactNorm = 2e-6, kExactSingle = 3e-5;  // FP32 sums and FP32 output
+constexpr double kBf16Norm = 3e-3, kBf16Single = 5e-2;    // one rounding to bf16
+constexpr double kTwiceNorm = 6e-3, kTwiceSingle = 8e-2;  // bf16 in between as well
+
+class Gpu : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string why;
+    if (!gpu_present(why)) GTEST_SKIP() << "needs a GPU: " << why;
+  }
+  std::mt19937 random_{1234};
+};
+
+double norm_tolerance(DType dtype) { return dtype == DType::bf16 ? kBf16Norm : kExactNorm; }
+double single_tolerance(DType dtype) { return dtype == DType::bf16 ? kBf16Single : kExactSingle; }
+
+TEST_F(Gpu, Embed) {
+  for (const DType table_dtype : {DType::bf16, DType::f16, DType::f32}) {
+    for (const int64_t width : {1, 63, 256, 3072}) {
+      const Numbers table = random_numbers(random_, 10 * width, table_dtype);
+      const std::vector<int32_t> ids = {5, 0, 14, 15, 4, 9, 7};
+      const OnGpu table_gpu(table, {10, width}), ids_gpu(ids, {7});
+      const OnGpu out(DType::f32, {7, width});
+      cuda::embed(gpu(), ids_gpu, table_gpu, 5, out);
+      const std::vector<double> values = out.values();
+      for (int64_t t = 0; t < 7; ++t)
+        for (int64_t c = 0; c < width; ++c) {
+          const int64_t row = ids[static_cast<size_t>(t)] - 5;
+          const double expected =
+              row >= 0 && row < 10 ? table.values[static_cast<size_t>(row * width + c)] : 0.0;
+          ASSERT_EQ(values[static_cast<size_t>(t * width + c)], expected) << t << ", " << c;
+        }
+      const OnGpu rows(std::vector<int32_t>{6, 0, 3}, {3}), gathered(DType::f32, {3, width});
+      cuda::gather_rows(gpu(), out, rows, gathered);
+      const std::vector<double> picked = gathered.values();
+      for (int64_t c = 0; c < width; ++c) {
+        EXPECT_EQ(picked[static_cast<size_t>(c)], values[static_cast<size_t>(6 * width + c)]);
+        EXPECT_EQ(picked[static_cast<size_t>(2 * width + c)],
+                  values[static_cast<size_t>(3 * width + c)]);
+      }
+    }
+  }
+}
+
+TEST_F(Gpu, Norms) {
+  for (const DType dtype : {DType::bf16, DType::f32})
+    for (const int64_t width : {1, 8, 257, 3071, 3072, 3080, 6144})
+      for (const int64_t rows : {1, 5}) {
+        const Numbers x = random_numbers(random_, rows * width, dtype, 3.0);
+        const Numbers delta = random_numbers(random_, rows * width, dtype);
+        const Numbers weight = random_numbers(random_, width, DType::bf16);
+        const OnGpu residual(x, {rows, width}), change(delta, {rows, width});
+        const OnGpu weight_gpu(weight, {width});
+        const OnGpu out(dtype, {rows, width});
+        const auto normed = [&](const std::vector<double>& from) {
+          std::vector<double> to(from.size());
+          for (int64_t r = 0; r < rows; ++r) {
+            double sum = 0.0;
+            for (int64_t c = 0; c < width; ++c) {
+              const double v = from[static_cast<size_t>(r * width + c)];
+              sum += v * v;
+            }
+            const double factor = 1.0 / std::sqrt(sum / static_cast<double>(width) + 1e-6);
+            for (int64_t c = 0; c < width; ++c)
+              to[static_cast<size_t>(r * width + c)] =
+                  from[static_cast<size_t>(r * width + c)] * factor *
+                  weight.values[static_cast<size_t>(c)];
+          }
+          return to;
+        };
+        const std::string what = std::to_string(rows) + " x " + std::to_string(width);
+        cuda::rms_norm(gpu(), residual, weight_gpu, 1e-6f, out);
+        expect_close(out.values(), normed(x.values), norm_tolerance(dtype),
+                     single_tolerance(dtype), "norm " + what);
+        cuda::add_rms_norm(gpu(), residual, change, weight_gpu, 1e-6f, change);
+        std::vector<double> sum(x.values.size());
+        for (size_t i = 0; i < sum.size(); ++i) {
+          const auto added = static_cast<float>(x.values[i]) + static_cast<float>(delta.values[i]);
+          sum[i] = dtype == DType::bf16 ? to_float(to_bf16(added)) : added;
+        }
+        EXPECT_EQ(residual.values(), sum) << what;
+        expect_close(change.values(), normed(sum), norm_tolerance(dtype), single_tolerance(dtype),
+                     "add and norm " + what);
+      }
+}
+
+TEST_F(Gpu, QkNormRopeStore) {
+  struct Case {
+    int64_t tokens, q, kv, dim, rotary, block;
+  };
+  for (const DType dtype : {DType::bf16, DType::f32})
+    for (const Case& c : {Case{1, 48, 8, 128, 64, 16}, Case{7, 6, 1, 128, 64, 16},
+                          Case{3, 4, 2, 32, 32, 4}, Case{2, 2, 2, 20, 6, 3}}) {
+      const ops::HeadShape heads{c.q, c.kv, c.dim, c.rotary};
+      const int64_t width = (c.q + 2 * c.kv) * c.dim;
+      const Numbers x = random_numbers(random_, c.tokens * width, dtype);
+      const Numbers q_norm = random_numbers(random_, c.q * c.dim, DType::bf16);
+      const Numbers k_norm = random_numbers(random_, c.kv * c.dim, DType::f32);
+      std::vector<int32_t> positions, slots;
+      const int64_t blocks = 5;
+      for (int32_t t = 0; t < c.tokens; ++t) {
+        positions.push_back(t * 7919 % 196000 + 3);
+        slots.push_back(static_cast<int32_t>((t * 5 + 2) % (blocks * c.block)));
+      }
+      const OnGpu qkv(x, {c.tokens, width}), positions_gpu(positions, {c.tokens}),
+          slots_gpu(slots, {c.tokens});
+      const OnGpu angles(DType::f32, {c.tokens, c.rotary}), sums(DType::f32, {c.tokens, 2});
+      const OnGpu k(DType::bf16, {blocks, c.kv, c.block, c.dim}),
+          v(DType::bf16, {blocks, c.kv, c.block, c.dim});
+      cuda::rope_angles(gpu(), positions_gpu, 5e6f, angles);
+      cuda::qk_sum_squares(gpu(), qkv, heads, sums);
+      const OnGpu q_norm_gpu(q_norm, {c.q * c.dim}), k_norm_gpu(k_norm, {c.kv * c.dim});
+      cuda::qk_norm_rope_store(gpu(), qkv, sums, q_norm_gpu, k_norm_gpu, c.q * c.dim, c.kv * c.dim,
+                               1e-6f, angles, slots_gpu, heads, {k, v});
+
+      const std::vector<double> turned = qkv.values(), keys = k.values(), values = v.values();
+      const std::vector<double> sums_out = sums.values(), angles_out = angles.values();
+      std::vector<double> q_out, q_expected, k_out, k_expected, v_out, v_expected;
+      for (int64_t t = 0; t < c.tokens; ++t) {
+        for (int64_t i = 0; i < c.rotary / 2; ++i) {
+          const double angle = positions[static_cast<size_t>(t)] *
+                               std::pow(5e6, -2.0 * static_cast<double>(i) / c.rotary);
+          // FP32 angles: half a unit in the last place of a position of 2e5 is 8e-3 rad.
+          EXPECT_NEAR(angles_out[static_cast<size_t>(t * c.rotary + i)], std::cos(angle), 2e-2);
+          EXPECT_NEAR(angles_out[static_cast<size_t>(t * c.rotary + c.rotary / 2 + i)],
+                      std::sin(angle), 2e-2);
+        }
+        const auto raw = [&](int64_t i) { return x.values[static_cast<size_t>(t * width + i)]; };
+        double q_sum = 0.0, k_sum = 0.0;
+        for (int64_t i = 0; i < c.q * c.dim; ++i) q_sum += raw(i) * raw(i);
+        for (int64_t i = 0; i < c.kv * c.dim; ++i)
+          k_sum += raw(c.q * c.dim + i) * raw(c.q * c.dim + i);
+        EXPECT_NEAR(sums_out[static_cast<size_t>(2 * t)], q_sum, 1e-5 * q_sum);
+        EXPECT_NEAR(sums_out[static_cast<size_t>(2 * t + 1)], k_sum, 1e-5 * k_sum);
+        const auto rotated = [&](int64_t begin, int64_t i, double mean, const Numbers& weight,
+                                 int64_t weight_begin) {
+          const double factor = 1.0 / std::sqrt(mean + 1e-6);
+          const auto at = [&](int64_t j) {
+            return raw(begin + j) * factor * weight.values[static_cast<size_t>(weight_begin + j)];
+          };
+          const int64_t half = c.rotary / 2;
+          if (i >= c.rotary) return at(i);
+          const int64_t pair = i % half;
+          const double cosine = angles_out[static_cast<size_t>(t * c.rotary + pair)];
+          const double sine = angles_out[static_cast<size_t>(t * c.rotary + half + pair)];
+          return i < half ? at(i) * cosine - at(i + half) * sine
+                          : at(i) * cosine + at(i - half) * sine;
+        };
+        for (int64_t h = 0; h < c.q; ++h)
+          for (int64_t i = 0; i < c.dim; ++i) {
+            q_out.push_back(turned[static_cast<size_t>(t * width + h * c.dim + i)]);
+            q_expected.push_back(rotated(h * c.dim, i, q_sum / static_cast<double>(c.q * c.dim),
+                                         q_norm, h * c.dim));
+          }
+        const int64_t slot = slots[static_cast<size_t>(t)];
+        for (int64_t h = 0; h < c.kv; ++h)
+          for (int64_t i = 0; i < c.dim; ++i) {
+            const auto cell = static_cast<size_t>(
+                ((slot / c.block * c.kv + h) * c.block + slot % c.block) * c.dim + i);
+            k_out.push_back(keys[cell]);
+            k_expected.push_back(rotated((c.q + h) * c.dim, i,
+                                         k_sum / static_cast<double>(c.kv * c.dim), k_norm,
+                                         h * c.dim));
+            v_out.push_back(values[cell]);
+            v_expected.push_back(raw((c.q + c.kv + h) * c.dim + i));
+          }
+      }
+      expect_close(q_out, q_expected, norm_tolerance(dtype), single_tolerance(dtype), "q");
+      expect_close(k_out, k_expected, kBf16Norm, kBf16Single, "k");
+      expect_close(v_out, v_expected, kBf16Norm, kBf16Single, "v");
+      // Nothing but the slots was written.
+      const auto untouched = std::count_if(keys.begin(), keys.end(),
+                                           [](double value) { return std::isnan(value); });
+      EXPECT_EQ(untouched, static_cast<int64_t>(keys.size()) - c.tokens * c.kv * c.dim);
+    }
+}
+
+// --- linear ------------------------------------------------------------------------------------
+
+// A slice of a matrix with scales of the whole, and its numbers.
+struct Slice {
+  Numbers weight;
+  std::vector<float> scales;
+  int64_t rows, columns, first_row, first_column, scale_rows, scale_columns;
+
+  Slice(std::mt19937& random, DType dtype, int64_t n, int64_t k, int64_t row, int64_t column)
+      : weight(random_numbers(random, n * k, dtype, 0.5)),
+        rows(n),
+        columns(k),
+        first_row(row),
+        first_column(column),
+        scale_rows((row + n + 127) / 128),
+        scale_columns((column + k + 127) / 128) {
+    std::uniform_real_distribution<float> uniform(1e-4f, 9e-3f);
+    for (int64_t i = 0; i < scale_rows * scale_columns; ++i) scales.push_back(uniform(random));
+  }
+  bool scaled() const { return weight.dtype == DType::f8_e4m3; }
+  double at(int64_t r, int64_t c) const {
+    const double value = weight.values[static_cast<size_t>(r * columns + c)];
+    if (!scaled()) return value;
+    return value * scales[static_cast<size_t>((first_row + r) / 128 * scale_columns +
+                                              (first_column + c) / 128)];
+  }
+};
+
+struct SliceOnGpu {
+  OnGpu weight, scale;
+  explicit SliceOnGpu(const Slice& slice)
+      : weight(slice.weight, {slice.rows, slice.columns}),
+        scale(slice.scales, {slice.scale_rows, slice.scale_columns}) {}
+  ops::Linear linear(const Slice& slice) const {
+    return {weight, slice.scaled() ? scale.tensor() : Tensor(), slice.first_row,
+            slice.first_column};
+  }
+};
+
+std::vector<double> linear_reference(const Numbers& x, int64_t tokens, const Slice& slice) {
+  std::vector<double> out;
+  for (int64_t t = 0; t < tokens; ++t)
+    for (int64_t n = 0; n < slice.rows; ++n) {
+      double sum = 0.0;
+      for (int64_t k = 0; k < slice.columns; ++k)
+        sum += x.values[static_cast<size_t>(t * slice.columns + k)] * slice.at(n, k);
+      out.push_back(sum);
+    }
+  return out;
+}
+
+TEST_F(Gpu, LinearOverShapesAndTypes) {
+  struct Case {
+    DType x, weight;
+    int64_t first_row, first_column;
+  };
+  const Case cases[] = {
+      {DType::bf16, DType::f8_e4m3, 0, 0},   {DType::bf16, DType::f8_e4m3, 40, 64},
+      {DType::bf16, DType::f8_e4m3, 7, 24},  {DType::bf16, DType::bf16, 0, 0},
+      {DType::bf16, DType::f16, 0, 0},       {DType::bf16, DType::f32, 0, 0},
+      {DType::f32, DType::f8_e4m3, 130, 65}, {DType::f32, DType::bf16, 0, 0},
+      {DType::f32, DType::f32, 0, 0},
+  };
+  for (const Case& c : cases)
+    for (const int64_t tokens : {1, 7, 8, 9, 16, 17, 31, 33, 65})
+      for (const int64_t rows : {1, 15, 16, 17, 131})
+        for (const int64_t columns : {64, 192, 320, 33, 1536}) {
+          if (columns == 1536 && rows * tokens > 600) continue;
+          const Numbers x = random_numbers(random_, tokens * columns, c.x);
+          const Slice slice(random_, c.weight, rows, columns, c.first_row, c.first_column);
+          const OnGpu x_gpu(x, {tokens, columns});
+          const SliceOnGpu on_gpu(slice);
+          const ops::Linear weight = on_gpu.linear(slice);
+          const std::vector<double> expected = linear_reference(x, tokens, slice);
+          for (const DType out_dtype : {DType::f32, DType::bf16}) {
+            const OnGpu out(out_dtype, {tokens, rows});
+            cuda::linear(gpu(), x_gpu, {&weight, 1}, out);
+            const bool exact = out_dtype == DType::f32;
+            expect_close(out.values(), expected, exact ? kExactNorm : kBf16Norm,
+                         exact ? kExactSingle : kBf16Single,
+                         std::string(name_of(c.weight)) + " T " + std::to_string(tokens) + " N " +
+                             std::to_string(rows) + " K " + std::to_string(columns) + " at " +
+                             std::to_string(c.first_row) + ", " + std::to_string(c.first_column));
+          }
+          if (HasFailure()) return;
+        }
+}
+
+TEST_F(Gpu, LinearSideBySideIntoAStridedOutput) {
+  const int64_t tokens = 5, columns = 256;
+  const Numbers x = random_numbers(random_, tokens * columns, DType::bf16);
+  const OnGpu x_gpu(x, {tokens, columns});
+  std::vector<Slice> slices;
+  for (const int64_t rows : {100, 16, 17, 3, 40})
+    slices.emplace_back(random_, DType::f8_e4m3, rows, columns, rows % 7 * 19, 0);
+  std::vector<SliceOnGpu> on_gpu;
+  std::vector<ops::Linear> weights;
+  int64_t total = 0;
+  for (const Slice& slice : slices) {
+    on_gpu.emplace_back(slice);
+    weights.push_back(on_gpu.back().linear(slice));
+    total += slice.rows;
+  }
+  const OnGpu out(DType::f32, {tokens, total + 9});
+  cuda::linear(gpu(), x_gpu, weights, out.tensor().columns(4, total));
+  const std::vector<double> values = out.values();
+  int64_t begin = 4;
+  for (const Slice& slice : slices) {
+    const std::vector<double> expected = linear_reference(x, tokens, slice);
+    std::vector<double> part;
+    for (int64_t t = 0; t < tokens; ++t)
+      for (int64_t n = 0; n < slice.rows; ++n)
+        part.push_back(values[static_cast<size_t>(t * (total + 9) + begin + n)]);
+    expect_close(part, expected, kExactNorm, kExactSingle, "part at " + std::to_string(begin));
+    begin += slice.rows;
+  }
+  for (int64_t t = 0; t < tokens; ++t)
+    for (const int64_t c : {int64_t{3}, total + 4})
+      EXPECT_TRUE(std::isnan(values[static_cast<size_t>(t * (total + 9) + c)]));
+}
+
+TEST_F(Gpu, LinearRowsAreTheSameInAnyBatch) {
+  const int64_t tokens = 40, columns = 3072, rows = 64;
+  for (const DType dtype : {DType::f8_e4m3, DType::bf16}) {
+    const Numbers x = random_numbers(random_, tokens * columns, DType::bf16);
+    const Slice slice(random_, dtype, rows, columns, 0, 0);
+    const OnGpu x_gpu(x, {tokens, columns});
+    const SliceOnGpu on_gpu(slice);
+    const ops::Linear weight = on_gpu.linear(slice);
+    const OnGpu all(DType::f32, {tokens, rows});
+    cuda::linear(gpu(), x_gpu, {&weight, 1}, all);
+    const std::vector<double> together = all.values();
+    for (const int64_t t : {0, 13, 39}) {
+      const OnGpu one(DType::f32, {1, rows});
+      cuda::linear(gpu(), x_gpu.tensor().rows(t, 1), {&weight, 1}, one);
+      EXPECT_EQ(one.values(), std::vector<double>(together.begin() + t * rows,
+                                                  together.begin() + (t + 1) * rows));
+    }
+  }
+}
+
+// --- route -------------------------------------------------------------------------------------
+
+TEST_F(Gpu, Route) {
+  struct Case {
+    int64_t tokens, experts, hidden, top;
+  };
+  for (const DType dtype : {DType::bf16, DType::f32})
+    for (const Case& c :
+         {Case{1, 256, 3072, 8}, Case{3, 256, 3072, 8}, Case{5, 256, 512, 8}, Case{64, 256, 64, 8},
+          Case{65, 256, 320, 8}, Case{131, 192, 100, 8}, Case{2, 10, 33, 3}, Case{70, 33, 65, 32},
+          Case{9, 1, 8, 1}}) {
+      const Numbers x = random_numbers(random_, c.tokens * c.hidden, dtype);
+      const Numbers gate = random_numbers(random_, c.experts * c.hidden, DType::f32,
+                                          1.0 / std::sqrt(static_cast<double>(c.hidden)));
+      const Numbers bias = random_numbers(random_, c.experts, DType::f32, 0.1);
+      const OnGpu x_gpu(x, {c.tokens, c.hidden}), gate_gpu(gate, {c.experts, c.hidden}),
+          bias_gpu(bias, {c.experts});
+      const OnGpu ids(DType::i32, {c.tokens, c.top}), weights(DType::f32, {c.tokens, c.top});
+      cuda::route(gpu(), x_gpu, gate_gpu, bias_gpu, ids, weights);
+      const std::vector<double> chosen = ids.values(), shares = weights.values();
+      for (int64_t t = 0; t < c.tokens; ++t) {
+        std::vector<double> score(static_cast<size_t>(c.experts));
+        for (int64_t e = 0; e < c.experts; ++e) {
+          double logit = 0.0;
+          for (int64_t k = 0; k < c.hidden; ++k)
+            logit += x.values[static_cast<size_t>(t * c.hidden + k)] *
+                     gate.values[static_cast<size_t>(e * c.hidden + k)];
+          score[static_cast<size_t>(e)] = 1.0 / (1.0 + std::exp(-logit));
+        }
+        std::vector<bool> taken(static_cast<size_t>(c.experts));
+        double sum = 0.0, least = 1e9, best_left = -1e9;
+        for (int64_t i = 0; i < c.top; ++i) {
+          const double id = chosen[static_cast<size_t>(t * c.top + i)];
+          ASSERT_TRUE(id >= 0 && id < static_cast<double>(c.experts)) << "token " << t;
+          if (i > 0) ASSERT_GT(id, chosen[static_cast<size_t>(t * c.top + i - 1)]);
+          const auto e = static_cast<size_t>(id);
+          taken[e] = true;
+          sum += score[e];
+          least = std::min(least, score[e] + bias.values[e]);
+        }
+        for (size_t e = 0; e < taken.size(); ++e)
+          if (!taken[e]) best_left = std::max(best_left, score[e] + bias.values[e]);
+        EXPECT_GE(least, best_left - 2e-6) << "token " << t;
+        for (int64_t i = 0; i < c.top; ++i) {
+          const auto at = static_cast<size_t>(t * c.top + i);
+          EXPECT_NEAR(shares[at], score[static_cast<size_t>(chosen[at])] / sum, 1e-5);
+        }
+      }
+    }
+}
+
+TEST_F(Gpu, RouteBreaksTiesTowardsTheLowerId) {
+  // All logits are zero: the choice is the bias's alone.
+  const OnGpu x(std::vector<float>(64, 0.0f), {1, 64});
+  const OnGpu gate(random_numbers(random_, 256 * 64, DType::f32), {256, 64});
+  std::vector<float> biases(256, 0.5f);
+  biases[200] = 0.75f;
+  const OnGpu bias(biases, {256}), ids(DType::i32, {1, 8}), weights(DType::f32, {1, 8});
+  cuda::route(gpu(), x, gate, bias, ids, weights);
+  EXPECT_EQ(ids.values(), (std::vector<double>{0, 1, 2, 3, 4, 5, 6, 200}));
+  for (const double weight : weights.values()) EXPECT_EQ(weight, 0.125);
+}
+
+// --- attention ---------------------------------------------------------------------------------
+
+struct Sequence {
+  int32_t length, context;  // tokens in this step; tokens in the cache with them
+};
+
+// A step over sequences whose pages are scattered over a cache that is NaN elsewhere.
+struct AttentionCase {
+  ops::HeadShape heads;
+  int64_t block_size;
+  DType dtype;
+  std::vector<Sequence> sequences;
+};
+
+// Runs the case and returns out [T, q_heads * dim]; `reference` gets what it should be for the tokens
+// in `checked` (all if empty), as pairs of (out, expected).
+std::vector<double> run_attention(std::mt19937& random, const AttentionCase& c, const Exec& exec,
+                                  const std::string& what) {
+  const auto [q_heads, kv_heads, dim, rotary] = c.heads;
+  std::vector<int32_t> starts = {0}, contexts;
+  int64_t blocks = 1, max_blocks = 0;
+  for (const Sequence& s : c.sequences) {
+    starts.push_back(starts.back() + s.length);
+    contexts.push_back(s.context);
+    const int64_t needed = (s.context + c.block_size - 1) / c.block_size;
+    blocks += needed;
+    max_blocks = std::max(max_blocks, needed + 3);
+  }
+  std::vector<int32_t> order(static_cast<size_t>(blocks));
+  std::iota(order.begin(), order.end(), 0);
+  std::shuffle(order.begin(), order.end(), random);
+  const auto count = static_cast<int64_t>(c.sequences.size());
+  std::vector<int32_t> tables(static_cast<size_t>(count * max_blocks), 1 << 30);
+  const int64_t cells = blocks * kv_heads * c.block_size * dim;
+  Numbers k = random_numbers(random, cells, DType::bf16), v = k;
+  std::fill(v.bytes.begin(), v.bytes.end(), uint8_t{0xff});
+  Numbers unused = v;
+  const Numbers v_random = random_numbers(random, cells, DType::bf16);
+  const Numbers k_random = k;
+  k.bytes = unused.bytes;
+  size_t next = 0;
+  for (int64_t s = 0; s < count; ++s)
+    for (int64_t p = 0; p < contexts[static_cast<size_t>(s)]; ++p) {
+      int32_t& block = tables[static_cast<size_t>(s * max_blocks + p / c.block_size)];
+      if (p % c.block_size == 0) block = order[next++];
+      for (int64_t h = 0; h < kv_heads; ++h) {
+        const auto at = static_cast<size_t>(
+            ((block * kv_heads + h) * c.block_size + p % c.block_size) * dim * 2);
+        std::copy_n(k_random.bytes.begin() + static_cast<int64_t>(at), dim * 2,
+                    k.bytes.begin() + static_cast<int64_t>(at));
+        std::copy_n(v_random.bytes.begin() + static_cast<int64_t>(at), dim * 2,
+                    v.bytes.begin() + static_cast<int64_t>(at));
+      }
+    }
+  const int64_t tokens = starts.back();
+  const int64_t stride = (q_heads + 2 * kv_heads) * dim;  // q is the first part of qkv's rows
+  const Numbers q = random_numbers(random, tokens * stride, c.dtype, 1.5);
+  const OnGpu q_gpu(q, {tokens, stride}), out(c.dtype, {tokens, q_heads * dim});
+  const OnGpu k_gpu(k, {blocks, kv_heads, c.block_size, dim}),
+      v_gpu(v, {blocks, kv_heads, c.block_size, dim});
+  const OnGpu starts_gpu(starts, {count + 1}), contexts_gpu(contexts, {count}),
+      tables_gpu(tables, {count, max_blocks});
+  ops::BatchLayout layout;
+  layout.query_starts = starts_gpu;
+  layout.context_lens = contexts_gpu;
+  layout.block_tables = tables_gpu;
+  cuda::paged_attention(exec, q_gpu.tensor().columns(0, q_heads * dim), {k_gpu, v_gpu}, layout,
+                        c.heads, out);
+  const std::vector<double> values = out.values();
+
+  std::vector<double> expected, checked;
+  for (int64_t s = 0; s < count; ++s) {
+    const int64_t length = c.sequences[static_cast<size_t>(s)].length;
+    for (int64_t i = 0; i < length; ++i) {
+      const int64_t seen = contexts[static_cast<size_t>(s)] - length + i + 1;
+      const int64_t token = starts[static_cast<size_t>(s)] + i;
+      if (seen > 600 && i % 37 != 0 && i + 1 != length) continue;  // references are slow
+      for (int64_t h = 0; h < q_heads; ++h) {
+        if (seen > 600 && h % 5 != 0) continue;
+        const int64_t kv = h / (q_heads / kv_heads);
+        const auto cell = [&](int64_t p) {
+          const int64_t block = tables[static_cast<size_t>(s * max_blocks + p / c.block_size)];
+          return static_cast<size_t>(
+              ((block * kv_heads + kv) * c.block_size + p % c.block_size) * dim);
+        };
+        std::vector<double> weight(static_cast<size_t>(seen));
+        double top = -1e300, sum = 0.0;
+        for (int64_t p = 0; p < seen; ++p) {
+          double dot = 0.0;
+          for (int64_t d = 0; d < dim; ++d)
+            dot += q.values[static_cast<size_t>(token * stride + h * dim + d)] *
+                   k_random.values[cell(p) + static_cast<size_t>(d)];
+          weight[static_cast<size_t>(p)] = dot / std::sqrt(static_cast<double>(dim));
+          top = std::max(top, weight[static_cast<size_t>(p)]);
+        }
+        for (double& w : weight) sum += w = std::exp(w - top);
+        std::vector<double> row(static_cast<size_t>(dim));
+        for (int64_t p = 0; p < seen; ++p)
+          for (int64_t d = 0; d < dim; ++d)
+            row[static_cast<size_t>(d)] += weight[static_cast<size_t>(p)] / sum *
+                                           v_random.values[cell(p) + static_cast<size_t>(d)];
+        for (int64_t d = 0; d < dim; ++d) {
+          expected.push_back(row[static_cast<size_t>(d)]);
+          checked.push_back(values[static_cast<size_t>((token * q_heads + h) * dim + d)]);
+        }
+      }
+    }
+  }
+  const bool bf16 = c.dtype == DType::bf16;
+  expect_close(checked, expected, bf16 ? kTwiceNorm : 1e-5, bf16 ? kTwiceSingle : 1e-3, what);
+  for (const double value : values) {
+    EXPECT_FALSE(std::isnan(value)) << what << " left NaN";
+    if (std::isnan(value)) break;
+  }
+  return values;
+}
+
+TEST_F(Gpu, AttentionDecode) {
+  Exec bare = gpu();
+  bare.workspace = nullptr;
+  for (const int32_t context : {1, 15, 16, 17, 63, 64, 65, 255, 256, 257, 1021, 4099, 9001}) {
+    const AttentionCase c{{48, 8, 128, 64}, 16, DType::bf16, {{1, context}}};
+    run_attention(random_, c, gpu(), "context " + std::to_string(context));
+    run_attention(random_, c, bare, "no workspace, context " + std::to_string(context));
+  }
+  run_attention(random_, {{6, 1, 128, 64}, 16, DType::bf16, {{1, 5}, {1, 700}, {1, 33}, {1, 2500}}},
+                gpu(), "one KV head");
+  run_attention(random_, {{16, 2, 128, 64}, 16, DType::bf16, {{1, 300}, {1, 16}}}, gpu(),
+                "groups of eight");
+}
+
+TEST_F(Gpu, AttentionPrefillAndMixed) {
+  for (const int32_t length : {2, 16, 63, 64, 65, 127, 128, 129, 300})
+    for (const int32_t before : {0, 1, 64, 200})
+      run_attention(random_,
+                    {{6, 1, 128, 64}, 16, DType::bf16, {{length, length + before}}}, gpu(),
+                    std::to_string(length) + " tokens after " + std::to_string(before));
+  run_attention(random_,
+                {{12, 2, 128, 64},
+                 16,
+                 DType::bf16,
+                 {{1, 400}, {150, 150}, {1, 1}, {3, 3}, {257, 900}, {1, 4500}}},
+                gpu(), "mixed");
+}
+
+TEST_F(Gpu, AttentionOfAnyShape) {
+  run_attention(random_, {{4, 2, 64, 32}, 16, DType::f32, {{1, 100}, {30, 77}, {5, 5}}}, gpu(),
+                "f32");
+  run_attention(random_, {{4, 4, 40, 8}, 8, DType::bf16, {{1, 100}, {9, 9}}}, gpu(), "blocks of 8");
+  run_attention(random_, {{20, 2, 128, 8}, 16, DType::bf16, {{1, 100}, {9, 40}}}, gpu(),
+                "groups of ten");
+}
+
+// --- experts -----------------------------------------------------------------------------------
+
+struct ExpertsCase {
+  DType x, weight;
+  int64_t tokens, top, total, first_expert, count;  // of all experts, this rank's
+  int64_t hidden, inner, first_inner;
+};
+
+// The weights of one rank; scales for the blocks that its slice touches.
+struct RankExperts {
+  Numbers w13, w2;
+  std::vector<float> s1, s3, s2;
+  int64_t scale_row, inner_blocks, hidden_blocks;
+  ExpertsCase c;
+
+  RankExperts(std::mt19937& random, const ExpertsCase& from)
+      : w13(random_numbers(random, from.count * 2 * from.inner * from.hidden, from.weight, 0.06)),
+        w2(random_numbers(random, from.count * from.inner * from.hidden, from.weight, 0.06)),
+        scale_row(from.first_inner / 128),
+        inner_blocks((from.first_inner + from.inner + 127) / 128 - scale_row),
+        hidden_blocks((from.hidden + 127) / 128),
+        c(from) {
+    std::uniform_real_distribution<float> uniform(2e-4f, 1e-3f);
+    for (int64_t i = 0; i < c.count * inner_blocks * hidden_blocks; ++i) {
+      s1.push_back(uniform(random));
+      s3.push_back(uniform(random));
+      s2.push_back(uniform(random));
+    }
+  }
+  bool scaled() const { return c.weight == DType::f8_e4m3; }
+  double up_weight(bool third, int64_t e, int64_t i, int64_t k) const {
+    const int64_t row = (e * 2 + (third ? 1 : 0)) * c.inner + i;
+    const double value = w13.values[static_cast<size_t>(row * c.hidden + k)];
+    if (!scaled()) return value;
+    const int64_t block =
+        (e * inner_blocks + (c.first_inner + i) / 128 - scale_row) * hidden_blocks + k / 128;
+    return value * (third ? s3 : s1)[static_cast<size_t>(block)];
+  }
+  double down_weight(int64_t e, int64_t n, int64_t i) const {
+    const double value = w2.values[static_cast<size_t>((e * c.hidden + n) * c.inner + i)];
+    if (!scaled()) return value;
+    const int64_t block = (e * hidden_blocks + n / 128) * inner_blocks +
+                          (c.first_inner + i) / 128 - scale_row;
+    return value * s2[static_cast<size_t>(block)];
+  }
+};
+
+void run_experts(std::mt19937& random, const ExpertsCase& c, const std::string& what,
+                 double norm_limit = kTwiceNorm, bool check_batches = true) {
+  const RankExperts rank(random, c);
+  const Numbers x = random_numbers(random, c.tokens * c.hidden, c.x);
+  std::vector<int32_t> ids;
+  std::vector<float> weights;
+  std::uniform_real_distribution<float> uniform(0.05f, 0.3f);
+  for (int64_t t = 0; t < c.tokens; ++t) {
+    std::vector<int32_t> all(static_cast<size_t>(c.total));
+    std::iota(all.begin(), all.end(), 0);
+    std::shuffle(all.begin(), all.end(), random);
+    std::sort(all.begin(), all.begin() + c.top);
+    ids.insert(ids.end(), all.begin(), all.begin() + c.top);
+    for (int64_t i = 0; i < c.top; ++i) weights.push_back(uniform(random));
+  }
+  const OnGpu w13(rank.w13, {c.count, 2 * c.inner, c.hidden}),
+      w2(rank.w2, {c.count, c.hidden, c.inner});
+  const OnGpu s1(rank.s1, {c.count, rank.inner_blocks, rank.hidden_blocks}),
+      s3(rank.s3, {c.count, rank.inner_blocks, rank.hidden_blocks}),
+      s2(rank.s2, {c.count, rank.hidden_blocks, rank.inner_blocks});
+  const ops::Experts experts{w13,
+                             rank.scaled() ? s1.tensor() : Tensor(),
+                             rank.scaled() ? s3.tensor() : Tensor(),
+                             w2,
+                             rank.scaled() ? s2.tensor() : Tensor(),
+                             c.first_expert,
+                             c.first_inner,
+                             rank.scale_row};
+  const OnGpu x_gpu(x, {c.tokens, c.hidden}), ids_gpu(ids, {c.tokens, c.top}),
+      weights_gpu(weights, {c.tokens, c.top});
+  const OnGpu scratch(DType::u8, {cuda::experts_scratch_bytes(experts, c.tokens, c.top)});
+  const OnGpu out(c.x, {c.tokens, c.hidden});
+  cuda::experts(gpu(), x_gpu, experts, ids_gpu, weights_gpu, scratch, out);
+  const std::vector<double> values = out.values();
+
+  std::vector<double> expected(static_cast<size_t>(c.tokens * c.hidden));
+  for (int64_t t = 0; t < c.tokens; ++t)
+    for (int64_t p = 0; p < c.top; ++p) {
+      const auto pair = static_cast<size_t>(t * c.top + p);
+      const int64_t e = ids[pair] - c.first_expert;
+      if (e < 0 || e >= c.count) continue;
+      std::vector<double> inner(static_cast<size_t>(c.inner));
+      for (int64_t i = 0; i < c.inner; ++i) {
+        double gate = 0.0, up = 0.0;
+        for (int64_t k = 0; k < c.hidden; ++k) {
+          const double value = x.values[static_cast<size_t>(t * c.hidden + k)];
+          gate += value * rank.up_weight(false, e, i, k);
+          up += value * rank.up_weight(true, e, i, k);
+        }
+        inner[static_cast<size_t>(i)] = gate / (1.0 + std::exp(-gate)) * up;
+      }
+      for (int64_t n = 0; n < c.hidden; ++n) {
+        double sum = 0.0;
+        for (int64_t i = 0; i < c.inner; ++i)
+          sum += inner[static_cast<size_t>(i)] * rank.down_weight(e, n, i);
+        expected[static_cast<size_t>(t * c.hidden + n)] += weights[pair] * sum;
+      }
+    }
+  const bool bf16 = c.x == DType::bf16;
+  expect_close(values, expected, bf16 ? norm_limit : 1e-5, bf16 ? 16 * norm_limit : 1e-3, what);
+
+  if (!check_batches) return;
+  const int64_t last = c.tokens - 1;
+  const OnGpu one(c.x, {1, c.hidden});
+  cuda::experts(gpu(), x_gpu.tensor().rows(last, 1), experts, ids_gpu.tensor().rows(last, 1),
+                weights_gpu.tensor().rows(last, 1), scratch, one);
+  EXPECT_EQ(one.values(), std::vector<double>(values.begin() + last * c.hidden, values.end()))
+      << what << ": the last token alone differs";
+}
+
+TEST_F(Gpu, Experts) {
+  for (const int64_t tokens : {1, 2, 8, 9, 20, 70})
+    run_experts(random_, {DType::bf16, DType::f8_e4m3, tokens, 4, 10, 0, 10, 256, 128, 0},
+                std::to_string(tokens) + " tokens");
+  for (const int64_t tokens : {1, 33})
+    run_experts(random_, {DType::bf16, DType::f8_e4m3, tokens, 8, 16, 5, 6, 320, 192, 192},
+                "a slice of experts and columns, " + std::to_string(tokens) + " tokens");
+  for (const int64_t tokens : {1, 40})
+    run_experts(random_, {DType::bf16, DType::bf16, tokens, 3, 5, 0, 5, 192, 64, 0},
+                "bf16, " + std::to_string(tokens) + " tokens");
+  run_experts(random_, {DType::bf16, DType::f8_e4m3, 3, 8, 16, 0, 16, 3072, 1536, 0}, "full width");
+  run_experts(random_, {DType::bf16, DType::f8_e4m3, 30, 1, 2, 0, 2, 256, 128, 0}, "crowded");
+}
+
+TEST_F(Gpu, ExpertsOfAnyShape) {
+  run_experts(random_, {DType::f32, DType::f32, 5, 2, 6, 0, 6, 33, 17, 0}, "f32");
+  run_experts(random_, {DType::f32, DType::f8_e4m3, 67, 3, 6, 2, 3, 160, 72, 100}, "f32 and f8");
+  run_experts(random_, {DType::bf16, DType::f16, 5, 2, 6, 0, 6, 64, 64, 0}, "f16");
+}
+
+TEST_F(Gpu, ExpertsOfALargeStep) {
+  run_experts(random_, {DType::bf16, DType::f8_e4m3, 600, 4, 10, 0, 10, 256, 128, 0},
+              "600 tokens", 5e-2, false);
+  run_experts(random_, {DType::bf16, DType::f8_e4m3, 517, 4, 10, 3, 5, 384, 192, 192},
+              "517 tokens of a slice", 5e-2, false);
+  run_experts(random_, {DType::bf16, DType::f8_e4m3, 300, 8, 12, 0, 12, 512, 256, 0},
+              "300 tokens", 5e-2, false);
+}
+
+}  // namespace
+}  // namespace m2::gpu_test

@@ -1,0 +1,90 @@
+#include <gtest/gtest.h>
+
+#include "ops/cuda/attention/plan.h"
+#include "ops/cuda/experts/plan.h"
+#include "ops/cuda/linear/plan.h"
+
+namespace m2::ops::cuda {
+namespace {
+
+TEST(LinearPlan, DecodeStreamsAndTakesMoreTokensTogetherAsTheyCome) {
+  LinearShape shape{.tokens = 1, .rows = 8192, .columns = 3072};
+  EXPECT_EQ(describe(plan_linear(shape)), "stream, 8 tokens");
+  shape.tokens = 9;
+  EXPECT_EQ(describe(plan_linear(shape)), "stream, 16 tokens");
+  shape.tokens = 17;
+  EXPECT_EQ(describe(plan_linear(shape)), "stream, 32 tokens");
+}
+
+TEST(LinearPlan, WhatTheMatrixUnitsCannotTakeRunsAnyway) {
+  const LinearShape good{.tokens = 1, .rows = 16, .columns = 192};
+  const auto form_with = [&](auto change) {
+    LinearShape shape = good;
+    change(shape);
+    return plan_linear(shape).form;
+  };
+  EXPECT_EQ(plan_linear(good).form, LinearForm::stream);
+  EXPECT_EQ(form_with([](LinearShape& s) { s.columns = 96; }), LinearForm::any);
+  EXPECT_EQ(form_with([](LinearShape& s) { s.x = DType::f32; }), LinearForm::any);
+  EXPECT_EQ(form_with([](LinearShape& s) { s.weight = DType::f16; }), LinearForm::any);
+  EXPECT_EQ(form_with([](LinearShape& s) { s.aligned = false; }), LinearForm::any);
+  EXPECT_EQ(form_with([](LinearShape& s) { s.whole_chunks = false; }), LinearForm::any);
+  EXPECT_EQ(form_with([](LinearShape& s) { s.compute_major = 7; }), LinearForm::any);
+  EXPECT_EQ(form_with([](LinearShape& s) {
+              s.weight = DType::bf16;
+              s.whole_chunks = false;
+            }),
+            LinearForm::stream);
+}
+
+TEST(ExpertsPlan, ScratchRegionsFollowOneAnother) {
+  for (const int64_t tokens : {1, 64, 300, 8192})
+    for (const bool aligned : {true, false}) {
+      const ExpertsShape shape{.tokens = tokens,
+                               .top = 8,
+                               .experts = 256,
+                               .inner = 1536,
+                               .hidden = 3072,
+                               .aligned = aligned};
+      const ExpertsPlan plan = plan_experts(shape);
+      const int64_t pairs = plan.batch * 8;
+      EXPECT_GE(plan.active, plan.offsets + 4 * 257) << describe(plan);
+      EXPECT_GE(plan.order, plan.active + 4 * 257);
+      EXPECT_GE(plan.inner, plan.order + 4 * pairs);
+      EXPECT_GE(plan.results, plan.inner + 2 * pairs * 1536);
+      EXPECT_GT(plan.scratch_bytes, plan.results);
+      EXPECT_LE(plan.batch, tokens);
+    }
+}
+
+TEST(AttentionPlan, PartsDependOnTheContextAlone) {
+  EXPECT_EQ(pages_per_split(1), 16);
+  EXPECT_EQ(pages_per_split(512), 16);
+  EXPECT_EQ(pages_per_split(513), 20);
+  for (int pages = 1; pages < 14000; ++pages) {
+    const int each = pages_per_split(pages);
+    ASSERT_LE((pages + each - 1) / each, kMaxSplits) << pages;
+    ASSERT_EQ(each % 4, 0);
+  }
+}
+
+TEST(AttentionPlan, ChoosesKernelsAndParts) {
+  AttentionShape shape{.tokens = 4, .sequences = 4, .max_context = 2048, .q_heads = 48,
+                       .kv_heads = 8, .head_dim = 128, .block_size = 16};
+  shape.workspace_bytes = 1 << 30;
+  EXPECT_EQ(describe(plan_attention(shape)), "decode in up to 8 parts");
+  shape.workspace_bytes = attention_workspace_bytes(4, 2048, 48, 128) - 1;
+  EXPECT_EQ(describe(plan_attention(shape)), "decode in up to 1 parts");
+  shape.tokens = 100;
+  EXPECT_TRUE(plan_attention(shape).prefill);
+  EXPECT_TRUE(plan_attention(shape).decode);
+  shape.head_dim = 64;
+  EXPECT_EQ(describe(plan_attention(shape)), "any");
+  shape.head_dim = 128;
+  shape.max_context = 196608;
+  shape.workspace_bytes = int64_t{1} << 40;
+  EXPECT_EQ(plan_attention(shape).splits, kMaxSplits);
+}
+
+}  // namespace
+}  // namespace m2::ops::cuda
