@@ -117,12 +117,27 @@ Result<void> detokenize(const std::filesystem::path& folder, const Values& value
   return {};
 }
 
+// The prompt of a chat request, made as the server makes it.
+Result<std::vector<text::TextPiece>> prompt_pieces(const std::filesystem::path& folder,
+                                                   const Values& values, const Json& body) {
+  std::vector<std::string> unknown_fields;
+  M2_TRY(const api::ChatRequest request, api::chat_request_from_json(body, unknown_fields));
+  const server::ServerOptions options;
+  server::ModelServices services;
+  M2_TRY(services.chat_template, read_chat_template(folder, values));
+  const server::ChatPromptFields fields{request.messages,
+                                        request.tools,
+                                        request.add_generation_prompt,
+                                        request.continue_final_message,
+                                        request.chat_template,
+                                        request.chat_template_kwargs,
+                                        request.documents};
+  return server::chat_pieces(fields, options, services);
+}
+
 Result<void> render(const std::filesystem::path& folder, const Values& values) {
-  M2_TRY(const auto chat_template, read_chat_template(folder, values));
-  M2_TRY(const Json request, parse_json(read_stdin()));
-  M2_TRY(const text::Conversation conversation, server::conversation_of(request));
-  M2_TRY(const std::vector<text::TextPiece> pieces,
-         text::render_prompt(*chat_template, conversation));
+  M2_TRY(const Json body, parse_json(read_stdin()));
+  M2_TRY(const std::vector<text::TextPiece> pieces, prompt_pieces(folder, values, body));
   if (values.flag("ids")) {
     M2_TRY(const auto tokenizer, read_tokenizer(folder, values));
     print_line(ids_text(tokenizer->encode(pieces)));
