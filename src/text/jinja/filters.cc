@@ -62,7 +62,7 @@ namespace {
 
 Value ignore_case(Value value, bool case_sensitive, Budget& budget) {
   if (case_sensitive || !value.text()) return value;
-  return changed(*value.text(), to_lower, budget);
+  return changed(*value.text(), anywhere<to_lower>, budget);
 }
 
 Value make_generator(std::vector<Value> items, Budget& budget) {
@@ -79,23 +79,22 @@ Value argument_or(const Call& call, size_t i, Value standard) {
 
 // --- Texts ---------------------------------------------------------------------------------------
 
-template <std::string (*Change)(std::string_view)>
+template <Change C>
 Value change_filter(Call& call) {
-  return changed(call.self_text(), Change, call.budget);
+  return changed(call.self_text(), C, call.budget);
 }
 
 // Jinja's own idea of a title: words begin behind spaces and opening brackets only.
-std::string title_words(std::string_view text) {
+std::string title_words(std::string_view text, bool& in_word) {
   std::string out;
-  bool word_begins = true;
   for (size_t at = 0; at < text.size();) {
     const size_t begin = at;
     const char32_t point = next_point(text, at);
     const bool separates = is_space(point) || point == '-' || point == '(' || point == '{' ||
                            point == '[' || point == '<';
     const std::string_view bytes = text.substr(begin, at - begin);
-    out += word_begins && !separates ? to_upper(bytes) : to_lower(bytes);
-    word_begins = separates;
+    out += !in_word && !separates ? to_upper(bytes) : to_lower(bytes);
+    in_word = !separates;
   }
   return out;
 }
@@ -198,7 +197,8 @@ Value word_count(Call& call) {
 }
 
 Value truncate(Call& call) {
-  const TracedText text = call.self_text();
+  const std::optional<size_t> size = length_of(call.self);
+  if (!size) raise("object of type '{}' has no len()", type_name(call.self));
   const int64_t length = call.integer(0, 255);
   const TracedText dots("...", Origin::literal);
   const TracedText& end = call.find(2) ? call.text(2) : dots;
@@ -206,7 +206,9 @@ Value truncate(Call& call) {
   const int64_t kept = length - static_cast<int64_t>(count_points(end.view()));
   if (kept < 0) raise("expected length >= {}, got {}", count_points(end.view()), length);
   if (leeway < 0) raise("expected leeway >= 0, got {}", leeway);
-  if (static_cast<int64_t>(count_points(text.view())) - leeway <= length) return text;
+  if (static_cast<int64_t>(*size) - leeway <= length) return call.self;
+  if (!call.self.text()) raise("'{}' object cannot be truncated", type_name(call.self));
+  const TracedText& text = *call.self.text();
   size_t cut = byte_of_point(text.view(), static_cast<size_t>(kept));
   if (!call.truth(1, false)) {
     const size_t space = text.view().substr(0, cut).rfind(' ');
@@ -386,7 +388,6 @@ Value first(Call& call) {
 }
 
 void require_reversible(const Value& value) {
-  require_defined(value);
   const Sequence* row = value.sequence();
   if (row && row->kind == Sequence::Kind::generator) raise("'generator' object is not reversible");
 }
@@ -649,13 +650,13 @@ constexpr Builtin kFilters[] = {
     {"items", "", items_filter},
     {"string", "", [](Call& call) -> Value { return call.self_text(); }},
     {"safe", "", [](Call& call) -> Value { return call.self_text(); }},
-    {"upper", "", change_filter<to_upper>},
-    {"lower", "", change_filter<to_lower>},
+    {"upper", "", change_filter<anywhere<to_upper>>},
+    {"lower", "", change_filter<anywhere<to_lower>>},
     {"capitalize", "", change_filter<to_capitalized>},
     {"title", "", change_filter<title_words>},
-    {"escape", "", change_filter<escape_html>},
-    {"e", "", change_filter<escape_html>},
-    {"forceescape", "", change_filter<escape_html>},
+    {"escape", "", change_filter<anywhere<escape_html>>},
+    {"e", "", change_filter<anywhere<escape_html>>},
+    {"forceescape", "", change_filter<anywhere<escape_html>>},
     {"replace", "old new count?", replace_filter},
     {"format", "*", format_filter},
     {"indent", "width? first? blank?", indent},

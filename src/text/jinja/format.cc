@@ -165,14 +165,18 @@ class PercentFormatter {
       at_ = percent;
       if (at_ < text_.size()) conversion();
     }
-    if (next_ < items_.size() && !arguments_.dict() && !arguments_.sequence())
-      raise("not all arguments converted during string formatting");
-    if (arguments_.sequence() && items_.size() > 1 && next_ < items_.size())
+    if (next_ < items_.size() && !may_have_rest())
       raise("not all arguments converted during string formatting");
     return out_.take();
   }
 
  private:
+  // Anything that can be subscripted counts as named arguments, which need not all be used.
+  bool may_have_rest() const {
+    const Sequence* row = arguments_.sequence();
+    return arguments_.dict() || (row && row->kind != Sequence::Kind::tuple && row->can_index());
+  }
+
   void conversion() {
     ++at_;
     std::optional<Value> named = read_name();
@@ -383,13 +387,23 @@ class BraceFormatter {
   }
 
   Value first_value(std::string_view name) {
-    if (name.empty()) return positional(next_++);
+    if (name.empty()) return count(Numbering::automatic), positional(next_++);
     size_t end = 0;
     const std::optional<int64_t> number = read_digits(name, end);
-    if (number && end == name.size()) return positional(static_cast<size_t>(*number));
+    if (number && end == name.size())
+      return count(Numbering::manual), positional(static_cast<size_t>(*number));
     for (const auto& [key, value] : arguments_.named)
       if (key == name) return value;
     raise("'{}'", name);
+  }
+
+  enum class Numbering { unknown, automatic, manual };
+
+  // All fields of a format are numbered, or none is.
+  void count(Numbering numbering) {
+    if (numbering_ != Numbering::unknown && numbering_ != numbering)
+      raise("cannot mix manual field specification and automatic field numbering");
+    numbering_ = numbering;
   }
 
   Value positional(size_t i) const {
@@ -422,6 +436,7 @@ class BraceFormatter {
   const TracedText& format_;
   std::string_view text_;
   const Arguments& arguments_;
+  Numbering numbering_ = Numbering::unknown;
   size_t next_ = 0;
   size_t at_ = 0;
   TextWriter out_;

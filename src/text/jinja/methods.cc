@@ -41,20 +41,9 @@ Value splitlines(Call& call) {
   return make_list(split_lines(self_of(call), call.truth(0, false), call.budget), call.budget);
 }
 
-template <std::string (*Change)(std::string_view)>
+template <Change C>
 Value change_method(Call& call) {
-  return changed(self_of(call), Change, call.budget);
-}
-
-std::string swap_case(std::string_view text) {
-  std::string out;
-  for (size_t at = 0; at < text.size();) {
-    const size_t begin = at;
-    const bool was_upper = is_upper(next_point(text, at));
-    const std::string_view point = text.substr(begin, at - begin);
-    out += was_upper ? to_lower(point) : to_upper(point);
-  }
-  return out;
+  return changed(self_of(call), C, call.budget);
 }
 
 Value replace_method(Call& call) {
@@ -236,12 +225,10 @@ constexpr Builtin kTextMethods[] = {
     {"startswith", "prefix start? end?", matches_method<has_prefix>},
     {"endswith", "suffix start? end?", matches_method<has_suffix>},
     {"replace", "old new count?", replace_method},
-    {"upper", "", change_method<to_upper>},
-    {"lower", "", change_method<to_lower>},
-    {"casefold", "", change_method<to_lower>},
+    {"upper", "", change_method<anywhere<to_upper>>},
+    {"lower", "", change_method<anywhere<to_lower>>},
     {"title", "", change_method<to_title>},
     {"capitalize", "", change_method<to_capitalized>},
-    {"swapcase", "", change_method<swap_case>},
     {"join", "iterable", join_method},
     {"rsplit", "sep? maxsplit?", split_method<split_from_right>},
     {"splitlines", "keepends?", splitlines},
@@ -254,7 +241,7 @@ constexpr Builtin kTextMethods[] = {
     {"removesuffix", "suffix", remove_suffix},
     {"partition", "sep", partition<false>},
     {"rpartition", "sep", partition<true>},
-    {"isdigit", "", all_points<is_decimal>},
+    {"isdigit", "", all_points<is_digit>},
     {"isdecimal", "", all_points<is_decimal>},
     {"isnumeric", "", all_points<is_numeric>},
     {"isalpha", "", all_points<is_letter>},

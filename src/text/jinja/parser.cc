@@ -507,7 +507,8 @@ class Parser {
 
   ExprPtr parse_not() {
     const Nesting nesting(*this);
-    return unary<NotExpr>(next().line, parse_binary(kNot));
+    const int line = next().line;
+    return unary<NotExpr>(line, parse_binary(kNot));
   }
 
   template <class Node>

@@ -7,10 +7,16 @@
 namespace m2::text::jinja {
 namespace {
 
-int64_t modulo(Call& call, const Value& divisor) {
-  const Value rest = calculate(Arithmetic::modulo, call.self, divisor, call.budget);
-  if (const double* number = rest.get<double>()) return static_cast<int64_t>(*number);
-  return as_integer(rest);
+// Whether self % divisor is `rest`.
+bool leaves(Call& call, const Value& divisor, int64_t rest) {
+  const Value result = calculate(Arithmetic::modulo, call.self, divisor, call.budget);
+  return equal(result, rest, call.budget);
+}
+
+// A name to look up in a table, as a dict of Python would take it.
+std::string table_key(Call& call) {
+  if (!is_hashable(call.self)) raise("unhashable type: '{}'", type_name(call.self));
+  return call.self.text() ? call.self.text()->bytes() : "";
 }
 
 template <bool (*Wanted)(char32_t), bool (*Unwanted)(char32_t)>
@@ -50,15 +56,15 @@ constexpr Builtin kTests[] = {
     {"sequence", "", [](Call& c) -> Value { return is_sequence(c.self); }},
     {"iterable", "", [](Call& c) -> Value { return can_iterate(c.self); }},
     {"callable", "", [](Call& c) -> Value { return c.self.callable() || c.self.is_undefined(); }},
-    {"odd", "", [](Call& c) -> Value { return modulo(c, int64_t{2}) == 1; }},
-    {"even", "", [](Call& c) -> Value { return modulo(c, int64_t{2}) == 0; }},
-    {"divisibleby", "num", [](Call& c) -> Value { return modulo(c, c.at(0)) == 0; }},
+    {"odd", "", [](Call& c) -> Value { return leaves(c, int64_t{2}, 1); }},
+    {"even", "", [](Call& c) -> Value { return leaves(c, int64_t{2}, 0); }},
+    {"divisibleby", "num", [](Call& c) -> Value { return leaves(c, c.at(0), 0); }},
     {"lower", "", has_case<is_lower, is_upper>},
     {"upper", "", has_case<is_upper, is_lower>},
     {"sameas", "other", [](Call& c) -> Value { return identical(c.self, c.at(0)); }},
     {"escaped", "", [](Call&) -> Value { return false; }},
-    {"filter", "", [](Call& c) -> Value { return find_filter(c.self_text().view()) != nullptr; }},
-    {"test", "", [](Call& c) -> Value { return find_test(c.self_text().view()) != nullptr; }},
+    {"filter", "", [](Call& c) -> Value { return find_filter(table_key(c)) != nullptr; }},
+    {"test", "", [](Call& c) -> Value { return find_test(table_key(c)) != nullptr; }},
     {"in", "seq", compares<Comparison::in>},
     {"==", "other", compares<Comparison::eq>},
     {"eq", "other", compares<Comparison::eq>},

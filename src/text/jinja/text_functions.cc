@@ -224,12 +224,12 @@ std::vector<Value> split_lines(const TracedText& text, bool keep_ends, Budget& b
   return parts.take();
 }
 
-TracedText changed(const TracedText& text, std::string (*change)(std::string_view),
-                   Budget& budget) {
+TracedText changed(const TracedText& text, Change change, Budget& budget) {
+  bool state = false;
   TextWriter out(budget);
   text.for_each_run([&](std::string_view run, Origin origin) {
     budget.text(run.size(), out.size() + run.size());
-    out.write(change(run), origin);
+    out.write(change(run, state), origin);
   });
   return out.take();
 }

@@ -26,8 +26,16 @@ std::vector<Value> split_from_right(const TracedText& text, const TracedText* se
 // str.splitlines().
 std::vector<Value> split_lines(const TracedText& text, bool keep_ends, Budget& budget);
 
-// The text with `change` applied to each stretch of one origin.
-TracedText changed(const TracedText& text, std::string (*change)(std::string_view), Budget& budget);
+// The text with `change` applied to each stretch of one origin in turn. `state` begins false and
+// goes from one stretch to the next, for changes that depend on what came before.
+using Change = std::string (*)(std::string_view stretch, bool& state);
+TracedText changed(const TracedText& text, Change change, Budget& budget);
+
+// A change that does not depend on what came before.
+template <std::string (*Convert)(std::string_view)>
+std::string anywhere(std::string_view stretch, bool&) {
+  return Convert(stretch);
+}
 
 // separator.join(str(item) for each item).
 TracedText join_texts(const TracedText& separator, const std::vector<Value>& items, Budget& budget);

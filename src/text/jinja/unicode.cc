@@ -3,6 +3,7 @@
 #include <utf8proc.h>
 
 #include <algorithm>
+#include <utility>
 
 namespace m2::text::jinja {
 namespace {
@@ -132,6 +133,20 @@ bool is_decimal(char32_t point) {
   return category(point) == UTF8PROC_CATEGORY_ND;
 }
 
+bool is_digit(char32_t point) {
+  // Numeric_Type=Digit of Unicode: superscripts, subscripts, digits in circles and the like.
+  static constexpr std::pair<char32_t, char32_t> kRanges[] = {
+      {0x00B2, 0x00B3},   {0x00B9, 0x00B9},   {0x1369, 0x1371},   {0x19DA, 0x19DA},
+      {0x2070, 0x2070},   {0x2074, 0x2079},   {0x2080, 0x2089},   {0x2460, 0x2468},
+      {0x2474, 0x247C},   {0x2488, 0x2490},   {0x24EA, 0x24EA},   {0x24F5, 0x24FD},
+      {0x24FF, 0x24FF},   {0x2776, 0x277E},   {0x2780, 0x2788},   {0x278A, 0x2792},
+      {0x10A40, 0x10A43}, {0x10E60, 0x10E68}, {0x11052, 0x1105A}, {0x1F100, 0x1F10A}};
+  return is_decimal(point) ||
+         std::any_of(std::begin(kRanges), std::end(kRanges), [&](const auto& range) {
+           return point >= range.first && point <= range.second;
+         });
+}
+
 bool is_numeric(char32_t point) {
   return in(category(point), UTF8PROC_CATEGORY_ND, UTF8PROC_CATEGORY_NO);
 }
@@ -177,17 +192,17 @@ std::string to_lower(std::string_view text) {
   return out;
 }
 
-std::string to_capitalized(std::string_view text) {
+std::string to_capitalized(std::string_view text, bool& begun) {
   if (text.empty()) return {};
+  if (std::exchange(begun, true)) return to_lower(text);
   std::string out;
   size_t at = 0;
   append_title(out, next_point(text, at));
   return out + to_lower(text.substr(at));
 }
 
-std::string to_title(std::string_view text) {
+std::string to_title(std::string_view text, bool& inside) {
   std::string out;
-  bool inside = false;
   for (size_t at = 0; at < text.size();) {
     const size_t begin = at;
     const char32_t point = next_point(text, at);

@@ -24,6 +24,7 @@ size_t byte_of_point(std::string_view text, size_t index);
 bool is_space(char32_t point);
 bool is_letter(char32_t point);
 bool is_decimal(char32_t point);
+bool is_digit(char32_t point);
 bool is_numeric(char32_t point);
 bool is_upper(char32_t point);
 bool is_lower(char32_t point);
@@ -33,10 +34,11 @@ bool is_identifier(char32_t point);
 
 std::string to_upper(std::string_view text);
 std::string to_lower(std::string_view text);
-// First code point of the text in title case, the others in lower case (str.capitalize).
-std::string to_capitalized(std::string_view text);
-// Every run of cased characters capitalised (str.title).
-std::string to_title(std::string_view text);
+// First code point of the text in title case, the others in lower case (str.capitalize). `begun` is
+// false at the text's beginning and carries over from one stretch of it to the next.
+std::string to_capitalized(std::string_view text, bool& begun);
+// Every run of cased characters capitalised (str.title). `inside` of such a run carries over.
+std::string to_title(std::string_view text, bool& inside);
 
 // The bytes of `text` without leading / trailing white space: how many to drop.
 size_t leading_space(std::string_view text);
