@@ -475,7 +475,7 @@ Result<void> Engine::State::audit() const {
     const auto waits = scheduler.waiting().count(sequence.get());
     if (listed + static_cast<int64_t>(waits) != 1 || (listed == 1) != sequence->running)
       return fail(Code::internal, "request {} is not in exactly one list", id);
-    if (!sequence->running && !sequence->table.blocks.empty())
+    if (!sequence->running && (!sequence->table.blocks.empty() || sequence->computed != 0))
       return fail(Code::internal, "request {} waits and holds blocks", id);
     if (sequence->computed > sequence->size() || sequence->size() >= sequence->max_size)
       return fail(Code::internal, "request {} lost count of its tokens", id);

@@ -64,7 +64,7 @@ HWY_INLINE V weight(V x, float max, float scale) {
 
 double sum_exp(std::span<const float> row, float max, float scale, float cutoff) {
   const F32 d;
-  constexpr size_t kRun = 4096;  // short enough for float sums, long enough to be free
+  constexpr size_t kRun = 512;  // short enough for float sums, long enough to be free
   double total = 0;
   for (size_t first = 0; first < row.size(); first += kRun) {
     V sum = hn::Zero(d);

@@ -14,8 +14,13 @@ constexpr float kMasked = -std::numeric_limits<float>::infinity();
 constexpr float kLargest = std::numeric_limits<float>::max();
 constexpr float kGreedyBelow = 1e-5f;
 constexpr float kLowestTemperature = 0.01f;
+// Up to here candidates are sorted; beyond, the row is cut by passes over it.
+constexpr int64_t kMostSorted = 1024;
+// A nucleus is first looked for among so many: as a rule they hold nearly all of the probability.
 constexpr int64_t kFirstNucleus = 64;
-constexpr int64_t kNucleusGrowth = 8;
+// Logits this far below the largest, in units of the temperature, weigh nothing in a float.
+constexpr float kNegligible = 100;
+constexpr int kBisections = 14;
 
 size_t at(TokenId id) {
   return static_cast<size_t>(id);
@@ -66,13 +71,11 @@ double weight(float logit, float max, float scale) {
   return std::exp(static_cast<double>(logit - max) * static_cast<double>(scale));
 }
 
-// Removes candidates less likely than `cutoff` from the sorted list; says whether there were any.
-bool drop_below(float cutoff, std::vector<Candidate>& candidates) {
+// Removes candidates less likely than `cutoff` from the sorted list.
+void drop_below(float cutoff, std::vector<Candidate>& candidates) {
   const auto end = std::ranges::partition_point(
       candidates, [&](const Candidate& candidate) { return candidate.logit >= cutoff; });
-  const bool any = end != candidates.end();
   candidates.erase(end, candidates.end());
-  return any;
 }
 
 double total_weight(const std::vector<Candidate>& candidates, float scale) {
@@ -122,7 +125,7 @@ Sampler::Sampler(TokenId id_limit, std::vector<TokenId> eos_token_ids, int threa
     scratch.maxima.resize(static_cast<size_t>(row_blocks(id_limit)));
     scratch.order.reserve(scratch.maxima.size());
     scratch.candidates.reserve(static_cast<size_t>(id_limit));
-    scratch.allowed.reserve(static_cast<size_t>(id_limit));
+    scratch.values.reserve(static_cast<size_t>(id_limit));
   }
 }
 
@@ -180,11 +183,11 @@ RowStatus Sampler::score(std::span<const float> full_row, TokenId token, int32_t
 void Sampler::process(Row row, const SampleInput& input, Scratch& scratch) const {
   const SamplingParams& params = input.params;
   if (!params.allowed_token_ids.empty()) {
-    scratch.allowed.clear();
-    for (const TokenId id : params.allowed_token_ids) scratch.allowed.push_back(row[at(id)]);
+    scratch.values.clear();
+    for (const TokenId id : params.allowed_token_ids) scratch.values.push_back(row[at(id)]);
     std::ranges::fill(row, kMasked);
-    for (size_t i = 0; i < scratch.allowed.size(); ++i)
-      row[at(params.allowed_token_ids[i])] = scratch.allowed[i];
+    for (size_t i = 0; i < scratch.values.size(); ++i)
+      row[at(params.allowed_token_ids[i])] = scratch.values[i];
   }
   mask_bad_words(row, input);
   if (ends_too_early(input)) {
@@ -204,26 +207,33 @@ TokenId Sampler::argmax(ConstRow row, float max, const Scratch& scratch) const {
   return static_cast<TokenId>(found - row.begin());
 }
 
-TokenId Sampler::draw(ConstRow row, float max, const SampleInput& input, Scratch& scratch) const {
+TokenId Sampler::draw(Row row, float max, const SampleInput& input, Scratch& scratch) const {
   const SamplingParams& params = input.params;
   const float scale = 1 / std::max(params.temperature, kLowestTemperature);
+  const bool limited = params.top_k > 0 && params.top_k < id_limit_;
   // p >= min_p * p_max, seen on the logits.
-  const float cutoff = params.min_p > 0 ? max + std::log(params.min_p) / scale : kMasked;
+  float cutoff = params.min_p > 0 ? max + std::log(params.min_p) / scale : kMasked;
   const NoiseKey key = noise_key(input.seed, input.output.size());
 
-  if (params.top_k > 0 && params.top_k < id_limit_) {
+  if (limited && params.top_k <= kMostSorted) {
     select(row, params.top_k, scratch);
     drop_below(cutoff, scratch.candidates);
     if (params.top_p < 1) {
       const double total = total_weight(scratch.candidates, scale);
       keep_weight(static_cast<double>(params.top_p) * total, scale, scratch.candidates);
     }
-  } else if (params.top_p < 1) {
-    select_nucleus(row, max, scale, cutoff, params.top_p, scratch);
-  } else {
-    return race(row, max, scale, cutoff, key);
+    return race_candidates(scratch.candidates, scale, key);
   }
-  return race_candidates(scratch.candidates, scale, key);
+  if (limited) cutoff = std::max(cutoff, cut_at_rank(row, params.top_k, scratch));
+  if (params.top_p < 1) {
+    const double wanted = static_cast<double>(params.top_p) * sum_exp(row, max, scale, cutoff);
+    select(row, kFirstNucleus, scratch);
+    drop_below(cutoff, scratch.candidates);
+    if (keep_weight(wanted, scale, scratch.candidates))
+      return race_candidates(scratch.candidates, scale, key);
+    cutoff = cut_at_weight(row, max, scale, cutoff, wanted, scratch);
+  }
+  return race(row, max, scale, cutoff, key);
 }
 
 // The `count` most likely ids that are not masked, the most likely first, into the candidates.
@@ -254,17 +264,44 @@ void Sampler::select(ConstRow row, int64_t count, Scratch& scratch) const {
   std::sort(candidates.begin(), candidates.end(), more_likely);
 }
 
-// The smallest set of most likely ids at or above `cutoff` that holds `mass` of the probability
-// there. Few ids hold nearly all of it as a rule, so ever more are selected until they suffice.
-void Sampler::select_nucleus(ConstRow row, float max, float scale, float cutoff, float mass,
-                             Scratch& scratch) const {
-  const double wanted = static_cast<double>(mass) * sum_exp(row, max, scale, cutoff);
-  for (int64_t count = kFirstNucleus;; count *= kNucleusGrowth) {
-    select(row, count, scratch);
-    const bool all = static_cast<int64_t>(scratch.candidates.size()) < count;
-    const bool cut = drop_below(cutoff, scratch.candidates);
-    if (keep_weight(wanted, scale, scratch.candidates) || all || cut) return;
+// Masks all but the `count` most likely ids; returns the least logit left. Precondition: count is
+// less than the row's size.
+float Sampler::cut_at_rank(Row row, int64_t count, Scratch& scratch) const {
+  std::vector<float>& sorted = scratch.values;
+  sorted.assign(row.begin(), row.end());
+  const auto last = sorted.begin() + (count - 1);
+  std::nth_element(sorted.begin(), last, sorted.end(), std::greater<>());
+  const float least = *last;
+  int64_t ties = count - count_greater(row, least);
+  for (float& logit : row) {
+    if (logit == least && ties-- <= 0) logit = kMasked;
   }
+  return least;
+}
+
+// Finds the smallest set of most likely ids, at or above `cutoff`, that weighs `wanted`: returns
+// its least logit and masks the ids with logits about as small that are not in it. Bisects over
+// sums of the whole row until few ids are left to sort.
+float Sampler::cut_at_weight(Row row, float max, float scale, float cutoff, double wanted,
+                             Scratch& scratch) const {
+  float low = std::max(cutoff, max - kNegligible / scale);  // the set's least logit is in
+  float high = max;                                         // [low, high]
+  for (int i = 0; i < kBisections; ++i) {
+    const float middle = low + (high - low) / 2;
+    (sum_exp(row, max, scale, middle) >= wanted ? low : high) = middle;
+  }
+  double sum = sum_exp(row, max, scale, std::nextafter(high, HUGE_VALF));
+  std::vector<Candidate>& edge = scratch.candidates;
+  edge.clear();
+  for (size_t id = 0; id < row.size(); ++id) {
+    if (row[id] >= low && row[id] <= high) edge.push_back({row[id], static_cast<TokenId>(id)});
+  }
+  std::sort(edge.begin(), edge.end(), more_likely);
+  for (const Candidate& candidate : edge) {
+    if (sum >= wanted) row[at(candidate.id)] = kMasked;
+    sum += weight(candidate.logit, max, scale);
+  }
+  return low;
 }
 
 }  // namespace m2::engine

@@ -62,7 +62,7 @@ class Sampler {
     std::vector<float> maxima;          // per kRowBlock ids
     std::vector<float> order;           // to find the k-th largest of them
     std::vector<Candidate> candidates;  // the most likely first
-    std::vector<float> allowed;         // logits saved while all others are masked
+    std::vector<float> values;          // any copy of logits
     std::vector<float> raw;             // the row before it was changed, for its logprobs
   };
   using Row = std::span<float>;
@@ -70,9 +70,10 @@ class Sampler {
 
   void process(Row row, const SampleInput& input, Scratch& scratch) const;
   TokenId argmax(ConstRow row, float max, const Scratch& scratch) const;
-  TokenId draw(ConstRow row, float max, const SampleInput& input, Scratch& scratch) const;
+  TokenId draw(Row row, float max, const SampleInput& input, Scratch& scratch) const;
   void select(ConstRow row, int64_t count, Scratch& scratch) const;
-  void select_nucleus(ConstRow row, float max, float scale, float cutoff, float mass,
+  float cut_at_rank(Row row, int64_t count, Scratch& scratch) const;
+  float cut_at_weight(Row row, float max, float scale, float cutoff, double wanted,
                       Scratch& scratch) const;
 
   const int64_t id_limit_;
