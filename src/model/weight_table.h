@@ -126,15 +126,21 @@ Result<StoredTypes> check_weights(const ModelConfig& config, const load::Checkpo
 Result<std::string> describe_weights(const ModelConfig& config, const load::Checkpoint& checkpoint,
                                      const parallel::Topology& topology);
 
-// Calls visit(spec, layer, expert) for each weight of the model, in the table's order; layer or
-// expert is 0 where the scope has none. Stops at the first error and returns it.
+// Calls visit(spec, layer, expert) for each weight of the model: those outside the layers, then
+// layer by layer, at last expert by expert. layer or expert is 0 where the scope has none. Stops at
+// the first error and returns it.
 template <class Visit>
 Result<void> for_each_weight(const ModelConfig& config, Visit&& visit) {
-  for (const WeightSpec& spec : weight_table()) {
-    const int64_t layers = spec.scope == Scope::model ? 1 : config.num_layers;
-    const int64_t experts = spec.scope == Scope::expert ? config.num_experts : 1;
-    for (int64_t layer = 0; layer < layers; ++layer)
-      for (int64_t expert = 0; expert < experts; ++expert) M2_TRY_VOID(visit(spec, layer, expert));
+  const auto visit_scope = [&](Scope scope, int64_t layer, int64_t expert) -> Result<void> {
+    for (const WeightSpec& spec : weight_table())
+      if (spec.scope == scope) M2_TRY_VOID(visit(spec, layer, expert));
+    return {};
+  };
+  M2_TRY_VOID(visit_scope(Scope::model, 0, 0));
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    M2_TRY_VOID(visit_scope(Scope::layer, layer, 0));
+    for (int64_t expert = 0; expert < config.num_experts; ++expert)
+      M2_TRY_VOID(visit_scope(Scope::expert, layer, expert));
   }
   return {};
 }
