@@ -21,15 +21,22 @@ void cuda_failed(const char* what, const char* error) {
 
 namespace {
 
+int ask_device(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  cudaError_t status = cudaGetDevice(&device);
+  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&value, attribute, device);
+  if (status != cudaSuccess) cuda_failed("asking for the GPU", cudaGetErrorString(status));
+  return value;
+}
+
 int compute_major() {
-  static const int major = [] {
-    int device = 0, value = 0;
-    const cudaError_t status = cudaGetDevice(&device);
-    if (status != cudaSuccess) cuda_failed("asking for the GPU", cudaGetErrorString(status));
-    cudaDeviceGetAttribute(&value, cudaDevAttrComputeCapabilityMajor, device);
-    return value;
-  }();
+  static const int major = ask_device(cudaDevAttrComputeCapabilityMajor);
   return major;
+}
+
+int multiprocessors() {
+  static const int count = ask_device(cudaDevAttrMultiProcessorCount);
+  return count;
 }
 
 Matrix matrix(const Tensor& tensor) {
@@ -145,12 +152,14 @@ void linear_parts(const Exec& exec, Tensor x, std::span<const Linear> weights, T
   shape.weight = args.weight_dtype;
   shape.aligned = aligned16(x.data(), x.row_stride(), x.dtype());
   shape.compute_major = compute_major();
+  shape.multiprocessors = multiprocessors();
   int64_t tiles = 0;
   for (const Linear& weight : weights) {
     M2_CHECK(weight.weight.dtype() == args.weight_dtype, "matrices of two dtypes over one input");
     args.part[args.parts++] = part_of(weight, shape.rows, tiles);
     shape.aligned = shape.aligned && aligned16(weight.weight.data(), weight.weight.row_stride(),
                                                args.weight_dtype);
+    shape.rows_follow = shape.rows_follow && weight.weight.dense();
     shape.whole_chunks = shape.whole_chunks && weight.first_column % 64 == 0;
     shape.rows += weight.weight.size(0);
     tiles += (weight.weight.size(0) + 15) / 16;
@@ -268,6 +277,7 @@ void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Ten
   auto* base = static_cast<uint8_t*>(scratch.data());
   args.offsets = reinterpret_cast<int32_t*>(base + plan.offsets);
   args.active = reinterpret_cast<int32_t*>(base + plan.active);
+  args.groups = reinterpret_cast<int32_t*>(base + plan.groups);
   args.order = reinterpret_cast<int32_t*>(base + plan.order);
   args.inner_values = base + plan.inner;
   args.results = reinterpret_cast<float*>(base + plan.results);

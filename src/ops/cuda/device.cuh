@@ -39,6 +39,16 @@ inline int device_major() {
   return major;
 }
 
+inline int multiprocessors() {
+  static const int count = [] {
+    int device = 0, value = 0;
+    M2_CUDA(cudaGetDevice(&device));
+    M2_CUDA(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device));
+    return value;
+  }();
+  return count;
+}
+
 // Launches and checks. Kernels launched with `overlap` must call wait_for_previous() before they
 // read or write anything that the kernels before them wrote or read.
 template <class... Parameters, class... Arguments>

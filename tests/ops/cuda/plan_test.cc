@@ -9,7 +9,13 @@ namespace {
 
 TEST(LinearPlan, DecodeStreamsAndTakesMoreTokensTogetherAsTheyCome) {
   LinearShape shape{.tokens = 1, .rows = 8192, .columns = 3072};
+  EXPECT_EQ(describe(plan_linear(shape)), "ring, tiles of 16 rows");
+  // 192 tiles of 16 rows would leave 72 of 132 multiprocessors with half the work.
+  EXPECT_EQ(describe(plan_linear({.tokens = 1, .rows = 3072, .columns = 6144})),
+            "ring, tiles of 8 rows");
+  shape.compute_major = 8;
   EXPECT_EQ(describe(plan_linear(shape)), "stream, 8 tokens");
+  shape.compute_major = 9;
   shape.tokens = 9;
   EXPECT_EQ(describe(plan_linear(shape)), "stream, 16 tokens");
   shape.tokens = 17;
@@ -23,7 +29,8 @@ TEST(LinearPlan, WhatTheMatrixUnitsCannotTakeRunsAnyway) {
     change(shape);
     return plan_linear(shape).form;
   };
-  EXPECT_EQ(plan_linear(good).form, LinearForm::stream);
+  EXPECT_EQ(plan_linear(good).form, LinearForm::ring);
+  EXPECT_EQ(form_with([](LinearShape& s) { s.rows_follow = false; }), LinearForm::stream);
   EXPECT_EQ(form_with([](LinearShape& s) { s.columns = 96; }), LinearForm::any);
   EXPECT_EQ(form_with([](LinearShape& s) { s.x = DType::f32; }), LinearForm::any);
   EXPECT_EQ(form_with([](LinearShape& s) { s.weight = DType::f16; }), LinearForm::any);

@@ -2,6 +2,7 @@
 
 #include "ops/cuda/experts/lists.cuh"
 #include "ops/cuda/experts/sm80_stream.cuh"
+#include "ops/cuda/experts/sm90_ring.cuh"
 
 namespace m2::ops::cuda {
 namespace {
@@ -81,11 +82,18 @@ void launch_stream(void* stream, const ExpertsArgs& args) {
   launch(stream, sm80_experts_up<kF8, kTiles>, {dim3(blocks_for(args.inner, kUpRows), units), block},
          args);
   const unsigned tiles = blocks_for(args.hidden, kStreamRows);
-  if (one) {
-    launch(stream, sm80_experts_down_one<kF8>, {dim3(tiles), block}, args);
-    return;
-  }
   launch(stream, sm80_experts_down<kF8, kTiles>, {dim3(tiles, units), block}, args);
+  launch(stream, combine_pairs, {dim3(static_cast<unsigned>(args.x.rows)), dim3(256)}, args);
+}
+
+void launch_ring(void* stream, const ExpertsArgs& args) {
+  if (args.x.rows > 1) launch(stream, list_pairs, {dim3(1), dim3(kListThreads)}, args);
+  LaunchShape shape;
+  shape.grid = dim3(static_cast<unsigned>(multiprocessors()));
+  shape.block = dim3(kRingThreads);
+  shape.shared_bytes = kRingSharedBytes;
+  launch(stream, sm90_experts_ring<true, 6>, shape, args, ring_slots(16 * args.hidden));
+  launch(stream, sm90_experts_ring<false, 3>, shape, args, ring_slots(16 * args.inner));
   launch(stream, combine_pairs, {dim3(static_cast<unsigned>(args.x.rows)), dim3(256)}, args);
 }
 
@@ -94,6 +102,7 @@ void launch_stream(void* stream, const ExpertsArgs& args) {
 void launch_experts(void* stream, const ExpertsPlan& plan, const ExpertsArgs& args) {
   if (args.x.rows == 0) return;
   if (plan.form == ExpertsForm::any) return launch_any(stream, args);
+  if (plan.form == ExpertsForm::ring) return launch_ring(stream, args);
   const bool f8 = args.weight_dtype == DType::f8_e4m3;
   if (plan.token_tiles == 1)
     f8 ? launch_stream<true, 1>(stream, args) : launch_stream<false, 1>(stream, args);

@@ -26,6 +26,7 @@ struct ExpertsArgs {
 
   int32_t* offsets;
   int32_t* active;
+  int32_t* groups;
   int32_t* order;
   void* inner_values;
   float* results;

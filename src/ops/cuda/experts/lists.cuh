@@ -55,6 +55,14 @@ __global__ void __launch_bounds__(kListThreads) list_pairs(ExpertsArgs args) {
   int total, active;
   const int begin = block_prefix(count, scratch, total);
   const int place = block_prefix(count > 0 ? 1 : 0, scratch, active);
+  int groups;
+  int group = block_prefix((count + 7) / 8, scratch, groups);
+  for (int done = 0; done < count; done += 8, ++group) {
+    int* entry = args.groups + 4 + 4 * group;
+    entry[0] = expert;
+    entry[1] = begin + done;
+    entry[2] = min(8, count - done);
+  }
   if (expert < args.experts) {
     args.offsets[expert] = begin;
     if (count > 0) args.active[1 + place] = expert;
@@ -62,6 +70,7 @@ __global__ void __launch_bounds__(kListThreads) list_pairs(ExpertsArgs args) {
   if (threadIdx.x == 0) {
     args.offsets[args.experts] = total;
     args.active[0] = active;
+    args.groups[0] = groups;
   }
   counts[expert] = begin;  // from here on: where the next pair goes
   __syncthreads();

@@ -21,6 +21,7 @@ class Layout {
 
 constexpr int64_t kAnyBatch = 64;
 constexpr int64_t kStreamBatch = 256;
+constexpr int64_t kRingHidden = 3072, kRingInner = 1536;  // what the ring's registers hold
 
 bool can_stream(const ExpertsShape& shape) {
   const bool f8 = shape.weight == DType::f8_e4m3;
@@ -39,11 +40,15 @@ ExpertsPlan plan_experts(const ExpertsShape& shape) {
   // Tokens of an expert when the choice is even; a fuller one is read again from the cache.
   const int64_t mean = plan.batch * shape.top / std::max<int64_t>(shape.experts, 1);
   plan.token_tiles = mean <= 4 ? 1 : mean <= 10 ? 2 : 4;
+  if (stream && shape.weight == DType::f8_e4m3 && shape.compute_major >= 9 && mean <= 4 &&
+      shape.hidden <= kRingHidden && shape.inner <= kRingInner)
+    plan.form = ExpertsForm::ring;
 
   const int64_t pairs = plan.batch * shape.top;
   Layout layout;
   plan.offsets = layout.place(4 * (shape.experts + 1));
   plan.active = layout.place(4 * (shape.experts + 1));
+  plan.groups = layout.place(4 * (4 + 4 * (shape.experts + pairs / 8 + 1)));
   plan.order = layout.place(4 * pairs);
   plan.inner = layout.place((stream ? 2 : 4) * pairs * shape.inner);
   plan.results = layout.place(4 * pairs * shape.hidden);
@@ -57,6 +62,7 @@ std::string describe(const ExpertsPlan& plan) {
     case ExpertsForm::any: return "any" + batch;
     case ExpertsForm::stream:
       return "stream, " + std::to_string(8 * plan.token_tiles) + " tokens" + batch;
+    case ExpertsForm::ring: return "ring" + batch;
     case ExpertsForm::tiles: return "tiles" + batch;
   }
   return "?";

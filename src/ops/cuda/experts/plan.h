@@ -10,7 +10,8 @@ namespace m2::ops::cuda {
 
 enum class ExpertsForm {
   any,     // one warp a row of each pair's expert: correct everywhere, fast nowhere
-  stream,  // decode: each expert's weights streamed once for its tokens
+  stream,  // few tokens: each expert's weights streamed once for its tokens
+  ring,    // decode on Hopper: the same sums, weights kept flowing into shared memory
   tiles,   // prefill on Hopper: FP8 wgmma, tokens grouped by expert
 };
 
@@ -31,6 +32,8 @@ struct ExpertsPlan {
   int64_t batch = 0;         // tokens a pass; longer steps take several passes
   int64_t offsets = 0;       // i32 [E + 1]: where each expert's pairs begin in `order`
   int64_t active = 0;        // i32 [1 + E]: how many experts have pairs, then which
+  int64_t groups = 0;        // i32 [4 + 4 G]: how many groups of up to 8 pairs of one expert, then
+                             // each one's expert, begin in `order` and count (ring)
   int64_t order = 0;         // i32 [pairs]: pairs, expert after expert
   int64_t inner = 0;         // [pairs, I]: silu(gate) * up; f32 (any) or bf16
   int64_t results = 0;       // f32 [pairs, H]

@@ -1,6 +1,7 @@
 #include "ops/cuda/linear/launch.h"
 
 #include "ops/cuda/linear/sm80_stream.cuh"
+#include "ops/cuda/linear/sm90_ring.cuh"
 
 namespace m2::ops::cuda {
 namespace {
@@ -50,10 +51,29 @@ void launch_stream(void* stream, const LinearPlan& plan, const LinearArgs& args)
          args);
 }
 
+template <int kRows>
+void launch_ring(void* stream, const LinearArgs& args) {
+  const int chunks = static_cast<int>(args.x.columns) / kStreamChunk;
+  const int tiles = args.tiles * (16 / kRows);
+  LaunchShape shape;
+  shape.grid = dim3(static_cast<unsigned>(tiles < multiprocessors() ? tiles : multiprocessors()));
+  shape.block = dim3(kRingThreads);
+  shape.shared_bytes = kRingSharedBytes;
+  launch(stream, chunks <= 6 * kStreamWarps ? sm90_linear_ring<kRows, 6> : sm90_linear_ring<kRows, 12>,
+         shape, args, tiles, ring_slots(kRows * static_cast<int>(args.x.columns)));
+}
+
 }  // namespace
 
 void launch_linear(void* stream, const LinearPlan& plan, const LinearArgs& args) {
   if (args.x.rows == 0) return;
+  if (plan.form == LinearForm::ring) {
+    if (plan.tile_rows == 16)
+      launch_ring<16>(stream, args);
+    else
+      launch_ring<8>(stream, args);
+    return;
+  }
   if (plan.form == LinearForm::stream) {
     if (args.weight_dtype == DType::f8_e4m3)
       launch_stream<true>(stream, plan, args);

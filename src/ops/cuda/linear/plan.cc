@@ -1,6 +1,15 @@
 #include "ops/cuda/linear/plan.h"
 
 namespace m2::ops::cuda {
+namespace {
+
+// What the busiest of `workers` does, over the mean.
+double imbalance(int64_t tiles, int64_t workers) {
+  const int64_t most = (tiles + workers - 1) / workers;
+  return static_cast<double>(most * workers) / static_cast<double>(tiles);
+}
+
+}  // namespace
 
 LinearPlan plan_linear(const LinearShape& shape) {
   LinearPlan plan;
@@ -10,6 +19,15 @@ LinearPlan plan_linear(const LinearShape& shape) {
                        shape.aligned && (!f8 || shape.whole_chunks);
   if (!streams) return plan;
   plan.form = LinearForm::stream;
+  if (f8 && shape.compute_major >= 9 && shape.tokens <= 8 && shape.rows_follow &&
+      shape.columns <= 6144 && shape.rows > 0) {
+    plan.form = LinearForm::ring;
+    const int64_t tiles = (shape.rows + 15) / 16;
+    const bool halves = imbalance(2 * tiles, shape.multiprocessors) + 0.05 <
+                        imbalance(tiles, shape.multiprocessors);
+    // Two tiles of the widest rows have to fit, one read while the other comes.
+    plan.tile_rows = halves || shape.columns > 4096 ? 8 : 16;
+  }
   plan.token_tiles = shape.tokens <= 8 ? 1 : shape.tokens <= 16 ? 2 : 4;
   return plan;
 }
@@ -18,6 +36,7 @@ std::string describe(const LinearPlan& plan) {
   switch (plan.form) {
     case LinearForm::any: return "any";
     case LinearForm::stream: return "stream, " + std::to_string(8 * plan.token_tiles) + " tokens";
+    case LinearForm::ring: return "ring, tiles of " + std::to_string(plan.tile_rows) + " rows";
     case LinearForm::tiles: return "tiles";
   }
   return "?";

@@ -1,0 +1,147 @@
+#pragma once
+
+#include "ops/cuda/experts/lists.cuh"
+#include "ops/cuda/ring.cuh"
+
+namespace m2::ops::cuda {
+
+// Up to 8 pairs of one expert, which a pass over its weights takes together.
+struct Group {
+  int expert, begin, count;
+};
+
+// The step's groups: of one token its experts here; otherwise list_pairs has written them.
+struct Groups {
+  const ExpertsArgs& args;
+  uint32_t held = 0;  // one token: which of its places are held here
+
+  __device__ __forceinline__ void find() {
+    if (args.x.rows != 1) return;
+    for (int i = 0; i < args.top; ++i) {
+      const int id = args.ids[i] - args.first_expert;
+      if (id >= 0 && id < args.experts) held |= 1u << i;
+    }
+  }
+  __device__ __forceinline__ int count() const {
+    return args.x.rows == 1 ? __popc(held) : args.groups[0];
+  }
+  __device__ __forceinline__ Group at(int i) const {
+    if (args.x.rows == 1) {
+      const int place = static_cast<int>(__fns(held, 0, i + 1));
+      return {args.ids[place] - args.first_expert, place, 1};
+    }
+    const int* entry = args.groups + 4 + 4 * i;
+    return {entry[0], entry[1], entry[2]};
+  }
+};
+
+// Tiles of one group after another; kUp: 8 rows of w1 over the same 8 of w3, else 16 rows of w2.
+template <bool kUp>
+struct ExpertsRingWork {
+  static constexpr int kRows = 16;
+  static constexpr int kStores = kUp ? 64 : 128;
+  const ExpertsArgs& args;
+  Groups groups;
+  int tiles;  // of a group
+  int current = -1;
+  Group group = {};
+
+  __device__ __forceinline__ void go_to(int index) {
+    if (index / tiles == current) return;
+    current = index / tiles;
+    group = groups.at(current);
+  }
+  __device__ __forceinline__ RingTile tile(int index) {
+    go_to(index);
+    RingTile tile;
+    const int64_t columns = kUp ? args.hidden : args.inner;
+    const int rows = kUp ? args.inner : args.hidden;
+    if constexpr (kUp) {
+      const int row = index % tiles * 8;
+      tile.upper = static_cast<const uint8_t*>(args.w13) +
+                   (static_cast<int64_t>(group.expert) * 2 * rows + row) * columns;
+      tile.lower = tile.upper + rows * columns;
+      tile.upper_rows = tile.lower_rows = min(8, rows - row);
+    } else {
+      const int row = index % tiles * 16;
+      tile.upper = static_cast<const uint8_t*>(args.w2) +
+                   (static_cast<int64_t>(group.expert) * rows + row) * columns;
+      tile.upper_rows = min(8, rows - row);
+      if (row + 8 < rows) {
+        tile.lower = tile.upper + 8 * columns;
+        tile.lower_rows = min(8, rows - row - 8);
+      }
+    }
+    return tile;
+  }
+  __device__ __forceinline__ void scales(int index, const float*& upper, const float*& lower,
+                                         int& first_column) {
+    go_to(index);
+    const int g = threadIdx.x % kWarp / 4;
+    if constexpr (kUp) {
+      const int row = min(index % tiles * 8 + g, args.inner - 1);
+      const int64_t at = (static_cast<int64_t>(group.expert) * args.inner_blocks +
+                          (args.first_inner + row) / 128 - args.scale_row) *
+                         args.hidden_blocks;
+      upper = args.w1_scale + at;
+      lower = args.w3_scale + at;
+      first_column = 0;
+    } else {
+      const int row = index % tiles * 16 + g;
+      const float* scale = args.w2_scale + static_cast<int64_t>(group.expert) * args.hidden_blocks *
+                                               args.inner_blocks;
+      upper = scale + min(row, args.hidden - 1) / 128 * args.inner_blocks;
+      lower = scale + min(row + 8, args.hidden - 1) / 128 * args.inner_blocks;
+      first_column = args.first_inner - args.scale_row * 128;
+    }
+  }
+  __device__ __forceinline__ bool new_tokens(int index) const { return index / tiles != current; }
+  __device__ __forceinline__ const uint8_t* token(int index) {
+    go_to(index);
+    const int g = threadIdx.x % kWarp / 4;
+    if (g >= group.count) return nullptr;
+    const int position = group.begin + g;
+    const auto* row =
+        kUp ? static_cast<const uint8_t*>(args.x.data) +
+                  pair_at(args, position) / args.top * args.x.stride * 2
+            : static_cast<const uint8_t*>(args.inner_values) +
+                  static_cast<int64_t>(position) * args.inner * 2;
+    return row + lane_token_offset<true>();
+  }
+  template <class Sum>
+  __device__ __forceinline__ void store(int index, int i, Sum sum) {
+    go_to(index);
+    constexpr int kTileRows = kUp ? 8 : 16;
+    const int token = i / kTileRows, row_in_tile = i % kTileRows;
+    const int row = index % tiles * kTileRows + row_in_tile;
+    if (token >= group.count || row >= (kUp ? args.inner : args.hidden)) return;
+    const int64_t position = group.begin + token;
+    const int owner = row_in_tile % 8 * 4 + token / 2;
+    if constexpr (kUp) {
+      const float gate = sum(token % 2, owner), up = sum(2 + token % 2, owner);
+      static_cast<__nv_bfloat16*>(args.inner_values)[position * args.inner + row] =
+          __float2bfloat16_rn(silu(gate) * up);
+    } else {
+      args.results[static_cast<int64_t>(pair_at(args, static_cast<int>(position))) * args.hidden +
+                   row] = sum(row_in_tile / 8 * 2 + token % 2, owner);
+    }
+  }
+};
+
+// The two halves of experts() (see sm80_stream.cuh for what they compute), f8_e4m3 weights. The
+// first has to wait for the groups; the second knows them and asks for its weights at once.
+// Bytes: 2 I H, then H I weights a group, FLOPs: 4 I H, then 2 I H a pair. Bound: bandwidth.
+template <bool kUp, int kChunks>
+__global__ void __launch_bounds__(kRingThreads, 1)
+    sm90_experts_ring(const __grid_constant__ ExpertsArgs args, int slots) {
+  if (kUp) wait_for_previous();
+  ExpertsRingWork<kUp> work{args, {args}};
+  work.groups.find();
+  const int columns = kUp ? args.hidden : args.inner;
+  work.tiles = kUp ? (args.inner + 7) / 8 : (args.hidden + 15) / 16;
+  const int all = work.groups.count() * work.tiles;
+  run_ring<kChunks>(work, ring_begin(all, blockIdx.x), ring_begin(all, blockIdx.x + 1),
+                    columns / kStreamChunk, slots);
+}
+
+}  // namespace m2::ops::cuda
