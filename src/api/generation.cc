@@ -1,0 +1,52 @@
+#include "api/generation.h"
+
+namespace m2::api {
+namespace {
+
+Error conflict(std::string_view param, std::string text) {
+  return Error{Code::invalid_argument, std::move(text), std::string(param)};
+}
+
+}  // namespace
+
+Result<void> read_value(const Json& value, StreamOptions& out) {
+  if (!value.is_object()) return fail(Code::invalid_argument, "Input should be a valid dictionary");
+  static const Fields<StreamOptions> fields =
+      Fields<StreamOptions>()
+          .field("include_usage", &StreamOptions::include_usage)
+          .field("continuous_usage_stats", &StreamOptions::continuous_usage_stats);
+  std::vector<std::string> unknown;
+  return fields.read(value, out, unknown);
+}
+
+Result<void> read_one_or_many(const Json& value, std::vector<std::string>& out) {
+  if (value.is_array()) return read_value(value, out);
+  out.clear();
+  return read_value(value, out.emplace_back());
+}
+
+Result<void> read_logit_bias(const Json& value, std::vector<std::pair<std::string, double>>& out) {
+  if (!value.is_object()) return fail(Code::invalid_argument, "Input should be a valid dictionary");
+  out.clear();
+  for (const auto& [id, bias] : value.items()) {
+    out.emplace_back(id, 0.0);
+    M2_TRY_VOID(read_value(bias, out.back().second));
+  }
+  return {};
+}
+
+Result<void> check_generation_fields(const GenerationFields& fields) {
+  if (fields.stream_options && !fields.stream)
+    return conflict("stream_options", "Stream options can only be defined when `stream=True`.");
+  if (fields.prompt_logprobs) {
+    if (fields.stream && (*fields.prompt_logprobs > 0 || *fields.prompt_logprobs == -1))
+      return conflict("prompt_logprobs", "`prompt_logprobs` are not available when `stream=True`.");
+    if (*fields.prompt_logprobs < -1)
+      return conflict("prompt_logprobs", "`prompt_logprobs` must be a positive value or -1.");
+  }
+  if (fields.cache_salt && fields.cache_salt->empty())
+    return conflict("cache_salt", "Parameter 'cache_salt' must be a non-empty string if provided.");
+  return {};
+}
+
+}  // namespace m2::api

@@ -1,0 +1,391 @@
+#include "api/openai_chat.h"
+
+#include "api/json_text.h"
+
+namespace m2::api {
+namespace {
+
+Error invalid(std::string_view param, std::string text) {
+  return Error{Code::invalid_argument, std::move(text), std::string(param)};
+}
+
+// ---- messages
+
+Result<void> check_content(const Json& content) {
+  if (content.is_null() || content.is_string()) return {};
+  if (!content.is_array())
+    return invalid("messages", "message content should be a string or a list of parts");
+  for (const Json& part : content) {
+    if (part.is_string()) continue;
+    if (!part.is_object() || !part.contains("type") || !part["type"].is_string())
+      return invalid("messages",
+                     "each part of a message's content should be an object with a type");
+    if (part["type"] == "text" && (!part.contains("text") || !part["text"].is_string()))
+      return invalid("messages", "a text part of a message should have a string `text`");
+  }
+  return {};
+}
+
+// Reasoning is sent back as `reasoning`, `reasoning_content` or in `reasoning_details`.
+std::optional<std::string> reasoning_of(const Json& message) {
+  for (const char* name : {"reasoning", "reasoning_content"}) {
+    const auto field = message.find(name);
+    if (field != message.end() && field->is_string()) return field->get<std::string>();
+  }
+  const auto details = message.find("reasoning_details");
+  if (details == message.end() || !details->is_array()) return std::nullopt;
+  std::string text;
+  for (const Json& detail : *details)
+    if (detail.is_object() && detail.contains("text") && detail["text"].is_string())
+      text += detail["text"].get_ref<const std::string&>();
+  if (text.empty()) return std::nullopt;
+  return text;
+}
+
+Result<ChatToolCall> tool_call_from(const Json& value) {
+  if (!value.is_object()) return invalid("messages", "a tool call should be an object");
+  // Some clients send {name, arguments} without the "function" around them.
+  const Json& function = value.contains("function") ? value["function"] : value;
+  if (!function.is_object() || !function.contains("name") || !function["name"].is_string())
+    return invalid("messages", "a tool call should have a function with a name");
+  ChatToolCall call;
+  call.name = function["name"];
+  if (value.contains("id") && value["id"].is_string()) call.id = value["id"];
+  if (function.contains("arguments")) call.arguments = function["arguments"];
+  return call;
+}
+
+Result<void> read_tool_calls(const Json& value, std::vector<ChatToolCall>& out) {
+  if (value.is_null()) return {};
+  if (!value.is_array()) return invalid("messages", "tool_calls should be a list");
+  for (const Json& item : value) {
+    M2_TRY(ChatToolCall call, tool_call_from(item));
+    out.push_back(std::move(call));
+  }
+  return {};
+}
+
+bool is_read_elsewhere(std::string_view name) {
+  constexpr std::string_view kNames[] = {
+      "role",      "content",           "tool_calls",        "tool_call_id",
+      "reasoning", "reasoning_content", "reasoning_details", "refusal",
+      "audio",     "annotations",       "function_call"};
+  for (const std::string_view known : kNames)
+    if (name == known) return true;
+  return false;
+}
+
+Result<ChatMessage> message_from(const Json& value) {
+  if (!value.is_object()) return invalid("messages", "each message should be an object");
+  const auto role = value.find("role");
+  if (role == value.end() || !role->is_string())
+    return invalid("messages", "each message should have a string `role`");
+  ChatMessage message;
+  message.role = *role;
+  if (value.contains("content")) message.content = value["content"];
+  M2_TRY_VOID(check_content(message.content));
+  message.reasoning = reasoning_of(value);
+  if (value.contains("tool_calls"))
+    M2_TRY_VOID(read_tool_calls(value["tool_calls"], message.tool_calls));
+  if (value.contains("tool_call_id") && value["tool_call_id"].is_string())
+    message.tool_call_id = value["tool_call_id"];
+  for (const auto& [name, field] : value.items())
+    if (!is_read_elsewhere(name) && !field.is_null()) message.extra[name] = field;
+  return message;
+}
+
+// ---- tools
+
+constexpr char kCorrectUsage[] =
+    "Correct usage: `{\"type\": \"function\", \"function\": {\"name\": \"my_function\"}}`";
+
+// A value as it stands in the texts of contract.md 2.5, which are Python's.
+std::string shown(const Json& value) {
+  if (value.is_string()) return value.get<std::string>();
+  if (value.is_null()) return "None";
+  return to_text(value).substr(0, 200);
+}
+
+bool has_tool(const Json& tools, const std::string& name) {
+  for (const Json& tool : tools)
+    if (tool["function"]["name"] == name) return true;
+  return false;
+}
+
+Result<ToolChoice> named_choice(const Json& value, const Json& tools) {
+  const Json function = value.contains("function") ? value["function"] : Json();
+  if (!function.is_object())
+    return invalid("tool_choice",
+                   fmt::format("Invalid value for `function`: `{}` in `tool_choice`! {}",
+                               shown(function), kCorrectUsage));
+  if (!function.contains("name"))
+    return invalid("tool_choice", fmt::format("Expected field `name` in `function` in "
+                                              "`tool_choice`! {}",
+                                              kCorrectUsage));
+  const Json& name = function["name"];
+  if (!name.is_string() || name.get_ref<const std::string&>().empty())
+    return invalid("tool_choice", fmt::format("Invalid `name` in `function`: `{}` in "
+                                              "`tool_choice`! {}",
+                                              shown(name), kCorrectUsage));
+  if (!has_tool(tools, name))
+    return invalid("tool_choice",
+                   "The tool specified in `tool_choice` does not match any of the specified "
+                   "`tools`");
+  return ToolChoice{ToolChoice::Kind::named, name};
+}
+
+Result<ToolChoice> tool_choice_from(const Json& body, const Json& tools) {
+  using Kind = ToolChoice::Kind;
+  const auto choice = body.find("tool_choice");
+  const bool given = choice != body.end() && !choice->is_null();
+  if (!given) return ToolChoice{tools.empty() ? Kind::none : Kind::automatic, {}};
+  if (*choice == "none") return ToolChoice{};
+  const auto list = body.find("tools");
+  if (list == body.end() || list->is_null())
+    return invalid("tool_choice", "When using `tool_choice`, `tools` must be set.");
+  if (choice->is_object()) return named_choice(*choice, tools);
+  if (*choice != "auto" && *choice != "required")
+    return invalid("tool_choice", fmt::format("Invalid value for `tool_choice`: {}! Only named "
+                                              "tools, \"none\", \"auto\" or \"required\" are "
+                                              "supported.",
+                                              shown(*choice)));
+  if (tools.empty()) return ToolChoice{};
+  return ToolChoice{*choice == "auto" ? Kind::automatic : Kind::required, {}};
+}
+
+// ---- the request
+
+const Fields<ChatRequest>& chat_fields() {
+  static const Fields<ChatRequest> table = [] {
+    Fields<ChatRequest> fields;
+    add_generation_fields(fields);
+    fields
+        .field("messages",
+               [](const Json& value, ChatRequest& r) { return read_messages(value, r.messages); })
+        .field("tools",
+               [](const Json& value, ChatRequest& r) { return read_tools(value, r.tools); })
+        .field("parallel_tool_calls", &ChatRequest::parallel_tool_calls)
+        .field("logprobs", &ChatRequest::logprobs)
+        .field("top_logprobs", &ChatRequest::top_logprobs)
+        .field("max_completion_tokens", &ChatRequest::max_completion_tokens)
+        .field("include_reasoning", &ChatRequest::include_reasoning)
+        .field("add_generation_prompt", &ChatRequest::add_generation_prompt)
+        .field("continue_final_message", &ChatRequest::continue_final_message)
+        .field("chat_template", &ChatRequest::chat_template)
+        .field("chat_template_kwargs", &ChatRequest::chat_template_kwargs)
+        .field("documents", &ChatRequest::documents)
+        .ignored({"tool_choice", "reasoning_effort", "mm_processor_kwargs", "reasoning_split",
+                  "thinking", "modalities", "prediction", "verbosity", "functions",
+                  "function_call"});
+    return fields;
+  }();
+  return table;
+}
+
+Result<void> check_logprobs(const ChatRequest& request) {
+  if (request.top_logprobs < -1)
+    return invalid("top_logprobs", "`top_logprobs` must be a positive value or -1.");
+  if (request.top_logprobs != 0 && !request.logprobs)
+    return invalid("top_logprobs", "when using `top_logprobs`, `logprobs` must be set to true.");
+  return {};
+}
+
+Result<void> check_prompt_shape(const ChatRequest& request) {
+  if (request.messages.empty())
+    return invalid("messages", "messages: List should have at least 1 item after validation");
+  if (request.continue_final_message && request.add_generation_prompt.value_or(false))
+    return invalid("continue_final_message",
+                   "Cannot set both `continue_final_message` and `add_generation_prompt` to True.");
+  if (!request.chat_template_kwargs.is_object())
+    return invalid("chat_template_kwargs",
+                   "chat_template_kwargs: Input should be a valid dictionary");
+  return {};
+}
+
+}  // namespace
+
+Result<void> read_messages(const Json& value, std::vector<ChatMessage>& out) {
+  if (!value.is_array()) return invalid("messages", "messages: Input should be a valid list");
+  for (const Json& item : value) {
+    M2_TRY(ChatMessage message, message_from(item));
+    out.push_back(std::move(message));
+  }
+  return {};
+}
+
+Result<void> read_tools(const Json& value, Json& out) {
+  if (!value.is_array()) return invalid("tools", "tools: Input should be a valid list");
+  out = Json::array();
+  for (const Json& tool : value) {
+    if (!tool.is_object()) return invalid("tools", "each tool should be an object");
+    if (tool.contains("type") && tool["type"] != "function") continue;
+    if (!tool.contains("function") || !tool["function"].is_object())
+      return invalid("tools", "each tool should have an object `function`");
+    const Json& function = tool["function"];
+    if (!function.contains("name") || !function["name"].is_string())
+      return invalid("tools", "each tool's function should have a string `name`");
+    out.push_back(tool);
+  }
+  return {};
+}
+
+Result<ChatRequest> chat_request_from_json(const Json& body, std::vector<std::string>& unknown) {
+  ChatRequest request;
+  M2_TRY_VOID(chat_fields().read(body, request, unknown));
+  if (!body.contains("messages")) return invalid("messages", "messages: Field required");
+  M2_TRY_VOID(check_generation_fields(request));
+  M2_TRY_VOID(check_logprobs(request));
+  M2_TRY_VOID(check_prompt_shape(request));
+  M2_TRY(request.tool_choice, tool_choice_from(body, request.tools));
+  return request;
+}
+
+// ---- replies
+
+namespace {
+
+Json to_json(const ChatReplyMessage& message) {
+  Json out;
+  const auto text = [](const std::optional<std::string>& s) { return s ? Json(*s) : Json(); };
+  out["role"] = message.role;
+  out["content"] = text(message.content);
+  out["refusal"] = nullptr;
+  out["annotations"] = nullptr;
+  out["audio"] = nullptr;
+  out["function_call"] = nullptr;
+  out["tool_calls"] = Json::array();
+  for (const auto& call : message.tool_calls)
+    out["tool_calls"].push_back(
+        {{"id", call.id},
+         {"type", "function"},
+         {"function", {{"name", call.name}, {"arguments", call.arguments}}}});
+  out["reasoning"] = text(message.reasoning);
+  out["reasoning_content"] = text(message.reasoning);
+  return out;
+}
+
+}  // namespace
+
+std::string to_json(const ChatReply& reply) {
+  Json out;
+  out["id"] = reply.head.id;
+  out["object"] = "chat.completion";
+  out["created"] = reply.head.created;
+  out["model"] = reply.head.model;
+  out["choices"] = Json::array();
+  for (size_t i = 0; i < reply.choices.size(); ++i) {
+    const ChatReplyChoice& choice = reply.choices[i];
+    Json item;
+    item["index"] = i;
+    item["message"] = to_json(choice.message);
+    item["logprobs"] = choice.logprobs;
+    item["finish_reason"] = choice.finish.reason;
+    item["stop_reason"] = choice.finish.stop_reason;
+    item["token_ids"] = choice.token_ids;
+    out["choices"].push_back(std::move(item));
+  }
+  out["service_tier"] = nullptr;
+  out["system_fingerprint"] = nullptr;
+  out["usage"] = to_json(reply.usage, true);
+  out["prompt_logprobs"] = reply.prompt_logprobs;
+  out["prompt_token_ids"] = reply.prompt_token_ids;
+  out["kv_transfer_params"] = nullptr;
+  return to_text(out);
+}
+
+std::string role_delta(std::string_view role) {
+  std::string out = "\"role\":";
+  append_json_string(out, role);
+  return out + ",\"content\":\"\"";
+}
+
+void append_content_delta(std::string& out, std::string_view text) {
+  out += "\"content\":";
+  append_json_string(out, text);
+}
+
+void append_reasoning_delta(std::string& out, std::string_view text) {
+  out += "\"reasoning\":";
+  const size_t begin = out.size();
+  append_json_string(out, text);
+  const std::string quoted = out.substr(begin);
+  out += ",\"reasoning_content\":";
+  out += quoted;
+}
+
+void append_call_delta(std::string& out, int call_index, std::string_view id,
+                       std::string_view name) {
+  out += "\"tool_calls\":[{\"index\":";
+  append_json_integer(out, call_index);
+  out += ",\"id\":";
+  append_json_string(out, id);
+  out += ",\"type\":\"function\",\"function\":{\"name\":";
+  append_json_string(out, name);
+  out += ",\"arguments\":\"\"}}]";
+}
+
+void append_arguments_delta(std::string& out, int call_index, std::string_view text) {
+  out += "\"tool_calls\":[{\"index\":";
+  append_json_integer(out, call_index);
+  out += ",\"function\":{\"arguments\":";
+  append_json_string(out, text);
+  out += "}}]";
+}
+
+ChatChunks::ChatChunks(const ReplyHead& head) {
+  prefix_ = "data: {\"id\":";
+  append_json_string(prefix_, head.id);
+  prefix_ += ",\"object\":\"chat.completion.chunk\",\"created\":";
+  append_json_integer(prefix_, head.created);
+  prefix_ += ",\"model\":";
+  append_json_string(prefix_, head.model);
+  prefix_ += ",\"choices\":[";
+}
+
+void ChatChunks::begin(int index, std::string_view role,
+                       const std::vector<int32_t>* prompt_token_ids, const Usage* usage,
+                       std::string& out) const {
+  out += prefix_;
+  out += "{\"index\":";
+  append_json_integer(out, index);
+  out += ",\"delta\":{" + role_delta(role) + "},\"logprobs\":null,\"finish_reason\":null}]";
+  if (usage) out += ",\"usage\":" + to_text(to_json(*usage, false));
+  out += ",\"prompt_token_ids\":";
+  if (prompt_token_ids)
+    append_json_array(out, *prompt_token_ids);
+  else
+    out += "null";
+  out += "}\n\n";
+}
+
+void ChatChunks::append(const Chunk& chunk, std::string& out) const {
+  out += prefix_;
+  out += "{\"index\":";
+  append_json_integer(out, chunk.index);
+  out += ",\"delta\":{";
+  out += chunk.delta;
+  out += "},\"logprobs\":";
+  out += chunk.logprobs.empty() ? "null" : chunk.logprobs;
+  out += ",\"finish_reason\":";
+  if (chunk.finish) {
+    append_json_string(out, chunk.finish->reason);
+    out += ",\"stop_reason\":" + to_text(chunk.finish->stop_reason);
+  } else {
+    out += "null";
+  }
+  out += ",\"token_ids\":";
+  if (chunk.token_ids)
+    append_json_array(out, *chunk.token_ids);
+  else
+    out += "null";
+  out += "}]";
+  if (chunk.usage) out += ",\"usage\":" + to_text(to_json(*chunk.usage, false));
+  out += "}\n\n";
+}
+
+void ChatChunks::usage(const Usage& usage, std::string& out) const {
+  out += prefix_;
+  out += "],\"usage\":" + to_text(to_json(usage, false)) + "}\n\n";
+}
+
+}  // namespace m2::api

@@ -1,0 +1,149 @@
+#include "api/openai_completions.h"
+
+#include <algorithm>
+
+#include "api/json_text.h"
+
+namespace m2::api {
+namespace {
+
+Error invalid(std::string_view param, std::string text) {
+  return Error{Code::invalid_argument, std::move(text), std::string(param)};
+}
+
+Result<CompletionPrompt> prompt_from(const Json& value) {
+  if (value.is_string()) return CompletionPrompt(value.get<std::string>());
+  std::vector<int64_t> ids;
+  if (!value.is_array() || !read_value(value, ids).ok())
+    return invalid("prompt",
+                   "prompt: Input should be a string, a list of strings, a list of token ids or a "
+                   "list of lists of token ids");
+  return CompletionPrompt(std::move(ids));
+}
+
+// A string, strings, ids, or lists of ids.
+Result<void> read_prompts(const Json& value, std::vector<CompletionPrompt>& out) {
+  const bool is_one = !value.is_array() || (!value.empty() && value.front().is_number());
+  if (is_one) {
+    M2_TRY(CompletionPrompt prompt, prompt_from(value));
+    out.push_back(std::move(prompt));
+    return {};
+  }
+  for (const Json& item : value) {
+    M2_TRY(CompletionPrompt prompt, prompt_from(item));
+    out.push_back(std::move(prompt));
+  }
+  return {};
+}
+
+const Fields<CompletionRequest>& completion_fields() {
+  static const Fields<CompletionRequest> table = [] {
+    Fields<CompletionRequest> fields;
+    add_generation_fields(fields);
+    fields
+        .field("prompt", [](const Json& value,
+                            CompletionRequest& r) { return read_prompts(value, r.prompts); })
+        .field("logprobs", &CompletionRequest::logprobs)
+        .field("suffix",
+               [](const Json&, CompletionRequest& r) {
+                 r.has_suffix = true;
+                 return Result<void>();
+               })
+        .ignored({"prompt_embeds"});
+    return fields;
+  }();
+  return table;
+}
+
+bool is_empty_text(const CompletionPrompt& prompt) {
+  const auto* text = std::get_if<std::string>(&prompt);
+  return text && text->empty();
+}
+
+}  // namespace
+
+Result<CompletionRequest> completion_request_from_json(const Json& body,
+                                                       std::vector<std::string>& unknown) {
+  CompletionRequest request;
+  M2_TRY_VOID(completion_fields().read(body, request, unknown));
+  M2_TRY_VOID(check_generation_fields(request));
+  if (request.logprobs && *request.logprobs < 0)
+    return invalid("logprobs", "`logprobs` must be a positive value.");
+  if (request.prompts.empty() || (request.prompts.size() == 1 && is_empty_text(request.prompts[0])))
+    return invalid("prompt", "Either prompt or prompt_embeds must be provided and non-empty.");
+  return request;
+}
+
+std::string to_json(const CompletionReply& reply) {
+  Json out;
+  out["id"] = reply.head.id;
+  out["object"] = "text_completion";
+  out["created"] = reply.head.created;
+  out["model"] = reply.head.model;
+  out["choices"] = Json::array();
+  for (size_t i = 0; i < reply.choices.size(); ++i) {
+    const CompletionReplyChoice& choice = reply.choices[i];
+    Json item;
+    item["index"] = i;
+    item["text"] = choice.text;
+    item["logprobs"] = choice.logprobs;
+    item["finish_reason"] = choice.finish.reason;
+    item["stop_reason"] = choice.finish.stop_reason;
+    item["token_ids"] = choice.token_ids;
+    item["prompt_logprobs"] = choice.prompt_logprobs;
+    item["prompt_token_ids"] = choice.prompt_token_ids;
+    out["choices"].push_back(std::move(item));
+  }
+  out["service_tier"] = nullptr;
+  out["system_fingerprint"] = nullptr;
+  out["usage"] = to_json(reply.usage, true);
+  out["kv_transfer_params"] = nullptr;
+  return to_text(out);
+}
+
+CompletionChunks::CompletionChunks(const ReplyHead& head) {
+  prefix_ = "data: {\"id\":";
+  append_json_string(prefix_, head.id);
+  prefix_ += ",\"object\":\"text_completion\",\"created\":";
+  append_json_integer(prefix_, head.created);
+  prefix_ += ",\"model\":";
+  append_json_string(prefix_, head.model);
+  prefix_ += ",\"choices\":[";
+}
+
+void CompletionChunks::append(const Chunk& chunk, std::string& out) const {
+  const auto append_ids = [&out](const std::vector<int32_t>* ids) {
+    if (ids)
+      append_json_array(out, *ids);
+    else
+      out += "null";
+  };
+  out += prefix_;
+  out += "{\"index\":";
+  append_json_integer(out, chunk.index);
+  out += ",\"text\":";
+  append_json_string(out, chunk.text);
+  out += ",\"logprobs\":";
+  out += chunk.logprobs.empty() ? "null" : chunk.logprobs;
+  out += ",\"finish_reason\":";
+  if (chunk.finish) {
+    append_json_string(out, chunk.finish->reason);
+    out += ",\"stop_reason\":" + to_text(chunk.finish->stop_reason);
+  } else {
+    out += "null,\"stop_reason\":null";
+  }
+  out += ",\"prompt_token_ids\":";
+  append_ids(chunk.prompt_token_ids);
+  out += ",\"token_ids\":";
+  append_ids(chunk.token_ids);
+  out += "}],\"usage\":";
+  out += chunk.usage ? to_text(to_json(*chunk.usage, false)) : "null";
+  out += "}\n\n";
+}
+
+void CompletionChunks::usage(const Usage& usage, std::string& out) const {
+  out += prefix_;
+  out += "],\"usage\":" + to_text(to_json(usage, false)) + "}\n\n";
+}
+
+}  // namespace m2::api

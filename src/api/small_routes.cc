@@ -1,0 +1,105 @@
+#include "api/small_routes.h"
+
+#include "api/json_text.h"
+
+namespace m2::api {
+namespace {
+
+Json model_permission(int64_t created) {
+  return {{"id", "modelperm-m2"},
+          {"object", "model_permission"},
+          {"created", created},
+          {"allow_create_engine", false},
+          {"allow_sampling", true},
+          {"allow_logprobs", true},
+          {"allow_search_indices", false},
+          {"allow_view", true},
+          {"allow_fine_tuning", false},
+          {"organization", "*"},
+          {"group", nullptr},
+          {"is_blocking", false}};
+}
+
+}  // namespace
+
+std::string models_json(std::span<const std::string> names, int64_t max_model_len,
+                        int64_t created) {
+  Json list = Json::array();
+  for (const std::string& name : names) {
+    Json model = {{"id", name},
+                  {"object", "model"},
+                  {"created", created},
+                  {"owned_by", "vllm"},
+                  {"root", names.front()},
+                  {"parent", nullptr},
+                  {"max_model_len", max_model_len}};
+    model["permission"] = Json::array({model_permission(created)});
+    list.push_back(std::move(model));
+  }
+  Json out;
+  out["object"] = "list";
+  out["data"] = std::move(list);
+  return to_text(out);
+}
+
+Result<TokenizeRequest> tokenize_request_from_json(const Json& body,
+                                                   std::vector<std::string>& unknown) {
+  using Request = TokenizeRequest;
+  static const Fields<Request> table =
+      Fields<Request>()
+          .field("model", &Request::model)
+          .field("prompt", &Request::prompt)
+          .field("messages",
+                 [](const Json& value, Request& r) { return read_messages(value, r.messages); })
+          .field("tools", [](const Json& value, Request& r) { return read_tools(value, r.tools); })
+          .field("add_special_tokens", &Request::add_special_tokens)
+          .field("add_generation_prompt", &Request::add_generation_prompt)
+          .field("continue_final_message", &Request::continue_final_message)
+          .field("chat_template", &Request::chat_template)
+          .field("chat_template_kwargs", &Request::chat_template_kwargs)
+          .field("return_token_strs", &Request::return_token_strs)
+          .ignored({"mm_processor_kwargs"});
+  Request request;
+  M2_TRY_VOID(table.read(body, request, unknown));
+  if (!request.prompt && request.messages.empty())
+    return Error{Code::invalid_argument, "prompt: Field required", "prompt"};
+  if (request.continue_final_message && request.add_generation_prompt.value_or(false))
+    return Error{Code::invalid_argument,
+                 "Cannot set both `continue_final_message` and `add_generation_prompt` to True.",
+                 "continue_final_message"};
+  if (!request.chat_template_kwargs.is_object())
+    return Error{Code::invalid_argument, "chat_template_kwargs: Input should be a valid dictionary",
+                 "chat_template_kwargs"};
+  return request;
+}
+
+std::string to_json(const TokenizeReply& reply) {
+  std::string out = "{\"count\":";
+  append_json_integer(out, static_cast<int64_t>(reply.tokens.size()));
+  out += ",\"max_model_len\":";
+  append_json_integer(out, reply.max_model_len);
+  out += ",\"tokens\":";
+  append_json_array(out, reply.tokens);
+  out += ",\"token_strs\":";
+  if (!reply.token_strs) return out + "null}";
+  out += '[';
+  for (size_t i = 0; i < reply.token_strs->size(); ++i) {
+    if (i > 0) out += ',';
+    append_json_string(out, (*reply.token_strs)[i]);
+  }
+  return out + "]}";
+}
+
+Result<DetokenizeRequest> detokenize_request_from_json(const Json& body,
+                                                       std::vector<std::string>& unknown) {
+  static const Fields<DetokenizeRequest> table = Fields<DetokenizeRequest>()
+                                                     .field("model", &DetokenizeRequest::model)
+                                                     .field("tokens", &DetokenizeRequest::tokens);
+  DetokenizeRequest request;
+  M2_TRY_VOID(table.read(body, request, unknown));
+  if (!body.contains("tokens"))
+    return Error{Code::invalid_argument, "tokens: Field required", "tokens"};
+  return request;
+}
+
+}  // namespace m2::api

@@ -1,0 +1,181 @@
+#include "server/completion.h"
+
+#include <utility>
+
+#include "base/log.h"
+
+namespace m2::server {
+
+void Completion::serve(std::shared_ptr<Exchange> exchange, IoThread& thread, Context& context,
+                       MakePlan make_plan) {
+  std::make_shared<Completion>(std::move(exchange), thread, context)->plan(make_plan);
+}
+
+Completion::Completion(std::shared_ptr<Exchange> exchange, IoThread& thread, Context& context)
+    : exchange_(std::move(exchange)), thread_(thread), context_(context), slot_(context) {}
+
+// ---- from the body to the engine
+
+void Completion::plan(MakePlan make_plan) {
+  exchange_->on_gone([weak = weak_from_this()] {
+    if (const auto self = weak.lock()) self->cancel();
+  });
+  auto planned = std::make_shared<Planned>();
+  thread_.run_aside([this, self = shared_from_this(), planned,
+                     make_plan] { *planned = make_plan(exchange_->request(), context_); },
+                    [self = shared_from_this(), planned] { self->submit(std::move(*planned)); });
+}
+
+void Completion::submit(Planned planned) {
+  if (over_) return;  // the client has left meanwhile
+  if (const auto* error = std::get_if<api::ApiError>(&planned)) return fail(*error);
+  plan_ = std::move(std::get<Plan>(planned));
+  if (!submit_choices() || !plan_.stream) return;
+  streaming_ = true;
+  exchange_->begin_events();
+}
+
+// Submits every choice, or none: then the client has its refusal.
+bool Completion::submit_choices() {
+  const auto& tokenizer = context_.services()->tokenizer;
+  choices_.reserve(plan_.requests.size());
+  for (engine::Request& request : plan_.requests) {
+    auto stop = text::StopStrings::make(plan_.stop, plan_.include_stop);
+    if (!stop) return fail(api::serving_error(stop.error())), false;
+    auto id = context_.services()->engine->submit(std::move(request));
+    if (!id) return fail(api::serving_error(id.error())), false;
+    thread_.listen(*id, shared_from_this(), choices_.size());
+    choices_.push_back(
+        {*id, text::Detokenizer(tokenizer, plan_.skip_special_tokens), std::move(*stop)});
+    ++open_choices_;
+  }
+  plan_.requests.clear();
+  return true;
+}
+
+// ---- from the engine to the client
+
+void Completion::on_event(size_t index, const engine::Event& event) {
+  if (over_ || choices_[index].done) return;
+  if (event.finish == engine::FinishReason::error)
+    return fail({500, "InternalServerError", event.error, {}});
+  out_.clear();
+  if (!std::exchange(begun_, true)) plan_.answer->begin(out_);
+  read_prompt(index, event);
+  read_token(index, event);
+  exchange_->write_events(out_);
+  if (open_choices_ == 0) finish();
+}
+
+void Completion::read_prompt(size_t index, const engine::Event& event) {
+  if (event.cached_tokens >= 0) plan_.answer->cached_tokens(event.cached_tokens);
+  if (!event.prompt_logprobs.empty()) plan_.answer->prompt_logprobs(index, event.prompt_logprobs);
+}
+
+// The text a token makes certain. The text of the token a generation stops at is left out, unless
+// asked for.
+std::string Completion::text_of(Choice& choice, const engine::Event& event) {
+  const bool stops = event.finish == engine::FinishReason::stop;
+  std::string text;
+  if (event.token >= 0 && (!stops || plan_.include_stop))
+    text = choice.detokenizer.add(event.token);
+  if (event.finish != engine::FinishReason::none) text += choice.detokenizer.finish();
+  return text;
+}
+
+namespace {
+
+api::Finish finish_of(const engine::Event& event) {
+  switch (event.finish) {
+    case engine::FinishReason::stop:
+      return {"stop", event.stop_token >= 0 ? Json(event.stop_token) : Json()};
+    case engine::FinishReason::length:
+      return {"length", {}};
+    default:
+      return {"abort", {}};
+  }
+}
+
+}  // namespace
+
+void Completion::read_token(size_t index, const engine::Event& event) {
+  Choice& choice = choices_[index];
+  const bool last = event.finish != engine::FinishReason::none;
+  if (event.token < 0 && !last) return;
+  if (event.token >= 0) ++choice.tokens;
+
+  text::StopStrings::Step read =
+      choice.stop.feed(text_of(choice, event), choice.tokens > plan_.min_tokens);
+  api::Finish finish;
+  if (read.match) {
+    finish = {"stop", choice.stop.string(*read.match)};
+    if (!last) context_.services()->engine->cancel(choice.id);
+  } else if (last) {
+    finish = finish_of(event);
+    read.text += choice.stop.finish();
+  }
+  const bool ends = read.match || last;
+
+  Step step;
+  step.text = read.text;
+  step.token = event.token;
+  step.logprobs = event.logprobs ? &*event.logprobs : nullptr;
+  step.finish = ends ? &finish : nullptr;
+  plan_.answer->step(index, step, out_);
+  if (!ends) return;
+  choice.done = true;
+  --open_choices_;
+  thread_.forget(choice.id);
+}
+
+// ---- ends
+
+void Completion::finish() {
+  over_ = true;
+  std::string end = plan_.answer->end();
+  if (plan_.stream) {
+    exchange_->write_events(end);
+    exchange_->end_events();
+  } else {
+    HttpReply reply;
+    reply.body = std::move(end);
+    exchange_->send(std::move(reply));
+  }
+}
+
+// Stops the engine's work for this request; the client hears nothing more.
+void Completion::cancel() {
+  over_ = true;
+  for (Choice& choice : choices_) {
+    if (std::exchange(choice.done, true)) continue;
+    context_.services()->engine->cancel(choice.id);
+    thread_.forget(choice.id);
+  }
+}
+
+void Completion::fail(const api::ApiError& error) {
+  if (over_) return;
+  cancel();
+  if (error.status >= 500) log_error("request failed: {}", printable(error.message));
+  if (streaming_) {
+    exchange_->write_events(api::error_frame(api::to_json(error)) + api::kDoneFrame);
+    exchange_->end_events();
+  } else {
+    exchange_->send(error_reply(error));
+  }
+}
+
+void Completion::on_shutdown() {
+  fail({503, "ServiceUnavailableError", "the server is shutting down", {}});
+}
+
+HttpReply error_reply(const api::ApiError& error) {
+  HttpReply reply;
+  reply.status = error.status;
+  reply.body = api::to_json(error);
+  if (error.status == 429) reply.headers.emplace_back("retry-after", "1");
+  if (error.status == 503) reply.headers.emplace_back("retry-after", "5");
+  return reply;
+}
+
+}  // namespace m2::server

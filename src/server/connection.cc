@@ -1,0 +1,314 @@
+#include "server/connection.h"
+
+#include <fmt/format.h>
+
+#include <boost/asio/buffer.hpp>
+#include <boost/asio/post.hpp>
+#include <utility>
+
+#include "api/error.h"
+
+namespace m2::server {
+namespace {
+
+using ErrorCode = boost::system::error_code;
+
+Nanos now() {
+  return SteadyClock().now();
+}
+
+}  // namespace
+
+// The request being answered. Outlives its connection's interest in it: whoever answers may hold it
+// for as long as they like.
+class Connection::Turn : public Exchange {
+ public:
+  Turn(std::shared_ptr<Connection> connection, HttpRequest request)
+      : connection_(std::move(connection)), request_(std::move(request)), began_(now()) {}
+
+  HttpRequest& request() override { return request_; }
+
+  void send(HttpReply reply) override {
+    if (!connection_ || status_ != 0) return;
+    status_ = reply.status;
+    over_ = true;
+    connection_->answer(reply);
+  }
+
+  void begin_events() override {
+    if (!connection_ || status_ != 0) return;
+    status_ = 200;
+    streaming_ = true;
+    if (request_.http10) connection_->close_after_ = true;
+    HttpReply reply;
+    reply.content_type = "text/event-stream; charset=utf-8";
+    reply.headers.emplace_back("cache-control", "no-cache");
+    reply.headers.emplace_back("x-accel-buffering", "no");
+    connection_->pending_ += reply_head(reply, request_, std::nullopt, connection_->close_after_);
+    connection_->queue_flush();
+  }
+
+  void write_events(std::string_view frames) override {
+    if (!connection_ || !streaming_ || over_ || frames.empty()) return;
+    Connection& c = *connection_;
+    if (c.unsent() > c.limits_.max_send_buffer + c.largest_frame_) return c.lose_client();
+    c.largest_frame_ = std::max(c.largest_frame_, frames.size());
+    c.events_ += frames;
+    c.queue_flush();
+  }
+
+  void end_events() override {
+    if (!connection_ || !streaming_ || over_) return;
+    over_ = true;
+    connection_->queue_flush();
+  }
+
+  void on_gone(std::function<void()> gone) override { gone_ = std::move(gone); }
+
+  // The connection has no more use for this turn; `lost`: its client has gone before the end.
+  void release(bool lost) {
+    const auto connection = std::exchange(connection_, nullptr);
+    auto gone = std::exchange(gone_, nullptr);
+    // Not at once: whoever is told may be the one whose write found it out.
+    if (lost && gone) boost::asio::post(connection->socket_.get_executor(), std::move(gone));
+  }
+
+  bool streaming() const { return streaming_; }
+  bool over() const { return over_; }
+  int status() const { return status_; }
+  Nanos began() const { return began_; }
+
+ private:
+  std::shared_ptr<Connection> connection_;  // null once released
+  HttpRequest request_;
+  std::function<void()> gone_;
+  const Nanos began_;
+  int status_ = 0;
+  bool streaming_ = false;
+  bool over_ = false;  // everything has been said
+};
+
+Connection::Connection(Socket socket, std::string peer, const Limits& limits, ConnectionHost& host,
+                       std::atomic<int64_t>& busy)
+    : socket_(std::move(socket)),
+      peer_(std::move(peer)),
+      limits_(limits),
+      host_(host),
+      busy_(busy),
+      parser_(limits) {}
+
+void Connection::start() {
+  ErrorCode ignored;
+  socket_.non_blocking(true, ignored);
+  phase_began_ = now();
+  wait_readable();
+}
+
+// ---- reading
+
+void Connection::wait_readable() {
+  if (waiting_readable_ || phase_ == Phase::closed) return;
+  waiting_readable_ = true;
+  socket_.async_wait(Socket::wait_read, [self = shared_from_this()](ErrorCode error) {
+    self->waiting_readable_ = false;
+    if (!error) self->on_readable();
+  });
+}
+
+void Connection::on_readable() {
+  if (phase_ == Phase::closed) return;
+  static thread_local std::string scratch(64 << 10, '\0');  // idle connections hold no buffer
+  ErrorCode error;
+  const size_t count = socket_.read_some(boost::asio::buffer(scratch), error);
+  if (error == boost::asio::error::would_block) return wait_readable();
+  if (error) return phase_ == Phase::answering ? lose_client() : close();
+  if (phase_ == Phase::lingering) return wait_readable();
+  const bool idle = input_.empty() && parser_.state() == HttpParser::State::header;
+  if (phase_ == Phase::reading && idle) phase_began_ = now();
+  input_.append(scratch, 0, count);
+  if (phase_ == Phase::reading) return advance();
+  // A request is being answered: go on watching for the client's leaving, within bounds.
+  if (input_.size() <= limits_.max_pipelined) wait_readable();
+}
+
+void Connection::advance() {
+  switch (parser_.feed(input_)) {
+    case HttpParser::State::complete:
+      return begin_turn();
+    case HttpParser::State::refused:
+      return refuse(parser_.refusal());
+    case HttpParser::State::body:
+      if (parser_.request().expects_continue && !std::exchange(continue_sent_, true)) {
+        pending_ += "HTTP/1.1 100 Continue\r\n\r\n";
+        queue_flush();
+      }
+      break;
+    case HttpParser::State::header:
+      break;
+  }
+  wait_readable();
+}
+
+// ---- answering
+
+void Connection::begin_turn() {
+  phase_ = Phase::answering;
+  ++busy_;
+  HttpRequest request = std::move(parser_.request());
+  request.peer = peer_;
+  close_after_ = !request.keep_alive || host_.closing();
+  largest_frame_ = 0;
+  last_progress_ = last_queued_ = now();
+  turn_ = std::make_shared<Turn>(shared_from_this(), std::move(request));
+  wait_readable();
+  host_.handle(turn_);
+}
+
+void Connection::answer(const HttpReply& reply) {
+  close_after_ = close_after_ || reply.close || host_.closing();
+  const HttpRequest& request = turn_->request();
+  pending_ += reply_head(reply, request, reply.body.size(), close_after_);
+  if (request.method != "HEAD") pending_ += reply.body;
+  queue_flush();
+}
+
+void Connection::refuse(const HttpRefusal& refusal) {
+  phase_ = Phase::answering;
+  ++busy_;
+  turn_ = std::make_shared<Turn>(shared_from_this(), HttpRequest());
+  turn_->request().peer = peer_;
+  HttpReply reply;
+  reply.status = refusal.status;
+  reply.close = true;
+  reply.body = api::to_json(api::http_error(refusal.status, refusal.message));
+  last_progress_ = now();
+  turn_->send(std::move(reply));
+}
+
+void Connection::end_turn() {
+  const auto turn = std::exchange(turn_, nullptr);
+  host_.on_answered(turn->request(), turn->status(), seconds(now() - turn->began()));
+  turn->release(false);
+  --busy_;
+  if (close_after_) return linger();
+  parser_.next();
+  phase_ = Phase::reading;
+  phase_began_ = now();
+  continue_sent_ = false;
+  if (input_.empty()) return wait_readable();
+  advance();
+}
+
+// ---- writing
+
+void Connection::queue_flush() {
+  last_queued_ = now();
+  if (std::exchange(flush_queued_, true)) return;
+  boost::asio::post(socket_.get_executor(), [self = shared_from_this()] {
+    self->flush_queued_ = false;
+    self->flush();
+  });
+}
+
+void Connection::flush() {
+  if (writing_ || phase_ == Phase::closed) return;
+  const bool chunked = turn_ && turn_->streaming() && !turn_->request().http10;
+  if (!events_.empty()) {
+    if (chunked) pending_ += fmt::format("{:x}\r\n", events_.size());
+    pending_ += events_;
+    if (chunked) pending_ += "\r\n";
+    events_.clear();
+  }
+  const bool ends = turn_ && turn_->over();
+  if (ends && chunked) pending_ += "0\r\n\r\n";
+  if (pending_.empty()) {
+    if (ends) end_turn();
+    return;
+  }
+  std::swap(pending_, sending_);
+  sent_ = 0;
+  writing_ = true;
+  last_progress_ = now();
+  write_some();
+}
+
+void Connection::write_some() {
+  const auto rest = boost::asio::buffer(sending_.data() + sent_, sending_.size() - sent_);
+  socket_.async_write_some(rest, [self = shared_from_this()](ErrorCode error, size_t count) {
+    if (self->phase_ == Phase::closed) return;
+    if (error) return self->lose_client();
+    self->sent_ += count;
+    self->last_progress_ = now();
+    self->sent_ < self->sending_.size() ? self->write_some() : self->on_written();
+  });
+}
+
+void Connection::on_written() {
+  writing_ = false;
+  sending_.clear();
+  sent_ = 0;
+  if (sending_.capacity() > limits_.max_send_buffer) sending_.shrink_to_fit();
+  if (!pending_.empty() || !events_.empty()) return flush();
+  if (turn_ && turn_->over()) end_turn();
+}
+
+// ---- ending
+
+// Lets the client read the last answer: a close with unread input would destroy it on the way.
+void Connection::linger() {
+  ErrorCode ignored;
+  socket_.shutdown(Socket::shutdown_send, ignored);
+  phase_ = Phase::lingering;
+  phase_began_ = now();
+  input_.clear();
+  wait_readable();
+}
+
+void Connection::lose_client() {
+  if (phase_ == Phase::closed) return;
+  const auto turn = std::exchange(turn_, nullptr);
+  close();
+  if (!turn) return;
+  host_.on_answered(turn->request(), turn->status() ? turn->status() : 499,
+                    seconds(now() - turn->began()));
+  --busy_;
+  turn->release(true);
+}
+
+void Connection::close() {
+  if (phase_ == Phase::closed) return;
+  if (turn_) return lose_client();
+  phase_ = Phase::closed;
+  ErrorCode ignored;
+  socket_.close(ignored);
+}
+
+bool Connection::on_tick(Nanos time) {
+  const auto since = [time](Nanos moment) { return time - moment; };
+  switch (phase_) {
+    case Phase::reading:
+      if (input_.empty() && parser_.state() == HttpParser::State::header) {
+        if (since(phase_began_) > limits_.keep_alive_idle) close();
+      } else {
+        const auto bytes = static_cast<double>(parser_.body_bytes());
+        const double allowed =
+            seconds(limits_.header_deadline) + bytes / static_cast<double>(limits_.min_body_rate);
+        if (seconds(since(phase_began_)) > allowed) refuse({408, "the request came too slowly"});
+      }
+      break;
+    case Phase::answering:
+      if (writing_ && since(last_progress_) > limits_.write_stall)
+        lose_client();
+      else if (turn_->streaming() && !turn_->over() && since(last_queued_) > limits_.ping_interval)
+        turn_->write_events(": ping\n\n");
+      break;
+    case Phase::lingering:
+      if (since(phase_began_) > limits_.linger) close();
+      break;
+    case Phase::closed:
+      break;
+  }
+  return phase_ != Phase::closed;
+}
+
+}  // namespace m2::server

@@ -1,0 +1,87 @@
+#pragma once
+
+#include <atomic>
+#include <boost/asio/generic/stream_protocol.hpp>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "base/clock.h"
+#include "server/exchange.h"
+#include "server/http_parser.h"
+#include "server/limits.h"
+
+// Includes Boost.Asio: for connection.cc and server.cc only.
+
+namespace m2::server {
+
+// What a connection reports to, and asks.
+class ConnectionHost {
+ public:
+  virtual ~ConnectionHost() = default;
+  virtual void handle(std::shared_ptr<Exchange> exchange) = 0;
+  virtual void on_answered(const HttpRequest& request, int status, double seconds) = 0;
+  // Whether connections should end with the answer they are giving.
+  virtual bool closing() const = 0;
+};
+
+// One client's connection: reads requests one after the other, has each answered before the next
+// is looked at, and keeps every deadline and bound of Limits. Lives on one io thread.
+class Connection : public std::enable_shared_from_this<Connection> {
+ public:
+  using Socket = boost::asio::generic::stream_protocol::socket;
+
+  Connection(Socket socket, std::string peer, const Limits& limits, ConnectionHost& host,
+             std::atomic<int64_t>& busy);
+
+  void start();
+  // Checks the deadlines; false once the connection is closed and can be forgotten.
+  bool on_tick(Nanos now);
+  void close();
+
+ private:
+  class Turn;  // the Exchange of the request being answered
+  enum class Phase { reading, answering, lingering, closed };
+
+  void wait_readable();
+  void on_readable();
+  void advance();
+  void begin_turn();
+  void end_turn();
+  void refuse(const HttpRefusal& refusal);
+  void answer(const HttpReply& reply);
+  void queue_flush();
+  void flush();
+  void write_some();
+  void on_written();
+  void linger();
+  void lose_client();
+  size_t unsent() const { return events_.size() + pending_.size() + sending_.size() - sent_; }
+
+  Socket socket_;
+  const std::string peer_;
+  const Limits& limits_;
+  ConnectionHost& host_;
+  std::atomic<int64_t>& busy_;  // requests being answered, on all connections
+
+  HttpParser parser_;
+  std::string input_;  // read, not parsed
+  Phase phase_ = Phase::reading;
+  Nanos phase_began_ = 0;
+  bool waiting_readable_ = false;
+  bool continue_sent_ = false;
+
+  std::shared_ptr<Turn> turn_;
+  std::string events_;   // SSE frames of this turn of the io thread
+  std::string pending_;  // to be written next
+  std::string sending_;  // being written
+  size_t sent_ = 0;
+  size_t largest_frame_ = 0;
+  bool writing_ = false;
+  bool flush_queued_ = false;
+  bool close_after_ = false;
+  Nanos last_progress_ = 0;  // of the client's reading
+  Nanos last_queued_ = 0;
+};
+
+}  // namespace m2::server

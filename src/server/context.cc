@@ -1,0 +1,55 @@
+#include "server/context.h"
+
+#include <algorithm>
+
+#include "base/clock.h"
+#include "base/log.h"
+
+namespace m2::server {
+
+void Context::set_services(ModelServices services) {
+  M2_CHECK(!owned_services_, "the model can be attached once");
+  owned_services_ = std::make_unique<const ModelServices>(std::move(services));
+  services_.store(owned_services_.get(), std::memory_order_release);
+}
+
+std::string Context::progress() const {
+  std::lock_guard lock(mutex_);
+  return progress_;
+}
+
+void Context::set_progress(std::string progress) {
+  std::lock_guard lock(mutex_);
+  progress_ = std::move(progress);
+}
+
+bool Context::engine_alive() const {
+  const ModelServices* model = services();
+  if (!model) return false;
+  const engine::EngineStats stats = model->engine->stats();
+  if (stats.dead) return false;
+  // Before its first step the engine has no tick to judge by.
+  return stats.last_tick == 0 ||
+         seconds(SteadyClock().now() - stats.last_tick) < options_.engine_deadline_seconds;
+}
+
+void Context::note_unknown_fields(const std::vector<std::string>& names) {
+  if (names.empty()) return;
+  constexpr size_t kShown = 8;
+  std::string list;
+  for (size_t i = 0; i < std::min(names.size(), kShown); ++i)
+    list += (i > 0 ? ", '" : "'") + printable(names[i], 40) + "'";
+  if (names.size() > kShown) list += ", ...";
+  say_once("The following fields were present in the request but ignored: {" + list + "}");
+}
+
+void Context::say_once(const std::string& text) {
+  constexpr size_t kRemembered = 1000;  // clients choose the text: forget rather than grow
+  {
+    std::lock_guard lock(mutex_);
+    if (said_.size() >= kRemembered || !said_.insert(text).second) return;
+  }
+  log_warning("{}", text);
+}
+
+}  // namespace m2::server

@@ -1,0 +1,64 @@
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "server/options.h"
+
+namespace m2::server {
+
+// What every request's code may look at. Thread-safe.
+class Context {
+ public:
+  explicit Context(const ServerOptions& options) : options_(options) {}
+
+  const ServerOptions& options() const { return options_; }
+  const Limits& limits() const { return options_.limits; }
+
+  // Null until the model is ready; then the same for good.
+  const ModelServices* services() const { return services_.load(std::memory_order_acquire); }
+  void set_services(ModelServices services);
+
+  std::string progress() const;
+  void set_progress(std::string progress);
+
+  // Generating requests under way; Slot counts one.
+  class Slot {
+   public:
+    explicit Slot(Context& context) : context_(context) { ++context_.under_way_; }
+    ~Slot() { --context_.under_way_; }
+    Slot(const Slot&) = delete;
+    Slot& operator=(const Slot&) = delete;
+
+   private:
+    Context& context_;
+  };
+  int64_t under_way() const { return under_way_.load(); }
+
+  void set_draining() { draining_ = true; }
+  bool draining() const { return draining_; }
+
+  // True if the engine runs and has shown life within its deadline.
+  bool engine_alive() const;
+
+  // Says so in the log, once per set of names.
+  void note_unknown_fields(const std::vector<std::string>& names);
+  // Logs `text` the first time it is asked to.
+  void say_once(const std::string& text);
+
+ private:
+  const ServerOptions& options_;
+  std::unique_ptr<const ModelServices> owned_services_;
+  std::atomic<const ModelServices*> services_{nullptr};
+  std::atomic<int64_t> under_way_{0};
+  std::atomic<bool> draining_{false};
+  mutable std::mutex mutex_;
+  std::string progress_ = "starting";
+  std::set<std::string> said_;
+};
+
+}  // namespace m2::server

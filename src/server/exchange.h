@@ -1,0 +1,58 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string_view>
+
+#include "engine/request.h"
+#include "server/http_message.h"
+
+namespace m2::server {
+
+// One request and the way to answer it: either one send(), or begin_events(), any number of
+// write_events() and end_events(). Calls after the end, or after the client has gone, do nothing.
+// All on the exchange's io thread.
+class Exchange {
+ public:
+  virtual ~Exchange() = default;
+
+  virtual HttpRequest& request() = 0;
+  virtual void send(HttpReply reply) = 0;
+
+  // 200 and the head of a text/event-stream; frames follow. What is written in one turn of the io
+  // thread leaves in one piece.
+  virtual void begin_events() = 0;
+  virtual void write_events(std::string_view frames) = 0;
+  virtual void end_events() = 0;
+
+  // `gone` is called once if the client leaves, or stops reading, before the answer's end.
+  virtual void on_gone(std::function<void()> gone) = 0;
+};
+
+// Hears what the engine does with its requests, on its io thread.
+class EventReceiver {
+ public:
+  virtual ~EventReceiver() = default;
+  // `tag` is what was given to listen().
+  virtual void on_event(size_t tag, const engine::Event& event) = 0;
+  // The server is going down: end with an error now.
+  virtual void on_shutdown() = 0;
+};
+
+// One of the server's io threads, as those see it whose requests live there. Everything about one
+// request happens on one such thread, so nothing about it needs a lock.
+class IoThread {
+ public:
+  virtual ~IoThread() = default;
+
+  // Runs `work` on a worker thread, then `done` on this one.
+  virtual void run_aside(std::function<void()> work, std::function<void()> done) = 0;
+
+  // Events of `id` go to `receiver` until forgotten. Call in the turn that submitted the request:
+  // its events wait for the end of the turn.
+  virtual void listen(engine::RequestId id, std::shared_ptr<EventReceiver> receiver,
+                      size_t tag) = 0;
+  virtual void forget(engine::RequestId id) = 0;
+};
+
+}  // namespace m2::server

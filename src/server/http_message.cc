@@ -1,0 +1,30 @@
+#include "server/http_message.h"
+
+#include <fmt/format.h>
+
+#include <iterator>
+
+#include "api/error.h"
+
+namespace m2::server {
+
+std::string reply_head(const HttpReply& reply, const HttpRequest& request,
+                       std::optional<size_t> body_size, bool close) {
+  std::string out;
+  auto at = std::back_inserter(out);
+  fmt::format_to(at, "HTTP/1.1 {} {}\r\n", reply.status, api::status_phrase(reply.status));
+  if (!reply.content_type.empty()) fmt::format_to(at, "content-type: {}\r\n", reply.content_type);
+  if (body_size)
+    fmt::format_to(at, "content-length: {}\r\n", *body_size);
+  else if (!request.http10)
+    out += "transfer-encoding: chunked\r\n";
+  if (!request.origin.empty()) out += "access-control-allow-origin: *\r\n";
+  for (const auto& [name, value] : reply.headers) fmt::format_to(at, "{}: {}\r\n", name, value);
+  if (close)
+    out += "connection: close\r\n";
+  else if (request.http10)
+    out += "connection: keep-alive\r\n";
+  return out + "\r\n";
+}
+
+}  // namespace m2::server

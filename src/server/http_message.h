@@ -1,0 +1,46 @@
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+// One HTTP/1.1 request and what is needed to answer it. No sockets here.
+
+namespace m2::server {
+
+struct HttpRequest {
+  std::string method;
+  std::string path;   // of the target, as sent: not percent-decoded
+  std::string query;  // after '?'
+  std::string body;
+  std::string authorization, content_type, content_encoding, request_id, origin;
+  std::string peer;  // address of the client, for the log
+  bool keep_alive = true;
+  bool http10 = false;  // no chunked replies
+  bool expects_continue = false;
+};
+
+using HeaderList = std::vector<std::pair<std::string, std::string>>;
+
+struct HttpReply {
+  int status = 200;
+  std::string body;
+  std::string content_type = "application/json";
+  HeaderList headers;
+  bool close = false;  // end the connection afterwards
+};
+
+// A refusal of the transport itself, before any route is looked at.
+struct HttpRefusal {
+  int status = 400;
+  std::string message;
+};
+
+// The status line and header lines of a reply. `body_size`: the Content-Length; nullopt: a chunked
+// stream, or one that ends with the connection (HTTP/1.0).
+std::string reply_head(const HttpReply& reply, const HttpRequest& request,
+                       std::optional<size_t> body_size, bool close);
+
+}  // namespace m2::server

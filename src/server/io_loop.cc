@@ -1,0 +1,110 @@
+#include "server/io_loop.h"
+
+#include <boost/asio/post.hpp>
+
+namespace m2::server {
+namespace {
+
+// Deadlines are kept to this precision.
+constexpr auto kTick = std::chrono::milliseconds(100);
+
+}  // namespace
+
+IoLoop::IoLoop(Router& router, const Context& context, boost::asio::thread_pool& workers,
+               std::atomic<int64_t>& busy)
+    : router_(router),
+      context_(context),
+      workers_(workers),
+      busy_(busy),
+      work_(boost::asio::make_work_guard(io_)),
+      timer_(io_) {}
+
+IoLoop::~IoLoop() {
+  // Connections hold handlers of io_, and io_ holds connections: let go of both in order.
+  for (const auto& connection : connections_) connection->close();
+  connections_.clear();
+  listeners_.clear();
+}
+
+void IoLoop::run() {
+  tick();
+  io_.run();
+}
+
+void IoLoop::stop() {
+  io_.stop();
+}
+
+void IoLoop::tick() {
+  const Nanos now = SteadyClock().now();
+  std::erase_if(connections_, [now](const auto& connection) { return !connection->on_tick(now); });
+  connection_count_ = connections_.size();
+  timer_.expires_after(kTick);
+  timer_.async_wait([this](boost::system::error_code error) {
+    if (!error) tick();
+  });
+}
+
+void IoLoop::add(Connection::Socket socket, std::string peer) {
+  ++connection_count_;
+  auto connection = std::make_shared<Connection>(std::move(socket), std::move(peer),
+                                                 context_.limits(), *this, busy_);
+  boost::asio::post(io_, [this, connection] {
+    connections_.push_back(connection);
+    connection->start();
+  });
+}
+
+void IoLoop::post_events(EventBatch events) {
+  boost::asio::post(io_, [this, events = std::move(events)] { deliver(*events); });
+}
+
+void IoLoop::deliver(const std::vector<engine::Event>& events) {
+  for (const engine::Event& event : events) {
+    const auto listener = listeners_.find(event.id);
+    if (listener == listeners_.end()) continue;  // another loop's, or cancelled
+    const Listener held = listener->second;      // may forget itself
+    held.receiver->on_event(held.tag, event);
+  }
+}
+
+void IoLoop::post_shutdown() {
+  boost::asio::post(io_, [this] {
+    const auto listeners = listeners_;
+    for (const auto& [id, listener] : listeners) listener.receiver->on_shutdown();
+  });
+}
+
+void IoLoop::run_aside(std::function<void()> work, std::function<void()> done) {
+  struct Task {
+    std::function<void()> work, done;
+  };
+  auto task = std::make_unique<Task>(Task{std::move(work), std::move(done)});
+  // Moved to the worker and back, so that what it holds is let go of on this thread.
+  boost::asio::post(workers_, [this, task = std::move(task)]() mutable {
+    task->work();
+    boost::asio::post(io_, [task = std::move(task)] { task->done(); });
+  });
+}
+
+void IoLoop::listen(engine::RequestId id, std::shared_ptr<EventReceiver> receiver, size_t tag) {
+  listeners_[id] = {std::move(receiver), tag};
+}
+
+void IoLoop::forget(engine::RequestId id) {
+  listeners_.erase(id);
+}
+
+void IoLoop::handle(std::shared_ptr<Exchange> exchange) {
+  router_.handle(std::move(exchange), *this);
+}
+
+void IoLoop::on_answered(const HttpRequest& request, int status, double seconds) {
+  router_.on_answered(request, status, seconds);
+}
+
+bool IoLoop::closing() const {
+  return context_.draining();
+}
+
+}  // namespace m2::server

@@ -1,0 +1,71 @@
+#pragma once
+
+#include <atomic>
+#include <boost/asio/executor_work_guard.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/thread_pool.hpp>
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "server/connection.h"
+#include "server/exchange.h"
+#include "server/router.h"
+
+// Includes Boost.Asio: for io_loop.cc and server.cc only.
+
+namespace m2::server {
+
+using EventBatch = std::shared_ptr<const std::vector<engine::Event>>;
+
+// One io thread: its event loop, its connections and the engine requests they wait for. run() is
+// called on that thread; post_events(), add() and post() from any.
+class IoLoop : public IoThread, public ConnectionHost {
+ public:
+  IoLoop(Router& router, const Context& context, boost::asio::thread_pool& workers,
+         std::atomic<int64_t>& busy);
+  ~IoLoop() override;
+
+  void run();
+  void stop();
+  boost::asio::io_context& io() { return io_; }
+
+  void add(Connection::Socket socket, std::string peer);
+  size_t connections() const { return connection_count_; }
+
+  // The engine's thread: one post for the events of a whole step.
+  void post_events(EventBatch events);
+  // Tells everything that waits for the engine that the server goes down.
+  void post_shutdown();
+
+  void run_aside(std::function<void()> work, std::function<void()> done) override;
+  void listen(engine::RequestId id, std::shared_ptr<EventReceiver> receiver, size_t tag) override;
+  void forget(engine::RequestId id) override;
+
+  void handle(std::shared_ptr<Exchange> exchange) override;
+  void on_answered(const HttpRequest& request, int status, double seconds) override;
+  bool closing() const override;
+
+ private:
+  struct Listener {
+    std::shared_ptr<EventReceiver> receiver;
+    size_t tag;
+  };
+
+  void deliver(const std::vector<engine::Event>& events);
+  void tick();
+
+  Router& router_;
+  const Context& context_;
+  boost::asio::thread_pool& workers_;
+  std::atomic<int64_t>& busy_;
+  boost::asio::io_context io_{1};
+  boost::asio::executor_work_guard<boost::asio::io_context::executor_type> work_;
+  boost::asio::steady_timer timer_;
+  std::vector<std::shared_ptr<Connection>> connections_;
+  std::atomic<size_t> connection_count_{0};
+  std::unordered_map<engine::RequestId, Listener> listeners_;
+};
+
+}  // namespace m2::server

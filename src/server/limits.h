@@ -1,0 +1,53 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "base/clock.h"
+
+namespace m2::server {
+
+// Every bound on what a client may ask or hold (reliability.md 6.6), in one place. Each has a
+// meaning of its own in the error it causes.
+struct Limits {
+  // Transport.
+  size_t max_header_line = 8 << 10;    // name, value and their separators
+  size_t max_header_bytes = 32 << 10;  // start line and all header lines
+  size_t max_header_lines = 100;
+  size_t max_target = 8 << 10;
+  size_t max_body = 16 << 20;
+  size_t max_pipelined = 64 << 10;     // bytes read ahead while a request is answered
+  size_t max_send_buffer = 256 << 10;  // a stream's bytes its client has not taken
+  size_t max_connections = 16384;
+  Nanos header_deadline = 10 * kSecond;  // from a request's first byte to its header's end
+  Nanos body_grace = 10 * kSecond;       // before the body's rate counts
+  size_t min_body_rate = 1 << 10;        // bytes a second
+  Nanos write_stall = 30 * kSecond;      // a client that takes nothing for so long is dropped
+  Nanos keep_alive_idle = 60 * kSecond;  // between two requests of a connection
+  Nanos ping_interval = 10 * kSecond;    // SSE comments while a stream says nothing
+  Nanos linger = 2 * kSecond;            // for the client to read an error before the close
+
+  // JSON.
+  int max_json_depth = 128;
+  size_t max_json_nodes = 1'000'000;
+
+  // Requests.
+  int64_t max_messages = 4096;
+  int64_t max_tools = 512;
+  size_t max_tool_bytes = 1 << 20;
+  int64_t max_n = 16;
+  int64_t max_sequences = 128;  // prompts x n
+  size_t max_stop_strings = 16;
+  size_t max_stop_bytes = 256;
+  int64_t max_token_ids = 1024;  // each of logit_bias, stop_token_ids, allowed_token_ids
+  int64_t max_bad_words = 1024;
+  size_t max_bad_word_bytes = 256;
+  size_t max_cache_salt = 128;
+  size_t max_request_id = 128;
+  size_t max_template_kwargs = 16 << 10;
+
+  // Work in progress.
+  int64_t max_requests = 2048;  // being prepared, queued or answered
+};
+
+}  // namespace m2::server

@@ -1,0 +1,46 @@
+#pragma once
+
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/json.h"
+#include "engine/request.h"
+#include "text/tokenizer.h"
+
+// Logprobs as the OpenAI surfaces print them (contract.md 4.6). Below -9999 they are -9999.
+
+namespace m2::server {
+
+struct LogprobStyle {
+  const text::Tokenizer& tokenizer;
+  bool tokens_as_ids = false;  // "token_id:N" instead of the token's text
+};
+
+// One item of a chat reply's logprobs.content, as JSON.
+void append_chat_logprob(std::string& out, const engine::Logprobs& logprobs,
+                         const LogprobStyle& style);
+
+// The logprobs object of a completion choice, grown token by token.
+class CompletionLogprobs {
+ public:
+  // `top`: how many of the most likely tokens are listed beside the chosen one.
+  explicit CompletionLogprobs(int64_t top) : top_(top) {}
+
+  // `logprobs` is null for the first token of a prompt.
+  void add(text::TokenId token, const engine::Logprobs* logprobs, const LogprobStyle& style);
+  bool empty() const { return tokens_.empty(); }
+  // The object of what was added since the last take(), as JSON.
+  Json take();
+
+ private:
+  int64_t top_;
+  int64_t offset_ = 0;  // of the next token, in characters
+  Json text_offset_ = Json::array(), token_logprobs_ = Json::array(), tokens_ = Json::array(),
+       top_logprobs_ = Json::array();
+};
+
+// The prompt_logprobs field: null for the first position, then {"id": {...}} for each.
+Json prompt_logprobs_json(std::span<const engine::Logprobs> positions, const LogprobStyle& style);
+
+}  // namespace m2::server

@@ -1,0 +1,71 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/json.h"
+#include "engine/engine.h"
+#include "model/config.h"
+#include "server/limits.h"
+#include "text/chat_template.h"
+#include "text/output_reader.h"
+#include "text/tokenizer.h"
+
+namespace m2::server {
+
+using model::GenerationDefaults;
+
+enum class LateSystem { fold, drop };
+
+// How the server is reached and how it speaks (contract.md 5.1, groups server and chat).
+struct ServerOptions {
+  std::string host = "0.0.0.0";
+  int port = 8000;  // 0: any free one
+  std::string uds;  // a Unix socket's path instead of host and port
+  std::vector<std::string> api_keys;
+  std::vector<std::string> served_model_names;  // at least one; the first is used in replies
+  std::string version = "0";
+  int io_threads = 2;
+  int worker_threads = 2;      // for templates, tokens and JSON of requests
+  bool handle_signals = true;  // SIGINT, SIGTERM: drain, a second one: stop
+  double drain_seconds = 60;
+  double engine_deadline_seconds = 10;  // a longer silence of the engine is unreadiness
+  bool access_log = true;
+  bool log_requests = false;
+  bool enable_request_id_headers = false;
+
+  text::ReasoningParser reasoning_parser = text::ReasoningParser::minimax_m2;
+  text::ToolCallParser tool_call_parser = text::ToolCallParser::minimax_m2;
+  bool enable_auto_tool_choice = true;
+  bool exclude_tools_when_tool_choice_none = false;
+  std::string response_role = "assistant";
+  bool trust_request_chat_template = false;
+  Json default_chat_template_kwargs = Json::object();
+  LateSystem late_system = LateSystem::fold;
+  bool return_tokens_as_token_ids = false;
+  bool enable_prompt_tokens_details = false;
+  bool enable_force_include_usage = false;
+  bool enable_tokenizer_info_endpoint = false;
+  bool encode_control_tokens = false;  // text of users and tools is read with AddedTokens::all
+
+  int64_t max_logprobs = 20;
+  model::GenerationDefaults
+      generation_defaults;  // contract.md 4.5; eos_token_ids are not read here
+  Limits limits;
+};
+
+// What answers need once the model is there.
+struct ModelServices {
+  std::shared_ptr<const text::Tokenizer> tokenizer;
+  std::shared_ptr<const text::ChatTemplate> chat_template;  // null: no chat
+  std::string chat_template_source;                         // for /tokenizer_info
+  engine::Engine* engine = nullptr;                         // outlives the server's threads
+  int64_t max_model_len = 0;
+  int64_t vocab_size = 0;  // columns of the logits
+  std::string eos_token;   // for /tokenizer_info
+};
+
+}  // namespace m2::server

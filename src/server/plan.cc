@@ -1,0 +1,289 @@
+#include "server/plan.h"
+
+#include <algorithm>
+#include <chrono>
+#include <random>
+
+#include "base/log.h"
+#include "server/conversation.h"
+#include "server/sampling.h"
+
+namespace m2::server {
+namespace {
+
+using Prompts = std::vector<std::shared_ptr<const std::vector<engine::TokenId>>>;
+
+std::string random_hex() {
+  static thread_local std::mt19937_64 random{std::random_device{}()};
+  return fmt::format("{:016x}{:016x}", random(), random());
+}
+
+int64_t unix_seconds() {
+  return std::chrono::duration_cast<std::chrono::seconds>(
+             std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
+bool is_plain(const std::string& id) {
+  return !id.empty() &&
+         std::all_of(id.begin(), id.end(), [](char c) { return c > ' ' && c < 0x7f; });
+}
+
+// A client's id becomes part of ours as text; nothing is ever looked up by it.
+api::ReplyHead reply_head(const char* prefix, const HttpRequest& request,
+                          const api::GenerationFields& fields, const ServerOptions& options) {
+  const auto usable = [&](const std::string& id) {
+    return is_plain(id) && id.size() <= options.limits.max_request_id;
+  };
+  std::string id = request.request_id;
+  if (!usable(id)) id = fields.request_id.value_or("");
+  if (!usable(id)) id = random_hex();
+  return {prefix + id, unix_seconds(), options.served_model_names.front()};
+}
+
+AnswerSetup answer_setup(api::ReplyHead head, const api::GenerationFields& fields, Prompts prompts,
+                         const ServerOptions& options, const ModelServices& model) {
+  AnswerSetup setup;
+  setup.head = std::move(head);
+  setup.tokenizer = model.tokenizer;
+  setup.prompts = std::move(prompts);
+  setup.n = fields.n;
+  setup.stream = fields.stream;
+  setup.include_usage = fields.include_usage() || options.enable_force_include_usage;
+  setup.continuous_usage = fields.continuous_usage();
+  setup.prompt_tokens_details = options.enable_prompt_tokens_details;
+  setup.tokens_as_ids =
+      fields.return_tokens_as_token_ids.value_or(options.return_tokens_as_token_ids);
+  setup.return_token_ids = fields.return_token_ids;
+  setup.prompt_logprobs = fields.prompt_logprobs.value_or(-1);
+  return setup;
+}
+
+// One engine request per choice, each with its own seed.
+Result<std::vector<engine::Request>> engine_requests(const api::GenerationFields& fields,
+                                                     const engine::SamplingParams& params,
+                                                     const AskedLength& asked,
+                                                     const Prompts& prompts, Context& context) {
+  const ModelServices& model = *context.services();
+  if (fields.priority != 0) context.say_once("priority is ignored unless the policy is priority");
+  std::vector<engine::Request> out;
+  for (const auto& prompt : prompts) {
+    M2_TRY(const int64_t limit,
+           output_limit(asked, fields.min_tokens, prompt->size(), context.options(), model));
+    for (int64_t i = 0; i < fields.n; ++i) {
+      engine::Request request;
+      request.prompt = *prompt;
+      request.params = params;
+      request.params.max_tokens = limit;
+      if (params.seed) request.params.seed = *params.seed + static_cast<uint64_t>(i);
+      request.priority =
+          static_cast<int32_t>(std::clamp<int64_t>(fields.priority, INT32_MIN, INT32_MAX));
+      request.cache_salt = fields.cache_salt.value_or("");
+      out.push_back(std::move(request));
+    }
+  }
+  return out;
+}
+
+Plan plan_of(const api::GenerationFields& fields, std::vector<engine::Request> requests,
+             std::unique_ptr<Answer> answer) {
+  Plan plan;
+  plan.requests = std::move(requests);
+  plan.answer = std::move(answer);
+  plan.stream = fields.stream;
+  plan.stop = fields.stop;
+  plan.include_stop = fields.include_stop_str_in_output;
+  plan.min_tokens = fields.min_tokens;
+  plan.skip_special_tokens = fields.skip_special_tokens;
+  return plan;
+}
+
+// ---- chat
+
+Result<void> check_tool_choice(const api::ToolChoice& choice, const ServerOptions& options) {
+  using Kind = api::ToolChoice::Kind;
+  const bool parses = options.tool_call_parser != text::ToolCallParser::none;
+  if (choice.kind == Kind::automatic && !(parses && options.enable_auto_tool_choice))
+    return Error{Code::invalid_argument,
+                 "\"auto\" tool choice requires --enable-auto-tool-choice and --tool-call-parser "
+                 "to be set",
+                 "tool_choice"};
+  if ((choice.kind == Kind::required || choice.kind == Kind::named) && !parses)
+    return Error{Code::invalid_argument,
+                 fmt::format("tool_choice=\"{}\" requires --tool-call-parser to be set",
+                             choice.kind == Kind::required ? "required" : choice.name),
+                 "tool_choice"};
+  return {};
+}
+
+ChatAnswerSetup chat_answer_setup(const api::ChatRequest& request, bool starts_in_reasoning,
+                                  const ServerOptions& options) {
+  ChatAnswerSetup setup;
+  setup.role = options.response_role;
+  setup.reader.reasoning = options.reasoning_parser;
+  setup.reader.tools = options.tool_call_parser;
+  setup.reader.tool_schemas = request.tools;
+  setup.reader.starts_in_reasoning = starts_in_reasoning;
+  setup.reader.parallel_tool_calls = request.parallel_tool_calls;
+  setup.tool_choice = request.tool_choice.kind;
+  setup.include_reasoning = request.include_reasoning;
+  setup.logprobs = request.logprobs;
+  return setup;
+}
+
+Result<Plan> make_chat_plan(const HttpRequest& http, const api::ChatRequest& request,
+                            Context& context) {
+  const ServerOptions& options = context.options();
+  const ModelServices& model = *context.services();
+  M2_TRY_VOID(check_model(request.model, options));
+  M2_TRY_VOID(check_tool_choice(request.tool_choice, options));
+  LogprobsWanted logprobs;
+  if (request.logprobs) logprobs.sample = request.top_logprobs;
+  logprobs.prompt = request.prompt_logprobs;
+  M2_TRY(const engine::SamplingParams params, sampling_params(request, logprobs, options, model));
+  AskedLength asked{request.max_tokens};
+  if (request.max_completion_tokens)
+    asked = {request.max_completion_tokens, "max_completion_tokens"};
+  M2_TRY_VOID(check_asked_length(asked, model));
+
+  const bool no_tools = request.tool_choice.kind == api::ToolChoice::Kind::none &&
+                        options.exclude_tools_when_tool_choice_none;
+  const Json none = Json::array();
+  M2_TRY(ChatPrompt prompt,
+         chat_prompt({request.messages, no_tools ? none : request.tools,
+                      request.add_generation_prompt, request.continue_final_message,
+                      request.chat_template, request.chat_template_kwargs, request.documents},
+                     options, model));
+  M2_TRY_VOID(truncate_prompt(request, asked, model, prompt.ids));
+  const Prompts prompts = {
+      std::make_shared<const std::vector<engine::TokenId>>(std::move(prompt.ids))};
+  M2_TRY(auto requests, engine_requests(request, params, asked, prompts, context));
+  auto answer = make_chat_answer(answer_setup(reply_head("chatcmpl-", http, request, options),
+                                              request, prompts, options, model),
+                                 chat_answer_setup(request, prompt.ends_in_reasoning, options));
+  return plan_of(request, std::move(requests), std::move(answer));
+}
+
+// ---- text completions
+
+constexpr int64_t kDefaultMaxTokens = 16;
+
+Result<std::vector<engine::TokenId>> prompt_ids(const api::CompletionPrompt& prompt,
+                                                const ModelServices& model) {
+  if (const auto* ids = std::get_if<std::vector<int64_t>>(&prompt)) return checked_ids(*ids, model);
+  // The whole text is the client's own: control tokens in it are meant.
+  return model.tokenizer->encode(std::get<std::string>(prompt), text::AddedTokens::all);
+}
+
+// Prompts encoded and cut; with echo also as text.
+Result<Prompts> completion_prompts(const api::CompletionRequest& request, const AskedLength& asked,
+                                   const ModelServices& model, TextAnswerSetup& setup) {
+  Prompts prompts;
+  for (const api::CompletionPrompt& sent : request.prompts) {
+    M2_TRY(auto ids, prompt_ids(sent, model));
+    M2_TRY_VOID(truncate_prompt(request, asked, model, ids));
+    if (request.echo) {
+      const auto* text = std::get_if<std::string>(&sent);
+      setup.echo.push_back(text ? *text : model.tokenizer->decode(ids, false));
+    }
+    prompts.push_back(std::make_shared<const std::vector<engine::TokenId>>(std::move(ids)));
+  }
+  return prompts;
+}
+
+Result<void> check_fan_out(const api::CompletionRequest& request, const Limits& limits) {
+  if (request.has_suffix)
+    return Error{Code::invalid_argument, "suffix is not currently supported", "suffix"};
+  const auto prompts = static_cast<int64_t>(request.prompts.size());
+  if (prompts > limits.max_sequences ||
+      prompts * std::max<int64_t>(request.n, 1) > limits.max_sequences)
+    return Error{
+        Code::invalid_argument,
+        fmt::format("{} prompts with n={} were sent, at most {} choices in all are allowed",
+                    prompts, request.n, limits.max_sequences),
+        "prompt"};
+  return {};
+}
+
+Result<Plan> make_completion_plan(const HttpRequest& http, const api::CompletionRequest& request,
+                                  Context& context) {
+  const ServerOptions& options = context.options();
+  const ModelServices& model = *context.services();
+  M2_TRY_VOID(check_model(request.model, options));
+  M2_TRY_VOID(check_fan_out(request, options.limits));
+  TextAnswerSetup text;
+  text.logprobs = request.logprobs;
+  text.only_echo = request.echo && request.max_tokens == 0;
+  LogprobsWanted logprobs{request.logprobs, request.prompt_logprobs};
+  if (request.echo && request.logprobs && !logprobs.prompt) logprobs.prompt = request.logprobs;
+  M2_TRY(const engine::SamplingParams params, sampling_params(request, logprobs, options, model));
+  // The engine makes at least one token; with max_tokens 0 nobody sees it.
+  AskedLength asked{text.only_echo ? 1 : request.max_tokens.value_or(kDefaultMaxTokens)};
+  M2_TRY_VOID(check_asked_length(asked, model));
+
+  M2_TRY(const Prompts prompts, completion_prompts(request, asked, model, text));
+  M2_TRY(auto requests, engine_requests(request, params, asked, prompts, context));
+  auto answer = make_text_answer(
+      answer_setup(reply_head("cmpl-", http, request, options), request, prompts, options, model),
+      std::move(text));
+  return plan_of(request, std::move(requests), std::move(answer));
+}
+
+// Parse, then plan: the two kinds of error look different to clients.
+template <class Parse, class MakePlan>
+Planned plan_with(const HttpRequest& http, Context& context, Parse parse, MakePlan make_plan) {
+  auto body = json_body(http, context.limits());
+  if (!body) return api::validation_error(body.error());
+  std::vector<std::string> unknown;
+  auto request = parse(*body, unknown);
+  if (!request) return api::validation_error(request.error());
+  context.note_unknown_fields(unknown);
+  auto plan = make_plan(http, *request, context);
+  if (!plan) return request_error(plan.error());
+  return std::move(*plan);
+}
+
+bool is_json(const std::string& content_type) {
+  std::string type = content_type.substr(0, content_type.find(';'));
+  while (!type.empty() && type.back() == ' ') type.pop_back();
+  std::transform(type.begin(), type.end(), type.begin(),
+                 [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; });
+  return type == "application/json";
+}
+
+}  // namespace
+
+api::ApiError request_error(Error error) {
+  if (error.code == Code::resource_exhausted) error.code = Code::invalid_argument;
+  return api::serving_error(error);
+}
+
+Result<Json> json_body(const HttpRequest& request, const Limits& limits) {
+  if (!is_json(request.content_type))
+    return Error{
+        Code::invalid_argument, "Unsupported Media Type: Only 'application/json' is allowed", {}};
+  if (!request.content_encoding.empty() && request.content_encoding != "identity")
+    return Error{Code::invalid_argument, "Content-Encoding of requests is not supported", {}};
+  JsonLimits json;
+  json.max_bytes = limits.max_body;
+  json.max_depth = limits.max_json_depth;
+  json.max_nodes = limits.max_json_nodes;
+  return parse_json(request.body, json);
+}
+
+Result<void> check_model(const std::optional<std::string>& name, const ServerOptions& options) {
+  const auto& served = options.served_model_names;
+  if (!name || std::find(served.begin(), served.end(), *name) != served.end()) return {};
+  return Error{Code::not_found, fmt::format("The model `{}` does not exist.", printable(*name)),
+               "model"};
+}
+
+Planned plan_chat(const HttpRequest& request, Context& context) {
+  return plan_with(request, context, api::chat_request_from_json, make_chat_plan);
+}
+
+Planned plan_completion(const HttpRequest& request, Context& context) {
+  return plan_with(request, context, api::completion_request_from_json, make_completion_plan);
+}
+
+}  // namespace m2::server

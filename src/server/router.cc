@@ -1,0 +1,189 @@
+#include "server/router.h"
+
+#include <openssl/crypto.h>
+#include <openssl/sha.h>
+
+#include <algorithm>
+
+#include "base/log.h"
+#include "server/completion.h"
+#include "server/small_handlers.h"
+
+namespace m2::server {
+
+struct Router::Route {
+  std::string_view path;
+  std::string_view methods;  // separated by blanks
+  void (*handle)(const HandlerCall&) = nullptr;
+  Completion::MakePlan make_plan = nullptr;  // generating routes, instead of `handle`
+  bool counted = true;                       // in the HTTP metrics and the access log
+};
+
+struct Router::Series {
+  const Route* route;                  // null: no such route
+  std::array<Counter*, 3> requests{};  // 2xx, 4xx, 5xx
+  Histogram* duration = nullptr;
+};
+
+namespace {
+
+using Hash = std::array<unsigned char, 32>;
+
+Hash hash_of(std::string_view text) {
+  Hash hash;
+  SHA256(reinterpret_cast<const unsigned char*>(text.data()), text.size(), hash.data());
+  return hash;
+}
+
+bool has_method(std::string_view methods, std::string_view method) {
+  if (method.empty() || method.find(' ') != std::string_view::npos) return false;
+  for (size_t at = methods.find(method); at != std::string_view::npos;
+       at = methods.find(method, at + 1)) {
+    const size_t end = at + method.size();
+    const bool whole =
+        (at == 0 || methods[at - 1] == ' ') && (end == methods.size() || methods[end] == ' ');
+    if (whole) return true;
+  }
+  return false;
+}
+
+HttpReply preflight() {
+  HttpReply reply;
+  reply.content_type = "text/plain; charset=utf-8";
+  reply.body = "OK";
+  reply.headers = {{"access-control-allow-methods", "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"},
+                   {"access-control-allow-headers", "*"},
+                   {"access-control-max-age", "600"}};
+  return reply;
+}
+
+HttpReply unauthorized() {
+  HttpReply reply;
+  reply.status = 401;
+  reply.body = R"({"error":"Unauthorized"})";
+  return reply;
+}
+
+HttpReply wrong_method(std::string_view methods) {
+  HttpReply reply = error_reply(api::http_error(405, "Method Not Allowed"));
+  std::string allowed(methods);
+  for (size_t at = 0; (at = allowed.find(' ', at)) != std::string::npos; at += 2)
+    allowed.replace(at, 1, ", ");
+  reply.headers.emplace_back("allow", allowed);
+  return reply;
+}
+
+}  // namespace
+
+Router::Router(Context& context, Metrics& metrics) : context_(context), metrics_(metrics) {
+  for (const std::string& key : context.options().api_keys) key_hashes_.push_back(hash_of(key));
+  // Every route there is. Paths under /v1 need a key if keys are set; the others are open, as
+  // contract.md 4.2 has it.
+  routes_ = {
+      {"/v1/chat/completions", "POST", nullptr, plan_chat},
+      {"/v1/completions", "POST", nullptr, plan_completion},
+      {"/v1/chat/completions/render", "POST", handle_render_chat},
+      {"/v1/completions/render", "POST", handle_render_completion},
+      {"/v1/models", "GET HEAD", handle_models},
+      {"/tokenize", "POST", handle_tokenize},
+      {"/detokenize", "POST", handle_detokenize},
+      {"/tokenizer_info", "GET HEAD", handle_tokenizer_info},
+      {"/health", "GET HEAD", handle_health, nullptr, false},
+      {"/readyz", "GET HEAD", handle_health, nullptr, false},
+      {"/livez", "GET HEAD", handle_livez, nullptr, false},
+      {"/ping", "GET HEAD POST", handle_health, nullptr, false},
+      {"/version", "GET HEAD", handle_version, nullptr, false},
+      {"/load", "GET HEAD", handle_load, nullptr, false},
+      {"/metrics", "GET HEAD", handle_metrics, nullptr, false},
+      {"/", "GET HEAD", handle_root, nullptr, false},
+  };
+  add_series(nullptr, "other");
+  for (const Route& route : routes_)
+    if (route.counted) add_series(&route, route.methods.substr(0, route.methods.find(' ')));
+}
+
+Router::~Router() = default;
+
+const Router::Route* Router::find(std::string_view path) const {
+  const auto route =
+      std::find_if(routes_.begin(), routes_.end(), [&](const Route& r) { return r.path == path; });
+  return route == routes_.end() ? nullptr : &*route;
+}
+
+// Compares hashes of equal length in constant time, and every key, so that timing tells nothing.
+bool Router::authorized(const HttpRequest& request) const {
+  if (key_hashes_.empty() || !request.path.starts_with("/v1")) return true;
+  const std::string& header = request.authorization;
+  constexpr std::string_view kScheme = "bearer ";
+  const bool is_bearer =
+      header.size() > kScheme.size() &&
+      std::equal(kScheme.begin(), kScheme.end(), header.begin(), [](char lower, char c) {
+        return (c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c) == lower;
+      });
+  if (!is_bearer) return false;
+  const Hash sent = hash_of(std::string_view(header).substr(kScheme.size()));
+  int matches = 0;
+  for (const Hash& key : key_hashes_) matches += CRYPTO_memcmp(key.data(), sent.data(), 32) == 0;
+  return matches > 0;
+}
+
+void Router::handle(std::shared_ptr<Exchange> exchange, IoThread& thread) {
+  const HttpRequest& request = exchange->request();
+  if (request.method == "OPTIONS") return exchange->send(preflight());
+  if (!authorized(request)) return exchange->send(unauthorized());
+  const Route* route = find(request.path);
+  if (!route) return exchange->send(error_reply(api::http_error(404, "Not Found")));
+  if (!has_method(route->methods, request.method))
+    return exchange->send(wrong_method(route->methods));
+  if (!route->make_plan) return route->handle({exchange, thread, context_, metrics_});
+  if (auto refusal = overload()) return exchange->send(error_reply(*refusal));
+  Completion::serve(std::move(exchange), thread, context_, route->make_plan);
+}
+
+// Why no further generating request is taken now, decided before any work is spent on it.
+std::optional<api::ApiError> Router::overload() const {
+  const auto unavailable = [](std::string why) {
+    return api::ApiError{503, "ServiceUnavailableError", std::move(why), {}};
+  };
+  if (context_.draining()) return unavailable("the server is shutting down");
+  if (!context_.services()) return unavailable("the model is not ready: " + context_.progress());
+  if (context_.services()->engine->stats().dead) return unavailable("the engine has stopped");
+  if (context_.under_way() >= context_.limits().max_requests)
+    return api::ApiError{
+        429, "rate_limit_error", "too many requests are under way: retry later", {}};
+  return std::nullopt;
+}
+
+// ---- counting
+
+void Router::add_series(const Route* route, std::string_view method) {
+  auto series = std::make_unique<Series>();
+  series->route = route;
+  const std::string labels =
+      fmt::format("handler=\"{}\",method=\"{}\"", route ? route->path : "none", method);
+  const char* statuses[] = {"2xx", "4xx", "5xx"};
+  for (size_t i = 0; i < 3; ++i)
+    series->requests[i] = &metrics_.counter(
+        "http_requests_total", "Total number of requests by method, status and handler.",
+        fmt::format("{},status=\"{}\"", labels, statuses[i]));
+  series->duration = &metrics_.histogram("http_request_duration_seconds",
+                                         "Seconds from a request's arrival to its answer's end.",
+                                         labels, {0.01, 0.1, 0.5, 1, 5, 10, 60, 300});
+  series_.push_back(std::move(series));
+}
+
+void Router::on_answered(const HttpRequest& request, int status, double seconds) {
+  const Route* route = find(request.path);
+  if (!route || route->counted) {
+    const auto series = std::find_if(series_.begin(), series_.end(),
+                                     [&](const auto& s) { return s->route == route; });
+    const size_t status_class = status < 400 ? 0 : status < 500 ? 1 : 2;
+    (*series)->requests[status_class]->add();
+    (*series)->duration->observe(seconds);
+  }
+  if (context_.options().access_log)
+    log_info("{} - \"{} {}\" {} {:.1f} ms", request.peer, printable(request.method, 20),
+             printable(request.path), status, seconds * 1e3);
+}
+
+}  // namespace m2::server

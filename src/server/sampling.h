@@ -1,0 +1,46 @@
+#pragma once
+
+#include "api/generation.h"
+#include "engine/request.h"
+#include "server/options.h"
+
+// The one validator between clients and the engine (reliability.md R1): what passes it may be
+// submitted. Texts are those of contract.md 4.5.
+
+namespace m2::server {
+
+// What a surface asks for beyond the shared fields.
+struct LogprobsWanted {
+  std::optional<int64_t> sample;  // top logprobs with each token; -1: the whole vocabulary
+  std::optional<int64_t> prompt;
+};
+
+// Everything but max_tokens and seed offsets, which need the prompt and the choice.
+Result<engine::SamplingParams> sampling_params(const api::GenerationFields& fields,
+                                               const LogprobsWanted& logprobs,
+                                               const ServerOptions& options,
+                                               const ModelServices& model);
+
+// How many tokens a request asks for, as sent: `name` is the field's.
+struct AskedLength {
+  std::optional<int64_t> max_tokens;
+  const char* name = "max_tokens";
+};
+
+// Checks what can be known before the prompt's length is.
+Result<void> check_asked_length(const AskedLength& asked, const ModelServices& model);
+
+// Keeps the last tokens of the prompt, as truncate_prompt_tokens asks.
+Result<void> truncate_prompt(const api::GenerationFields& fields, const AskedLength& asked,
+                             const ModelServices& model, std::vector<engine::TokenId>& prompt);
+
+// The most tokens this prompt may be answered with: what was asked, the model's context and
+// generation_config bound it.
+Result<int64_t> output_limit(const AskedLength& asked, int64_t min_tokens, size_t prompt_tokens,
+                             const ServerOptions& options, const ModelServices& model);
+
+// Prompt ids as a client sent them.
+Result<std::vector<engine::TokenId>> checked_ids(std::span<const int64_t> ids,
+                                                 const ModelServices& model);
+
+}  // namespace m2::server

@@ -1,0 +1,180 @@
+#include "server/small_handlers.h"
+
+#include <chrono>
+
+#include "api/small_routes.h"
+#include "server/completion.h"
+#include "server/conversation.h"
+#include "server/sampling.h"
+
+namespace m2::server {
+namespace {
+
+HttpReply json_reply(std::string body) {
+  HttpReply reply;
+  reply.body = std::move(body);
+  return reply;
+}
+
+HttpReply unready(const Context& context) {
+  const ModelServices* model = context.services();
+  const std::string why = !model               ? "the model is not ready: " + context.progress()
+                          : context.draining() ? "the server is shutting down"
+                                               : "the engine is not running";
+  return error_reply({503, "ServiceUnavailableError", why, {}});
+}
+
+// Runs `make` aside, because texts may be long, and sends what it returns.
+void reply_aside(const HandlerCall& call, HttpReply (*make)(const HttpRequest&, Context&)) {
+  auto reply = std::make_shared<HttpReply>();
+  call.thread.run_aside([reply, make, exchange = call.exchange,
+                         &context = call.context] { *reply = make(exchange->request(), context); },
+                        [reply, exchange = call.exchange] { exchange->send(std::move(*reply)); });
+}
+
+Result<std::vector<text::TokenId>> tokens_of(const api::TokenizeRequest& request,
+                                             Context& context) {
+  const ModelServices& model = *context.services();
+  if (request.prompt) return model.tokenizer->encode(*request.prompt, text::AddedTokens::all);
+  M2_TRY(ChatPrompt prompt,
+         chat_prompt({request.messages, request.tools, request.add_generation_prompt,
+                      request.continue_final_message, request.chat_template,
+                      request.chat_template_kwargs, Json()},
+                     context.options(), model));
+  return std::move(prompt.ids);
+}
+
+Result<std::string> tokenize(const api::TokenizeRequest& request, Context& context) {
+  const ModelServices& model = *context.services();
+  M2_TRY_VOID(check_model(request.model, context.options()));
+  api::TokenizeReply reply;
+  M2_TRY(reply.tokens, tokens_of(request, context));
+  reply.max_model_len = model.max_model_len;
+  if (request.return_token_strs) {
+    reply.token_strs.emplace();
+    for (const text::TokenId id : reply.tokens)
+      reply.token_strs->push_back(model.tokenizer->decode({&id, 1}, false));
+  }
+  return api::to_json(reply);
+}
+
+Result<std::string> detokenize(const api::DetokenizeRequest& request, Context& context) {
+  M2_TRY_VOID(check_model(request.model, context.options()));
+  M2_TRY(const auto ids, checked_ids(request.tokens, *context.services()));
+  return to_text(Json{{"prompt", context.services()->tokenizer->decode(ids, false)}});
+}
+
+template <class Request>
+HttpReply answer_text_request(const HttpRequest& http, Context& context,
+                              Result<Request> (*parse)(const Json&, std::vector<std::string>&),
+                              Result<std::string> (*run)(const Request&, Context&)) {
+  auto body = json_body(http, context.limits());
+  if (!body) return error_reply(api::validation_error(body.error()));
+  std::vector<std::string> unknown;
+  const auto request = parse(*body, unknown);
+  if (!request) return error_reply(api::validation_error(request.error()));
+  context.note_unknown_fields(unknown);
+  auto reply = run(*request, context);
+  if (!reply) return error_reply(request_error(reply.error()));
+  return json_reply(std::move(*reply));
+}
+
+// What a generating request would hand to the engine: {"prompt_token_ids": ...} of each prompt.
+HttpReply rendered(const Planned& planned) {
+  if (const auto* error = std::get_if<api::ApiError>(&planned)) return error_reply(*error);
+  Json prompts = Json::array();
+  for (const engine::Request& request : std::get<Plan>(planned).requests)
+    prompts.push_back(
+        Json{{"prompt_token_ids", request.prompt}, {"max_tokens", request.params.max_tokens}});
+  return json_reply(to_text(prompts));
+}
+
+}  // namespace
+
+void handle_health(const HandlerCall& call) {
+  const bool ready = call.context.engine_alive() && !call.context.draining();
+  if (!ready) return call.exchange->send(unready(call.context));
+  HttpReply reply;
+  reply.content_type.clear();
+  call.exchange->send(std::move(reply));
+}
+
+void handle_livez(const HandlerCall& call) {
+  HttpReply reply;
+  reply.content_type.clear();
+  call.exchange->send(std::move(reply));
+}
+
+void handle_root(const HandlerCall& call) {
+  handle_livez(call);
+}
+
+void handle_version(const HandlerCall& call) {
+  call.exchange->send(json_reply(to_text(Json{{"version", call.context.options().version}})));
+}
+
+void handle_load(const HandlerCall& call) {
+  call.exchange->send(json_reply(to_text(Json{{"server_load", call.context.under_way()}})));
+}
+
+void handle_metrics(const HandlerCall& call) {
+  HttpReply reply;
+  reply.content_type = "text/plain; version=0.0.4; charset=utf-8";
+  reply.body = call.metrics.render();
+  call.exchange->send(std::move(reply));
+}
+
+void handle_models(const HandlerCall& call) {
+  const int64_t now = std::chrono::duration_cast<std::chrono::seconds>(
+                          std::chrono::system_clock::now().time_since_epoch())
+                          .count();
+  const ModelServices* model = call.context.services();
+  if (!model) return call.exchange->send(unready(call.context));
+  call.exchange->send(json_reply(
+      api::models_json(call.context.options().served_model_names, model->max_model_len, now)));
+}
+
+void handle_tokenize(const HandlerCall& call) {
+  if (!call.context.services()) return call.exchange->send(unready(call.context));
+  reply_aside(call, [](const HttpRequest& request, Context& context) {
+    return answer_text_request(request, context, api::tokenize_request_from_json, tokenize);
+  });
+}
+
+void handle_detokenize(const HandlerCall& call) {
+  if (!call.context.services()) return call.exchange->send(unready(call.context));
+  reply_aside(call, [](const HttpRequest& request, Context& context) {
+    return answer_text_request(request, context, api::detokenize_request_from_json, detokenize);
+  });
+}
+
+void handle_tokenizer_info(const HandlerCall& call) {
+  const ModelServices* model = call.context.services();
+  if (!model) return call.exchange->send(unready(call.context));
+  if (!call.context.options().enable_tokenizer_info_endpoint)
+    return call.exchange->send(error_reply(api::http_error(404, "Not Found")));
+  Json info;
+  info["tokenizer_class"] = "PreTrainedTokenizerFast";
+  info["eos_token"] = model->eos_token;
+  info["bos_token"] = nullptr;
+  info["pad_token"] = nullptr;
+  info["model_max_length"] = model->max_model_len;
+  info["chat_template"] = model->chat_template_source;
+  call.exchange->send(json_reply(to_text(info)));
+}
+
+void handle_render_chat(const HandlerCall& call) {
+  if (!call.context.services()) return call.exchange->send(unready(call.context));
+  reply_aside(call, [](const HttpRequest& request, Context& context) {
+    return rendered(plan_chat(request, context));
+  });
+}
+
+void handle_render_completion(const HandlerCall& call) {
+  if (!call.context.services()) return call.exchange->send(unready(call.context));
+  reply_aside(call, [](const HttpRequest& request, Context& context) {
+    return rendered(plan_completion(request, context));
+  });
+}
+
+}  // namespace m2::server

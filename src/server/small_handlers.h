@@ -1,0 +1,33 @@
+#pragma once
+
+#include <memory>
+
+#include "base/metrics.h"
+#include "server/context.h"
+#include "server/exchange.h"
+
+// The routes that answer without the engine (contract.md 4.1, 4.13).
+
+namespace m2::server {
+
+struct HandlerCall {
+  std::shared_ptr<Exchange> exchange;
+  IoThread& thread;
+  Context& context;
+  Metrics& metrics;
+};
+
+void handle_health(const HandlerCall& call);
+void handle_livez(const HandlerCall& call);
+void handle_root(const HandlerCall& call);
+void handle_version(const HandlerCall& call);
+void handle_load(const HandlerCall& call);
+void handle_metrics(const HandlerCall& call);
+void handle_models(const HandlerCall& call);
+void handle_tokenize(const HandlerCall& call);
+void handle_detokenize(const HandlerCall& call);
+void handle_tokenizer_info(const HandlerCall& call);
+void handle_render_chat(const HandlerCall& call);
+void handle_render_completion(const HandlerCall& call);
+
+}  // namespace m2::server
