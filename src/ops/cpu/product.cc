@@ -25,7 +25,7 @@ constexpr int64_t kInputFloats = kMaxProductTokens * kDecodedColumns;
 // Buffers of one product() call, on its stack.
 struct Workspace {
   alignas(64) float input[kInputFloats];                              // [tokens, columns]
-  alignas(64) float decoded[kMaxProductRows * kDecodedColumns];       // [rows, columns]
+  alignas(64) float decoded[kPanelRows * kDecodedColumns];            // [rows, columns]
   alignas(64) float carry[kMaxProductRows * kMaxProductTokens * 16];  // [rows, tokens, 16]
 };
 
@@ -90,16 +90,63 @@ void decode_row(const W* from, int64_t count, float* to) {
   }
 }
 
-// Many tokens: decodes a panel of rows, then multiplies it with groups of tokens.
+// Fetches rows of memory into the cache, a few lines at each step between register blocks: fetched
+// in one go, most of it would be waited for. row_at(i) is the first byte of row i.
+template <class RowAt>
+class Prefetcher {
+ public:
+  Prefetcher(RowAt row_at, int64_t rows, int64_t row_bytes, int64_t steps)
+      : row_at_(row_at),
+        rows_(row_bytes > 0 ? rows : 0),
+        lines_(row_bytes / kLine + 1),
+        per_step_(lines_ * rows_ / steps + 1) {}
+
+  void step() {
+    for (int64_t i = 0; i < per_step_ && row_ < rows_; ++i) {
+      __builtin_prefetch(row_at_(row_) + line_ * kLine, 0, 2);
+      if (++line_ < lines_) continue;
+      line_ = 0;
+      ++row_;
+    }
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  RowAt row_at_;
+  int64_t rows_, lines_, per_step_;
+  int64_t row_ = 0, line_ = 0;
+};
+
+// Many tokens: decodes a panel of rows, then multiplies it with groups of tokens. Meanwhile the
+// next panel's weights and the next columns' inputs are fetched.
 template <class W>
-void many_tokens(const Product& work, const Columns& columns, Workspace& space) {
+void many_tokens(const Product& work, const Columns& columns, const Columns& next,
+                 Workspace& space) {
   const int64_t groups = (work.tokens + kMaxBlockTokens - 1) / kMaxBlockTokens;
+  const int64_t panels = (work.rows + kPanelRows - 1) / kPanelRows;
+  const auto weight_at = [&](int64_t row, int64_t column) {
+    return static_cast<const W*>(work.weight) + row * work.columns + column;
+  };
+  const int64_t input_begin = next.begin * size_of(work.x_dtype);
+  Prefetcher inputs([&](int64_t t) { return work.x[t] + input_begin; }, work.tokens,
+                    next.count * size_of(work.x_dtype), groups * panels);
   for (int64_t row = 0; row < work.rows; row += kPanelRows) {
     const int64_t rows = std::min(kPanelRows, work.rows - row);
     for (int64_t r = 0; r < rows; ++r)
-      decode_row(static_cast<const W*>(work.weight) + (row + r) * work.columns + columns.begin,
-                 columns.count, space.decoded + r * columns.padded);
+      decode_row(weight_at(row + r, columns.begin), columns.count,
+                 space.decoded + r * columns.padded);
+    const bool last_panel = row + rows == work.rows;
+    const int64_t next_row = last_panel ? 0 : row + rows;
+    const Columns& next_columns = last_panel ? next : columns;
+    Prefetcher weights(
+        [&](int64_t r) {
+          return reinterpret_cast<const std::byte*>(weight_at(next_row + r, next_columns.begin));
+        },
+        std::min(kPanelRows, work.rows - next_row),
+        next_columns.count * static_cast<int64_t>(sizeof(W)), groups);
     for (int64_t group = 0; group < groups; ++group) {
+      inputs.step();
+      weights.step();
       const int64_t begin = group * work.tokens / groups;
       const int64_t tokens = (group + 1) * work.tokens / groups - begin;
       const DotBlock block{.w = space.decoded,
@@ -142,15 +189,22 @@ void product_of(const Product& work) {
   const int64_t most = few ? kInputFloats / work.tokens / kStep * kStep : kDecodedColumns;
   const int64_t blocks = (work.columns + most - 1) / most;
   const int64_t width = ((work.columns + blocks - 1) / blocks + kStep - 1) / kStep * kStep;
+  const auto columns_at = [&](int64_t begin) {
+    const int64_t count = std::max<int64_t>(0, std::min(width, work.columns - begin));
+    return Columns{begin, count, (count + kStep - 1) / kStep * kStep};
+  };
   for (int64_t begin = 0; begin < work.columns; begin += width) {
-    const int64_t count = std::min(width, work.columns - begin);
-    const Columns columns{begin, count, (count + kStep - 1) / kStep * kStep};
+    const Columns columns = columns_at(begin);
     if (work.x_dtype == DType::f32) {
       prepare_input<float>(work, columns, space.input);
     } else {
       prepare_input<BF16>(work, columns, space.input);
     }
-    few ? few_tokens<W>(work, columns, space) : many_tokens<W>(work, columns, space);
+    if (few) {
+      few_tokens<W>(work, columns, space);
+    } else {
+      many_tokens<W>(work, columns, columns_at(begin + width), space);
+    }
   }
 }
 

@@ -7,7 +7,7 @@
 
 namespace m2::ops::cpu {
 
-constexpr int64_t kMaxProductRows = 64;
+constexpr int64_t kMaxProductRows = 128;
 constexpr int64_t kMaxProductTokens = 48;
 constexpr int64_t kScaleBlock = 128;  // rows and columns that share one scale
 
