@@ -41,6 +41,9 @@ Result<Bpe> Bpe::build(Vocabulary vocabulary, std::vector<Merge> merges, bool wh
       return fail(Code::unsupported, "the vocabulary has no token for the byte {:#04x}", byte);
   }
   M2_TRY(bpe.ranks_, MergeRanks::build(merges));
+  for (const TokenId first : bpe.byte_tokens_)
+    for (const TokenId second : bpe.byte_tokens_)
+      bpe.byte_pair_ranks_.push_back(bpe.ranks_.find(first, second));
   bpe.results_.reserve(merges.size());
   for (const Merge& merge : merges) bpe.results_.push_back(merge.result);
   bpe.vocabulary_ = std::move(vocabulary);
@@ -80,11 +83,13 @@ void Bpe::merge_short(std::string_view word, std::vector<TokenId>& out) const {
   uint32_t ranks[kShortWord];  // of each token with the next
   size_t n = word.size();
   for (size_t i = 0; i < n; ++i) tokens[i] = byte_token(word.data()[i]);
-  for (size_t i = 0; i + 1 < n; ++i) ranks[i] = ranks_.find(tokens[i], tokens[i + 1]);
+  for (size_t i = 0; i + 1 < n; ++i) ranks[i] = byte_pair_rank(word.data() + i);
   while (n > 1) {
-    const size_t best = static_cast<size_t>(std::min_element(ranks, ranks + n - 1) - ranks);
-    if (ranks[best] == MergeRanks::kNone) break;
-    tokens[best] = result(ranks[best]);
+    uint32_t rank = MergeRanks::kNone;  // the least, found without branches
+    for (size_t i = 0; i + 1 < n; ++i) rank = std::min(rank, ranks[i]);
+    if (rank == MergeRanks::kNone) break;
+    const auto best = static_cast<size_t>(std::find(ranks, ranks + n - 1, rank) - ranks);
+    tokens[best] = result(rank);
     --n;
     std::copy(tokens + best + 2, tokens + n + 1, tokens + best + 1);
     std::copy(ranks + best + 1, ranks + n, ranks + best);

@@ -72,13 +72,18 @@ class Bpe {
   void merge_short(std::string_view word, std::vector<TokenId>& out) const;
   void merge_long(std::string_view word, std::vector<TokenId>& out) const;
   TokenId byte_token(char byte) const { return byte_tokens_[static_cast<unsigned char>(byte)]; }
+  uint32_t byte_pair_rank(const char* pair) const {
+    return byte_pair_ranks_
+        .data()[static_cast<unsigned char>(pair[0]) << 8 | static_cast<unsigned char>(pair[1])];
+  }
   TokenId result(uint32_t rank) const { return results_.data()[rank]; }
 
   Vocabulary vocabulary_;
   MergeRanks ranks_;
   std::vector<TokenId> results_;  // by rank
   std::array<TokenId, 256> byte_tokens_{};
-  std::vector<uint8_t> is_whole_word_;  // by id: merging the token's bytes gives the token
+  std::vector<uint32_t> byte_pair_ranks_;  // by first byte * 256 + second
+  std::vector<uint8_t> is_whole_word_;     // by id: merging the token's bytes gives the token
 };
 
 }  // namespace m2::text

@@ -31,13 +31,6 @@ char lower_ascii(char c) {
 
 }  // namespace
 
-Pretokenizer::Char Pretokenizer::at(const char* p) const {
-  if (p == end_) return {CharClass::end, 0};
-  int size = 0;
-  const char32_t c = decode_valid(p, size);
-  return {table_.char_class(c), size};
-}
-
 template <class Predicate>
 const char* Pretokenizer::skip_while(const char* p, Predicate belongs) const {
   for (Char c = at(p); belongs(c.kind); c = at(p)) p += c.size;

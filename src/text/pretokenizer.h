@@ -43,7 +43,12 @@ class Pretokenizer {
   };
   enum class WordShape : uint8_t { any, not_all_capitals };
 
-  Char at(const char* p) const;
+  Char at(const char* p) const {
+    if (p == end_) return {CharClass::end, 0};
+    int size = 0;
+    const char32_t c = decode_valid(p, size);
+    return {table_.char_class(c), size};
+  }
   template <class Predicate>
   const char* skip_while(const char* p, Predicate belongs) const;
 

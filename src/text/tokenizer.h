@@ -32,15 +32,20 @@ struct TextPiece {
 class Tokenizer {
  public:
   // Reads tokenizer.json. Accepts the family's form: NFC normalizer or none, a Split pre-tokenizer
-  // with one of the known patterns followed by ByteLevel, a BPE model, a ByteLevel decoder, no
-  // post-processor or one that adds nothing. Anything else is refused by name.
+  // with the o200k pattern followed by ByteLevel, or ByteLevel with GPT-2's own pattern, a BPE
+  // model with any vocabulary and merge list over all bytes, a ByteLevel decoder, no post-processor
+  // or one that adds nothing. Anything else is refused by name (text/tokenizer_file.h has the
+  // list). Errors: not_found, corrupt, unsupported, resource_exhausted; param is the path.
   static Result<std::shared_ptr<const Tokenizer>> load(const std::string& path);
 
   virtual ~Tokenizer() = default;
 
-  // The ids of `text`. Linear in the text's length. Text that is not valid UTF-8 is read as if each
-  // bad byte were U+FFFD.
+  // The ids of `text`, the same as the `tokenizers` package gives. O(n log n) at worst, whatever
+  // the text (which must be shorter than 1 GiB). Where it is not valid UTF-8, each ill-formed
+  // sequence is read as one U+FFFD, as Python's and Rust's lossy decoding do.
   virtual std::vector<TokenId> encode(std::string_view text, AddedTokens added) const = 0;
+  // The ids of the pieces' joined text. An added token matches where every piece it touches allows
+  // it: leftmost first, and the longest of those allowed.
   virtual std::vector<TokenId> encode(std::span<const TextPiece> pieces) const = 0;
 
   // The bytes of one token: an added token's text, or the bytes a base token stands for. Empty for
@@ -52,7 +57,7 @@ class Tokenizer {
   // The text of ids: bytes joined, invalid UTF-8 replaced by U+FFFD as the reference does.
   virtual std::string decode(std::span<const TokenId> ids, bool skip_special) const = 0;
 
-  // The id of an added token or of a whole base token, or -1.
+  // The id of the added token with this text, else of the base token with these bytes, or -1.
   virtual TokenId id_of(std::string_view token) const = 0;
 
   // One more than the largest id (added tokens included).

@@ -33,7 +33,9 @@ class CharTable {
   // The one table; built on first use (a few milliseconds).
   static const CharTable& get();
 
-  CharClass char_class(char32_t c) const { return static_cast<CharClass>(bits_[c] & kClassMask); }
+  CharClass char_class(char32_t c) const {
+    return static_cast<CharClass>(bits_.data()[c] & kClassMask);
+  }
 
   // NFC neither changes this character nor lets it change one before it: text in which every
   // character is inert is NFC already, and every inert character begins a new piece of work.

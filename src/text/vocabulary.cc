@@ -33,6 +33,15 @@ uint64_t hash_bytes(std::string_view bytes) {
   return mix((n == 1 ? load<uint8_t>(p) : 0) ^ seed, kA);
 }
 
+bool same_bytes(const char* a, const char* b, size_t n) {
+  if (n < 4 || n > 16) return std::memcmp(a, b, n) == 0;
+  if (n < 8)
+    return load<uint32_t>(a) == load<uint32_t>(b) &&
+           load<uint32_t>(a + n - 4) == load<uint32_t>(b + n - 4);
+  return load<uint64_t>(a) == load<uint64_t>(b) &&
+         load<uint64_t>(a + n - 8) == load<uint64_t>(b + n - 8);
+}
+
 }  // namespace
 
 void Vocabulary::reserve(size_t tokens, size_t bytes) {
@@ -49,7 +58,7 @@ Result<void> Vocabulary::add(std::string_view bytes, TokenId id) {
   Slot& slot = slot_for(bytes, hash);
   if (slot.id >= 0) return fail(Code::corrupt, "tokens {} and {} have the same bytes", slot.id, id);
   M2_TRY_VOID(add_hidden(bytes, id));
-  slot = {static_cast<uint32_t>(hash >> 32), id};
+  slot = {static_cast<uint32_t>(hash >> 32), id, spans_[static_cast<size_t>(id)]};
   return {};
 }
 
@@ -87,7 +96,9 @@ Vocabulary::Slot& Vocabulary::slot_for(std::string_view bytes, uint64_t hash) {
   for (size_t i = hash & mask;; i = (i + 1) & mask) {
     Slot& slot = slots[i];
     if (slot.id < 0) return slot;
-    if (slot.tag == hash >> 32 && this->bytes(slot.id) == bytes) return slot;
+    if (slot.tag == hash >> 32 && slot.span.size == bytes.size() &&
+        same_bytes(text_.data() + slot.span.begin, bytes.data(), bytes.size()))
+      return slot;
   }
 }
 

@@ -42,6 +42,7 @@ class Vocabulary {
   struct Slot {
     uint32_t tag = 0;  // high half of the hash
     TokenId id = -1;   // -1: free
+    Span span;         // the token's, here again to spare a look-up its cache miss
   };
 
   void grow(size_t slots);
