@@ -64,6 +64,7 @@ F16 to_f16(float value) {
   if (std::isnan(value)) return {static_cast<uint16_t>(sign | 0x7e00)};
   const float magnitude = std::fabs(value);
   if (magnitude >= 65520.0f) return {static_cast<uint16_t>(sign | 0x7c00)};
+  if (magnitude < 0x1p-25f) return {sign};  // below half of the smallest subnormal, 2^-24
   int exponent;
   std::frexp(magnitude, &exponent);
   const int e = std::max(exponent - 1, -14);
