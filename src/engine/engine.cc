@@ -45,7 +45,7 @@ Scheduler::Options scheduler_options(const EngineConfig& config) {
   const bool limited = config.chunked_prefill && config.long_prefill_token_threshold > 0;
   return {config.max_num_seqs, config.max_num_batched_tokens,
           limited ? config.long_prefill_token_threshold : config.max_num_batched_tokens,
-          config.chunked_prefill};
+          config.chunked_prefill, config.prefix_caching ? config.shared_prefill_tokens : 0};
 }
 
 kv::PagedCache::Options cache_options(const EngineConfig& config,
@@ -103,7 +103,7 @@ struct Engine::State final : model::LogitsSink {
 
   // The engine's thread: one step.
   bool step();
-  bool take_messages(Nanos wait);
+  bool take_messages();
   void handle(Message& message);
   void admit(const std::vector<Scheduler::Share>& plan);
   void leave_queue(Sequence& sequence);
@@ -205,7 +205,7 @@ void Engine::State::refuse(const std::string& why) {
 // ---- One step ---------------------------------------------------------------------------------
 
 bool Engine::State::step() {
-  const bool told = take_messages(0);
+  const bool told = take_messages();
   const std::vector<Scheduler::Share>& plan = scheduler.plan(clock.now());
   if (!plan.empty()) {
     admit(plan);
@@ -220,10 +220,9 @@ bool Engine::State::step() {
   return told || !plan.empty();
 }
 
-// Takes what other threads queued; waits up to `wait` for something.
-bool Engine::State::take_messages(Nanos wait) {
-  inbox.drain(messages, wait);
-  if (wait > 0) return !messages.empty();
+// Takes what other threads queued; says whether there was anything.
+bool Engine::State::take_messages() {
+  inbox.drain(messages, 0);
   for (Message& message : messages) handle(message);
   const bool told = !messages.empty();
   messages.clear();
@@ -422,7 +421,7 @@ void Engine::State::run(std::stop_token stop) {
   std::stop_callback wake(stop, [&] { inbox.push_always({}); });
   next_log = clock.now() + kLogInterval;
   while (!stop.stop_requested()) {
-    if (!step()) take_messages(kIdleWait);
+    if (!step()) inbox.drain(messages, kIdleWait);
     if (clock.now() >= next_log) log_throughput();
   }
   close();
@@ -431,7 +430,7 @@ void Engine::State::run(std::stop_token stop) {
 // Ends everything that is still here, and what came in before the refusal.
 void Engine::State::close() {
   refuse("The engine has stopped.");
-  take_messages(0);
+  take_messages();
   finish_all(FinishReason::abort, {});
   send_events();
   show_stats();

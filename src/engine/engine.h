@@ -24,6 +24,9 @@ struct EngineConfig {
   bool prefix_caching = true;
   bool chunked_prefill = true;
   int64_t long_prefill_token_threshold = 0;  // 0: no limit below the step's
+  // A waiting request lets a running prefill finish first if it can then take over at least so many
+  // tokens from the prefix cache (the n choices of one prompt). 0: never.
+  int64_t shared_prefill_tokens = 256;
   SchedulingPolicy policy = SchedulingPolicy::fcfs;
   std::vector<TokenId> eos_token_ids;    // the first is the model's eos
   TokenId id_limit = 0;                  // ids from here on are never sampled (padding rows)

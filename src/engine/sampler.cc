@@ -124,8 +124,7 @@ Sampler::Sampler(TokenId id_limit, std::vector<TokenId> eos_token_ids, int threa
   for (Scratch& scratch : scratch_) {
     scratch.maxima.resize(static_cast<size_t>(row_blocks(id_limit)));
     scratch.order.reserve(scratch.maxima.size());
-    scratch.candidates.reserve(static_cast<size_t>(id_limit));
-    scratch.values.reserve(static_cast<size_t>(id_limit));
+    scratch.candidates.reserve(kMostSorted + 4 * kRowBlock);
   }
 }
 

@@ -43,7 +43,8 @@ struct Sampled {
 //   temperature, min_p, top_k, top_p, then argmax(p / Exp(1)) with counter-based noise.
 // Ids from id_limit on (padding rows of the head) take part in nothing, logprobs included.
 // Rows may be sampled at once from several threads, each with a `thread` index of its own; the
-// result depends on the arguments alone. Allocates only for logprobs.
+// result depends on the arguments alone. Allocates for logprobs, and when a thread's scratch meets
+// its largest row so far: allowed ids, or more than a thousand candidates.
 class Sampler {
  public:
   Sampler(TokenId id_limit, std::vector<TokenId> eos_token_ids, int threads);

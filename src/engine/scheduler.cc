@@ -1,10 +1,17 @@
 #include "engine/scheduler.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "base/check.h"
 
 namespace m2::engine {
+namespace {
+
+// Sequences looked at in one step that wait for another's prefill.
+constexpr int64_t kMostHeld = 16;
+
+}  // namespace
 
 Scheduler::Scheduler(const Options& options, kv::PagedCache& cache)
     : options_(options), cache_(cache) {
@@ -46,10 +53,34 @@ void Scheduler::schedule_running(bool decoding) {
 }
 
 void Scheduler::schedule_waiting(Nanos now) {
-  while (!waiting_.empty() && budget_ > 0 &&
-         static_cast<int64_t>(running_.size()) < options_.max_sequences) {
-    if (!admit(*waiting_.begin(), now)) return;
+  int64_t held = 0;
+  for (auto next = waiting_.begin(); next != waiting_.end() && held < kMostHeld;) {
+    if (budget_ == 0 || std::ssize(running_) == options_.max_sequences) return;
+    Sequence* sequence = *next++;
+    if (awaits_prefill(*sequence)) {
+      ++held;
+    } else if (!admit(sequence, now)) {
+      return;
+    }
   }
+}
+
+// Whether somebody is computing a prefix that this sequence can soon take from the cache, and that
+// is worth more than the wait. The other one runs, so the wait ends.
+bool Scheduler::awaits_prefill(const Sequence& sequence) {
+  if (options_.shared_prefill_tokens == 0 || !sequence.reads_cache()) return false;
+  const int64_t block_size = cache_.block_size();
+  for (const Sequence* other : running_) {
+    if (other->decoding() || other->cache_salt != sequence.cache_salt) continue;
+    const auto end = sequence.tokens.end() - 1;
+    const auto differs =
+        std::mismatch(sequence.tokens.begin(), end, other->tokens.begin(), other->tokens.end());
+    const int64_t shared = (differs.first - sequence.tokens.begin()) / block_size * block_size;
+    if (shared < options_.shared_prefill_tokens || 2 * shared < other->pending()) continue;
+    const auto found = std::ssize(cache_.match(sequence.prefix(), shared).blocks) * block_size;
+    if (shared - found >= options_.shared_prefill_tokens) return true;
+  }
+  return false;
 }
 
 // Moves a waiting sequence to the running ones if the blocks it needs for all its tokens are there,

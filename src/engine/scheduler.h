@@ -11,15 +11,16 @@
 namespace m2::engine {
 
 // Chooses what each step works on. Both lists are kept in the order of RunsBefore, so the last
-// running sequence is always the one to preempt, and a victim's place in the waiting list is before
-// all who have not run yet (fcfs) or behind none of its own priority (priority). One thread.
+// running sequence is always the one to preempt, and a victim's place in the waiting list is at its
+// head (fcfs), or at the head of its priority. One thread.
 class Scheduler {
  public:
   struct Options {
-    int64_t max_sequences;        // running at once
-    int64_t max_step_tokens;      // tokens of one step, >= max_sequences
-    int64_t long_prefill_tokens;  // of one sequence in one step
-    bool chunked_prefill;         // off: prompts that fit in one step are not split
+    int64_t max_sequences;          // running at once
+    int64_t max_step_tokens;        // tokens of one step, >= max_sequences
+    int64_t long_prefill_tokens;    // of one sequence in one step
+    bool chunked_prefill;           // off: prompts that fit in one step are not split
+    int64_t shared_prefill_tokens;  // worth waiting for in another's prefill; 0: never
   };
 
   // `tokens` of `sequence` to compute, from sequence->computed on.
@@ -52,6 +53,7 @@ class Scheduler {
  private:
   void schedule_running(bool decoding);
   void schedule_waiting(Nanos now);
+  bool awaits_prefill(const Sequence& sequence);
   bool admit(Sequence* sequence, Nanos now);
   bool make_room(Sequence* sequence, int64_t tokens);
   void preempt(Sequence* victim);

@@ -366,6 +366,24 @@ TEST(Engine, IdenticalPromptsAtOnce) {
   EXPECT_EQ(world.model.fault(), "");
 }
 
+// The choices of one prompt: the others wait for the first to compute it, then share all of it.
+TEST(Engine, SiblingsComputeTheirPromptOnce) {
+  for (const bool holding : {false, true}) {
+    EngineConfig config = World::config();
+    config.shared_prefill_tokens = holding ? 8 : 0;
+    World world(config);
+    std::vector<RequestId> ids;
+    for (int i = 0; i < 4; ++i) ids.push_back(world.submit(greedy_request(61, 10)));
+    const RequestId stranger = world.submit(greedy_request(5, 10, 3));
+    ASSERT_TRUE(world.run_until_idle());
+    const auto expected = greedy_output(greedy_request(61, 1).prompt, 10);
+    for (const RequestId id : ids) EXPECT_EQ(world.record(id).tokens, expected);
+    EXPECT_EQ(world.record(stranger).tokens.size(), 10u);
+    const int64_t hits = world.engine.stats().prefix_hits;
+    EXPECT_EQ(hits == 3 * 60, holding) << hits;
+  }
+}
+
 // ---- What a step holds ------------------------------------------------------------------------
 
 TEST(Engine, LongPromptsAreChunkedAndDecodesGoOn) {

@@ -177,6 +177,7 @@ class Simulation : public EventSink {
     config_.prefix_caching = dice_.chance(0.8);
     config_.chunked_prefill = dice_.chance(0.8);
     config_.long_prefill_token_threshold = dice_.pick<int64_t>({0, 0, 1, 5});
+    config_.shared_prefill_tokens = dice_.pick<int64_t>({0, 1, 20});
     config_.policy = dice_.chance(0.5) ? SchedulingPolicy::fcfs : SchedulingPolicy::priority;
     config_.eos_token_ids = {kEos};
     config_.id_limit = kIdLimit;
