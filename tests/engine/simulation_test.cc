@@ -24,8 +24,9 @@
 //           reads padding columns.
 // Not caught, because nothing changes: min_tokens off by one in ending_of() (the sampler's mask
 // forbids stops before it already), and a block's hash without its parent's (identity is compared).
-// Not visible here, and held by unit tests instead: salts, damaged blocks staying in the cache, the
-// order of eviction, admission in a step that preempted.
+// Not visible here, so tried against the unit tests instead, and caught: salts ignored, ids not
+// compared behind a hash, damaged blocks staying in the cache, the head of a prefix evicted before
+// its end, admission in a step that preempted, decodes behind prefills.
 #include "tests/engine/simulation.h"
 
 #include <gtest/gtest.h>
