@@ -27,13 +27,16 @@ std::string read_stdin() {
 }
 
 ProgressBar::ProgressBar(std::string what)
-    : what_(std::move(what)), terminal_(is_terminal(STDERR_FILENO)), start_(clock_.now()) {}
+    : what_(std::move(what)),
+      terminal_(is_terminal(STDERR_FILENO)),
+      start_(clock_.now()),
+      last_drawn_(start_) {}
 
 void ProgressBar::update(int64_t done, int64_t total) {
   const Nanos now = clock_.now();
   const bool last = done >= total;
   if (!last && now - last_drawn_ < (terminal_ ? kRedraw : kLogEvery)) return;
-  if (!terminal_ && last && last_drawn_ == 0 && now - start_ < kLogEvery) return;
+  if (!terminal_ && last && now - start_ < kLogEvery) return;  // too quick for a line
   last_drawn_ = now;
 
   const double share = total > 0 ? static_cast<double>(done) / static_cast<double>(total) : 1.0;

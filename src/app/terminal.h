@@ -27,7 +27,7 @@ class ProgressBar {
   const bool terminal_;
   const SteadyClock clock_;
   const Nanos start_;
-  Nanos last_drawn_ = 0;
+  Nanos last_drawn_;
 };
 
 }  // namespace m2::app

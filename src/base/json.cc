@@ -31,7 +31,8 @@ class LimitedBuilder : public nlohmann::json_sax<Json> {
 
   bool key(string_t& name) override {
     Level& level = levels_.back();
-    if (!level.keys.insert(name).second && !limits_.allow_duplicate_keys)
+    level.key_is_new = level.keys.insert(name).second;
+    if (!level.key_is_new && !limits_.allow_duplicate_keys)
       return stop("duplicate key \"" + name.substr(0, 80) + "\"");
     level.key = std::move(name);
     return true;
@@ -54,7 +55,8 @@ class LimitedBuilder : public nlohmann::json_sax<Json> {
   struct Level {
     Json* value;
     std::unordered_set<std::string> keys;
-    std::string key;
+    std::string key;  // of the value that comes next
+    bool key_is_new = true;
   };
 
   bool stop(std::string why) {
@@ -65,9 +67,15 @@ class LimitedBuilder : public nlohmann::json_sax<Json> {
   // Puts a value where the open array or object expects it, and says where it now lives.
   Json* place(Json&& value) {
     if (levels_.empty()) return &(root = std::move(value));
-    Json& parent = *levels_.back().value;
-    if (parent.is_array()) return &parent.emplace_back(std::move(value));
-    return &(parent[levels_.back().key] = std::move(value));
+    Level& level = levels_.back();
+    if (level.value->is_array()) return &level.value->emplace_back(std::move(value));
+    if (!level.key_is_new) return &((*level.value)[level.key] = std::move(value));
+    // The library's ordered object looks through all its keys at each insertion; `keys` has told
+    // already that this one is new, so it goes to the end of the vector that the object is.
+    auto& members = level.value->get_ref<Json::object_t&>();
+    return &static_cast<Json::object_t::Container&>(members)
+                .emplace_back(std::move(level.key), std::move(value))
+                .second;
   }
 
   bool leaf(Json&& value) {
@@ -83,7 +91,7 @@ class LimitedBuilder : public nlohmann::json_sax<Json> {
     if (static_cast<int>(levels_.size()) >= limits_.max_depth)
       return stop(fmt::format("nested deeper than {} levels", limits_.max_depth));
     Json* where = place(std::move(value));
-    levels_.push_back(Level{where, {}, {}});
+    levels_.push_back(Level{where, {}, {}, true});
     return true;
   }
 

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <ctime>
+
 namespace m2 {
 namespace {
 
@@ -34,6 +36,26 @@ TEST(Json, CountsDepthAndNodes) {
 
 TEST(Json, StopsAtAMillionBracketsWithoutRecursion) {
   EXPECT_NE(error_of(std::string(1'000'000, '[')).find("128 levels"), std::string::npos);
+}
+
+TEST(Json, LastOfDuplicateKeysWinsWhereTheyAreAllowed) {
+  JsonLimits limits;
+  limits.allow_duplicate_keys = true;
+  EXPECT_EQ(to_text(*parse_json(R"({"a":1,"b":2,"a":[3]})", limits)), R"({"a":[3],"b":2})");
+}
+
+// 400,000 keys in one object: a second is far above what linear time needs and far below what
+// quadratic time does (minutes).
+TEST(Json, ManyKeysTakeLinearTime) {
+  std::string text = "{";
+  for (int i = 0; i < 400'000; ++i) text += fmt::format("{}\"{}\":0", i ? "," : "", i);
+  text += "}";
+  const auto start = std::clock();
+  const Result<Json> json = parse_json(text);
+  const double taken = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
+  ASSERT_TRUE(json.ok());
+  EXPECT_EQ(json->size(), 400'000u);
+  EXPECT_LT(taken, 5.0);
 }
 
 TEST(Json, RefusesNumbersBeyondADouble) {
