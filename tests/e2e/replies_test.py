@@ -1,0 +1,304 @@
+"""The shapes of replies, byte by byte where clients look (contract.md 4.4 - 4.8, 4.13)."""
+
+import json
+import re
+
+from scripted import ServerCase, main
+
+CHAT = "/v1/chat/completions"
+
+
+def user(script):
+    return [{"role": "user", "content": f"script:{script};"}]
+
+
+TOOLS = [{
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "parameters": {"type": "object", "properties": {
+            "city": {"type": "string"}, "days": {"type": "integer"}}},
+    },
+}]
+
+
+class Chat(ServerCase):
+    def test_whole_reply_has_every_field_in_order(self):
+        status, reply = self.server.chat("hello")
+        self.assertEqual(status, 200)
+        self.assertEqual(list(reply), [
+            "id", "object", "created", "model", "choices", "service_tier", "system_fingerprint",
+            "usage", "prompt_logprobs", "prompt_token_ids", "kv_transfer_params"])
+        self.assertRegex(reply["id"], r"^chatcmpl-[0-9a-f]{32}$")
+        self.assertEqual(reply["model"], "scripted")
+        choice = reply["choices"][0]
+        self.assertEqual(list(choice), [
+            "index", "message", "logprobs", "finish_reason", "stop_reason", "token_ids"])
+        self.assertEqual(choice["message"], {
+            "role": "assistant", "content": "Hello, world! 你好 🎉", "refusal": None,
+            "annotations": None, "audio": None, "function_call": None, "tool_calls": [],
+            "reasoning": "A greeting is due.", "reasoning_content": "A greeting is due."})
+        self.assertEqual((choice["finish_reason"], choice["stop_reason"]), ("stop", None))
+        usage = reply["usage"]
+        self.assertEqual(usage["total_tokens"], usage["prompt_tokens"] + usage["completion_tokens"])
+        self.assertIsNone(usage["prompt_tokens_details"])
+        self.assertGreater(usage["completion_tokens_details"]["reasoning_tokens"], 3)
+
+    def test_stream_order(self):
+        chunks = self.server.stream(CHAT, {
+            "messages": user("hello"), "stream_options": {"include_usage": True}})
+        self.assertEqual(chunks[-1], "[DONE]")
+        first, usage, last = chunks[0], chunks[-2], chunks[-3]
+        self.assertEqual(first["choices"], [{
+            "index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None,
+            "finish_reason": None}])
+        self.assertIn("prompt_token_ids", first)
+        self.assertEqual(usage["choices"], [])
+        self.assertEqual(last["choices"][0]["finish_reason"], "stop")
+        self.assertIn("stop_reason", last["choices"][0])
+        reasoning = content = ""
+        for chunk in chunks[1:-3]:
+            choice = chunk["choices"][0]
+            self.assertEqual(list(choice), [
+                "index", "delta", "logprobs", "finish_reason", "token_ids"])
+            delta = choice["delta"]
+            self.assertIn(list(delta), [["content"], ["reasoning", "reasoning_content"]])
+            self.assertTrue(all(delta.values()))
+            reasoning += delta.get("reasoning", "")
+            content += delta.get("content", "")
+        self.assertEqual((reasoning, content), ("A greeting is due.", "Hello, world! 你好 🎉"))
+        _, whole = self.server.chat("hello")
+        for key in ("prompt_tokens", "completion_tokens", "total_tokens"):
+            self.assertEqual(usage["usage"][key], whole["usage"][key])
+
+    def test_continuous_usage(self):
+        chunks = self.server.stream(CHAT, {
+            "messages": user("hello"),
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True}})
+        counts = [c["usage"]["completion_tokens"] for c in chunks[:-1]]
+        self.assertEqual(counts, sorted(counts))
+
+    def test_tool_call(self):
+        _, reply = self.server.chat("tool", tools=TOOLS)
+        choice = reply["choices"][0]
+        self.assertEqual(choice["finish_reason"], "tool_calls")
+        call = choice["message"]["tool_calls"][0]
+        self.assertEqual(call["function"], {
+            "name": "get_weather", "arguments": '{"city": "Paris", "days": 3}'})
+        self.assertRegex(call["id"], r"^chatcmpl-tool-[0-9a-f]{32}$")
+        chunks = self.server.stream(CHAT, {"messages": user("tool"), "tools": TOOLS})
+        deltas = [c["choices"][0]["delta"] for c in chunks[:-1]]
+        calls = [d["tool_calls"][0] for d in deltas if "tool_calls" in d]
+        self.assertEqual(calls[0]["function"], {"name": "get_weather", "arguments": ""})
+        self.assertEqual("".join(c["function"]["arguments"] for c in calls),
+                         '{"city": "Paris", "days": 3}')
+        self.assertEqual(chunks[-2]["choices"][0]["finish_reason"], "tool_calls")
+
+    def test_several_choices(self):
+        _, reply = self.server.chat("hello", n=3, temperature=1, seed=5)
+        self.assertEqual([c["index"] for c in reply["choices"]], [0, 1, 2])
+        chunks = self.server.stream(CHAT, {"messages": user("hello"), "n": 2, "temperature": 1})
+        ends = [c["choices"][0]["index"] for c in chunks[:-1] if c["choices"][0]["finish_reason"]]
+        self.assertEqual(sorted(ends), [0, 1])
+
+    def test_logprobs(self):
+        _, reply = self.server.chat("hello", logprobs=True, top_logprobs=2)
+        items = reply["choices"][0]["logprobs"]["content"]
+        self.assertEqual(len(items), reply["usage"]["completion_tokens"])
+        self.assertEqual(list(items[0]), ["token", "logprob", "bytes", "top_logprobs"])
+        self.assertEqual(bytes(b for i in items[:-1] for b in i["bytes"]).decode().split("\n")[0],
+                         "A greeting is due.")
+        self.assertEqual([len(i["top_logprobs"]) for i in items], [2] * len(items))
+        chunks = self.server.stream(CHAT, {
+            "messages": user("hello"), "logprobs": True, "top_logprobs": 2})
+        streamed = [i for c in chunks[:-1] for i in
+                    (c["choices"][0]["logprobs"] or {"content": []})["content"]]
+        self.assertEqual([i["token"] for i in streamed], [i["token"] for i in items])
+
+    def test_token_ids(self):
+        _, reply = self.server.chat("hello", return_token_ids=True)
+        choice = reply["choices"][0]
+        self.assertEqual(len(choice["token_ids"]), reply["usage"]["completion_tokens"])
+        self.assertEqual(len(reply["prompt_token_ids"]), reply["usage"]["prompt_tokens"])
+        chunks = self.server.stream(CHAT, {"messages": user("hello"), "return_token_ids": True})
+        ids = [i for c in chunks[:-1] for i in c["choices"][0].get("token_ids") or []]
+        self.assertEqual(ids, choice["token_ids"])
+
+    def test_include_reasoning_false(self):
+        _, reply = self.server.chat("hello", include_reasoning=False)
+        self.assertIsNone(reply["choices"][0]["message"]["reasoning"])
+        chunks = self.server.stream(CHAT, {"messages": user("hello"), "include_reasoning": False})
+        self.assertNotIn("reasoning", json.dumps(chunks))
+
+    def test_length(self):
+        _, reply = self.server.chat("hello", max_completion_tokens=3)
+        self.assertEqual(reply["choices"][0]["finish_reason"], "length")
+        self.assertEqual(reply["usage"]["completion_tokens"], 3)
+
+    def test_error_in_mid_stream(self):
+        chunks = self.server.stream(CHAT, {"messages": user("nan")})
+        self.assertEqual(chunks[-1], "[DONE]")
+        self.assertEqual(chunks[-2]["error"]["code"], 500)
+        status, reply = self.server.chat("nan")
+        self.assertEqual((status, reply["error"]["type"]), (500, "InternalServerError"))
+
+    def test_request_id_becomes_the_suffix(self):
+        _, _, text = self.server.request(
+            "POST", CHAT, {"messages": user("hello")}, {"X-Request-Id": "abc-1"})
+        self.assertEqual(json.loads(text)["id"], "chatcmpl-abc-1")
+
+
+class Completions(ServerCase):
+    def test_fields(self):
+        status, reply = self.server.complete("plain", max_tokens=4)
+        self.assertEqual(status, 200)
+        self.assertEqual(list(reply), [
+            "id", "object", "created", "model", "choices", "service_tier", "system_fingerprint",
+            "usage", "kv_transfer_params"])
+        self.assertRegex(reply["id"], r"^cmpl-[0-9a-f]{32}$")
+        self.assertEqual(list(reply["choices"][0]), [
+            "index", "text", "logprobs", "finish_reason", "stop_reason", "token_ids",
+            "prompt_logprobs", "prompt_token_ids"])
+        chunks = self.server.stream("/v1/completions", {
+            "prompt": "script:plain;<fim_middle>", "max_tokens": 4,
+            "stream_options": {"include_usage": True}})
+        self.assertEqual(list(chunks[0]), ["id", "object", "created", "model", "choices", "usage"])
+        self.assertEqual(list(chunks[0]["choices"][0]), [
+            "index", "text", "logprobs", "finish_reason", "stop_reason", "prompt_token_ids",
+            "token_ids"])
+        self.assertEqual("".join(c["choices"][0]["text"] for c in chunks[:-2]),
+                         reply["choices"][0]["text"])
+        self.assertEqual((chunks[-2]["choices"], chunks[-1]), ([], "[DONE]"))
+        self.assertEqual(len(chunks), 4 + 2)
+
+    def test_stop_string(self):
+        _, reply = self.server.complete("plain", stop=["STOP"], max_tokens=50)
+        choice = reply["choices"][0]
+        self.assertEqual((choice["text"], choice["finish_reason"], choice["stop_reason"]),
+                         ("one two three ", "stop", "STOP"))
+        _, reply = self.server.complete(
+            "plain", stop="STOP", include_stop_str_in_output=True, max_tokens=50)
+        self.assertEqual(reply["choices"][0]["text"], "one two three STOP")
+        _, reply = self.server.complete("plain", stop="STOP", min_tokens=5, max_tokens=50)
+        self.assertEqual(reply["choices"][0]["text"], "one two three STOP four five")
+
+    def test_stop_token(self):
+        _, ids = self.server.post("/tokenize", {"prompt": "one two three STOP"})
+        _, reply = self.server.complete("plain", stop_token_ids=[ids["tokens"][2]], max_tokens=50)
+        choice = reply["choices"][0]
+        self.assertEqual((choice["text"], choice["stop_reason"]), ("one two", ids["tokens"][2]))
+
+    def test_prompt_forms(self):
+        _, ids = self.server.post("/tokenize", {"prompt": "script:plain;<fim_middle>"})
+        prompt = ids["tokens"]
+        for form in (prompt, [prompt, prompt], ["script:plain;<fim_middle>"] * 3):
+            status, reply = self.server.post(
+                "/v1/completions", {"prompt": form, "max_tokens": 2, "n": 1})
+            self.assertEqual(status, 200, reply)
+            self.assertEqual({c["text"] for c in reply["choices"]}, {"one two"})
+        self.assertEqual([c["index"] for c in reply["choices"]], [0, 1, 2])
+
+    def test_logprobs_and_echo(self):
+        body = {"prompt": "script:plain;<fim_middle>", "max_tokens": 1, "echo": True,
+                "logprobs": 1, "temperature": 0, "seed": 1234}
+        _, reply = self.server.post("/v1/completions", body)
+        choice = reply["choices"][0]
+        self.assertEqual(choice["text"], "script:plain;<fim_middle>one")
+        logprobs = choice["logprobs"]
+        self.assertEqual(list(logprobs), ["text_offset", "token_logprobs", "tokens",
+                                          "top_logprobs"])
+        count = reply["usage"]["prompt_tokens"] + 1
+        self.assertEqual([len(v) for v in logprobs.values()], [count] * 4)
+        self.assertIsNone(logprobs["token_logprobs"][0])
+        self.assertIsNone(logprobs["top_logprobs"][0])
+        self.assertEqual("".join(logprobs["tokens"]), choice["text"])
+        self.assertEqual(logprobs["token_logprobs"][-1],
+                         max(logprobs["top_logprobs"][-1].values()))
+        _, only = self.server.post("/v1/completions", {**body, "max_tokens": 0})
+        self.assertEqual(only["choices"][0]["text"], "script:plain;<fim_middle>")
+        self.assertEqual(len(only["choices"][0]["logprobs"]["tokens"]), count - 1)
+
+    def test_prompt_logprobs(self):
+        _, reply = self.server.complete("plain", prompt_logprobs=1, max_tokens=1)
+        positions = reply["choices"][0]["prompt_logprobs"]
+        self.assertEqual(len(positions), reply["usage"]["prompt_tokens"])
+        self.assertIsNone(positions[0])
+        self.assertEqual(set(next(iter(positions[1].values()))),
+                         {"logprob", "rank", "decoded_token"})
+
+    def test_tokens_as_ids(self):
+        _, reply = self.server.complete(
+            "plain", logprobs=0, return_tokens_as_token_ids=True, max_tokens=1)
+        self.assertRegex(reply["choices"][0]["logprobs"]["tokens"][0], r"^token_id:\d+$")
+
+    def test_logit_bias_and_bad_words_act(self):
+        _, plain = self.server.complete("plain", max_tokens=1, return_token_ids=True)
+        token = plain["choices"][0]["token_ids"][0]
+        _, other = self.server.complete(
+            "plain", max_tokens=1, temperature=0, logit_bias={str(token): -100})
+        self.assertNotEqual(other["choices"][0]["text"], "one")
+        _, other = self.server.complete("plain", max_tokens=1, temperature=0, bad_words=["one"])
+        self.assertNotEqual(other["choices"][0]["text"], "one")
+        _, other = self.server.complete(
+            "plain", max_tokens=2, allowed_token_ids=[token], return_token_ids=True)
+        self.assertEqual(other["choices"][0]["token_ids"], [token, token])
+
+    def test_truncate_prompt(self):
+        _, reply = self.server.complete(
+            "plain", truncate_prompt_tokens=3, max_tokens=1, return_token_ids=True)
+        self.assertEqual(len(reply["choices"][0]["prompt_token_ids"]), 3)
+
+
+class Small(ServerCase):
+    CONFIG = {"api_keys": ["secret", "another"]}
+
+    def test_models_and_keys(self):
+        status, _, text = self.server.request("GET", "/v1/models")
+        self.assertEqual((status, text), (401, '{"error":"Unauthorized"}'))
+        for key, expected in (("Bearer secret", 200), ("bearer another", 200),
+                              ("Bearer secre", 401), ("Basic secret", 401), ("Bearer ", 401)):
+            status, _, text = self.server.request(
+                "GET", "/v1/models", headers={"Authorization": key})
+            self.assertEqual(status, expected, key)
+        status, _, text = self.server.request(
+            "GET", "/v1/models", headers={"Authorization": "Bearer secret"})
+        models = json.loads(text)["data"]
+        self.assertEqual([m["id"] for m in models], ["scripted", "other-name"])
+        self.assertEqual({m["root"] for m in models}, {"scripted"})
+        self.assertEqual(models[0]["max_model_len"], 8192)
+
+    def test_tokenize_round_trip(self):
+        text = "Hello <think> ]~b] wörld"
+        _, reply = self.server.post("/tokenize", {"prompt": text, "return_token_strs": True})
+        self.assertEqual(reply["count"], len(reply["tokens"]))
+        self.assertEqual("".join(reply["token_strs"][:2]), "Hello <think>"[:len(
+            "".join(reply["token_strs"][:2]))])
+        _, back = self.server.post("/detokenize", {"tokens": reply["tokens"]})
+        self.assertEqual(back, {"prompt": text})
+        _, chat = self.server.post("/tokenize", {"messages": [{"role": "user", "content": "Hi"}]})
+        self.assertEqual(chat["tokens"][-2:], [200050, 10])
+
+    def test_probes(self):
+        for method, path in (("GET", "/health"), ("GET", "/ping"), ("POST", "/ping"),
+                             ("GET", "/livez"), ("GET", "/readyz"), ("HEAD", "/")):
+            status, _, text = self.server.request(method, path)
+            self.assertEqual((status, text), (200, ""), path)
+        self.assertEqual(json.loads(self.server.request("GET", "/version")[2]), {"version": "0"})
+        self.assertEqual(json.loads(self.server.request("GET", "/load")[2]), {"server_load": 0})
+        self.assertIn("vllm:num_requests_running", self.server.request("GET", "/metrics")[2])
+
+    def test_unknown_route_and_method(self):
+        status, _, text = self.server.request("GET", "/nothing")
+        self.assertEqual((status, json.loads(text)["error"]["type"]), (404, "Not Found"))
+        status, headers, _ = self.server.request("GET", "/tokenize")
+        self.assertEqual((status, headers["allow"]), (405, "POST"))
+
+    def test_cors(self):
+        status, headers, _ = self.server.request("OPTIONS", CHAT, headers={
+            "Origin": "http://a", "Access-Control-Request-Method": "POST"})
+        self.assertEqual((status, headers["access-control-allow-origin"]), (200, "*"))
+        self.assertIn("POST", headers["access-control-allow-methods"])
+
+
+if __name__ == "__main__":
+    main()
