@@ -18,11 +18,13 @@ using test::TempFolder;
 constexpr int64_t kRows = 3000;
 constexpr int64_t kColumns = 2001;
 
-std::vector<StoredTensor> some_tensors() {
-  return {{"bytes", "F8_E4M3", {kRows, kColumns}, test::random_bytes(kRows * kColumns, 1)},
-          {"vector", "F32", {1000}, test::random_bytes(4000, 2)},
-          {"halves", "F16", {5, 7}, test::random_bytes(70, 3)},
-          {"brains", "BF16", {5, 7}, test::random_bytes(70, 4)}};
+const std::vector<StoredTensor>& some_tensors() {
+  static const std::vector<StoredTensor> tensors = {
+      {"bytes", "F8_E4M3", {kRows, kColumns}, test::random_bytes(kRows * kColumns, 1)},
+      {"vector", "F32", {1000}, test::random_bytes(4000, 2)},
+      {"halves", "F16", {5, 7}, test::random_bytes(70, 3)},
+      {"brains", "BF16", {5, 7}, test::random_bytes(70, 4)}};
+  return tensors;
 }
 
 class SlicesTest : public testing::Test {
