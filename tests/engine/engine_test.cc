@@ -286,6 +286,26 @@ TEST(Engine, NanEndsItsRequestAlone) {
   EXPECT_EQ(world.record(again).tokens, greedy_output(victim.prompt, 5));
 }
 
+// NaN in a later token: what the request had put into the cache by then is taken out again.
+TEST(Engine, LateNanTakesItsBlocksOutOfTheCache) {
+  World world;
+  const Request request = greedy_request(9, 5);
+  const auto output = greedy_output(request.prompt, 5);
+  uint64_t history = kEmptyHistory;
+  for (int64_t i = 0; i < 9; ++i) history = extend(history, request.prompt[size_t(i)], i);
+  for (int64_t i = 0; i < 2; ++i) history = extend(history, output[size_t(i)], 9 + i);
+  world.model.set_nan_every(history);
+  const RequestId bad = world.submit(request);
+  world.run_until_idle();
+  EXPECT_EQ(world.record(bad).finish, FinishReason::error);
+  EXPECT_EQ(world.record(bad).tokens.size(), 2u);
+  world.model.set_nan_every(0);
+  const RequestId again = world.submit(request);
+  world.run_until_idle();
+  EXPECT_EQ(world.record(again).cached_tokens, 0);
+  EXPECT_EQ(world.record(again).tokens, output);
+}
+
 TEST(Engine, ImpossibleConstraintsEndTheirRequestAlone) {
   World world;
   Request request = greedy_request(9, 5);
