@@ -119,8 +119,9 @@ class Bench {
   void run() {
     std::printf("%s\n\n", describe_device(exec().device).c_str());
     ceilings();
-    std::printf("\n| operation | us (median) | us (least) | MB | GB/s | share of read | TFLOP/s |\n"
-                "|---|--:|--:|--:|--:|--:|--:|\n");
+    std::printf(
+        "\n| operation | us (median) | us (least) | MB | GB/s | share of read | TFLOP/s |\n"
+        "|---|--:|--:|--:|--:|--:|--:|\n");
     linear("linear qkv f8", DType::f8_e4m3, 8192, 3072, {1, 8, 64, 512, 2048, 8192});
     linear("linear o f8", DType::f8_e4m3, 3072, 6144, {1, 8, 64, 2048, 8192});
     linear("linear head bf16", DType::bf16, 200064, 3072, {1, 8});
@@ -151,8 +152,8 @@ class Bench {
 
   void row(const std::string& name, Timing timing, double bytes, double flops) const {
     const double rate = bytes / timing.median * 1e-3;
-    std::printf("| %s | %.1f | %.1f | %.1f | %.0f | %.1f %% | %.1f |\n", name.c_str(), timing.median,
-                timing.least, bytes * 1e-6, rate, 100.0 * rate / read_rate_,
+    std::printf("| %s | %.1f | %.1f | %.1f | %.0f | %.1f %% | %.1f |\n", name.c_str(),
+                timing.median, timing.least, bytes * 1e-6, rate, 100.0 * rate / read_rate_,
                 flops / timing.median * 1e-6);
     std::fflush(stdout);
   }
@@ -172,8 +173,7 @@ class Bench {
                   per_multiprocessor, rate);
     }
     for (const bool overlap : {false, true}) {
-      const Timing chain =
-          machine_.time(500, [&](int) { empty_kernel(exec().stream, overlap); });
+      const Timing chain = machine_.time(500, [&](int) { empty_kernel(exec().stream, overlap); });
       std::printf("empty kernel in a graph, overlap %s: %.2f us\n", overlap ? "on" : "off",
                   chain.median);
     }
@@ -187,8 +187,8 @@ class Bench {
     std::vector<Owned> weights, scales;
     for (int i = 0; i < copies; ++i) {
       weights.push_back(random_tensor(dtype, {rows, columns}, static_cast<uint32_t>(i)));
-      scales.push_back(random_tensor(DType::f32, {(rows + 127) / 128, (columns + 127) / 128}, 7,
-                                     1e-4f, 2e-4f));
+      scales.push_back(
+          random_tensor(DType::f32, {(rows + 127) / 128, (columns + 127) / 128}, 7, 1e-4f, 2e-4f));
     }
     for (const int64_t tokens : batches) {
       const Owned x = random_tensor(DType::bf16, {tokens, columns}, 3);
@@ -232,7 +232,8 @@ class Bench {
     std::vector<Owned> tables;
     for (int c = 0; c < copies; ++c) {
       const auto begin = order.begin() + c * blocks_each * sequences;
-      tables.push_back(integers({begin, begin + blocks_each * sequences}, {sequences, blocks_each}));
+      tables.push_back(
+          integers({begin, begin + blocks_each * sequences}, {sequences, blocks_each}));
     }
     std::vector<int32_t> starts;
     for (int64_t s = 0; s <= sequences; ++s) starts.push_back(static_cast<int32_t>(s * length));
@@ -267,17 +268,22 @@ class Bench {
       const Owned delta = random_tensor(DType::bf16, {tokens, kHidden}, 2);
       const Owned hidden(DType::bf16, {tokens, kHidden});
       const Owned weight = random_tensor(DType::bf16, {kHidden}, 3);
-      row("small add_rms_norm" + suffix, machine_.time(count, [&](int) {
-            cuda::add_rms_norm(exec(), residual.tensor, delta.tensor, weight.tensor, 1e-6f,
-                               hidden.tensor);
-          }),
+      row("small add_rms_norm" + suffix,
+          machine_.time(count,
+                        [&](int) {
+                          cuda::add_rms_norm(exec(), residual.tensor, delta.tensor, weight.tensor,
+                                             1e-6f, hidden.tensor);
+                        }),
           4 * in_bytes, 0);
       const Owned gate = random_tensor(DType::f32, {256, kHidden}, 4, -0.05f, 0.05f);
       const Owned bias = random_tensor(DType::f32, {256}, 5, 0.0f, 0.1f);
       const Owned ids(DType::i32, {tokens, 8}), weights(DType::f32, {tokens, 8});
-      row("small route" + suffix, machine_.time(count, [&](int) {
-            cuda::route(exec(), delta.tensor, gate.tensor, bias.tensor, ids.tensor, weights.tensor);
-          }),
+      row("small route" + suffix,
+          machine_.time(count,
+                        [&](int) {
+                          cuda::route(exec(), delta.tensor, gate.tensor, bias.tensor, ids.tensor,
+                                      weights.tensor);
+                        }),
           in_bytes + 256 * kHidden * 4, 2.0 * 256 * static_cast<double>(kHidden * tokens));
       const Owned qkv = random_tensor(DType::bf16, {tokens, kWidth}, 6);
       const Owned sums(DType::f32, {tokens, 2}), angles(DType::f32, {tokens, 64});
@@ -287,24 +293,27 @@ class Bench {
       const int64_t blocks = (tokens + 15) / 16;
       const Owned k(DType::bf16, {blocks, 8, 16, 128}), v(DType::bf16, {blocks, 8, 16, 128});
       const Owned q_norm = random_tensor(DType::bf16, {6144}, 8);
-      row("small rope_angles" + suffix, machine_.time(count, [&](int) {
-            cuda::rope_angles(exec(), where.tensor, 5e6f, angles.tensor);
-          }),
+      row("small rope_angles" + suffix,
+          machine_.time(count,
+                        [&](int) { cuda::rope_angles(exec(), where.tensor, 5e6f, angles.tensor); }),
           static_cast<double>(tokens * 256), 0);
-      row("small qk_sum_squares" + suffix, machine_.time(count, [&](int) {
-            cuda::qk_sum_squares(exec(), qkv.tensor, heads, sums.tensor);
-          }),
+      row("small qk_sum_squares" + suffix,
+          machine_.time(count,
+                        [&](int) { cuda::qk_sum_squares(exec(), qkv.tensor, heads, sums.tensor); }),
           static_cast<double>(tokens * 7168 * 2), 0);
-      row("small qk_norm_rope_store" + suffix, machine_.time(count, [&](int) {
-            cuda::qk_norm_rope_store(exec(), qkv.tensor, sums.tensor, q_norm.tensor, q_norm.tensor,
-                                     6144, 1024, 1e-6f, angles.tensor, where.tensor, heads,
-                                     {k.tensor, v.tensor});
-          }),
+      row("small qk_norm_rope_store" + suffix,
+          machine_.time(count,
+                        [&](int) {
+                          cuda::qk_norm_rope_store(exec(), qkv.tensor, sums.tensor, q_norm.tensor,
+                                                   q_norm.tensor, 6144, 1024, 1e-6f, angles.tensor,
+                                                   where.tensor, heads, {k.tensor, v.tensor});
+                        }),
           static_cast<double>(tokens * 16384 * 2), 0);
       const Owned table = random_tensor(DType::bf16, {20000, kHidden}, 11);
-      row("small embed" + suffix, machine_.time(count, [&](int) {
-            cuda::embed(exec(), where.tensor, table.tensor, 0, hidden.tensor);
-          }),
+      row("small embed" + suffix,
+          machine_.time(
+              count,
+              [&](int) { cuda::embed(exec(), where.tensor, table.tensor, 0, hidden.tensor); }),
           2 * in_bytes, 0);
     }
   }

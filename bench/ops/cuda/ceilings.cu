@@ -1,5 +1,4 @@
 #include "bench/ops/cuda/ceilings.h"
-
 #include "ops/cuda/device.cuh"
 
 namespace m2::bench {
@@ -38,7 +37,8 @@ __global__ void fill_f32_kernel(float* memory, int64_t count, float low, float h
     memory[i] = low + (high - low) * static_cast<float>(hash(i, seed)) * 0x1p-32f;
 }
 
-__global__ void __launch_bounds__(512) read_kernel(const uint4* memory, int64_t count, float* sink) {
+__global__ void __launch_bounds__(512)
+    read_kernel(const uint4* memory, int64_t count, float* sink) {
   constexpr int kAhead = 8;
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   uint32_t sum = 0;

@@ -40,8 +40,8 @@ int multiprocessors() {
 }
 
 Matrix matrix(const Tensor& tensor) {
-  return {tensor.data(), tensor.dtype(), tensor.size(0), tensor.elements() / std::max<int64_t>(1, tensor.size(0)),
-          tensor.row_stride()};
+  return {tensor.data(), tensor.dtype(), tensor.size(0),
+          tensor.elements() / std::max<int64_t>(1, tensor.size(0)), tensor.row_stride()};
 }
 
 Heads heads_of(const HeadShape& heads) {
@@ -140,6 +140,12 @@ LinearPart part_of(const Linear& weight, int64_t out_begin, int64_t tile_begin) 
   return part;
 }
 
+// Every part begins at an even column of the output.
+bool even_parts(std::span<const Linear> weights) {
+  return std::all_of(weights.begin(), weights.end(),
+                     [](const Linear& weight) { return weight.weight.size(0) % 2 == 0; });
+}
+
 void linear_parts(const Exec& exec, Tensor x, std::span<const Linear> weights, Tensor out) {
   LinearArgs args = {};
   args.x = matrix(x);
@@ -157,15 +163,24 @@ void linear_parts(const Exec& exec, Tensor x, std::span<const Linear> weights, T
   for (const Linear& weight : weights) {
     M2_CHECK(weight.weight.dtype() == args.weight_dtype, "matrices of two dtypes over one input");
     args.part[args.parts++] = part_of(weight, shape.rows, tiles);
-    shape.aligned = shape.aligned && aligned16(weight.weight.data(), weight.weight.row_stride(),
-                                               args.weight_dtype);
+    shape.aligned = shape.aligned &&
+                    aligned16(weight.weight.data(), weight.weight.row_stride(), args.weight_dtype);
+    shape.whole_blocks =
+        shape.whole_blocks && weight.first_column % 128 == 0 && weight.first_row % 64 == 0;
     shape.rows_follow = shape.rows_follow && weight.weight.dense();
     shape.whole_chunks = shape.whole_chunks && weight.first_column % 64 == 0;
     shape.rows += weight.weight.size(0);
     tiles += (weight.weight.size(0) + 15) / 16;
   }
   args.tiles = static_cast<int>(tiles);
-  launch_linear(exec.stream, plan_linear(shape), args);
+  shape.workspace_bytes = exec.workspace ? exec.workspace_bytes : 0;
+  const LinearPlan plan = plan_linear(shape);
+  auto* workspace = static_cast<uint8_t*>(exec.workspace);
+  args.x_f8 = workspace;
+  args.x_scales = reinterpret_cast<float*>(workspace + plan.scales_at);
+  args.paired_stores = out.dtype() == DType::bf16 && out.row_stride() % 2 == 0 &&
+                       reinterpret_cast<uintptr_t>(out.data()) % 4 == 0 && even_parts(weights);
+  launch_linear(exec.stream, plan, args);
 }
 
 }  // namespace
@@ -173,7 +188,8 @@ void linear_parts(const Exec& exec, Tensor x, std::span<const Linear> weights, T
 void linear(const Exec& exec, Tensor x, std::span<const Linear> weights, Tensor out) {
   int64_t column = 0;
   for (size_t i = 0; i < weights.size(); i += LinearArgs::kMaxParts) {
-    const auto some = weights.subspan(i, std::min<size_t>(LinearArgs::kMaxParts, weights.size() - i));
+    const auto some =
+        weights.subspan(i, std::min<size_t>(LinearArgs::kMaxParts, weights.size() - i));
     int64_t rows = 0;
     for (const Linear& weight : some) rows += weight.weight.size(0);
     linear_parts(exec, x, some, out.columns(column, rows));
@@ -281,6 +297,12 @@ void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Ten
   args.order = reinterpret_cast<int32_t*>(base + plan.order);
   args.inner_values = base + plan.inner;
   args.results = reinterpret_cast<float*>(base + plan.results);
+
+  args.group_pairs = static_cast<int>(plan.group_pairs);
+  args.x_f8 = base + plan.x_f8;
+  args.x_scales = reinterpret_cast<float*>(base + plan.x_scales);
+  args.inner_f8 = base + plan.inner_f8;
+  args.inner_scales = reinterpret_cast<float*>(base + plan.inner_scales);
 
   for (int64_t first = 0; first < tokens; first += plan.batch) {
     const int64_t count = std::min(plan.batch, tokens - first);

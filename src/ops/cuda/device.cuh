@@ -10,9 +10,9 @@
 // Words every kernel speaks: checked launches, conversions, reductions. Knows no operation.
 namespace m2::ops::cuda {
 
-#define M2_CUDA(call)                                                              \
-  do {                                                                             \
-    const cudaError_t m2_status = (call);                                          \
+#define M2_CUDA(call)                                                                \
+  do {                                                                               \
+    const cudaError_t m2_status = (call);                                            \
     if (m2_status != cudaSuccess) cuda_failed(#call, cudaGetErrorString(m2_status)); \
   } while (0)
 
@@ -24,8 +24,8 @@ struct LaunchShape {
   dim3 grid;
   dim3 block;
   int shared_bytes = 0;
-  int cluster = 1;        // thread blocks in a cluster, along x
-  bool overlap = true;    // may start while the previous kernel of the stream drains (Hopper)
+  int cluster = 1;      // thread blocks in a cluster, along x
+  bool overlap = true;  // may start while the previous kernel of the stream drains (Hopper)
 };
 
 // The compute capability's major number of the current device.
@@ -111,11 +111,16 @@ __device__ __forceinline__ float f8_to_float(uint8_t bits) {
 // Element i of an array of any of the number formats.
 __device__ __forceinline__ float load_number(const void* data, DType dtype, int64_t i) {
   switch (dtype) {
-    case DType::f32: return static_cast<const float*>(data)[i];
-    case DType::bf16: return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[i]);
-    case DType::f16: return __half2float(static_cast<const __half*>(data)[i]);
-    case DType::f8_e4m3: return f8_to_float(static_cast<const uint8_t*>(data)[i]);
-    default: return 0.0f;
+    case DType::f32:
+      return static_cast<const float*>(data)[i];
+    case DType::bf16:
+      return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[i]);
+    case DType::f16:
+      return __half2float(static_cast<const __half*>(data)[i]);
+    case DType::f8_e4m3:
+      return f8_to_float(static_cast<const uint8_t*>(data)[i]);
+    default:
+      return 0.0f;
   }
 }
 // f32 or bf16.
@@ -126,12 +131,18 @@ __device__ __forceinline__ void store_number(void* data, DType dtype, int64_t i,
     static_cast<float*>(data)[i] = value;
 }
 
-__device__ __forceinline__ float to_float(float value) { return value; }
-__device__ __forceinline__ float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
+__device__ __forceinline__ float to_float(float value) {
+  return value;
+}
+__device__ __forceinline__ float to_float(__nv_bfloat16 value) {
+  return __bfloat162float(value);
+}
 template <class T>
 __device__ __forceinline__ T from_float(float value);
 template <>
-__device__ __forceinline__ float from_float<float>(float value) { return value; }
+__device__ __forceinline__ float from_float<float>(float value) {
+  return value;
+}
 template <>
 __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float value) {
   return __float2bfloat16_rn(value);
@@ -159,7 +170,9 @@ __device__ __forceinline__ float block_sum(float value, float* scratch) {
   return scratch[32];
 }
 
-__device__ __forceinline__ float silu(float value) { return value / (1.0f + expf(-value)); }
+__device__ __forceinline__ float silu(float value) {
+  return value / (1.0f + expf(-value));
+}
 
 // 16 bytes of memory that no kernel writes, past L1: weights are read once.
 __device__ __forceinline__ uint4 load_streaming(const void* pointer) {

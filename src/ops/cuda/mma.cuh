@@ -5,9 +5,9 @@
 // Matrix instructions of compute capability 8.0 and newer, and FP8 weights widened for them.
 namespace m2::ops::cuda {
 
-// d += a * b, a 16x16 (rows), b 16x8 (columns), bf16 with FP32 sums. With g = lane / 4, t = lane % 4
-// a holds (g; 2t, 2t+1), (g+8; the same), (g; 2t+8, 2t+9), (g+8; the same), b holds (2t, 2t+1; g),
-// (2t+8, 2t+9; g), and d holds (g; 2t, 2t+1), (g+8; 2t, 2t+1).
+// d += a * b, a 16x16 (rows), b 16x8 (columns), bf16 with FP32 sums. With g = lane / 4, t = lane %
+// 4 a holds (g; 2t, 2t+1), (g+8; the same), (g; 2t+8, 2t+9), (g+8; the same), b holds (2t, 2t+1;
+// g), (2t+8, 2t+9; g), and d holds (g; 2t, 2t+1), (g+8; 2t, 2t+1).
 __device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
                                          uint32_t b1) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800

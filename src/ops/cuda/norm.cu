@@ -70,9 +70,9 @@ void launch_rms_norm(void* stream, Matrix x, Matrix delta, const void* weight, D
   if (x.rows == 0) return;
   const bool aligned = aligned16(x) && aligned16(delta) && aligned16(out);
   const bool bf16 = x.dtype == DType::bf16, add = delta.data != nullptr;
-  const auto kernel = bf16 ? (add ? rms_norm_kernel<__nv_bfloat16, true>
-                                  : rms_norm_kernel<__nv_bfloat16, false>)
-                           : (add ? rms_norm_kernel<float, true> : rms_norm_kernel<float, false>);
+  const auto kernel =
+      bf16 ? (add ? rms_norm_kernel<__nv_bfloat16, true> : rms_norm_kernel<__nv_bfloat16, false>)
+           : (add ? rms_norm_kernel<float, true> : rms_norm_kernel<float, false>);
   launch(stream, kernel, {dim3(static_cast<unsigned>(x.rows)), dim3(kThreads)}, x, delta, weight,
          weight_dtype, eps, out, aligned);
 }

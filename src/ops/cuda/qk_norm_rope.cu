@@ -90,8 +90,13 @@ __global__ void qk_norm_rope_kernel(QkNormRope args) {
   const float* angles = args.angles + token * heads.rotary;
   if (head < heads.q) {
     const float mean = args.sums[2 * token] / static_cast<float>(args.full_q);
-    const NormedHead q{args.qkv.data,     args.qkv.dtype,   begin, args.q_norm,
-                       args.q_norm_dtype, head * heads.dim, 1.0f / sqrtf(mean + args.eps)};
+    const NormedHead q{args.qkv.data,
+                       args.qkv.dtype,
+                       begin,
+                       args.q_norm,
+                       args.q_norm_dtype,
+                       head * heads.dim,
+                       1.0f / sqrtf(mean + args.eps)};
     turn_head(q, angles, heads.dim, heads.rotary, [&](int c, float value) {
       store_number(args.qkv.data, args.qkv.dtype, begin + c, value);
     });
@@ -107,8 +112,13 @@ __global__ void qk_norm_rope_kernel(QkNormRope args) {
   if (head < heads.q + heads.kv) {
     auto* to = static_cast<__nv_bfloat16*>(args.cache.k) + cell;
     const float mean = args.sums[2 * token + 1] / static_cast<float>(args.full_k);
-    const NormedHead k{args.qkv.data,     args.qkv.dtype,      begin, args.k_norm,
-                       args.k_norm_dtype, kv_head * heads.dim, 1.0f / sqrtf(mean + args.eps)};
+    const NormedHead k{args.qkv.data,
+                       args.qkv.dtype,
+                       begin,
+                       args.k_norm,
+                       args.k_norm_dtype,
+                       kv_head * heads.dim,
+                       1.0f / sqrtf(mean + args.eps)};
     turn_head(k, angles, heads.dim, heads.rotary,
               [&](int c, float value) { to[c] = __float2bfloat16_rn(value); });
   } else {

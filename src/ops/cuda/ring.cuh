@@ -1,83 +1,34 @@
 #pragma once
 
+#include "ops/cuda/hopper.cuh"
 #include "ops/cuda/stream.cuh"
 
 // Hopper's form of the decode product (stream.cuh): one block a multiprocessor, which runs through
-// its share of the row tiles. A producer warp keeps shared memory full of weights by bulk copies, so
-// that reading never pauses for the arithmetic, for a tile's end or for the tokens' numbers; eight
-// warps multiply, with the tokens' fragments in registers for as long as the tokens stay the same.
-// A result is the same bytes as stream.cuh's.
+// its share of the row tiles. A producer warp keeps shared memory full of weights by bulk copies,
+// so that reading never pauses for the arithmetic, for a tile's end or for the tokens' numbers;
+// eight warps multiply, with the tokens' fragments in registers for as long as the tokens stay the
+// same. A result is the same bytes as stream.cuh's.
 namespace m2::ops::cuda {
 
 constexpr int kRingThreads = kStreamThreads + kWarp;
 constexpr int kRingMaxSlots = 32;
 constexpr int kRingBytes = 196608;  // for weights in flight
 
-// Shared memory of the ring. A slot holds one tile: 16 rows of K bytes, or 8.
+// Shared memory of the ring. A slot holds one tile: 8, 16 or 32 rows of K bytes.
 struct RingShared {
-  float totals[2][kStreamWarps][4][kWarp];
+  float totals[2][kStreamWarps][8][kWarp];
   uint64_t full[kRingMaxSlots];
   uint64_t empty[kRingMaxSlots];
 };
 constexpr int kRingSharedBytes = static_cast<int>(sizeof(RingShared)) + kRingBytes;
 
-// --- Hopper's barriers and bulk copies -----------------------------------------------------------
-
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-__device__ __forceinline__ void barrier_init(uint64_t* barrier, int arrivals) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
-               "r"(arrivals)
-               : "memory");
-#endif
-}
-__device__ __forceinline__ void barrier_expect(uint64_t* barrier, int bytes) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
-                   shared_address(barrier)),
-               "r"(bytes)
-               : "memory");
-#endif
-}
-__device__ __forceinline__ void barrier_arrive(uint64_t* barrier) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
-               : "memory");
-#endif
-}
-__device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t parity) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;\n"
-      "}\n" ::"r"(shared_address(barrier)),
-      "r"(parity)
-      : "memory");
-#endif
-}
-__device__ __forceinline__ void bulk_copy(void* to, const void* from, int bytes,
-                                          uint64_t* barrier) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-          shared_address(to)),
-      "l"(from), "r"(bytes), "r"(shared_address(barrier))
-      : "memory");
-#endif
-}
-
 // --- the loop ------------------------------------------------------------------------------------
 
 // What a tile is: filled in by the operation.
 struct RingTile {
-  const uint8_t* upper = nullptr;  // the first 8 rows, consecutive in memory
-  const uint8_t* lower = nullptr;  // the other 8, or null
-  int upper_rows = 8, lower_rows = 8;  // how many of them exist
+  const uint8_t* upper = nullptr;  // the first half of the rows (of 8: all), consecutive in memory
+  const uint8_t* lower = nullptr;  // the other half, or null
+  int upper_rows = 0, lower_rows = 0;  // how many of them exist
 };
 
 __device__ __forceinline__ uint4 load_shared(const uint8_t* pointer) {
@@ -89,8 +40,9 @@ __device__ __forceinline__ uint4 load_shared(const uint8_t* pointer) {
 //   void scales(int index, const float*& upper, const float*& lower, int& first_column)
 //   bool new_tokens(int index)               the tokens differ from the tile before
 //   const uint8_t* token(int index)          the lane's token (g), its first byte for the lane
-//   void store(int index, int i, Sum sum)    i < kStores; sum(r, lane) is a total as mma_bf16 has them
-//   kRows                                    16, or 8 (then there is no lower half)
+//   void store(int index, int i, Sum sum)    i < kStores; sum(r, lane) is a total as mma_bf16 has
+//   them kRows                                    8 (no lower half), 16, or 32 (then one scale a
+//   block)
 // kChunks: the most chunks a warp has, which is how many fragments it keeps.
 template <int kChunks, class Work>
 __device__ __forceinline__ void run_ring(Work& work, int begin, int end, int chunks, int slots) {
@@ -123,7 +75,8 @@ __device__ __forceinline__ void run_ring(Work& work, int begin, int end, int chu
       uint8_t* to = weights + slot * slot_bytes;
       barrier_expect(&shared.full[slot], upper_bytes + lower_bytes);
       bulk_copy(to, tile.upper, upper_bytes, &shared.full[slot]);
-      if (lower_bytes > 0) bulk_copy(to + 8 * row_bytes, tile.lower, lower_bytes, &shared.full[slot]);
+      if (lower_bytes > 0)
+        bulk_copy(to + Work::kRows / 2 * row_bytes, tile.lower, lower_bytes, &shared.full[slot]);
       if (++slot == slots) {
         slot = 0;
         ++round;
@@ -138,6 +91,22 @@ __device__ __forceinline__ void run_ring(Work& work, int begin, int end, int chu
   const int first_chunk = share_begin(chunks, warp);
   const int count = share_begin(chunks, warp + 1) - first_chunk;
   uint32_t tokens[kChunks][4][2];
+  float upper_next[kChunks] = {}, lower_next[kChunks] = {};
+  // The scales of a tile are asked for while the tile before it is waited for.
+  const auto ask_scales = [&](int index) {
+    const float* upper_scales;
+    const float* lower_scales;
+    int first_column;
+    work.scales(index, upper_scales, lower_scales, first_column);
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i)
+      if (i < count) {
+        const int block = (first_column + (first_chunk + i) * kStreamChunk) / 128;
+        upper_next[i] = __ldg(upper_scales + block);
+        if (Work::kRows == 16) lower_next[i] = __ldg(lower_scales + block);
+      }
+  };
+  if (begin < end) ask_scales(begin);
   for (int index = begin, slot = 0, round = 0; index < end; ++index) {
     if (index == begin || work.new_tokens(index)) {
       const uint8_t* token = work.token(index);
@@ -145,46 +114,43 @@ __device__ __forceinline__ void run_ring(Work& work, int begin, int end, int chu
       for (int i = 0; i < kChunks; ++i)
         if (i < count) token_fragments<true>(token, first_chunk + i, tokens[i]);
     }
-    const float* upper_scales;
-    const float* lower_scales;
-    int first_column;
-    work.scales(index, upper_scales, lower_scales, first_column);
     float upper_scale[kChunks], lower_scale[kChunks];
 #pragma unroll
-    for (int i = 0; i < kChunks; ++i)
-      if (i < count) {
-        const int block = (first_column + (first_chunk + i) * kStreamChunk) / 128;
-        upper_scale[i] = __ldg(upper_scales + block);
-        if (Work::kRows == 16) lower_scale[i] = __ldg(lower_scales + block);
-      }
+    for (int i = 0; i < kChunks; ++i) {
+      upper_scale[i] = upper_next[i] * kF8Half;
+      lower_scale[i] = lower_next[i] * kF8Half;
+    }
+    if (index + 1 < end) ask_scales(index + 1);
 
     barrier_wait(&shared.full[slot], round & 1);
     const uint8_t* mine = weights + slot * slot_bytes + group * row_bytes +
                           first_chunk * kStreamChunk + lane_weight_offset<true>();
-    float total[4] = {};
+    constexpr int kParts = Work::kRows == 32 ? 2 : 1;  // of 16 rows, or of 8
+    float total[kParts][4] = {};
 #pragma unroll
     for (int i = 0; i < kChunks; ++i)
       if (i < count) {
-        uint32_t a[4][4] = {};
-        const uint4 upper = load_shared(mine + i * kStreamChunk);
-        uint4 lower = {};
-        if (Work::kRows == 16) lower = load_shared(mine + 8 * row_bytes + i * kStreamChunk);
 #pragma unroll
-        for (int step = 0; step < 4; ++step) {
-          widen_f8(word_of(upper, step), a[step][0], a[step][2]);
-          if (Work::kRows == 16) widen_f8(word_of(lower, step), a[step][1], a[step][3]);
-        }
-        float d[4] = {};
+        for (int part = 0; part < kParts; ++part) {
+          uint32_t a[4][4] = {};
+          const uint8_t* at = mine + part * 16 * row_bytes + i * kStreamChunk;
+          const uint4 upper = load_shared(at);
+          uint4 lower = {};
+          if (Work::kRows >= 16) lower = load_shared(at + 8 * row_bytes);
 #pragma unroll
-        for (int step = 0; step < 4; ++step)
-          mma_bf16(d, a[step], tokens[i][step][0], tokens[i][step][1]);
-        const float s0 = upper_scale[i] * kF8Half;
-        total[0] = fmaf(s0, d[0], total[0]);
-        total[1] = fmaf(s0, d[1], total[1]);
-        if (Work::kRows == 16) {
-          const float s1 = lower_scale[i] * kF8Half;
-          total[2] = fmaf(s1, d[2], total[2]);
-          total[3] = fmaf(s1, d[3], total[3]);
+          for (int step = 0; step < 4; ++step) {
+            widen_f8(word_of(upper, step), a[step][0], a[step][2]);
+            if (Work::kRows >= 16) widen_f8(word_of(lower, step), a[step][1], a[step][3]);
+          }
+          float d[4] = {};
+#pragma unroll
+          for (int step = 0; step < 4; ++step)
+            mma_bf16(d, a[step], tokens[i][step][0], tokens[i][step][1]);
+          const float s1 = Work::kRows == 16 ? lower_scale[i] : upper_scale[i];
+          total[part][0] = fmaf(upper_scale[i], d[0], total[part][0]);
+          total[part][1] = fmaf(upper_scale[i], d[1], total[part][1]);
+          total[part][2] = fmaf(s1, d[2], total[part][2]);
+          total[part][3] = fmaf(s1, d[3], total[part][3]);
         }
       }
     __syncwarp();
@@ -197,7 +163,7 @@ __device__ __forceinline__ void run_ring(Work& work, int begin, int end, int chu
     // Two buffers in turn: whoever is behind reads one while the others fill the other.
     auto& totals = shared.totals[index & 1];
 #pragma unroll
-    for (int r = 0; r < Work::kRows / 4; ++r) totals[warp][r][lane] = total[r];
+    for (int r = 0; r < Work::kRows / 4; ++r) totals[warp][r][lane] = total[r / 4][r % 4];
     asm volatile("bar.sync 1, %0;" ::"n"(kStreamThreads) : "memory");
     if (threadIdx.x < Work::kStores) {
       work.store(index, threadIdx.x, [&](int r, int owner) {

@@ -149,8 +149,7 @@ __global__ void __launch_bounds__(kThreads) route_kernel(Route args, int cluster
 template <int kTokens, int kRows>
 void launch_form(void* stream, const Route& args, int cluster) {
   const int64_t padded = (args.x.columns + 127) / 128 * 128;
-  const int64_t bytes =
-      4 * kTokens * (padded + args.experts + (args.experts + 31) / 32);
+  const int64_t bytes = 4 * kTokens * (padded + args.experts + (args.experts + 31) / 32);
   LaunchShape shape;
   shape.cluster = device_major() >= 9 ? cluster : 1;
   shape.grid = dim3(blocks_for(args.x.rows, kTokens) * static_cast<unsigned>(shape.cluster));

@@ -47,8 +47,7 @@ __device__ __forceinline__ uint32_t word_of(const uint4& value, int i) {
 
 // The four 16x16 tiles of a chunk, as mma wants them.
 template <bool kF8>
-__device__ __forceinline__ void fragments_of(const StreamChunk<kF8>& chunk,
-                                             uint32_t (&a)[4][4]) {
+__device__ __forceinline__ void fragments_of(const StreamChunk<kF8>& chunk, uint32_t (&a)[4][4]) {
 #pragma unroll
   for (int step = 0; step < 4; ++step) {
     if constexpr (kF8) {
@@ -65,14 +64,17 @@ __device__ __forceinline__ void fragments_of(const StreamChunk<kF8>& chunk,
 
 // A token's numbers of one chunk that the lane needs; zeros for an absent token (null).
 template <bool kF8>
-__device__ __forceinline__ void token_fragments(const uint8_t* token, int chunk,
-                                                uint32_t (&b)[4][2]) {
-  uint4 x[2] = {};
+__device__ __forceinline__ void load_token(const uint8_t* token, int chunk, uint4 (&x)[2]) {
+  x[0] = x[1] = uint4{};
   if (token) {
     const uint8_t* at = token + static_cast<int64_t>(chunk) * 128;
     x[0] = *reinterpret_cast<const uint4*>(at);
     x[1] = *reinterpret_cast<const uint4*>(at + (kF8 ? 16 : 64));
   }
+}
+
+template <bool kF8>
+__device__ __forceinline__ void token_fragments(const uint4 (&x)[2], uint32_t (&b)[4][2]) {
 #pragma unroll
   for (int step = 0; step < 4; ++step) {
     const uint32_t low = word_of(x[step / 2], step % 2 * 2);
@@ -87,6 +89,14 @@ __device__ __forceinline__ void token_fragments(const uint8_t* token, int chunk,
   }
 }
 
+template <bool kF8>
+__device__ __forceinline__ void token_fragments(const uint8_t* token, int chunk,
+                                                uint32_t (&b)[4][2]) {
+  uint4 x[2];
+  load_token<kF8>(token, chunk, x);
+  token_fragments<kF8>(x, b);
+}
+
 // Where a lane's bytes begin within a row of weights, and within a token's row.
 template <bool kF8>
 __device__ __forceinline__ int lane_weight_offset() {
@@ -97,24 +107,31 @@ __device__ __forceinline__ int lane_token_offset() {
   return threadIdx.x % 4 * (kF8 ? 32 : 16);
 }
 
-// total[n] += the chunk's rows times tokens[n]'s tile of 8.
+// A chunk's scales for both rows, 1 for formats without scales.
+template <bool kF8>
+__device__ __forceinline__ float2 chunk_scales(const StreamRows& rows, int chunk) {
+  if constexpr (!kF8) return {1.0f, 1.0f};
+  const int block = (rows.first_column + chunk * kStreamChunk) / 128;
+  return {__ldg(rows.upper_scale + block), __ldg(rows.lower_scale + block)};
+}
+
+// total[n] += the chunk's rows times tokens[n]'s tile of 8. `first` holds the numbers of tokens[0].
 template <bool kF8, int kTiles>
-__device__ __forceinline__ void multiply_chunk(const StreamChunk<kF8>& weights,
-                                               const StreamRows& rows,
+__device__ __forceinline__ void multiply_chunk(const StreamChunk<kF8>& weights, float2 scales,
+                                               const uint4 (&first)[2],
                                                const uint8_t* const (&tokens)[kTiles], int chunk,
                                                float (&total)[kTiles][4]) {
   uint32_t a[4][4];
   fragments_of(weights, a);
-  float upper_scale = 1.0f, lower_scale = 1.0f;
-  if constexpr (kF8) {
-    const int block = (rows.first_column + chunk * kStreamChunk) / 128;
-    upper_scale = __ldg(rows.upper_scale + block) * kF8Half;
-    lower_scale = __ldg(rows.lower_scale + block) * kF8Half;
-  }
+  const float upper_scale = kF8 ? scales.x * kF8Half : 1.0f;
+  const float lower_scale = kF8 ? scales.y * kF8Half : 1.0f;
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) {
     uint32_t b[4][2];
-    token_fragments<kF8>(tokens[n], chunk, b);
+    if (n == 0)
+      token_fragments<kF8>(first, b);
+    else
+      token_fragments<kF8>(tokens[n], chunk, b);
     float d[4] = {};
 #pragma unroll
     for (int step = 0; step < 4; ++step) mma_bf16(d, a[step], b[step][0], b[step][1]);
@@ -142,9 +159,19 @@ __device__ __forceinline__ void stream_chunks(const StreamRows& rows,
       for (int i = 0; i < kAhead; ++i)
         if (chunk + i < end) weights[i].load(rows, chunk + i);
     }
+    // All that the batch needs is asked for before the first weights are waited for.
+    uint4 first[kAhead][2];
+    float2 scales[kAhead];
 #pragma unroll
     for (int i = 0; i < kAhead; ++i)
-      if (chunk + i < end) multiply_chunk<kF8>(weights[i], rows, tokens, chunk + i, total);
+      if (chunk + i < end) {
+        load_token<kF8>(tokens[0], chunk + i, first[i]);
+        scales[i] = chunk_scales<kF8>(rows, chunk + i);
+      }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i)
+      if (chunk + i < end)
+        multiply_chunk<kF8>(weights[i], scales[i], first[i], tokens, chunk + i, total);
   }
 }
 
@@ -153,8 +180,8 @@ __device__ __forceinline__ int share_begin(int chunks, int warp) {
   return chunks * warp / kStreamWarps;
 }
 
-// Sums of the 8 warps' totals, in the order of the warps; each thread gets items threadIdx.x + 256 i
-// of [kTiles][4][32], through `use(tile, register, lane, sum)`; see mma_bf16 for what they are.
+// Sums of the 8 warps' totals, in the order of the warps; each thread gets items threadIdx.x + 256
+// i of [kTiles][4][32], through `use(tile, register, lane, sum)`; see mma_bf16 for what they are.
 template <int kTiles>
 struct WarpTotals {
   float values[kStreamWarps][kTiles][4][kWarp];
@@ -163,7 +190,8 @@ struct WarpTotals {
 #pragma unroll
     for (int n = 0; n < kTiles; ++n)
 #pragma unroll
-      for (int r = 0; r < 4; ++r) values[threadIdx.x / kWarp][n][r][threadIdx.x % kWarp] = total[n][r];
+      for (int r = 0; r < 4; ++r)
+        values[threadIdx.x / kWarp][n][r][threadIdx.x % kWarp] = total[n][r];
   }
   __device__ float sum(int tile, int r, int lane) const {
     float result = values[0][tile][r][lane];

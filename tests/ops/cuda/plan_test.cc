@@ -1,6 +1,7 @@
+#include "ops/cuda/attention/plan.h"
+
 #include <gtest/gtest.h>
 
-#include "ops/cuda/attention/plan.h"
 #include "ops/cuda/experts/plan.h"
 #include "ops/cuda/linear/plan.h"
 
@@ -44,6 +45,29 @@ TEST(LinearPlan, WhatTheMatrixUnitsCannotTakeRunsAnyway) {
             LinearForm::stream);
 }
 
+TEST(LinearPlan, ManyTokensNeedAWorkspaceForTheTensorCores) {
+  LinearShape shape{.tokens = 2048, .rows = 8192, .columns = 3072};
+  EXPECT_EQ(plan_linear(shape).form, LinearForm::stream);
+  shape.workspace_bytes = linear_workspace_bytes(2048, 3072);
+  EXPECT_EQ(plan_linear(shape).form, LinearForm::tiles);
+  EXPECT_EQ(plan_linear(shape).scales_at, 2048 * 3072);
+  shape.whole_blocks = false;
+  EXPECT_EQ(plan_linear(shape).form, LinearForm::stream);
+}
+
+TEST(ExpertsPlan, FormsByTokens) {
+  ExpertsShape shape{.tokens = 1, .top = 8, .experts = 256, .inner = 1536, .hidden = 3072};
+  EXPECT_EQ(describe(plan_experts(shape)), "ring, batch 1");
+  shape.tokens = 64;
+  EXPECT_EQ(describe(plan_experts(shape)), "ring, batch 64");
+  shape.tokens = 20000;
+  EXPECT_EQ(describe(plan_experts(shape)), "tiles, batch 8192");
+  shape.weight = DType::bf16;
+  EXPECT_EQ(describe(plan_experts(shape)), "stream, 16 tokens, batch 256");
+  shape.weight = DType::f16;
+  EXPECT_EQ(describe(plan_experts(shape)), "any, batch 64");
+}
+
 TEST(ExpertsPlan, ScratchRegionsFollowOneAnother) {
   for (const int64_t tokens : {1, 64, 300, 8192})
     for (const bool aligned : {true, false}) {
@@ -58,8 +82,16 @@ TEST(ExpertsPlan, ScratchRegionsFollowOneAnother) {
       EXPECT_GE(plan.active, plan.offsets + 4 * 257) << describe(plan);
       EXPECT_GE(plan.order, plan.active + 4 * 257);
       EXPECT_GE(plan.inner, plan.order + 4 * pairs);
-      EXPECT_GE(plan.results, plan.inner + 2 * pairs * 1536);
-      EXPECT_GT(plan.scratch_bytes, plan.results);
+      if (plan.form == ExpertsForm::tiles) {
+        EXPECT_GE(plan.x_f8, plan.results + 2 * pairs * 3072);
+        EXPECT_GE(plan.x_scales, plan.x_f8 + pairs * 3072);
+        EXPECT_GE(plan.inner_f8, plan.x_scales + 4 * pairs * 24);
+        EXPECT_GE(plan.inner_scales, plan.inner_f8 + pairs * 1536);
+        EXPECT_GE(plan.scratch_bytes, plan.inner_scales + 4 * pairs * 24);
+      } else {
+        EXPECT_GE(plan.results, plan.inner + 2 * pairs * 1536);
+        EXPECT_GE(plan.scratch_bytes, plan.results + 4 * pairs * 3072);
+      }
       EXPECT_LE(plan.batch, tokens);
     }
 }
@@ -76,8 +108,13 @@ TEST(AttentionPlan, PartsDependOnTheContextAlone) {
 }
 
 TEST(AttentionPlan, ChoosesKernelsAndParts) {
-  AttentionShape shape{.tokens = 4, .sequences = 4, .max_context = 2048, .q_heads = 48,
-                       .kv_heads = 8, .head_dim = 128, .block_size = 16};
+  AttentionShape shape{.tokens = 4,
+                       .sequences = 4,
+                       .max_context = 2048,
+                       .q_heads = 48,
+                       .kv_heads = 8,
+                       .head_dim = 128,
+                       .block_size = 16};
   shape.workspace_bytes = 1 << 30;
   EXPECT_EQ(describe(plan_attention(shape)), "decode in up to 8 parts");
   shape.workspace_bytes = attention_workspace_bytes(4, 2048, 48, 128) - 1;

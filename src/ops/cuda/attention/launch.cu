@@ -1,5 +1,4 @@
 #include "ops/cuda/attention/launch.h"
-
 #include "ops/cuda/attention/sm80_prefill.cuh"
 
 namespace m2::ops::cuda {
@@ -35,7 +34,8 @@ __global__ void __launch_bounds__(kAnyWarps* kWarp) attention_any(AttentionArgs 
                         dim;
     float logit = 0.0f;
     for (int c = lane; c < dim; c += kWarp)
-      logit = fmaf(load_number(args.q.data, args.q.dtype, query + c), to_float(keys[row + c]), logit);
+      logit =
+          fmaf(load_number(args.q.data, args.q.dtype, query + c), to_float(keys[row + c]), logit);
     logit = warp_sum(logit) * args.scale * kLog2E;
     const float top = fmaxf(largest, logit);
     const float factor = exp2f(largest - top), weight = exp2f(logit - top);
@@ -84,10 +84,11 @@ void launch_attention(void* stream, const AttentionPlan& plan, const AttentionAr
     launch(stream, sm80_attention_prefill, shape, args);
   }
   if (plan.decode) {
-    launch(stream, sm80_attention_decode,
-           {dim3(static_cast<unsigned>(plan.splits), static_cast<unsigned>(args.heads.kv), sequences),
-            dim3(kDecodeWarps * kWarp)},
-           args);
+    launch(
+        stream, sm80_attention_decode,
+        {dim3(static_cast<unsigned>(plan.splits), static_cast<unsigned>(args.heads.kv), sequences),
+         dim3(kDecodeWarps * kWarp)},
+        args);
     if (plan.splits > 1)
       launch(stream, sm80_attention_join, {dim3(q_heads, sequences), dim3(kDim)}, args);
   }

@@ -28,13 +28,13 @@ AttentionPlan plan_attention(const AttentionShape& shape) {
                       shape.block_size == kPage && shape.aligned &&
                       shape.q_heads <= 8 * shape.kv_heads;
   if (!plan.matrix_units) return plan;
-  // A step with as many tokens as sequences may hold longer and empty ones only if somebody built it
-  // so; the scheduler never plans an empty sequence.
+  // A step with as many tokens as sequences may hold longer and empty ones only if somebody built
+  // it so; the scheduler never plans an empty sequence.
   plan.prefill = shape.tokens > shape.sequences;
   plan.decode = true;
   plan.splits = most_splits(shape.max_context);
-  if (shape.workspace_bytes < attention_workspace_bytes(shape.sequences, shape.max_context,
-                                                        shape.q_heads, shape.head_dim))
+  if (shape.workspace_bytes <
+      attention_workspace_bytes(shape.sequences, shape.max_context, shape.q_heads, shape.head_dim))
     plan.splits = 1;
   return plan;
 }

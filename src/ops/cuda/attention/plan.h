@@ -32,7 +32,8 @@ constexpr int kMaxSplits = 32;
 #ifdef __CUDACC__
 __host__ __device__
 #endif
-constexpr int pages_per_split(int pages) {
+    constexpr int
+    pages_per_split(int pages) {
   const int even = (pages + kMaxSplits - 1) / kMaxSplits;
   const int rounded = (even + 3) / 4 * 4;
   return rounded < 16 ? 16 : rounded;

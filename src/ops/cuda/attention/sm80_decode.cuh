@@ -23,8 +23,8 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   return reinterpret_cast<const uint32_t&>(pair);
 }
 
-// Keys and values of one page of one KV head, as a lane holds them: K rows g and g + 8, a quarter of
-// the 16-byte pieces each; V rows 2t, 2t+1, 2t+8, 2t+9, dims 8g.. and 64 + 8g...
+// Keys and values of one page of one KV head, as a lane holds them: K rows g and g + 8, a quarter
+// of the 16-byte pieces each; V rows 2t, 2t+1, 2t+8, 2t+9, dims 8g.. and 64 + 8g...
 struct PageRegisters {
   uint4 upper[4], lower[4];
   uint4 v[4][2];
@@ -69,20 +69,22 @@ struct Running {
 };
 
 // Dim that row `row` (0..15) of tile m stands for: lanes own dims 8g + i and 64 + 8g + i.
-__device__ __forceinline__ int dim_of(int m, int row) { return row / 8 * 64 + row % 8 * 8 + m; }
+__device__ __forceinline__ int dim_of(int m, int row) {
+  return row / 8 * 64 + row % 8 * 8 + m;
+}
 
-// One page: logits of its 16 keys for up to 8 heads on the matrix units, keys standing on the 16-row
-// side, then the weighted values with dims on that side. Nothing passes through shared memory.
+// One page: logits of its 16 keys for up to 8 heads on the matrix units, keys standing on the
+// 16-row side, then the weighted values with dims on that side. Nothing passes through shared
+// memory.
 __device__ __forceinline__ void attend_page(const PageRegisters& page, const uint32_t (&q)[8][2],
                                             int valid, float log2_scale, Running& state) {
   const int g = threadIdx.x % kWarp / 4;
   float logits[4] = {};
 #pragma unroll
   for (int step = 0; step < 8; ++step) {
-    const uint32_t a[4] = {word(page.upper[step / 2], step % 2 * 2),
-                           word(page.lower[step / 2], step % 2 * 2),
-                           word(page.upper[step / 2], step % 2 * 2 + 1),
-                           word(page.lower[step / 2], step % 2 * 2 + 1)};
+    const uint32_t a[4] = {
+        word(page.upper[step / 2], step % 2 * 2), word(page.lower[step / 2], step % 2 * 2),
+        word(page.upper[step / 2], step % 2 * 2 + 1), word(page.lower[step / 2], step % 2 * 2 + 1)};
     mma_bf16(logits, a, q[step][0], q[step][1]);
   }
   float factor[2];
@@ -119,11 +121,12 @@ __device__ __forceinline__ void attend_page(const PageRegisters& page, const uin
   }
 }
 
-// Decoded tokens (sequences with one token in this step): one block a (part of the context, KV head,
-// sequence), the KV head's q heads packed as mma's 8 columns. Each warp takes every fourth page.
-// Parts, pages and their order depend on the token's own context alone.
-// Bytes: S ctx kv 2 * 256, FLOPs: 4 S ctx q 128. Bound: bandwidth of memory.
-__global__ void __launch_bounds__(kDecodeWarps* kWarp, 4) sm80_attention_decode(AttentionArgs args) {
+// Decoded tokens (sequences with one token in this step): one block a (part of the context, KV
+// head, sequence), the KV head's q heads packed as mma's 8 columns. Each warp takes every fourth
+// page. Parts, pages and their order depend on the token's own context alone. Bytes: S ctx kv 2 *
+// 256, FLOPs: 4 S ctx q 128. Bound: bandwidth of memory.
+__global__ void __launch_bounds__(kDecodeWarps* kWarp, 4)
+    sm80_attention_decode(AttentionArgs args) {
   __shared__ float values[kDecodeWarps][8][kDim + 4];
   __shared__ float stats[kDecodeWarps][2][8];
   wait_for_previous();
@@ -207,8 +210,8 @@ __global__ void __launch_bounds__(kDecodeWarps* kWarp, 4) sm80_attention_decode(
         (static_cast<int64_t>(sequence) * args.heads.q + q_head) * args.splits + part;
     args.workspace[cell * kDim + dim] = value;
     if (dim < 2) {
-      float* totals = args.workspace +
-                      static_cast<int64_t>(args.sequences) * args.heads.q * args.splits * kDim;
+      float* totals =
+          args.workspace + static_cast<int64_t>(args.sequences) * args.heads.q * args.splits * kDim;
       totals[cell * 2 + dim] = dim ? sum : largest;
     }
   }

@@ -43,8 +43,8 @@ __device__ __forceinline__ void load_matrices(uint32_t (&to)[4], uint32_t from) 
 #endif
 }
 
-// Where 16-byte piece `piece` of a key's row lies in its tile: pieces are turned by the row, so that
-// eight rows at one piece lie in different banks.
+// Where 16-byte piece `piece` of a key's row lies in its tile: pieces are turned by the row, so
+// that eight rows at one piece lie in different banks.
 __device__ __forceinline__ uint32_t tile_offset(int key, int piece) {
   return static_cast<uint32_t>(key * 256 + ((piece ^ (key & 7)) * 16));
 }
@@ -66,11 +66,12 @@ __device__ __forceinline__ bool find_queries(const AttentionArgs& args, int tile
   return false;
 }
 
-// Sequences of several tokens: one block a (q head, tile of 128 of its tokens); keys and values pass
-// through shared memory in tiles of four pages, two of them in flight; softmax in FP32 in registers.
-// FLOPs: 4 * 128 a (token, key, q head); bytes: each tile of queries reads its context once, mostly
-// from L2. Bound: matrix units (mma.sync, about 60 % of what wgmma reaches).
-__global__ void __launch_bounds__(kPrefillWarps* kWarp, 1) sm80_attention_prefill(AttentionArgs args) {
+// Sequences of several tokens: one block a (q head, tile of 128 of its tokens); keys and values
+// pass through shared memory in tiles of four pages, two of them in flight; softmax in FP32 in
+// registers. FLOPs: 4 * 128 a (token, key, q head); bytes: each tile of queries reads its context
+// once, mostly from L2. Bound: matrix units (mma.sync, about 60 % of what wgmma reaches).
+__global__ void __launch_bounds__(kPrefillWarps* kWarp, 1)
+    sm80_attention_prefill(AttentionArgs args) {
   extern __shared__ uint4 shared16[];
   wait_for_previous();
   let_next_start();

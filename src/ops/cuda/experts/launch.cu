@@ -1,8 +1,8 @@
 #include "ops/cuda/experts/launch.h"
-
 #include "ops/cuda/experts/lists.cuh"
 #include "ops/cuda/experts/sm80_stream.cuh"
 #include "ops/cuda/experts/sm90_ring.cuh"
+#include "ops/cuda/experts/sm90_tiles.cuh"
 
 namespace m2::ops::cuda {
 namespace {
@@ -38,8 +38,7 @@ __global__ void __launch_bounds__(kAnyWarps* kWarp) experts_up_any(ExpertsArgs a
   }
   gate = warp_sum(gate);
   up = warp_sum(up);
-  if (lane == 0)
-    static_cast<float*>(args.inner_values)[pair * args.inner + row] = silu(gate) * up;
+  if (lane == 0) static_cast<float*>(args.inner_values)[pair * args.inner + row] = silu(gate) * up;
 }
 
 __global__ void __launch_bounds__(kAnyWarps* kWarp) experts_down_any(ExpertsArgs args) {
@@ -69,7 +68,7 @@ void launch_any(void* stream, const ExpertsArgs& args) {
          {dim3(blocks_for(args.inner, kAnyWarps), pairs), dim3(kAnyWarps * kWarp)}, args);
   launch(stream, experts_down_any,
          {dim3(blocks_for(args.hidden, kAnyWarps), pairs), dim3(kAnyWarps * kWarp)}, args);
-  launch(stream, combine_pairs, {dim3(static_cast<unsigned>(args.x.rows)), dim3(256)}, args);
+  launch(stream, combine_pairs<float>, {dim3(static_cast<unsigned>(args.x.rows)), dim3(256)}, args);
 }
 
 template <bool kF8, int kTiles>
@@ -79,11 +78,11 @@ void launch_stream(void* stream, const ExpertsArgs& args) {
   const auto units = static_cast<unsigned>(pairs < args.experts || one ? pairs : args.experts);
   const dim3 block(kStreamThreads);
   if (!one) launch(stream, list_pairs, {dim3(1), dim3(kListThreads)}, args);
-  launch(stream, sm80_experts_up<kF8, kTiles>, {dim3(blocks_for(args.inner, kUpRows), units), block},
-         args);
+  launch(stream, sm80_experts_up<kF8, kTiles>,
+         {dim3(blocks_for(args.inner, kUpRows), units), block}, args);
   const unsigned tiles = blocks_for(args.hidden, kStreamRows);
   launch(stream, sm80_experts_down<kF8, kTiles>, {dim3(tiles, units), block}, args);
-  launch(stream, combine_pairs, {dim3(static_cast<unsigned>(args.x.rows)), dim3(256)}, args);
+  launch(stream, combine_pairs<float>, {dim3(static_cast<unsigned>(args.x.rows)), dim3(256)}, args);
 }
 
 void launch_ring(void* stream, const ExpertsArgs& args) {
@@ -93,8 +92,29 @@ void launch_ring(void* stream, const ExpertsArgs& args) {
   shape.block = dim3(kRingThreads);
   shape.shared_bytes = kRingSharedBytes;
   launch(stream, sm90_experts_ring<true, 6>, shape, args, ring_slots(16 * args.hidden));
-  launch(stream, sm90_experts_ring<false, 3>, shape, args, ring_slots(16 * args.inner));
-  launch(stream, combine_pairs, {dim3(static_cast<unsigned>(args.x.rows)), dim3(256)}, args);
+  launch(stream, sm90_experts_ring<false, 3>, shape, args, ring_slots(32 * args.inner));
+  launch(stream, combine_pairs<float>, {dim3(static_cast<unsigned>(args.x.rows)), dim3(256)}, args);
+}
+
+void launch_tiles(void* stream, const ExpertsArgs& args) {
+  const int64_t pairs = args.x.rows * args.top;
+  launch(stream, list_pairs, {dim3(1), dim3(kListThreads)}, args);
+  launch(stream, sm90_experts_quantise, {dim3(blocks_for(pairs, 8)), dim3(256)}, args);
+  ExpertsMaps maps;
+  maps.x = tensor_map(args.x_f8, pairs, args.hidden, args.hidden, kTileTokens);
+  maps.w13 =
+      tensor_map(args.w13, int64_t{2} * args.experts * args.inner, args.hidden, args.hidden, 64);
+  maps.inner = tensor_map(args.inner_f8, pairs, args.inner, args.inner, kTileTokens);
+  maps.w2 =
+      tensor_map(args.w2, int64_t{1} * args.experts * args.hidden, args.inner, args.inner, 64);
+  LaunchShape shape;
+  shape.grid = dim3(static_cast<unsigned>(multiprocessors()));
+  shape.block = dim3(kTileThreads);
+  shape.shared_bytes = kTileSharedBytes;
+  launch(stream, sm90_experts_tiles<true>, shape, args, maps);
+  launch(stream, sm90_experts_tiles<false>, shape, args, maps);
+  launch(stream, combine_pairs<__nv_bfloat16>,
+         {dim3(static_cast<unsigned>(args.x.rows)), dim3(256)}, args);
 }
 
 }  // namespace
@@ -102,6 +122,7 @@ void launch_ring(void* stream, const ExpertsArgs& args) {
 void launch_experts(void* stream, const ExpertsPlan& plan, const ExpertsArgs& args) {
   if (args.x.rows == 0) return;
   if (plan.form == ExpertsForm::any) return launch_any(stream, args);
+  if (plan.form == ExpertsForm::tiles) return launch_tiles(stream, args);
   if (plan.form == ExpertsForm::ring) return launch_ring(stream, args);
   const bool f8 = args.weight_dtype == DType::f8_e4m3;
   if (plan.token_tiles == 1)

@@ -30,6 +30,13 @@ struct ExpertsArgs {
   int32_t* order;
   void* inner_values;
   float* results;
+  int group_pairs;  // most pairs of a group
+  // tiles: quantised tokens [pairs, hidden] and inner values [pairs, inner] in the order of
+  // `order`, with scales of every 128 and every 64 columns; `results` is bf16 then.
+  uint8_t* x_f8;
+  float* x_scales;
+  uint8_t* inner_f8;
+  float* inner_scales;
 };
 
 void launch_experts(void* stream, const ExpertsPlan& plan, const ExpertsArgs& args);

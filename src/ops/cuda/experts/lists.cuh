@@ -34,6 +34,23 @@ __device__ __forceinline__ int block_prefix(int value, int* scratch, int& total)
   return before;
 }
 
+// use(pair, expert) for the block's pairs whose expert is held here; 8 ids are read at a time.
+template <class Use>
+__device__ __forceinline__ void for_pairs(const ExpertsArgs& args, int pairs, Use use) {
+  constexpr int kAhead = 8;
+  for (int first = threadIdx.x; first < pairs; first += kAhead * kListThreads) {
+    int expert[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int pair = first + i * kListThreads;
+      expert[i] = pair < pairs ? args.ids[pair] - args.first_expert : -1;
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i)
+      if (expert[i] >= 0 && expert[i] < args.experts) use(first + i * kListThreads, expert[i]);
+  }
+}
+
 // Groups the pairs by expert. One block; experts <= kListThreads. The order of the pairs within an
 // expert is not fixed, and nothing depends on it: a pair's results are the same in any column.
 // Bytes: a few kB. Bound by latency.
@@ -45,10 +62,7 @@ __global__ void __launch_bounds__(kListThreads) list_pairs(ExpertsArgs args) {
   const int pairs = static_cast<int>(args.x.rows) * args.top;
   counts[threadIdx.x] = 0;
   __syncthreads();
-  for (int pair = threadIdx.x; pair < pairs; pair += kListThreads) {
-    const int expert = args.ids[pair] - args.first_expert;
-    if (expert >= 0 && expert < args.experts) atomicAdd(&counts[expert], 1);
-  }
+  for_pairs(args, pairs, [&](int, int expert) { atomicAdd(&counts[expert], 1); });
   __syncthreads();
   const int expert = threadIdx.x;
   const int count = counts[expert];
@@ -56,12 +70,12 @@ __global__ void __launch_bounds__(kListThreads) list_pairs(ExpertsArgs args) {
   const int begin = block_prefix(count, scratch, total);
   const int place = block_prefix(count > 0 ? 1 : 0, scratch, active);
   int groups;
-  int group = block_prefix((count + 7) / 8, scratch, groups);
-  for (int done = 0; done < count; done += 8, ++group) {
+  int group = block_prefix((count + args.group_pairs - 1) / args.group_pairs, scratch, groups);
+  for (int done = 0; done < count; done += args.group_pairs, ++group) {
     int* entry = args.groups + 4 + 4 * group;
     entry[0] = expert;
     entry[1] = begin + done;
-    entry[2] = min(8, count - done);
+    entry[2] = min(args.group_pairs, count - done);
   }
   if (expert < args.experts) {
     args.offsets[expert] = begin;
@@ -74,10 +88,8 @@ __global__ void __launch_bounds__(kListThreads) list_pairs(ExpertsArgs args) {
   }
   counts[expert] = begin;  // from here on: where the next pair goes
   __syncthreads();
-  for (int pair = threadIdx.x; pair < pairs; pair += kListThreads) {
-    const int mine = args.ids[pair] - args.first_expert;
-    if (mine >= 0 && mine < args.experts) args.order[atomicAdd(&counts[mine], 1)] = pair;
-  }
+  for_pairs(args, pairs,
+            [&](int pair, int mine) { args.order[atomicAdd(&counts[mine], 1)] = pair; });
 }
 
 // What the u-th block row works on: an expert and its pairs, order[begin .. begin + count).
@@ -102,7 +114,8 @@ __device__ __forceinline__ int pair_at(const ExpertsArgs& args, int position) {
 }
 
 // out[t] = sum over the token's experts here, in ascending order, of weight * result.
-// Bytes: T top H 4 read, T H 2 written. Bound: bandwidth.
+// Bytes: T top H 4 (or 2) read, T H 2 written. Bound: bandwidth.
+template <class Result>
 __global__ void __launch_bounds__(256) combine_pairs(ExpertsArgs args) {
   wait_for_previous();
   let_next_start();
@@ -113,7 +126,9 @@ __global__ void __launch_bounds__(256) combine_pairs(ExpertsArgs args) {
       const int64_t pair = token * args.top + place;
       const int expert = args.ids[pair] - args.first_expert;
       if (expert >= 0 && expert < args.experts)
-        sum = fmaf(args.weights[pair], args.results[pair * args.hidden + c], sum);
+        sum = fmaf(args.weights[pair],
+                   to_float(reinterpret_cast<const Result*>(args.results)[pair * args.hidden + c]),
+                   sum);
     }
     store_number(args.out.data, args.out.dtype, token * args.out.stride + c, sum);
   }

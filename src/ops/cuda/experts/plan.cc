@@ -21,7 +21,16 @@ class Layout {
 
 constexpr int64_t kAnyBatch = 64;
 constexpr int64_t kStreamBatch = 256;
+constexpr int64_t kTilesBatch = 8192;
 constexpr int64_t kRingHidden = 3072, kRingInner = 1536;  // what the ring's registers hold
+
+// Steps of that many tokens and more are prefill: activations are quantised.
+constexpr int64_t kTilesTokens = 129;
+
+bool can_tile(const ExpertsShape& shape) {
+  return shape.compute_major == 9 && shape.weight == DType::f8_e4m3 &&
+         shape.tokens >= kTilesTokens && shape.hidden % 128 == 0;
+}
 
 bool can_stream(const ExpertsShape& shape) {
   const bool f8 = shape.weight == DType::f8_e4m3;
@@ -44,14 +53,27 @@ ExpertsPlan plan_experts(const ExpertsShape& shape) {
       shape.hidden <= kRingHidden && shape.inner <= kRingInner)
     plan.form = ExpertsForm::ring;
 
+  if (stream && can_tile(shape)) {
+    plan.form = ExpertsForm::tiles;
+    plan.batch = std::min(shape.tokens, kTilesBatch);
+    plan.group_pairs = 128;
+  }
+  const bool tiles = plan.form == ExpertsForm::tiles;
+
   const int64_t pairs = plan.batch * shape.top;
   Layout layout;
   plan.offsets = layout.place(4 * (shape.experts + 1));
   plan.active = layout.place(4 * (shape.experts + 1));
-  plan.groups = layout.place(4 * (4 + 4 * (shape.experts + pairs / 8 + 1)));
+  plan.groups = layout.place(4 * (4 + 4 * (shape.experts + pairs / plan.group_pairs + 1)));
   plan.order = layout.place(4 * pairs);
-  plan.inner = layout.place((stream ? 2 : 4) * pairs * shape.inner);
-  plan.results = layout.place(4 * pairs * shape.hidden);
+  plan.inner = layout.place(tiles ? 0 : (stream ? 2 : 4) * pairs * shape.inner);
+  plan.results = layout.place((tiles ? 2 : 4) * pairs * shape.hidden);
+  if (tiles) {
+    plan.x_f8 = layout.place(pairs * shape.hidden);
+    plan.x_scales = layout.place(4 * pairs * (shape.hidden / 128));
+    plan.inner_f8 = layout.place(pairs * shape.inner);
+    plan.inner_scales = layout.place(4 * pairs * (shape.inner / 64));
+  }
   plan.scratch_bytes = layout.bytes();
   return plan;
 }
@@ -59,11 +81,14 @@ ExpertsPlan plan_experts(const ExpertsShape& shape) {
 std::string describe(const ExpertsPlan& plan) {
   const std::string batch = ", batch " + std::to_string(plan.batch);
   switch (plan.form) {
-    case ExpertsForm::any: return "any" + batch;
+    case ExpertsForm::any:
+      return "any" + batch;
     case ExpertsForm::stream:
       return "stream, " + std::to_string(8 * plan.token_tiles) + " tokens" + batch;
-    case ExpertsForm::ring: return "ring" + batch;
-    case ExpertsForm::tiles: return "tiles" + batch;
+    case ExpertsForm::ring:
+      return "ring" + batch;
+    case ExpertsForm::tiles:
+      return "tiles" + batch;
   }
   return "?";
 }

@@ -28,15 +28,17 @@ struct ExpertsShape {
 // the scratch at these byte offsets.
 struct ExpertsPlan {
   ExpertsForm form = ExpertsForm::any;
-  int token_tiles = 1;       // stream: tiles of 8 tokens a block takes together
-  int64_t batch = 0;         // tokens a pass; longer steps take several passes
-  int64_t offsets = 0;       // i32 [E + 1]: where each expert's pairs begin in `order`
-  int64_t active = 0;        // i32 [1 + E]: how many experts have pairs, then which
-  int64_t groups = 0;        // i32 [4 + 4 G]: how many groups of up to 8 pairs of one expert, then
-                             // each one's expert, begin in `order` and count (ring)
-  int64_t order = 0;         // i32 [pairs]: pairs, expert after expert
-  int64_t inner = 0;         // [pairs, I]: silu(gate) * up; f32 (any) or bf16
-  int64_t results = 0;       // f32 [pairs, H]
+  int token_tiles = 1;      // stream: tiles of 8 tokens a block takes together
+  int64_t batch = 0;        // tokens a pass; longer steps take several passes
+  int64_t offsets = 0;      // i32 [E + 1]: where each expert's pairs begin in `order`
+  int64_t active = 0;       // i32 [1 + E]: how many experts have pairs, then which
+  int64_t groups = 0;       // i32 [4 + 4 G]: how many groups of pairs of one expert, then each
+                            // one's expert, begin in `order` and count (ring, tiles)
+  int64_t order = 0;        // i32 [pairs]: pairs, expert after expert
+  int64_t inner = 0;        // [pairs, I]: silu(gate) * up; f32 (any) or bf16
+  int64_t results = 0;      // f32 [pairs, H]
+  int64_t group_pairs = 8;  // most pairs of a group
+  int64_t x_f8 = 0, x_scales = 0, inner_f8 = 0, inner_scales = 0;  // tiles; results are bf16 then
   int64_t scratch_bytes = 0;
 };
 

@@ -7,11 +7,11 @@ namespace m2::ops::cuda {
 
 constexpr int kUpRows = 8;  // rows of w1 in a tile; the other 8 are the same rows of w3
 
-// inner[p, i] = silu(w1_i x) * (w3_i x) for the pairs p of one expert, 8 values of i a block. A tile
-// of 16 rows is 8 of w1 over 8 of w3, so that gate and up of one value meet in one thread.
+// inner[p, i] = silu(w1_i x) * (w3_i x) for the pairs p of one expert, 8 values of i a block. A
+// tile of 16 rows is 8 of w1 over 8 of w3, so that gate and up of one value meet in one thread.
 // Bytes: 2 I H weights an expert (+ x from L2), FLOPs: 4 I H a pair. Bound: bandwidth of memory.
 template <bool kF8, int kTiles>
-__global__ void __launch_bounds__(kStreamThreads, kTiles == 1 ? 4 : kTiles == 2 ? 3 : 2)
+__global__ void __launch_bounds__(kStreamThreads, kTiles == 1 ? 3 : 2)
     sm80_experts_up(ExpertsArgs args) {
   __shared__ WarpTotals<kTiles> totals;
   wait_for_previous();
@@ -98,7 +98,7 @@ __device__ __forceinline__ const uint8_t* inner_row(const ExpertsArgs& args, int
 // weights are on their way before the kernel waits for the values.
 // Bytes: H I weights an expert, FLOPs: 2 H I a pair. Bound: bandwidth of memory.
 template <bool kF8, int kTiles>
-__global__ void __launch_bounds__(kStreamThreads, kTiles == 1 ? 4 : kTiles == 2 ? 3 : 2)
+__global__ void __launch_bounds__(kStreamThreads, kTiles == 1 ? 3 : 2)
     sm80_experts_down(ExpertsArgs args) {
   __shared__ WarpTotals<kTiles> totals;
   const Unit unit = unit_of(args, blockIdx.y);
@@ -132,8 +132,7 @@ __global__ void __launch_bounds__(kStreamThreads, kTiles == 1 ? 4 : kTiles == 2 
       const int at = base + tile * 8 + token;
       if (at < unit.count && first + row < args.hidden)
         args.results[static_cast<int64_t>(pair_at(args, unit.begin + at)) * args.hidden + first +
-                     row] =
-            totals.sum(tile, row / 8 * 2 + token % 2, row % 8 * 4 + token / 2);
+                     row] = totals.sum(tile, row / 8 * 2 + token % 2, row % 8 * 4 + token / 2);
     }
   }
 }

@@ -27,19 +27,21 @@ struct Groups {
   }
   __device__ __forceinline__ Group at(int i) const {
     if (args.x.rows == 1) {
-      const int place = static_cast<int>(__fns(held, 0, i + 1));
+      uint32_t later = held;
+      for (; i > 0; --i) later &= later - 1;
+      const int place = __ffs(static_cast<int>(later)) - 1;
       return {args.ids[place] - args.first_expert, place, 1};
     }
-    const int* entry = args.groups + 4 + 4 * i;
-    return {entry[0], entry[1], entry[2]};
+    const int4 entry = *reinterpret_cast<const int4*>(args.groups + 4 + 4 * i);
+    return {entry.x, entry.y, entry.z};
   }
 };
 
-// Tiles of one group after another; kUp: 8 rows of w1 over the same 8 of w3, else 16 rows of w2.
+// Tiles of one group after another; kUp: 8 rows of w1 over the same 8 of w3, else 32 rows of w2.
 template <bool kUp>
 struct ExpertsRingWork {
-  static constexpr int kRows = 16;
-  static constexpr int kStores = kUp ? 64 : 128;
+  static constexpr int kRows = kUp ? 16 : 32;
+  static constexpr int kStores = kUp ? 64 : 256;
   const ExpertsArgs& args;
   Groups groups;
   int tiles;  // of a group
@@ -63,35 +65,36 @@ struct ExpertsRingWork {
       tile.lower = tile.upper + rows * columns;
       tile.upper_rows = tile.lower_rows = min(8, rows - row);
     } else {
-      const int row = index % tiles * 16;
+      const int row = index % tiles * 32;
       tile.upper = static_cast<const uint8_t*>(args.w2) +
                    (static_cast<int64_t>(group.expert) * rows + row) * columns;
-      tile.upper_rows = min(8, rows - row);
-      if (row + 8 < rows) {
-        tile.lower = tile.upper + 8 * columns;
-        tile.lower_rows = min(8, rows - row - 8);
+      tile.upper_rows = min(16, rows - row);
+      if (row + 16 < rows) {
+        tile.lower = tile.upper + 16 * columns;
+        tile.lower_rows = min(16, rows - row - 16);
       }
     }
     return tile;
   }
   __device__ __forceinline__ void scales(int index, const float*& upper, const float*& lower,
-                                         int& first_column) {
-    go_to(index);
-    const int g = threadIdx.x % kWarp / 4;
+                                         int& first_column) const {
+    // Asked for one tile ahead, so the group may be the next.
+    const Group of = index / tiles == current ? group : groups.at(index / tiles);
     if constexpr (kUp) {
+      const int g = threadIdx.x % kWarp / 4;
       const int row = min(index % tiles * 8 + g, args.inner - 1);
-      const int64_t at = (static_cast<int64_t>(group.expert) * args.inner_blocks +
+      const int64_t at = (static_cast<int64_t>(of.expert) * args.inner_blocks +
                           (args.first_inner + row) / 128 - args.scale_row) *
                          args.hidden_blocks;
       upper = args.w1_scale + at;
       lower = args.w3_scale + at;
       first_column = 0;
     } else {
-      const int row = index % tiles * 16 + g;
-      const float* scale = args.w2_scale + static_cast<int64_t>(group.expert) * args.hidden_blocks *
-                                               args.inner_blocks;
-      upper = scale + min(row, args.hidden - 1) / 128 * args.inner_blocks;
-      lower = scale + min(row + 8, args.hidden - 1) / 128 * args.inner_blocks;
+      // 32 rows that begin at a multiple of 32 share their blocks.
+      upper = args.w2_scale +
+              (static_cast<int64_t>(of.expert) * args.hidden_blocks + index % tiles * 32 / 128) *
+                  args.inner_blocks;
+      lower = upper;
       first_column = args.first_inner - args.scale_row * 128;
     }
   }
@@ -101,17 +104,16 @@ struct ExpertsRingWork {
     const int g = threadIdx.x % kWarp / 4;
     if (g >= group.count) return nullptr;
     const int position = group.begin + g;
-    const auto* row =
-        kUp ? static_cast<const uint8_t*>(args.x.data) +
-                  pair_at(args, position) / args.top * args.x.stride * 2
-            : static_cast<const uint8_t*>(args.inner_values) +
-                  static_cast<int64_t>(position) * args.inner * 2;
+    const auto* row = kUp ? static_cast<const uint8_t*>(args.x.data) +
+                                pair_at(args, position) / args.top * args.x.stride * 2
+                          : static_cast<const uint8_t*>(args.inner_values) +
+                                static_cast<int64_t>(position) * args.inner * 2;
     return row + lane_token_offset<true>();
   }
   template <class Sum>
   __device__ __forceinline__ void store(int index, int i, Sum sum) {
     go_to(index);
-    constexpr int kTileRows = kUp ? 8 : 16;
+    constexpr int kTileRows = kUp ? 8 : 32;
     const int token = i / kTileRows, row_in_tile = i % kTileRows;
     const int row = index % tiles * kTileRows + row_in_tile;
     if (token >= group.count || row >= (kUp ? args.inner : args.hidden)) return;
@@ -138,7 +140,7 @@ __global__ void __launch_bounds__(kRingThreads, 1)
   ExpertsRingWork<kUp> work{args, {args}};
   work.groups.find();
   const int columns = kUp ? args.hidden : args.inner;
-  work.tiles = kUp ? (args.inner + 7) / 8 : (args.hidden + 15) / 16;
+  work.tiles = kUp ? (args.inner + 7) / 8 : (args.hidden + 31) / 32;
   const int all = work.groups.count() * work.tiles;
   run_ring<kChunks>(work, ring_begin(all, blockIdx.x), ring_begin(all, blockIdx.x + 1),
                     columns / kStreamChunk, slots);

@@ -1,7 +1,7 @@
 #include "ops/cuda/linear/launch.h"
-
 #include "ops/cuda/linear/sm80_stream.cuh"
 #include "ops/cuda/linear/sm90_ring.cuh"
+#include "ops/cuda/linear/sm90_tiles.cuh"
 
 namespace m2::ops::cuda {
 namespace {
@@ -35,8 +35,8 @@ __global__ void __launch_bounds__(kAnyWarps* kWarp) linear_any(LinearArgs args, 
   for (int t = 0; t < kAnyTokens; ++t) {
     const float total = warp_sum(sum[t]);
     if (lane == 0 && first + t < args.x.rows)
-      store_number(args.out.data, args.out.dtype, (first + t) * args.out.stride + part.out_begin + row,
-                   total);
+      store_number(args.out.data, args.out.dtype,
+                   (first + t) * args.out.stride + part.out_begin + row, total);
   }
 }
 
@@ -59,14 +59,30 @@ void launch_ring(void* stream, const LinearArgs& args) {
   shape.grid = dim3(static_cast<unsigned>(tiles < multiprocessors() ? tiles : multiprocessors()));
   shape.block = dim3(kRingThreads);
   shape.shared_bytes = kRingSharedBytes;
-  launch(stream, chunks <= 6 * kStreamWarps ? sm90_linear_ring<kRows, 6> : sm90_linear_ring<kRows, 12>,
+  launch(stream,
+         chunks <= 6 * kStreamWarps ? sm90_linear_ring<kRows, 6> : sm90_linear_ring<kRows, 12>,
          shape, args, tiles, ring_slots(kRows * static_cast<int>(args.x.columns)));
+}
+
+void launch_tiles(void* stream, const LinearArgs& args) {
+  launch(stream, sm90_linear_quantise, {dim3(blocks_for(args.x.rows, 8)), dim3(256)}, args);
+  LinearMaps maps;
+  maps.x = tensor_map(args.x_f8, args.x.rows, args.x.columns, args.x.columns, kTileTokens);
+  for (int i = 0; i < args.parts; ++i)
+    maps.weight[i] = tensor_map(args.part[i].weight, args.part[i].rows > 0 ? args.part[i].rows : 1,
+                                args.x.columns, args.x.columns, 64);
+  LaunchShape shape;
+  shape.grid = dim3(static_cast<unsigned>(multiprocessors()));
+  shape.block = dim3(kTileThreads);
+  shape.shared_bytes = kTileSharedBytes;
+  launch(stream, sm90_linear_tiles, shape, args, maps);
 }
 
 }  // namespace
 
 void launch_linear(void* stream, const LinearPlan& plan, const LinearArgs& args) {
   if (args.x.rows == 0) return;
+  if (plan.form == LinearForm::tiles) return launch_tiles(stream, args);
   if (plan.form == LinearForm::ring) {
     if (plan.tile_rows == 16)
       launch_ring<16>(stream, args);

@@ -24,6 +24,10 @@ struct LinearArgs {
   int parts;
   int tiles;  // of all parts
   LinearPart part[kMaxParts];
+  // tiles: quantised x [T, K] and the scales of every 128 columns
+  uint8_t* x_f8;
+  float* x_scales;
+  bool paired_stores;  // two neighbouring bf16 of the output may be stored at once
 };
 
 void launch_linear(void* stream, const LinearPlan& plan, const LinearArgs& args);

@@ -18,19 +18,25 @@ enum class LinearForm {
 struct LinearShape {
   int64_t tokens = 0, rows = 0, columns = 0;  // T, N of all matrices, K
   DType x = DType::bf16, weight = DType::f8_e4m3;
-  bool aligned = true;  // all rows of x and the weights begin at multiples of 16 bytes
+  bool aligned = true;       // all rows of x and the weights begin at multiples of 16 bytes
   bool whole_chunks = true;  // every slice begins at a multiple of 64 columns
-  bool rows_follow = true;   // no gaps between the rows of a weight
+  bool whole_blocks = true;  // slices begin at multiples of 64 rows and 128 columns
+  int64_t workspace_bytes = 0;
+  bool rows_follow = true;  // no gaps between the rows of a weight
   int compute_major = 9;
   int multiprocessors = 132;
 };
 
 struct LinearPlan {
   LinearForm form = LinearForm::any;
-  int token_tiles = 1;  // stream: tiles of 8 tokens a block takes together
-  int tile_rows = 16;   // ring: rows of a tile, 16 or 8, whichever spreads more evenly
+  int token_tiles = 1;    // stream: tiles of 8 tokens a block takes together
+  int64_t scales_at = 0;  // tiles: where in the workspace the scales of the quantised x begin
+  int tile_rows = 16;     // ring: rows of a tile, 16 or 8, whichever spreads more evenly
 };
 
+// Workspace (Exec) with which many tokens are multiplied on the FP8 tensor cores: x quantised, and
+// its scales. With less they go through the stream form.
+int64_t linear_workspace_bytes(int64_t tokens, int64_t columns);
 LinearPlan plan_linear(const LinearShape& shape);
 std::string describe(const LinearPlan& plan);
 

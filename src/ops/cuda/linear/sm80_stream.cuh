@@ -5,11 +5,11 @@
 
 namespace m2::ops::cuda {
 
-// out[t, n] = sum_k x[t, k] W[n, k] for kTiles * 8 tokens a block, weights f8_e4m3 with block scales
-// or bf16. One block a tile of 16 rows, all of K in flight at once.
-// Bytes: N K weight bytes (+ x from L2, T K 2 a block), FLOPs: 2 T N K. Bound: bandwidth of memory.
+// out[t, n] = sum_k x[t, k] W[n, k] for kTiles * 8 tokens a block, weights f8_e4m3 with block
+// scales or bf16. One block a tile of 16 rows, all of K in flight at once. Bytes: N K weight bytes
+// (+ x from L2, T K 2 a block), FLOPs: 2 T N K. Bound: bandwidth of memory.
 template <bool kF8, int kTiles>
-__global__ void __launch_bounds__(kStreamThreads, kTiles == 1 ? 4 : kTiles == 2 ? 3 : 2)
+__global__ void __launch_bounds__(kStreamThreads, kTiles == 1 ? 3 : 2)
     sm80_linear_stream(LinearArgs args) {
   __shared__ WarpTotals<kTiles> totals;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, group = lane / 4;

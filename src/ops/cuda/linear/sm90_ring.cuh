@@ -50,7 +50,9 @@ struct LinearRingWork {
             (at.part.first_row + min(at.row + group + 8, last)) / 128 * at.part.scale_stride;
     first_column = at.part.first_column;
   }
-  __device__ __forceinline__ bool new_tokens(int) const { return false; }
+  __device__ __forceinline__ bool new_tokens(int) const {
+    return false;
+  }
   __device__ __forceinline__ const uint8_t* token(int) const {
     const int group = threadIdx.x % kWarp / 4;
     return group < args.x.rows ? static_cast<const uint8_t*>(args.x.data) +
