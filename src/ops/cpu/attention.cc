@@ -59,6 +59,23 @@ HWY_INLINE void for_runs(const AttentionItem& item, const Tile& tile, Body&& bod
   }
 }
 
+// Fetches what the next tile reads where this one reads `count` positions from `first` on: blocks lie
+// anywhere, so that the processor cannot foresee them.
+void prefetch_next(const AttentionItem& item, const Tile& tile, int64_t first, int64_t count,
+                   const BF16* cache, int64_t block_stride) {
+  const int64_t position = tile.begin + kAttentionTile + first;
+  const int64_t end = std::min(position + count, item.rows[item.count - 1].visible);
+  const int64_t inside = position % item.block_size;
+  if (position >= end) return;
+  const BF16* from = cache + item.blocks[position / item.block_size] * block_stride;
+  const int64_t last = std::min(item.block_size, inside + end - position);
+  constexpr int64_t kLine = 32;  // numbers of a cache line
+  for (int64_t i = inside * item.head_dim; i < last * item.head_dim; i += kLine) {
+    __builtin_prefetch(from + i, 0, 2);
+    asm volatile("");  // GCC drops loops, and whole functions, that do nothing but prefetch
+  }
+}
+
 int64_t padded_dim(const AttentionItem& item) {
   return (item.head_dim + kStep - 1) / kStep * kStep;
 }
@@ -196,10 +213,12 @@ void value_run(const AttentionItem& item, const Tile& tile, int64_t first, int64
 
 void tile_of_few_rows(const AttentionItem& item, const Tile& tile, AttentionSpace& space) {
   for_runs(item, tile, [&](int64_t first, int64_t count, const BF16* k, const BF16*) {
+    prefetch_next(item, tile, first, count, item.k, item.k_block_stride);
     score_run(item, tile, first, count, k, space);
   });
   for (int64_t r = tile.first_row; r < item.count; ++r) softmax_row(item, tile, r, space);
   for_runs(item, tile, [&](int64_t first, int64_t count, const BF16*, const BF16* v) {
+    prefetch_next(item, tile, first, count, item.v, item.v_block_stride);
     value_run(item, tile, first, count, v, space);
   });
 }
@@ -207,6 +226,8 @@ void tile_of_few_rows(const AttentionItem& item, const Tile& tile, AttentionSpac
 // K and V of the tile are converted once for all rows.
 void tile_of_many_rows(const AttentionItem& item, const Tile& tile, AttentionSpace& space) {
   for_runs(item, tile, [&](int64_t first, int64_t count, const BF16* k, const BF16* v) {
+    prefetch_next(item, tile, first, count, item.k, item.k_block_stride);
+    prefetch_next(item, tile, first, count, item.v, item.v_block_stride);
     convert(k, count * item.head_dim, space.k + first * item.head_dim);
     convert(v, count * item.head_dim, space.v + first * item.head_dim);
   });
