@@ -65,6 +65,21 @@ Result<Json> generation_json(const fs::path& folder, const std::string& source) 
   return read_json(path);
 }
 
+// The letter that stands for a byte in byte-level vocabularies: the byte's own Latin-1 letter where
+// that is visible, else the next one from U+0100 on (GPT-2's table).
+std::string byte_level_letter(int byte) {
+  const auto visible = [](int c) {
+    return (c >= 0x21 && c <= 0x7e) || (c >= 0xa1 && c <= 0xac) || (c >= 0xae && c <= 0xff);
+  };
+  int letter = byte;
+  if (!visible(byte)) {
+    letter = 0x100;
+    for (int c = 0; c < byte; ++c) letter += !visible(c);
+  }
+  if (letter < 0x80) return {static_cast<char>(letter)};
+  return {static_cast<char>(0xc0 | letter >> 6), static_cast<char>(0x80 | (letter & 0x3f))};
+}
+
 }  // namespace
 
 Result<fs::path> model_folder(const std::string& model, const Values& values) {
@@ -94,6 +109,18 @@ Result<std::shared_ptr<const text::Tokenizer>> read_tokenizer(const fs::path& fo
   if (!fs::exists(path, ignored))
     return fail(Code::not_found, "{} is missing; it holds the vocabulary", path.string());
   return text::Tokenizer::load(path.string());
+}
+
+std::shared_ptr<const text::Tokenizer> byte_tokenizer() {
+  Json vocabulary = Json::object();
+  for (int byte = 0; byte < 256; ++byte) vocabulary[byte_level_letter(byte)] = byte;
+  const Json byte_level{{"type", "ByteLevel"}, {"add_prefix_space", false}};
+  const Json file{{"pre_tokenizer", byte_level},
+                  {"decoder", byte_level},
+                  {"model", {{"type", "BPE"}, {"vocab", vocabulary}, {"merges", Json::array()}}}};
+  Result<std::shared_ptr<const text::Tokenizer>> tokenizer = text::Tokenizer::parse(to_text(file));
+  M2_CHECK(tokenizer.ok(), "{}", tokenizer.error().text);
+  return *std::move(tokenizer);
 }
 
 Result<std::shared_ptr<const text::ChatTemplate>> read_chat_template(const fs::path& folder,

@@ -30,6 +30,9 @@ Result<ModelSettings> read_settings(const std::filesystem::path& folder, const V
 Result<std::shared_ptr<const text::Tokenizer>> read_tokenizer(const std::filesystem::path& folder,
                                                               const Values& values);
 
+// A tokenizer of the 256 bytes and nothing else, for --load-format dummy without a tokenizer.json.
+std::shared_ptr<const text::Tokenizer> byte_tokenizer();
+
 // --chat-template (a file or the text itself), else chat_template.jinja of the folder, else
 // tokenizer_config.json's chat_template.
 Result<std::shared_ptr<const text::ChatTemplate>> read_chat_template(

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "app/config.h"
 #include "app/serve_options.h"
@@ -199,8 +200,7 @@ Result<void> Serving::build(const std::string& model) {
 
   log_info("Starting to load model {}...", model);
   server_->set_progress("loading the tokenizer");
-  M2_TRY(tokenizer_, read_tokenizer(folder_, values_));
-  M2_TRY(chat_template_, read_chat_template(folder_, values_));
+  M2_TRY_VOID(read_text_files());
   M2_TRY(model::Weights weights, read_weights());
   M2_TRY_VOID(make_model(std::move(weights)));
   M2_TRY_VOID(start_engine());
@@ -218,6 +218,24 @@ Result<void> Serving::start_server(const std::string& model) {
   return server_->start();
 }
 
+// Dummy weights need no file but config.json: without tokenizer.json text is bytes, and without a
+// template there is no chat.
+Result<void> Serving::read_text_files() {
+  std::error_code ignored;
+  const bool only_config = values_.text("load-format") == "dummy" && !values_.given("tokenizer") &&
+                           !std::filesystem::exists(folder_ / "tokenizer.json", ignored);
+  if (!only_config) {
+    M2_TRY(tokenizer_, read_tokenizer(folder_, values_));
+    M2_TRY(chat_template_, read_chat_template(folder_, values_));
+    id_limit_ = std::min<int64_t>(tokenizer_->id_limit(), settings_.config.vocab_size);
+    return {};
+  }
+  tokenizer_ = byte_tokenizer();
+  id_limit_ = settings_.config.vocab_size;
+  std::erase_if(settings_.config.eos_token_ids, [&](int64_t id) { return id >= id_limit_; });
+  return {};
+}
+
 Result<model::Weights> Serving::read_weights() {
   const Nanos start = clock_.now();
   Result<model::Weights> weights = [&]() -> Result<model::Weights> {
@@ -226,13 +244,14 @@ Result<model::Weights> Serving::read_weights() {
                                   static_cast<uint64_t>(*values_.integer("seed")));
     M2_TRY(const load::Checkpoint checkpoint, load::Checkpoint::open(folder_));
     ProgressBar bar("Loading safetensors checkpoint shards");
-    const bool show = values_.flag("use-tqdm-on-load");
-    return model::load_weights(
-        settings_.config, checkpoint, {}, Device{}, [&](int64_t done, int64_t total) {
-          server_->set_progress(
-              fmt::format("loading weights, {}%", total ? done * 100 / total : 100));
-          if (show) bar.update(done, total);
-        });
+    int64_t shown = -1;
+    const auto progress = [&](int64_t done, int64_t total) {
+      const int64_t percent = total > 0 ? done * 100 / total : 100;
+      if (percent == std::exchange(shown, percent)) return;
+      server_->set_progress(fmt::format("loading weights, {}%", percent));
+      if (values_.flag("use-tqdm-on-load")) bar.update(done, total);
+    };
+    return model::load_weights(settings_.config, checkpoint, {}, Device{}, progress);
   }();
   if (!weights.ok()) return weights;
   const double elapsed = seconds(clock_.now() - start);
@@ -270,15 +289,14 @@ Result<void> Serving::make_model(model::Weights weights) {
 }
 
 Result<void> Serving::start_engine() {
-  const auto id_limit = static_cast<engine::TokenId>(
-      std::min<int64_t>(tokenizer_->id_limit(), settings_.config.vocab_size));
   for (const int64_t id : settings_.config.eos_token_ids) {
-    if (id < 0 || id >= id_limit)
+    if (id < 0 || id >= id_limit_)
       return fail(Code::invalid_argument, "eos_token_id {} is not a token of the tokenizer", id);
   }
   engine_ = std::make_unique<engine::Engine>(
-      engine_config(values_, settings_.config, id_limit, served_name_), *model_, *pool_, clock_,
-      *server_, metrics_);
+      engine_config(values_, settings_.config, static_cast<engine::TokenId>(id_limit_),
+                    served_name_),
+      *model_, *pool_, clock_, *server_, metrics_);
   engine_thread_ = std::jthread([this](std::stop_token stop) { engine_->run(stop); });
 
   server::ModelServices services;
@@ -287,8 +305,9 @@ Result<void> Serving::start_engine() {
   services.engine = engine_.get();
   services.max_model_len = max_model_len_;
   services.vocab_size = settings_.config.vocab_size;
-  services.eos_token =
-      tokenizer_->bytes(static_cast<text::TokenId>(settings_.config.eos_token_ids.front()));
+  if (!settings_.config.eos_token_ids.empty())
+    services.eos_token =
+        tokenizer_->bytes(static_cast<text::TokenId>(settings_.config.eos_token_ids.front()));
   server_->ready(std::move(services));
   return {};
 }

@@ -35,6 +35,7 @@ class Serving {
 
   Result<void> build(const std::string& model);
   Result<void> start_server(const std::string& model);
+  Result<void> read_text_files();
   Result<model::Weights> read_weights();
   Result<void> make_model(model::Weights weights);
   Result<void> start_engine();
@@ -47,6 +48,7 @@ class Serving {
   int64_t max_model_len_ = 0;
   std::shared_ptr<const text::Tokenizer> tokenizer_;
   std::shared_ptr<const text::ChatTemplate> chat_template_;
+  int64_t id_limit_ = 0;  // ids from here on are padding rows: never sampled
 
   Metrics metrics_;
   SteadyClock clock_;

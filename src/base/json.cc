@@ -111,6 +111,9 @@ Result<Json> parse_json(std::string_view text, const JsonLimits& limits) {
   if (text.size() > limits.max_bytes)
     return fail(Code::resource_exhausted, "JSON text of {} bytes exceeds the limit of {} bytes",
                 text.size(), limits.max_bytes);
+  // The library takes a NUL for the end of the text; what stands behind it would go unread.
+  if (const size_t nul = text.find('\0'); nul != std::string_view::npos)
+    return fail(Code::invalid_argument, "invalid JSON: NUL byte at {}", nul);
   LimitedBuilder builder(limits);
   if (!Json::sax_parse(text.begin(), text.end(), &builder))
     return fail(Code::invalid_argument, "invalid JSON: {}", builder.problem);

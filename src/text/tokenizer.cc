@@ -154,7 +154,9 @@ Result<std::string> read_file(const std::string& path) {
   return text;
 }
 
-Result<std::shared_ptr<const Tokenizer>> build(std::string_view json) {
+}  // namespace
+
+Result<std::shared_ptr<const Tokenizer>> Tokenizer::parse(std::string_view json) {
   M2_TRY(TokenizerFile file, parse_tokenizer_file(json));
   M2_TRY(Bpe bpe,
          Bpe::build(std::move(file.vocabulary), std::move(file.merges), file.whole_words_first));
@@ -162,11 +164,9 @@ Result<std::shared_ptr<const Tokenizer>> build(std::string_view json) {
       file.nfc, file.pattern, std::move(bpe), std::move(file.added)));
 }
 
-}  // namespace
-
 Result<std::shared_ptr<const Tokenizer>> Tokenizer::load(const std::string& path) {
   M2_TRY(const std::string json, read_file(path));
-  auto tokenizer = build(json);
+  auto tokenizer = parse(json);
   if (tokenizer.ok()) return tokenizer;
   Error error = std::move(tokenizer).error();
   error.text = fmt::format("{}: {}", path, error.text);

@@ -38,6 +38,9 @@ class Tokenizer {
   // list). Errors: not_found, corrupt, unsupported, resource_exhausted; param is the path.
   static Result<std::shared_ptr<const Tokenizer>> load(const std::string& path);
 
+  // The same from the text of a tokenizer.json.
+  static Result<std::shared_ptr<const Tokenizer>> parse(std::string_view json);
+
   virtual ~Tokenizer() = default;
 
   // The ids of `text`, the same as the `tokenizers` package gives. O(n log n) at worst, whatever

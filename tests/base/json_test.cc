@@ -68,6 +68,12 @@ TEST(Json, RefusesBadSyntaxAndBadUtf8) {
     EXPECT_NE(error_of(text), "") << text;
 }
 
+TEST(Json, RefusesNulAndWhatStandsBehindIt) {
+  EXPECT_NE(error_of(std::string_view("{}\0garbage", 10)), "");
+  EXPECT_NE(error_of(std::string_view("\"a\0b\"", 5)), "");
+  EXPECT_EQ(error_of(R"("a\u0000b")"), "");
+}
+
 TEST(Json, RefusesTooManyBytes) {
   JsonLimits limits;
   limits.max_bytes = 4;

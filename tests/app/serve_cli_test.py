@@ -1,0 +1,287 @@
+"""`m2 serve` and `m2 chat` as a person starts them: arguments BINARY SOURCE_DIR."""
+
+import http.client
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+BINARY, SOURCE = sys.argv[1], pathlib.Path(sys.argv[2])
+
+
+def make_checkpoint(folder, *options):
+    subprocess.run([sys.executable, SOURCE / "tools/make_checkpoint.py", folder, *options],
+                   check=True, capture_output=True)
+
+
+class Server:
+    """One `m2 serve` on a free port, ready when constructed; ended by the `with` block's end."""
+
+    def __init__(self, model, *flags, env=None):
+        self.started = time.monotonic()
+        self.process = subprocess.Popen(
+            [BINARY, "serve", str(model), "--host", "127.0.0.1", "--port", "0", *map(str, flags)],
+            stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})})
+        self.log = []
+        for line in self.process.stderr:
+            self.log.append(line)
+            if "Application startup complete" in line:
+                break
+        else:
+            raise RuntimeError("".join(self.log))
+        self.ready_seconds = time.monotonic() - self.started
+        self.port = int(re.search(r"http://127\.0\.0\.1:(\d+)", "".join(self.log)).group(1))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        self.process.stderr.read()
+        self.process.stderr.close()
+        self.process.wait(timeout=30)
+
+    def request(self, method, path, body=None, headers=None):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection.request(method, path, json.dumps(body) if body is not None else None,
+                           {"Content-Type": "application/json", **(headers or {})})
+        reply = connection.getresponse()
+        text = reply.read().decode()
+        connection.close()
+        return reply.status, json.loads(text) if text[:1] in "{[" and text else text
+
+    def complete(self, **fields):
+        status, reply = self.request("POST", "/v1/completions",
+                                     {"max_tokens": 12, "temperature": 0, **fields})
+        assert status == 200, reply
+        return reply["choices"][0]["text"]
+
+
+def refused(model, *flags):
+    """How a server that must not start says so: (seconds, stderr)."""
+    start = time.monotonic()
+    done = subprocess.run([BINARY, "serve", str(model), "--host", "127.0.0.1", "--port", "0", *flags],
+                          capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1, (done.returncode, done.stderr)
+    return time.monotonic() - start, done.stderr
+
+
+class WithCheckpoint(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.TemporaryDirectory()
+        cls.model = pathlib.Path(cls.folder.name) / "model"
+        make_checkpoint(cls.model)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.folder.cleanup()
+
+
+class Serve(WithCheckpoint):
+    def test_answers_and_ends(self):
+        with Server(self.model, "--served-model-name", "small", "other") as server:
+            log = "".join(server.log)
+            for line in ("Model loading took ", "GPU KV cache size: ", "Maximum concurrency for "):
+                self.assertIn(line, log)
+            self.assertRegex(log, r"non-default args: \{.*\"served-model-name\":\[\"small\",\"other\"\]")
+            status, models = server.request("GET", "/v1/models")
+            self.assertEqual([m["id"] for m in models["data"]], ["small", "other"])
+            self.assertEqual(server.complete(prompt="one two"),
+                             server.complete(prompt="one two", model="other"))
+            status, reply = server.request("POST", "/v1/completions",
+                                           {"model": "absent", "prompt": "x"})
+            self.assertEqual((status, reply["error"]["type"]), (404, "NotFoundError"))
+            server.process.send_signal(signal.SIGTERM)
+            self.assertEqual(server.process.wait(timeout=10), 0)
+
+    def test_same_bytes_with_any_threads_chunks_and_cache(self):
+        prompt = "the quick brown fox " * 30
+        seen = set()
+        for flags in (["--threads", 1], ["--threads", 3, "--max-num-batched-tokens", 16],
+                      ["--no-enable-prefix-caching", "--max-num-seqs", 1]):
+            with Server(self.model, *flags) as server:
+                for _ in range(2):
+                    seen.add(server.complete(prompt=prompt, max_tokens=32))
+                    seen.add(server.complete(prompt=prompt, max_tokens=32, temperature=1, seed=5))
+        self.assertEqual(len(seen), 2, seen)
+
+    def test_key(self):
+        with Server(self.model, env={"VLLM_API_KEY": "secret"}) as server:
+            self.assertEqual(server.request("GET", "/v1/models")[0], 401)
+            self.assertEqual(server.request("GET", "/v1/models", headers={
+                "Authorization": "Bearer secret"})[0], 200)
+            self.assertEqual(server.request("GET", "/health")[0], 200)
+
+    def test_dummy_weights_need_config_json_alone(self):
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copy(self.model / "config.json", folder)
+            with Server(folder, "--load-format", "dummy") as server:
+                status, reply = server.request("POST", "/v1/completions", {
+                    "prompt": [1, 2, 3], "max_tokens": 4, "ignore_eos": True})
+                self.assertEqual((status, reply["usage"]["completion_tokens"]), (200, 4))
+
+    def test_overrides(self):
+        with Server(self.model, "--hf-overrides", '{"num_hidden_layers": 1}',
+                    "--override-generation-config.temperature", "0") as server:
+            status, reply = server.request("POST", "/v1/completions", {"prompt": "x"})
+            again = server.request("POST", "/v1/completions", {"prompt": "x"})[1]
+            self.assertEqual(reply["choices"][0]["text"], again["choices"][0]["text"])
+
+    def test_hub_name(self):
+        with tempfile.TemporaryDirectory() as cache:
+            entry = pathlib.Path(cache) / "hub" / "models--Some--Model"
+            (entry / "refs").mkdir(parents=True)
+            (entry / "refs" / "main").write_text("0123456789abcdef0123456789abcdef01234567")
+            (entry / "snapshots").mkdir()
+            shutil.copytree(self.model, entry / "snapshots" / "0123456789abcdef0123456789abcdef01234567")
+            with Server("Some/Model", env={"HF_HOME": cache}) as server:
+                self.assertEqual(server.request("GET", "/v1/models")[1]["data"][0]["id"],
+                                 "Some/Model")
+        seconds, said = refused("Some/Model")
+        self.assertIn("Some/Model", said)
+        self.assertLess(seconds, 2)
+
+
+class Refusals(WithCheckpoint):
+    """A damaged checkpoint is refused within 2 s, by name, and never served."""
+
+    def damaged(self, damage):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        model = pathlib.Path(folder.name) / "model"
+        shutil.copytree(self.model, model)
+        damage(model)
+        seconds, said = refused(model)
+        self.assertLess(seconds, 2)
+        self.assertNotIn("check failed", said)
+        self.assertNotIn("Application startup complete", said)
+        return said
+
+    def shards(self, model):
+        return sorted(model.glob("*.safetensors"))
+
+    def test_cut_shard(self):
+        for keep in (0, 4, 9, 3000, -1):
+            def cut(model):
+                shard = self.shards(model)[0]
+                data = shard.read_bytes()
+                shard.write_bytes(data[:keep])
+            said = self.damaged(cut)
+            self.assertIn("model-00000", said)
+
+    def test_missing_shard(self):
+        said = self.damaged(lambda model: self.shards(model)[1].unlink())
+        self.assertIn("model-00001", said)
+
+    def test_index_names_an_absent_tensor_s_shard(self):
+        def lose(model):
+            index = model / "model.safetensors.index.json"
+            content = json.loads(index.read_text())
+            del content["weight_map"]["model.norm.weight"]
+            index.write_text(json.dumps(content))
+        self.assertIn("model.norm.weight", self.damaged(lose))
+
+    def test_other_shape(self):
+        def widen(model):
+            config = json.loads((model / "config.json").read_text())
+            config["hidden_size"] *= 2
+            (model / "config.json").write_text(json.dumps(config))
+        self.assertRegex(self.damaged(widen), r"model\.\S+weight")
+
+    def test_not_this_family(self):
+        def other(model):
+            (model / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+        self.assertIn("LlamaForCausalLM", self.damaged(other))
+
+    def test_no_tokenizer(self):
+        self.assertIn("tokenizer.json",
+                      self.damaged(lambda model: (model / "tokenizer.json").unlink()))
+
+    def test_bad_template(self):
+        self.assertIn("line 1", self.damaged(
+            lambda model: (model / "chat_template.jinja").write_text("{% if %}")))
+
+
+class Flags(WithCheckpoint):
+    def test_refused_by_name(self):
+        for flags, word in ((["--frobnicate"], "--frobnicate"),
+                            (["--tensor-parallel-size", "4"], "tensor-parallel-size"),
+                            (["--reasoning-parser", "x"], "minimax_m2_append_think"),
+                            (["--max-model-len", "10M"], "max-model-len"),
+                            (["--num-gpu-blocks-override", "1"], "max seq len"),
+                            (["--gpu-memory-utilization", "7"], "gpu-memory-utilization"),
+                            (["--kv-cache-dtype", "fp8"], "kv-cache-dtype"),
+                            (["--config", "/nowhere.yaml"], "/nowhere.yaml")):
+            self.assertIn(word, refused(self.model, *flags)[1], flags)
+
+    def test_port_in_use(self):
+        with Server(self.model) as server:
+            done = subprocess.run([BINARY, "serve", self.model, "--host", "127.0.0.1", "--port",
+                                   str(server.port)], capture_output=True, text=True, timeout=30)
+            self.assertEqual(done.returncode, 1)
+            self.assertIn(str(server.port), done.stderr)
+
+    def test_help(self):
+        text = subprocess.run([BINARY, "serve", "--help"], capture_output=True, text=True).stdout
+        self.assertIn("--tensor-parallel-size, -tp", text)
+        self.assertIn("usage: m2 serve MODEL", text)
+        for words in ([], ["--help"]):
+            done = subprocess.run([BINARY, *words], capture_output=True, text=True)
+            self.assertIn("m2 serve", done.stdout)
+        self.assertEqual(subprocess.run([BINARY, "dance"], capture_output=True).returncode, 1)
+
+
+class Chat(WithCheckpoint):
+    def chat(self, where, lines, *flags):
+        done = subprocess.run([BINARY, "chat", str(where), "--temperature", "0", "--max-tokens", "8",
+                               *flags], input=lines, capture_output=True, text=True, timeout=60)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return done.stdout
+
+    def test_with_a_server_and_with_a_model(self):
+        with Server(self.model) as server:
+            remote = self.chat(f"http://127.0.0.1:{server.port}", "hello\n")
+            self.assertTrue(remote.strip())
+            twice = self.chat(f"http://127.0.0.1:{server.port}/v1", "hello\n/clear\nhello\n")
+            self.assertEqual(twice, remote * 2)
+        self.assertEqual(self.chat(self.model, "hello\n/quit\n"), remote)
+
+    def test_no_server(self):
+        done = subprocess.run([BINARY, "chat", "http://127.0.0.1:1"], input="", text=True,
+                              capture_output=True)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("127.0.0.1:1", done.stderr)
+
+
+class Size(unittest.TestCase):
+    """Ready within 2 s, and no more memory than weights, KV and 300 MB, at 200 MB of weights."""
+
+    def test_start_and_memory(self):
+        with tempfile.TemporaryDirectory() as folder:
+            make_checkpoint(folder, "--hidden", "1024", "--intermediate", "512", "--experts", "40",
+                            "--top-k", "4", "--layers", "3", "--heads", "16", "--kv-heads", "4",
+                            "--head-dim", "64", "--rotary-dim", "32")
+            weights = sum(p.stat().st_size for p in pathlib.Path(folder).glob("*.safetensors"))
+            self.assertGreater(weights, 180e6)
+            slowest = 2.0 * float(os.environ.get("M2_TIME_FACTOR", "1"))
+            with Server(folder, "--kv-cache-memory-bytes", "256M") as server:
+                self.assertLess(server.ready_seconds, slowest)
+                server.complete(prompt="a b c " * 200, max_tokens=64)
+                status = pathlib.Path(f"/proc/{server.process.pid}/status").read_text()
+                resident = int(re.search(r"VmRSS:\s+(\d+)", status).group(1)) * 1024
+                print(f"{weights / 1e6:.0f} MB of weights: ready in {server.ready_seconds:.2f} s, "
+                      f"RSS {resident / 1e6:.0f} MB", file=sys.stderr)
+                self.assertLess(resident, weights + 256 * 2**20 + 300e6)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1] + sys.argv[3:])
