@@ -156,7 +156,7 @@ void Completion::cancel() {
 void Completion::fail(const api::ApiError& error) {
   if (over_) return;
   cancel();
-  if (error.status >= 500) log_error("request failed: {}", printable(error.message));
+  if (error.status == 500) log_error("request failed: {}", printable(error.message));
   if (streaming_) {
     exchange_->write_events(api::error_frame(api::to_json(error)) + api::kDoneFrame);
     exchange_->end_events();

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <boost/asio/buffer.hpp>
 #include <boost/asio/post.hpp>
 #include <utility>
@@ -51,8 +52,7 @@ class Connection::Turn : public Exchange {
   void write_events(std::string_view frames) override {
     if (!connection_ || !streaming_ || over_ || frames.empty()) return;
     Connection& c = *connection_;
-    if (c.unsent() > c.limits_.max_send_buffer + c.largest_frame_) return c.lose_client();
-    c.largest_frame_ = std::max(c.largest_frame_, frames.size());
+    if (c.backlog() > c.limits_.max_send_buffer + c.largest_burst_) return c.lose_client();
     c.events_ += frames;
     c.queue_flush();
   }
@@ -157,7 +157,7 @@ void Connection::begin_turn() {
   HttpRequest request = std::move(parser_.request());
   request.peer = peer_;
   close_after_ = !request.keep_alive || host_.closing();
-  largest_frame_ = 0;
+  largest_burst_ = 0;
   last_progress_ = last_queued_ = now();
   turn_ = std::make_shared<Turn>(shared_from_this(), std::move(request));
   wait_readable();
@@ -216,6 +216,7 @@ void Connection::flush() {
   if (!events_.empty()) {
     if (chunked) pending_ += fmt::format("{:x}\r\n", events_.size());
     pending_ += events_;
+    largest_burst_ = std::max(largest_burst_, events_.size());
     if (chunked) pending_ += "\r\n";
     events_.clear();
   }

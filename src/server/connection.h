@@ -56,7 +56,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void on_written();
   void linger();
   void lose_client();
-  size_t unsent() const { return events_.size() + pending_.size() + sending_.size() - sent_; }
+  // Bytes of earlier turns that the client has not taken.
+  size_t backlog() const { return pending_.size() + sending_.size() - sent_; }
 
   Socket socket_;
   const std::string peer_;
@@ -76,7 +77,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::string pending_;  // to be written next
   std::string sending_;  // being written
   size_t sent_ = 0;
-  size_t largest_frame_ = 0;
+  size_t largest_burst_ = 0;  // bytes of one turn: a stream may always send that much
   bool writing_ = false;
   bool flush_queued_ = false;
   bool close_after_ = false;

@@ -172,6 +172,25 @@ Result<void> fill_bad_words(const api::GenerationFields& fields, const Limits& l
   return {};
 }
 
+// Whether some allowed token can always be chosen: not if min_tokens masks all that end the text,
+// or bad_words forbids the rest.
+Result<void> check_choice_remains(const SamplingParams& params, const ModelServices& model) {
+  if (params.allowed_token_ids.empty()) return {};
+  const TokenId eos = model.tokenizer->id_of(model.eos_token);
+  const auto masked = [&](TokenId id) {
+    const auto& stops = params.stop_token_ids;
+    const bool ends = id == eos || std::find(stops.begin(), stops.end(), id) != stops.end();
+    const bool forbidden =
+        std::any_of(params.bad_words.begin(), params.bad_words.end(),
+                    [&](const auto& word) { return word.size() == 1 && word[0] == id; });
+    return forbidden || (ends && params.min_tokens > 0);
+  };
+  if (!std::all_of(params.allowed_token_ids.begin(), params.allowed_token_ids.end(), masked))
+    return {};
+  return invalid("allowed_token_ids",
+                 "allowed_token_ids holds only tokens that min_tokens or bad_words forbid.");
+}
+
 Result<int32_t> logprob_count(std::string_view param, const char* kind,
                               const std::optional<int64_t>& wanted, const ServerOptions& options,
                               const ModelServices& model) {
@@ -256,6 +275,7 @@ Result<SamplingParams> sampling_params(const api::GenerationFields& fields,
          logprob_count("prompt_logprobs", "prompt", logprobs.prompt, options, model));
   out.min_tokens = fields.min_tokens;
   out.ignore_eos = fields.ignore_eos;
+  M2_TRY_VOID(check_choice_remains(out, model));
   return out;
 }
 

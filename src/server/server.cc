@@ -158,6 +158,9 @@ void Server::State::take(Connection::Socket socket, const Endpoint& from) {
   if (connections() >= options.limits.max_connections) return;  // closes it
   const int on = 1;
   ::setsockopt(socket.native_handle(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  // The kernel would hold megabytes for a client that does not read.
+  const int buffer = static_cast<int>(options.limits.max_send_buffer);
+  ::setsockopt(socket.native_handle(), SOL_SOCKET, SO_SNDBUF, &buffer, sizeof buffer);
   loop.add(std::move(socket), peer_name(from));
 }
 

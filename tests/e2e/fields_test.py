@@ -1,0 +1,240 @@
+"""What requests may say: the texts of contract.md 4.5 and 2.5, and a sweep of hostile values over
+every field (B-MATRIX): only 200 and 4xx, and the server stays healthy."""
+
+import json
+import time
+
+from scripted import ServerCase, main
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+USER = [{"role": "user", "content": "script:hello;"}]
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+USAGE = 'Correct usage: `{"type": "function", "function": {"name": "my_function"}}`'
+
+
+class Texts(ServerCase):
+    CONFIG = {"max_model_len": 512}
+
+    def refused(self, fields, message, kind="BadRequestError", path=CHAT, status=400, param=...):
+        body = {"messages": USER} if path == CHAT else {"prompt": "script:plain;<fim_middle>"}
+        got, reply = self.server.post(path, {**body, **fields})
+        self.assertEqual(got, status, reply)
+        error = reply["error"]
+        self.assertEqual(list(error), ["message", "type", "param", "code"])
+        self.assertEqual((error["message"], error["type"], error["code"]), (message, kind, status))
+        if param is not ...:
+            self.assertEqual(error["param"], param)
+
+    def test_ranges(self):
+        for fields, message in (
+                ({"n": 0}, "n must be at least 1, got 0."),
+                ({"presence_penalty": 3}, "presence_penalty must be in [-2, 2], got 3.0."),
+                ({"frequency_penalty": -2.5}, "frequency_penalty must be in [-2, 2], got -2.5."),
+                ({"repetition_penalty": 0},
+                 "repetition_penalty must be greater than zero, got 0.0."),
+                ({"temperature": -1}, "temperature must be non-negative, got -1.0."),
+                ({"top_p": 0}, "top_p must be in (0, 1], got 0.0."),
+                ({"top_p": 1.5}, "top_p must be in (0, 1], got 1.5."),
+                ({"top_k": -2}, "top_k must be 0 (disable), or at least 1, got -2."),
+                ({"min_p": 2}, "min_p must be in [0, 1], got 2.0."),
+                ({"max_tokens": 0}, "max_tokens must be at least 1, got 0."),
+                ({"min_tokens": -1}, "min_tokens must be greater than or equal to 0, got -1."),
+                ({"min_tokens": 5, "max_tokens": 4},
+                 "min_tokens must be less than or equal to max_tokens=4, got 5."),
+                ({"truncate_prompt_tokens": 0},
+                 "truncate_prompt_tokens must be an integer >= 1 or -1, got 0"),
+                ({"n": 2, "temperature": 0}, "n must be 1 when using greedy sampling, got 2."),
+                ({"stop": [""]}, "stop cannot contain an empty string."),
+                ({"logprobs": True, "top_logprobs": 21},
+                 "Requested sample logprobs of 21, which is greater than max allowed: 20"),
+                ({"stop_token_ids": [200064]}, "Token id 200064 is out of vocabulary"),
+                ({"logit_bias": {"200064": 1}},
+                 "token_id(s) [200064] in logit_bias contain out-of-vocab token ids. Vocabulary "
+                 "size: 200064"),
+                ({"allowed_token_ids": []}, "allowed_token_ids is not None and empty!"),
+                ({"allowed_token_ids": [-1]},
+                 "allowed_token_ids contains out-of-vocab token id!"),
+                ({"max_tokens": 513},
+                 "max_tokens=513cannot be greater than max_model_len=max_total_tokens=512. Please "
+                 "request fewer output tokens."),
+                ({"max_completion_tokens": 513},
+                 "max_completion_tokens=513cannot be greater than "
+                 "max_model_len=max_total_tokens=512. Please request fewer output tokens.")):
+            self.refused(fields, message)
+
+    def test_conflicts(self):
+        for fields, message in (
+                ({"stream_options": {}}, "Stream options can only be defined when `stream=True`."),
+                ({"stream": True, "prompt_logprobs": 1},
+                 "`prompt_logprobs` are not available when `stream=True`."),
+                ({"prompt_logprobs": -2}, "`prompt_logprobs` must be a positive value or -1."),
+                ({"top_logprobs": -2}, "`top_logprobs` must be a positive value or -1."),
+                ({"top_logprobs": 1},
+                 "when using `top_logprobs`, `logprobs` must be set to true."),
+                ({"continue_final_message": True, "add_generation_prompt": True},
+                 "Cannot set both `continue_final_message` and `add_generation_prompt` to True."),
+                ({"cache_salt": ""},
+                 "Parameter 'cache_salt' must be a non-empty string if provided."),
+                ({"tool_choice": "auto"}, "When using `tool_choice`, `tools` must be set."),
+                ({"tools": [TOOL], "tool_choice": "maybe"},
+                 'Invalid value for `tool_choice`: maybe! Only named tools, "none", "auto" or '
+                 '"required" are supported.'),
+                ({"tools": [TOOL], "tool_choice": {"type": "function"}},
+                 "Invalid value for `function`: `None` in `tool_choice`! " + USAGE),
+                ({"tools": [TOOL], "tool_choice": {"function": {}}},
+                 "Expected field `name` in `function` in `tool_choice`! " + USAGE),
+                ({"tools": [TOOL], "tool_choice": {"function": {"name": ""}}},
+                 "Invalid `name` in `function`: `` in `tool_choice`! " + USAGE),
+                ({"tools": [TOOL], "tool_choice": {"function": {"name": "g"}}},
+                 "The tool specified in `tool_choice` does not match any of the specified "
+                 "`tools`"),
+                ({"n": "7"}, "n: Input should be a valid integer"),
+                ({"stream": 1}, "stream: Input should be a valid boolean")):
+            self.refused(fields, message, "Bad Request")
+        self.refused({"logprobs": -1}, "`logprobs` must be a positive value.", "Bad Request", TEXT)
+        self.refused({"prompt": ""},
+                     "Either prompt or prompt_embeds must be provided and non-empty.",
+                     "Bad Request", TEXT)
+        self.refused({"suffix": "x"}, "suffix is not currently supported", path=TEXT)
+        self.refused({"prompt": [[]]}, "The decoder prompt cannot be empty", path=TEXT)
+        self.refused({"prompt": [200064]}, "Token id 200064 is out of vocabulary", path=TEXT)
+
+    def test_lengths_and_model(self):
+        self.refused({"model": "nope"}, "The model `nope` does not exist.", "NotFoundError",
+                     status=404, param="model")
+        self.refused(
+            {"prompt": [10] * 500, "max_tokens": 20},
+            "You passed 500 input tokens and requested 20 output tokens. However, the model's "
+            "context length is only 512 tokens, resulting in a maximum input length of 492 tokens. "
+            "Please reduce the length of the input prompt.", path=TEXT, param="input_tokens")
+        status, reply = self.server.post(TEXT, {"prompt": [10] * 511, "max_tokens": 1,
+                                                "model": None})
+        self.assertEqual((status, reply["usage"]["total_tokens"]), (200, 512))
+        for field, value in (("response_format", {"type": "json_object"}),
+                             ("structured_outputs", {"regex": "a"})):
+            self.refused({field: value}, f"{field}{' other than text' * (field[0] == 'r')} is not "
+                         "supported yet", param=field)
+
+    def test_messages(self):
+        good = (
+            [{"role": "user", "content": None}, *USER], [{"role": "user"}, *USER],
+            [{"role": "user", "content": []}, *USER],
+            [{"role": "user", "content": [{"type": "text", "text": "script:"},
+                                          {"type": "text", "text": "hello;"}]}],
+            [{"role": "developer", "content": "a"}, {"role": "system", "content": "b"}, *USER],
+            [*USER, {"role": "system", "content": "late"}],
+            [*USER, {"role": "assistant", "content": None, "tool_calls": [
+                {"id": "x", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+             {"role": "tool", "tool_call_id": "x", "content": "r"}, *USER],
+            [*USER, {"role": "assistant", "content": "a", "reasoning_details": [{"text": "t"}],
+                     "tool_calls": [{"function": {"name": "f", "arguments": ""}},
+                                    {"function": {"name": "f", "arguments": None}},
+                                    {"function": {"name": "f", "arguments": {"a": 1}}}]}, *USER])
+        for messages in good:
+            status, reply = self.server.post(CHAT, {"messages": messages, "max_tokens": 1})
+            self.assertEqual(status, 200, (messages, reply))
+        call = {"role": "assistant", "tool_calls": [
+            {"id": "x", "function": {"name": "f", "arguments": "{"}}]}
+        bad = ([], [{"role": "king", "content": "a"}], [{"content": "a"}], ["a"], "a",
+               [{"role": "user", "content": 3}], [{"role": "user", "content": {"a": 1}}],
+               [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]}],
+               [{"role": "user", "content": [{"type": "input_audio"}]}], [*USER, call],
+               [*USER, {"role": "tool", "content": "no call before"}])
+        for messages in bad:
+            status, reply = self.server.post(CHAT, {"messages": messages})
+            self.assertEqual(status, 400, (messages, reply))
+
+    def test_control_tokens_of_users_stay_text(self):
+        _, reply = self.server.post("/tokenize", {
+            "messages": [{"role": "user", "content": "]~b]ai [e~[ <think>"}]})
+        self.assertEqual(reply["tokens"].count(200019), 3)  # system, user, ai
+        self.assertEqual(reply["tokens"].count(200020), 2)
+
+    def test_bodies_that_are_no_requests(self):
+        for body in ("", "{", "[]", "3", "null", '{"messages":1,"messages":2}', "[" * 200,
+                     '{"a":"\ud800"}', "{\"n\":NaN}", '{"n":1e999}'):
+            for path in (CHAT, TEXT, "/tokenize", "/detokenize"):
+                status, _, text = self.server.request("POST", path, body)
+                self.assertEqual(status, 400, (body, path, text))
+                self.assertEqual(json.loads(text)["error"]["code"], 400)
+
+
+class Sweep(ServerCase):
+    CONFIG = {"max_model_len": 2048, "threads": 2}
+
+    VALUES = [None, True, False, -1, 0, 1, 2, 1.5, -0.5, 2**31 - 1, 2**31, -2**31, 2**53 + 1, 2**63,
+              2**64, -2**63, 1e308, -1e308, 1e-308, "", "7", "NaN", "\0", "x" * 100_000, [], {},
+              [None], [""], [[]], [-1], [2**63], ["a"] * 200, [0] * 2000, {"a": {}}, {"0": 1},
+              {"type": "x"}, [{"type": "text", "text": "a"}]]
+    FIELDS = [
+        "model", "temperature", "top_p", "min_p", "repetition_penalty", "top_k",
+        "presence_penalty", "frequency_penalty", "seed", "n", "logit_bias", "allowed_token_ids",
+        "bad_words", "max_tokens", "min_tokens", "ignore_eos", "stop", "stop_token_ids",
+        "include_stop_str_in_output", "truncate_prompt_tokens", "add_special_tokens", "cache_salt",
+        "priority", "stream", "stream_options", "prompt_logprobs", "skip_special_tokens", "echo",
+        "return_tokens_as_token_ids", "return_token_ids", "request_id", "response_format",
+        "structured_outputs", "use_beam_search", "logprobs", "user", "best_of"]
+    CHAT_FIELDS = [
+        "messages", "tools", "tool_choice", "parallel_tool_calls", "top_logprobs",
+        "max_completion_tokens", "include_reasoning", "add_generation_prompt",
+        "continue_final_message", "chat_template", "chat_template_kwargs", "documents",
+        "reasoning_effort", "metadata", "store", "unknown_field"]
+    RELATIONS = [
+        {"min_tokens": 3, "max_tokens": 3, "allowed_token_ids": [200020]},
+        {"min_tokens": 2, "allowed_token_ids": [200020], "logprobs": 1},
+        {"ignore_eos": True, "allowed_token_ids": [200020]},
+        {"bad_words": ["a", "b", "word"], "n": 16, "temperature": 1},
+        {"stop": ["o", "n"] * 8, "min_tokens": 4}, {"stop_token_ids": [200020], "min_tokens": 4},
+        {"logit_bias": {str(i): -100 for i in range(1024)}},
+        {"top_k": 1, "top_p": 1e-9, "min_p": 1}, {"temperature": 1e-9, "n": 2},
+        {"echo": True, "max_tokens": 0, "logprobs": 5, "stream": True},
+        {"echo": True, "logprobs": 5, "prompt_logprobs": 2, "truncate_prompt_tokens": 1}]
+
+    def check(self, path, body):
+        began = time.time()
+        status, _, text = self.server.request("POST", path, body)
+        self.assertIn(status, (200, 400, 404, 413, 429), (path, str(body)[:300], text[:300]))
+        self.assertLess(time.time() - began, 5, str(body)[:300])
+        self.seen[status] = self.seen.get(status, 0) + 1
+
+    def sweep(self, path, base, fields):
+        self.seen = {}
+        for field in fields:
+            for value in self.VALUES:
+                self.check(path, {**base, field: value})
+        self.assertGreater(self.seen[200], 3)
+        self.assertGreater(self.seen[400], 10)
+        self.assertEqual(self.server.request("GET", "/readyz")[0], 200)
+
+    def test_completions(self):
+        base = {"prompt": "script:plain;<fim_middle>", "max_tokens": 2}
+        self.sweep(TEXT, base, self.FIELDS + ["prompt", "suffix"])
+        for relation in self.RELATIONS:
+            self.check(TEXT, {**base, **relation})
+
+    def test_chat(self):
+        base = {"messages": USER, "max_tokens": 2}
+        self.sweep(CHAT, base, self.FIELDS[:20] + self.CHAT_FIELDS)
+
+    def test_text_routes(self):
+        self.sweep("/tokenize", {"prompt": "a"}, [
+            "model", "prompt", "messages", "tools", "add_special_tokens", "chat_template_kwargs",
+            "return_token_strs", "continue_final_message"])
+        self.sweep("/detokenize", {"tokens": [1, 2]}, ["model", "tokens"])
+
+    def test_costly_requests_are_refused_quickly(self):
+        for path, body in ((TEXT, {"prompt": "a", "n": 10**9}),
+                           (TEXT, {"prompt": ["a"] * 200_000}),
+                           (TEXT, {"prompt": "a", "bad_words": ["x"] * 100_000}),
+                           (TEXT, {"prompt": "a", "stop": ["x"] * 100_000}),
+                           (CHAT, {"messages": USER * 5000}),
+                           (CHAT, {"messages": USER, "tools": [TOOL] * 513}),
+                           (CHAT, {"messages": USER, **{f"f{i}": i for i in range(50_000)}})):
+            began = time.time()
+            status, _, _ = self.server.request("POST", path, body)
+            self.assertIn(status, (200, 400))
+            self.assertLess(time.time() - began, 3, str(body)[:100])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Many clients, clients that leave, overload, start-up and shutdown."""
+
+import http.client
+import json
+import signal
+import socket
+import threading
+import time
+import unittest
+
+from scripted import Server, ServerCase, main
+
+
+def wait_until(condition, seconds=10):
+    end = time.time() + seconds
+    while time.time() < end:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def open_stream(server, script, **fields):
+    """A connection whose stream has begun."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    body = {"prompt": f"script:{script};<fim_middle>", "max_tokens": 1000, "stream": True, **fields}
+    connection.request("POST", "/v1/completions", json.dumps(body),
+                       {"Content-Type": "application/json"})
+    # The connection forgets its socket when the reply ends it.
+    connection.held = connection.sock
+    return connection, connection.getresponse()
+
+
+class Load(ServerCase):
+    CONFIG = {"threads": 2}
+
+    def idle(self):
+        return (self.server.metric("vllm:num_requests_running") == 0
+                and self.server.metric("vllm:num_requests_waiting") == 0
+                and json.loads(self.server.request("GET", "/load")[2])["server_load"] == 0)
+
+    def test_256_streams_at_once(self):
+        results = []
+
+        def run():
+            chunks = self.server.stream("/v1/chat/completions", {
+                "messages": [{"role": "user", "content": "script:hello;"}]})
+            results.append("".join(
+                c["choices"][0]["delta"].get("content") or "" for c in chunks[:-1]))
+
+        threads = [threading.Thread(target=run) for _ in range(256)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(results, ["Hello, world! 你好 🎉"] * 256)
+        self.assertTrue(wait_until(self.idle))
+
+    def test_leaving_frees_everything(self):
+        for stream in (True, False):
+            connections = []
+            for _ in range(8):
+                connection = self.server.connect()
+                body = json.dumps({"prompt": "script:long;<fim_middle>", "max_tokens": 8000,
+                                   "stream": stream}).encode()
+                connection.sendall(
+                    b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json"
+                    b"\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+                connections.append(connection)
+            self.assertTrue(wait_until(
+                lambda: self.server.metric("vllm:num_requests_running") == 8))
+            for i, connection in enumerate(connections):
+                if i % 2:  # RST instead of FIN
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER,
+                                          b"\x01\x00\x00\x00\x00\x00\x00\x00")
+                connection.close()
+            self.assertTrue(wait_until(self.idle, 3))
+            self.assertEqual(self.server.metric("vllm:kv_cache_usage_perc"), 0)
+
+    def test_slow_stream_does_not_hold_up_another_connection(self):
+        connection, reply = open_stream(self.server, "long")
+        reply.read(100)
+        status, _ = self.server.post("/tokenize", {"prompt": "x " * 400_000})
+        self.assertEqual(status, 200)
+        connection.held.close()
+        connection.close()
+        self.assertTrue(wait_until(self.idle))
+
+
+class Overload(ServerCase):
+    CONFIG = {"max_num_seqs": 1, "max_queued_requests": 2}
+
+    def test_full_queue_gives_429(self):
+        held = [open_stream(self.server, "slow")]
+        self.assertTrue(wait_until(lambda: self.server.metric("vllm:num_requests_running") == 1))
+        held += [open_stream(self.server, "slow") for _ in range(2)]
+        began = time.time()
+        status, headers, text = self.server.request(
+            "POST", "/v1/completions", {"prompt": "script:slow;<fim_middle>", "stream": True})
+        self.assertLess(time.time() - began, 1)
+        self.assertEqual(status, 429, text)
+        self.assertGreaterEqual(int(headers["retry-after"]), 1)
+        self.assertEqual(json.loads(text)["error"]["type"], "rate_limit_error")
+        for connection, _ in held:
+            connection.held.close()
+            connection.close()
+
+
+class Phases(unittest.TestCase):
+    def test_503_with_progress_while_loading(self):
+        with Server(wait_ready=False, load_ms=800) as server:
+            status, headers, text = server.request("GET", "/health")
+            self.assertEqual(status, 503)
+            self.assertIn("retry-after", headers)
+            self.assertIn("the model is not ready", json.loads(text)["error"]["message"])
+            self.assertEqual(server.complete("plain")[0], 503)
+            self.assertEqual(server.request("GET", "/livez")[0], 200)
+            server.wait_ready()
+            self.assertEqual(server.request("GET", "/health")[0], 200)
+
+    def test_sigterm_drains(self):
+        with Server(drain_seconds=20) as server:
+            streams = [open_stream(server, "slow", max_tokens=40) for _ in range(10)]
+            server.process.send_signal(signal.SIGTERM)
+            self.assertTrue(wait_until(lambda: server.request("GET", "/readyz")[0] == 503, 1))
+            status, headers, _ = server.request(
+                "POST", "/v1/completions", {"prompt": "script:plain;<fim_middle>"})
+            self.assertEqual((status, headers["connection"]), (503, "close"))
+            self.assertIn("retry-after", headers)
+            for connection, reply in streams:
+                text = reply.read().decode()
+                self.assertIn('"finish_reason":"length"', text)
+                self.assertTrue(text.endswith("data: [DONE]\n\n"))
+                connection.close()
+            began = time.time()
+            self.assertEqual(server.process.wait(5), 0)
+            self.assertLess(time.time() - began, 2)
+
+    def test_drain_ends_streams_with_an_error_when_time_is_up(self):
+        with Server(drain_seconds=0.5) as server:
+            streams = [open_stream(server, "slow") for _ in range(10)]
+            began = time.time()
+            server.process.send_signal(signal.SIGTERM)
+            for connection, reply in streams:
+                text = reply.read().decode()
+                self.assertIn('data: {"error":', text)
+                self.assertTrue(text.endswith("data: [DONE]\n\n"))
+                connection.close()
+            self.assertEqual(server.process.wait(5), 0)
+            self.assertLess(time.time() - began, 2.5)
+
+    def test_second_signal_ends_at_once(self):
+        with Server(drain_seconds=30) as server:
+            connection, _ = open_stream(server, "slow")
+            server.process.send_signal(signal.SIGTERM)
+            time.sleep(0.2)
+            server.process.send_signal(signal.SIGTERM)
+            self.assertEqual(server.process.wait(3), 0)
+            connection.held.close()
+
+
+if __name__ == "__main__":
+    main()
