@@ -129,8 +129,18 @@ void dot_block(const DotBlock& block) {
                 : hn::LoadU(DF(), block.carry + r * block.carry_stride + t * 16 + p * kLanes);
   NanWatch<W> watch;
   int64_t k = 0;
-  for (; k + kStep <= block.k; k += kStep)
+  for (; k + kStep <= block.k; k += kStep) {
+    // A row is too short for the processor to foresee the next: fetch the same place of the next
+    // block's rows. Decoded weights are in the cache already.
+    if constexpr (!std::is_same_v<W, float>) {
+#pragma GCC unroll 8
+      for (int r = R; r < 2 * R; ++r)
+#pragma GCC unroll 2
+        for (int i = 0; i < kStep; i += 64 / static_cast<int>(sizeof(W)))
+          __builtin_prefetch(w + r * block.w_stride + k + i, 0, 2);
+    }
     dot_step<W, R, T>(w + k, block.w_stride, x + k, block.x_stride, acc, watch);
+  }
   if (k < block.k) {
     W padded[R][kStep] = {};
     for (int r = 0; r < R; ++r)
