@@ -44,8 +44,8 @@ TEST_F(EmbedTest, GathersRows) {
     rows.set({0, 3, 3, 8});
     gather_rows(exec_, x, rows, out);
     for (int64_t r = 0; r < 4; ++r)
-      EXPECT_TRUE(same_bytes(out.view().rows(r, 1),
-                             x.view().rows(static_cast<int64_t>(load(rows, r)), 1)));
+      EXPECT_TRUE(
+          same_bytes(out.view().rows(r, 1), x.view().rows(static_cast<int64_t>(load(rows, r)), 1)));
   }
 }
 

@@ -36,12 +36,12 @@ struct Case {
 TEST_F(QkNormRopeTest, MatchesDoublePrecision) {
   constexpr int64_t kTokens = 7, kBlocks = 4, kBlockSize = 16;
   Random random(1);
-  for (const Case& c : {Case{{48, 8, 128, 64}, DType::bf16, DType::bf16},
-                        Case{{48, 8, 128, 64}, DType::f32, DType::f32},
-                        Case{{6, 1, 128, 64}, DType::f32, DType::bf16},
-                        Case{{3, 1, 20, 6}, DType::f32, DType::bf16},
-                        Case{{2, 2, 16, 0}, DType::bf16, DType::f32},
-                        Case{{2, 1, 256, 256}, DType::f32, DType::f32}}) {
+  for (const Case& c :
+       {Case{{48, 8, 128, 64}, DType::bf16, DType::bf16},
+        Case{{48, 8, 128, 64}, DType::f32, DType::f32},
+        Case{{6, 1, 128, 64}, DType::f32, DType::bf16},
+        Case{{3, 1, 20, 6}, DType::f32, DType::bf16}, Case{{2, 2, 16, 0}, DType::bf16, DType::f32},
+        Case{{2, 1, 256, 256}, DType::f32, DType::f32}}) {
     const HeadShape& h = c.heads;
     const int64_t dim = h.head_dim, q_width = h.q_heads * dim, k_width = h.kv_heads * dim;
     const double full_q = static_cast<double>(2 * q_width), full_k = static_cast<double>(k_width);
@@ -122,7 +122,8 @@ TEST_F(QkNormRopeTest, ATokensResultDoesNotDependOnItsBatchThreadsOrInstructionS
   k_norm.fill(random);
   angles.fill(random);
   for (int64_t t = 0; t < 37; ++t) store(slots, t, static_cast<double>(t));
-  const auto run = [&](const Exec& exec, int64_t begin, int64_t count, Host& qkv, Host& k, Host& v) {
+  const auto run = [&](const Exec& exec, int64_t begin, int64_t count, Host& qkv, Host& k,
+                       Host& v) {
     std::memcpy(qkv.view().data(), input.view().rows(begin, count).data(),
                 static_cast<size_t>(count * 1280 * 4));
     Host sums(DType::f32, {count, 2});

@@ -56,8 +56,9 @@ TEST_F(RouteTest, MatchesDoublePrecision) {
   for (const Shape& shape : {Shape{1, 256, 8, 3072}, Shape{60, 256, 8, 100}, Shape{5, 3, 3, 17},
                              Shape{100, 700, 32, 64}, Shape{2, 1, 1, 8}}) {
     for (const DType dtype : {DType::f32, DType::bf16}) {
-      Host x(dtype, {shape.tokens, shape.hidden}, 1), gate(DType::f32, {shape.experts, shape.hidden}),
-          bias(DType::f32, {shape.experts}), ids(DType::i32, {shape.tokens, shape.top}),
+      Host x(dtype, {shape.tokens, shape.hidden}, 1),
+          gate(DType::f32, {shape.experts, shape.hidden}), bias(DType::f32, {shape.experts}),
+          ids(DType::i32, {shape.tokens, shape.top}),
           weights(DType::f32, {shape.tokens, shape.top});
       x.fill(random);
       gate.fill(random, 1 / std::sqrt(static_cast<double>(shape.hidden)));
