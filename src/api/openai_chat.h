@@ -105,8 +105,8 @@ class ChatChunks {
 
   struct Chunk {
     int index = 0;
-    std::string_view delta;                           // members of the delta, as JSON
-    std::string_view logprobs;                        // JSON; empty: null
+    std::string_view delta = {};                      // members of the delta, as JSON
+    std::string_view logprobs = {};                   // JSON; empty: null
     const Finish* finish = nullptr;                   // of the choice's last chunk
     const std::vector<int32_t>* token_ids = nullptr;  // null unless asked for
     const Usage* usage = nullptr;                     // continuous_usage_stats

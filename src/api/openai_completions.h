@@ -50,8 +50,8 @@ class CompletionChunks {
 
   struct Chunk {
     int index = 0;
-    std::string_view text;
-    std::string_view logprobs;  // JSON; empty: null
+    std::string_view text = {};
+    std::string_view logprobs = {};  // JSON; empty: null
     const Finish* finish = nullptr;
     const std::vector<int32_t>* prompt_token_ids = nullptr;
     const std::vector<int32_t>* token_ids = nullptr;

@@ -56,8 +56,7 @@ size_t ScriptedModel::answer_begin(const std::vector<int32_t>& history) const {
 const Script* ScriptedModel::script_of(const std::vector<int32_t>& history, size_t answer) const {
   constexpr size_t kWindow = 96;
   const size_t begin = answer - std::min(answer, kWindow);
-  const std::string text =
-      tokenizer_->decode({history.data() + begin, answer - begin}, false);
+  const std::string text = tokenizer_->decode({history.data() + begin, answer - begin}, false);
   const size_t name = text.rfind("script:");
   const size_t end = text.find(';', name);
   if (name == std::string::npos || end == std::string::npos) return nullptr;

@@ -7,8 +7,8 @@
 #include <thread>
 
 #include "base/log.h"
-#include "tests/e2e/scripted_model.h"
 #include "server/server.h"
+#include "tests/e2e/scripted_model.h"
 
 namespace m2::e2e {
 namespace {
@@ -107,4 +107,6 @@ int main(int argc, char** argv) {
 }  // namespace
 }  // namespace m2::e2e
 
-int main(int argc, char** argv) { return m2::e2e::main(argc, argv); }
+int main(int argc, char** argv) {
+  return m2::e2e::main(argc, argv);
+}

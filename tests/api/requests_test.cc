@@ -1,0 +1,86 @@
+#include <gtest/gtest.h>
+
+#include "api/openai_chat.h"
+#include "api/openai_completions.h"
+
+namespace m2::api {
+namespace {
+
+Result<ChatRequest> chat(const std::string& fields) {
+  std::vector<std::string> unknown;
+  const auto body = parse_json(R"({"messages":[{"role":"user","content":"a"}])" + fields + "}");
+  EXPECT_TRUE(body.ok()) << fields;
+  return chat_request_from_json(*body, unknown);
+}
+
+TEST(ChatRequest, DefaultsAreThoseOfTheContract) {
+  const auto request = chat("");
+  ASSERT_TRUE(request.ok());
+  EXPECT_EQ(request->n, 1);
+  EXPECT_FALSE(request->stream);
+  EXPECT_FALSE(request->temperature.has_value());
+  EXPECT_TRUE(request->skip_special_tokens && request->include_reasoning);
+  EXPECT_TRUE(request->parallel_tool_calls);
+  EXPECT_EQ(request->tool_choice.kind, ToolChoice::Kind::none);
+}
+
+TEST(ChatRequest, NullIsNotGiven) {
+  const auto request = chat(R"(,"n":null,"stop":null,"tools":null,"stream":null,"model":null)");
+  ASSERT_TRUE(request.ok()) << request.error().text;
+  EXPECT_EQ(request->n, 1);
+}
+
+TEST(ChatRequest, IntegersAreStrict) {
+  for (const char* bad : {"\"7\"", "true", "1.5", "1e30", "18446744073709551616", "[]"})
+    EXPECT_FALSE(chat(std::string(R"(,"n":)") + bad).ok()) << bad;
+  const auto whole = chat(R"(,"n":2.0)");
+  ASSERT_TRUE(whole.ok());
+  EXPECT_EQ(whole->n, 2);
+}
+
+TEST(ChatRequest, UnknownFieldsAreNamed) {
+  std::vector<std::string> unknown;
+  const auto body = parse_json(
+      R"({"messages":[{"role":"user","content":"a"}],"guided_json":{},"user":"u","x":1})");
+  ASSERT_TRUE(chat_request_from_json(*body, unknown).ok());
+  EXPECT_EQ(unknown, (std::vector<std::string>{"guided_json", "x"}));
+}
+
+TEST(ChatRequest, ReasoningInAnySpelling) {
+  for (const char* field : {R"("reasoning":"r")", R"("reasoning_content":"r")",
+                            R"("reasoning_details":[{"type":"x","text":"r"}])"}) {
+    std::vector<ChatMessage> messages;
+    const auto value = parse_json(std::string(R"([{"role":"assistant",)") + field + "}]");
+    ASSERT_TRUE(read_messages(*value, messages).ok());
+    EXPECT_EQ(messages[0].reasoning, "r") << field;
+    EXPECT_TRUE(messages[0].extra.empty());
+  }
+}
+
+TEST(ChatRequest, ToolsOfOtherKindsAreLeftOut) {
+  const auto request =
+      chat(R"(,"tools":[{"type":"web_search"},{"type":"function","function":{"name":"f"}}])");
+  ASSERT_TRUE(request.ok());
+  EXPECT_EQ(request->tools.size(), 1u);
+  EXPECT_EQ(request->tool_choice.kind, ToolChoice::Kind::automatic);
+}
+
+TEST(CompletionRequest, PromptForms) {
+  const auto count = [](const std::string& prompt) -> size_t {
+    std::vector<std::string> unknown;
+    const auto body = parse_json("{\"prompt\":" + prompt + "}");
+    const auto request = completion_request_from_json(*body, unknown);
+    return request ? request->prompts.size() : 0;
+  };
+  EXPECT_EQ(count("\"a\""), 1u);
+  EXPECT_EQ(count("[\"a\",\"b\"]"), 2u);
+  EXPECT_EQ(count("[1,2,3]"), 1u);
+  EXPECT_EQ(count("[[1],[2,3]]"), 2u);
+  EXPECT_EQ(count("[1,\"a\"]"), 0u);
+  EXPECT_EQ(count("[]"), 0u);
+  EXPECT_EQ(count("{}"), 0u);
+  EXPECT_EQ(count("\"\""), 0u);
+}
+
+}  // namespace
+}  // namespace m2::api
