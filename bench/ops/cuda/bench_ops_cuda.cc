@@ -146,8 +146,14 @@ class Bench {
   bool wanted(const std::string& name) const {
     if (wanted_.empty()) return true;
     return std::any_of(wanted_.begin(), wanted_.end(), [&](const std::string& part) {
-      return name.find(part) != std::string::npos;
+      return name.find(part) != std::string::npos || part.find(name) == 0;
     });
+  }
+  // Whether the very row is wanted: a name may stand for a whole family or, longer, for one row.
+  bool wanted_row(const std::string& name) const {
+    return wanted_.empty() || std::any_of(wanted_.begin(), wanted_.end(), [&](const auto& part) {
+             return name.find(part) != std::string::npos;
+           });
   }
 
   void row(const std::string& name, Timing timing, double bytes, double flops) const {
@@ -330,6 +336,7 @@ class Bench {
     const ops::Experts weights{w13.tensor, s1.tensor, s1.tensor, w2.tensor, s2.tensor, 0, 0, 0};
     std::mt19937 random(17);
     for (const int64_t tokens : batches) {
+      if (!wanted_row(name + " B=" + std::to_string(tokens))) continue;
       const int sets = tokens > 1000 ? 2 : tokens >= 64 ? 4 : 24;
       std::vector<Owned> ids;
       double distinct = 0.0;

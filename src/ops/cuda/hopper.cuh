@@ -53,4 +53,11 @@ __device__ __forceinline__ void bulk_copy(void* to, const void* from, int bytes,
 #endif
 }
 
+// Asks for memory to be brought into L2, for a kernel that comes later.
+__device__ __forceinline__ void prefetch_to_l2(const void* from, int bytes) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+#endif
+}
+
 }  // namespace m2::ops::cuda

@@ -22,6 +22,30 @@ __global__ void rope_angles_kernel(const int32_t* positions, int64_t tokens, int
   out[token * rotary + half + i] = sine;
 }
 
+// This thread's share of the sum of squares of `width` numbers from element `begin` on.
+__device__ __forceinline__ float share_of_squares(const Matrix& from, int64_t begin, int width) {
+  float sum = 0.0f;
+  const auto* bf16 = static_cast<const __nv_bfloat16*>(from.data) + begin;
+  if (from.dtype == DType::bf16 && width % 8 == 0 && reinterpret_cast<uintptr_t>(bf16) % 16 == 0) {
+    for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
+      const uint4 eight = *reinterpret_cast<const uint4*>(bf16 + c);
+      const uint32_t words[4] = {eight.x, eight.y, eight.z, eight.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float low = __uint_as_float(words[i] << 16);
+        const float high = __uint_as_float(words[i] & 0xffff0000u);
+        sum = fmaf(low, low, fmaf(high, high, sum));
+      }
+    }
+    return sum;
+  }
+  for (int c = threadIdx.x; c < width; c += blockDim.x) {
+    const float value = load_number(from.data, from.dtype, begin + c);
+    sum = fmaf(value, value, sum);
+  }
+  return sum;
+}
+
 // One block a token. Bytes: T * (q + k) * element. Bound by latency.
 __global__ void qk_sum_squares_kernel(Matrix qkv, Heads heads, float* sums) {
   __shared__ float scratch[33];
@@ -29,17 +53,11 @@ __global__ void qk_sum_squares_kernel(Matrix qkv, Heads heads, float* sums) {
   let_next_start();
   const int64_t row = blockIdx.x * qkv.stride;
   const int q_width = heads.q * heads.dim, k_width = heads.kv * heads.dim;
-  float q_sum = 0.0f, k_sum = 0.0f;
-  for (int c = threadIdx.x; c < q_width; c += blockDim.x) {
-    const float value = load_number(qkv.data, qkv.dtype, row + c);
-    q_sum = fmaf(value, value, q_sum);
-  }
-  for (int c = threadIdx.x; c < k_width; c += blockDim.x) {
-    const float value = load_number(qkv.data, qkv.dtype, row + q_width + c);
-    k_sum = fmaf(value, value, k_sum);
-  }
-  q_sum = block_sum(q_sum, scratch);
-  k_sum = block_sum(k_sum, scratch);
+  const float q_share = share_of_squares(qkv, row, q_width);
+  const float k_share = share_of_squares(qkv, row + q_width, k_width);
+  const float q_sum = block_sum(q_share, scratch);
+  __syncthreads();
+  const float k_sum = block_sum(k_share, scratch);
   if (threadIdx.x == 0) {
     sums[2 * blockIdx.x] = q_sum;
     sums[2 * blockIdx.x + 1] = k_sum;
@@ -77,9 +95,51 @@ __device__ void turn_head(const NormedHead& head, const float* angles, int dim, 
   for (int c = rotary + lane; c < dim; c += kWarp) store(c, head.at(c));
 }
 
+// The same for bf16, 4 neighbouring dims an access: the first lanes turn 4 pairs each, the next
+// ones pass 4 dims on.
+__device__ __forceinline__ float4 four(const __nv_bfloat16* from) {
+  const uint2 pairs = *reinterpret_cast<const uint2*>(from);
+  return {__uint_as_float(pairs.x << 16), __uint_as_float(pairs.x & 0xffff0000u),
+          __uint_as_float(pairs.y << 16), __uint_as_float(pairs.y & 0xffff0000u)};
+}
+__device__ __forceinline__ void four(__nv_bfloat16* to, float4 value) {
+  const __nv_bfloat162 low = __floats2bfloat162_rn(value.x, value.y);
+  const __nv_bfloat162 high = __floats2bfloat162_rn(value.z, value.w);
+  *reinterpret_cast<uint2*>(to) =
+      uint2{reinterpret_cast<const uint32_t&>(low), reinterpret_cast<const uint32_t&>(high)};
+}
+__device__ __forceinline__ float4 scaled(const __nv_bfloat16* from, const __nv_bfloat16* weight,
+                                         float factor) {
+  const float4 value = four(from), by = four(weight);
+  return {value.x * factor * by.x, value.y * factor * by.y, value.z * factor * by.z,
+          value.w * factor * by.w};
+}
+__device__ void turn_head_by_fours(const NormedHead& head, const float* angles, int dim, int rotary,
+                                   __nv_bfloat16* to) {
+  const auto* from = static_cast<const __nv_bfloat16*>(head.data) + head.begin;
+  const auto* weight = static_cast<const __nv_bfloat16*>(head.weight) + head.weight_begin;
+  const int half = rotary / 2, turning = half / 4;
+  for (int item = threadIdx.x % kWarp; item < turning + (dim - rotary) / 4; item += kWarp) {
+    if (item < turning) {
+      const int i = item * 4;
+      const float4 a = scaled(from + i, weight + i, head.factor);
+      const float4 b = scaled(from + half + i, weight + half + i, head.factor);
+      const float4 c = *reinterpret_cast<const float4*>(angles + i);
+      const float4 s = *reinterpret_cast<const float4*>(angles + half + i);
+      four(to + i, float4{a.x * c.x - b.x * s.x, a.y * c.y - b.y * s.y, a.z * c.z - b.z * s.z,
+                          a.w * c.w - b.w * s.w});
+      four(to + half + i, float4{b.x * c.x + a.x * s.x, b.y * c.y + a.y * s.y,
+                                 b.z * c.z + a.z * s.z, b.w * c.w + a.w * s.w});
+    } else {
+      const int i = rotary + (item - turning) * 4;
+      four(to + i, scaled(from + i, weight + i, head.factor));
+    }
+  }
+}
+
 // One warp a head of a token: q heads, then k heads, then v heads.
 // Bytes: T * (q + 2 kv) * dim * 2 elements. Bound by latency.
-__global__ void qk_norm_rope_kernel(QkNormRope args) {
+__global__ void qk_norm_rope_kernel(QkNormRope args, bool by_fours) {
   wait_for_previous();
   let_next_start();
   const Heads heads = args.heads;
@@ -97,6 +157,11 @@ __global__ void qk_norm_rope_kernel(QkNormRope args) {
                        args.q_norm_dtype,
                        head * heads.dim,
                        1.0f / sqrtf(mean + args.eps)};
+    if (by_fours) {
+      turn_head_by_fours(q, angles, heads.dim, heads.rotary,
+                         static_cast<__nv_bfloat16*>(args.qkv.data) + begin);
+      return;
+    }
     turn_head(q, angles, heads.dim, heads.rotary, [&](int c, float value) {
       store_number(args.qkv.data, args.qkv.dtype, begin + c, value);
     });
@@ -119,10 +184,20 @@ __global__ void qk_norm_rope_kernel(QkNormRope args) {
                        args.k_norm_dtype,
                        kv_head * heads.dim,
                        1.0f / sqrtf(mean + args.eps)};
+    if (by_fours) {
+      turn_head_by_fours(k, angles, heads.dim, heads.rotary, to);
+      return;
+    }
     turn_head(k, angles, heads.dim, heads.rotary,
               [&](int c, float value) { to[c] = __float2bfloat16_rn(value); });
   } else {
     auto* to = static_cast<__nv_bfloat16*>(args.cache.v) + cell;
+    if (by_fours) {
+      const auto* from = static_cast<const __nv_bfloat16*>(args.qkv.data) + begin;
+      for (int c = threadIdx.x % kWarp * 4; c < heads.dim; c += kWarp * 4)
+        *reinterpret_cast<uint2*>(to + c) = *reinterpret_cast<const uint2*>(from + c);
+      return;
+    }
     for (int c = threadIdx.x % kWarp; c < heads.dim; c += kWarp)
       to[c] = __float2bfloat16_rn(load_number(args.qkv.data, args.qkv.dtype, begin + c));
   }
@@ -147,8 +222,15 @@ void launch_qk_norm_rope(void* stream, const QkNormRope& args) {
   if (args.qkv.rows == 0) return;
   constexpr int kWarpsPerBlock = 8;
   const unsigned blocks = blocks_for(args.heads.q + 2 * args.heads.kv, kWarpsPerBlock);
+  const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
+  const bool by_fours = args.qkv.dtype == DType::bf16 && args.q_norm_dtype == DType::bf16 &&
+                        args.k_norm_dtype == DType::bf16 && args.heads.dim % 4 == 0 &&
+                        args.heads.rotary % 8 == 0 && args.qkv.stride % 4 == 0 &&
+                        aligned(args.qkv.data) && aligned(args.q_norm) && aligned(args.k_norm) &&
+                        aligned(args.angles) && aligned(args.cache.k) && aligned(args.cache.v);
   launch(stream, qk_norm_rope_kernel,
-         {dim3(static_cast<unsigned>(args.qkv.rows), blocks), dim3(kWarpsPerBlock * kWarp)}, args);
+         {dim3(static_cast<unsigned>(args.qkv.rows), blocks), dim3(kWarpsPerBlock * kWarp)}, args,
+         by_fours);
 }
 
 }  // namespace m2::ops::cuda

@@ -35,15 +35,18 @@ __device__ __forceinline__ uint4 load_shared(const uint8_t* pointer) {
   return *reinterpret_cast<const uint4*>(pointer);
 }
 
-// Runs tiles [begin, end) of Work, whose columns are 64 * chunks f8_e4m3 weights. Work has:
-//   RingTile tile(int index)                 where the weights lie; asked by the producer
-//   void scales(int index, const float*& upper, const float*& lower, int& first_column)
-//   bool new_tokens(int index)               the tokens differ from the tile before
-//   const uint8_t* token(int index)          the lane's token (g), its first byte for the lane
-//   void store(int index, int i, Sum sum)    i < kStores; sum(r, lane) is a total as mma_bf16 has
-//   them kRows                                    8 (no lower half), 16, or 32 (then one scale a
-//   block)
-// kChunks: the most chunks a warp has, which is how many fragments it keeps.
+// Runs tiles [begin, end) of Work, whose columns are 64 * chunks f8_e4m3 weights. kChunks is the
+// most chunks a warp has: so many fragments and scales it keeps in registers.
+//
+// Of Work it needs:
+// - kRows, the rows of a tile: 8 (no lower half), 16, or 32 (then one scale for all rows of a
+// block)
+// - RingTile tile(index): where the weights lie; asked by the producer
+// - all_asked(): the producer has asked for its last tile
+// - scales(index, &upper, &lower, &first_column): asked one tile ahead
+// - bool new_tokens(index): the tokens differ from those of the tile before
+// - const uint8_t* token(index): the lane's token (g), its first byte for the lane; null if none
+// - kStores, and store(index, i, sum) for i < kStores; sum(r, lane) is a total as mma_bf16 has them
 template <int kChunks, class Work>
 __device__ __forceinline__ void run_ring(Work& work, int begin, int end, int chunks, int slots) {
   extern __shared__ __align__(128) uint8_t ring_memory[];
@@ -82,6 +85,7 @@ __device__ __forceinline__ void run_ring(Work& work, int begin, int end, int chu
         ++round;
       }
     }
+    work.all_asked();
     return;
   }
 

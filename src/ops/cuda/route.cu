@@ -1,7 +1,5 @@
 #include <cooperative_groups.h>
 
-#include <cfloat>
-
 #include "ops/cuda/device.cuh"
 
 namespace m2::ops::cuda {
@@ -12,51 +10,102 @@ namespace cg = cooperative_groups;
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / kWarp;
 
-// One warp chooses for one token. scores: sigmoid(logit) [experts] in shared memory.
-__device__ void choose(const float* scores, uint32_t* taken, const Route& args, int64_t token) {
+constexpr int kMaxEach = 32;  // experts a lane looks after: up to 1024 in all
+
+// The largest of the warp's values, and the smallest.
+__device__ __forceinline__ uint32_t warp_max(uint32_t value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  return __reduce_max_sync(~0u, value);
+#else
+  for (int offset = 16; offset; offset /= 2)
+    value = max(value, __shfl_xor_sync(~0u, value, offset));
+  return value;
+#endif
+}
+__device__ __forceinline__ uint32_t warp_min(uint32_t value) {
+  return ~warp_max(~value);
+}
+
+// A number whose order as an unsigned integer is the float's; NaN is the least, but above 0.
+__device__ __forceinline__ uint32_t ordered(float value) {
+  const uint32_t bits = __float_as_uint(value);
+  if (value != value) return 1;
+  return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+// One warp chooses for one token; lane l looks after experts l, l + 32, ... kEach of them.
+// scores: sigmoid(logit) [experts] in shared memory.
+template <int kEach>
+__device__ void choose(const float* scores, const Route& args, int64_t token) {
+  constexpr uint32_t kNone = ~0u;
   const int lane = threadIdx.x % kWarp;
-  int my_id = 0x7fffffff;  // lane i < top keeps the i-th choice
-  for (int word = lane; word < (args.experts + 31) / 32; word += kWarp) taken[word] = 0;
-  __syncwarp();
-  for (int pick = 0; pick < args.top; ++pick) {
-    float best = -FLT_MAX;
-    int best_id = 0x7fffffff;
-    for (int e = lane; e < args.experts; e += kWarp) {
-      if (taken[e / 32] >> (e % 32) & 1) continue;
-      float value = scores[e] + args.bias[e];
-      if (!(value > -FLT_MAX)) value = -FLT_MAX;  // NaN and -inf lose, but remain valid choices
-      if (value > best || best_id == 0x7fffffff) {
-        best = value;
-        best_id = e;
-      }
-    }
+  uint32_t key[kEach];  // 0: not there, or taken
 #pragma unroll
-    for (int offset = 16; offset; offset /= 2) {
-      const float other = __shfl_xor_sync(~0u, best, offset);
-      const int other_id = __shfl_xor_sync(~0u, best_id, offset);
-      if (other_id != 0x7fffffff &&
-          (best_id == 0x7fffffff || other > best || (other == best && other_id < best_id))) {
-        best = other;
-        best_id = other_id;
+  for (int i = 0; i < kEach; ++i) {
+    const int e = lane + i * kWarp;
+    key[i] = e < args.experts ? ordered(scores[e] + args.bias[e]) : 0;
+  }
+  uint32_t mine = kNone;  // lane i < top keeps the i-th choice
+  for (int pick = 0; pick < args.top; ++pick) {
+    uint32_t best = 0;
+    uint32_t best_id = kNone;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i)
+      if (key[i] > best) {  // in ascending order of id: the first of equals stays
+        best = key[i];
+        best_id = lane + i * kWarp;
       }
-    }
-    if (lane == pick) my_id = best_id;
-    if (lane == 0) taken[best_id / 32] |= 1u << (best_id % 32);
-    __syncwarp();
+    const uint32_t largest = warp_max(best);
+    const uint32_t chosen = warp_min(best == largest ? best_id : kNone);
+#pragma unroll
+    for (int i = 0; i < kEach; ++i)
+      if (lane + i * kWarp == static_cast<int>(chosen)) key[i] = 0;
+    if (lane == pick) mine = chosen;
   }
   // Ascending order of id; then the sum in that order.
   int rank = 0;
-  for (int i = 0; i < args.top; ++i) rank += __shfl_sync(~0u, my_id, i) < my_id;
+  for (int i = 0; i < args.top; ++i) rank += __shfl_sync(~0u, mine, i) < mine;
+  const float score = lane < args.top ? scores[mine] : 0.0f;
   float sum = 0.0f;
   for (int place = 0; place < args.top; ++place) {
     const unsigned owner = __ballot_sync(~0u, lane < args.top && rank == place);
-    const int id = __shfl_sync(~0u, my_id, __ffs(owner) - 1);
-    sum += scores[id];
+    sum += __shfl_sync(~0u, score, __ffs(static_cast<int>(owner)) - 1);
   }
   if (lane < args.top) {
-    const float divisor = sum > 0.0f ? sum : 1.0f;
-    args.ids[token * args.top + rank] = my_id;
-    args.weights[token * args.top + rank] = scores[my_id] / divisor;
+    args.ids[token * args.top + rank] = static_cast<int32_t>(mine);
+    args.weights[token * args.top + rank] = score / (sum > 0.0f ? sum : 1.0f);
+  }
+}
+
+// Tokens first .. first + kTokens - 1 as floats [kTokens][padded], zeros past the row and the
+// batch.
+template <int kTokens>
+__device__ __forceinline__ void load_tokens(const Matrix& from, int64_t first, int padded,
+                                            float* x) {
+  const int columns = static_cast<int>(from.columns);
+  const bool by_eights = from.dtype == DType::bf16 && columns % 8 == 0 && from.stride % 8 == 0 &&
+                         reinterpret_cast<uintptr_t>(from.data) % 16 == 0;
+#pragma unroll
+  for (int t = 0; t < kTokens; ++t) {
+    const int64_t row = (first + t) * from.stride;
+    const bool there = first + t < from.rows;
+    if (by_eights) {
+      for (int c = threadIdx.x * 8; c < padded; c += kThreads * 8) {
+        uint4 eight = {};
+        if (there && c < columns)
+          eight = *reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(from.data) +
+                                                  row + c);
+        const uint32_t words[4] = {eight.x, eight.y, eight.z, eight.w};
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          *reinterpret_cast<float2*>(x + t * padded + c + 2 * i) = {
+              __uint_as_float(words[i] << 16), __uint_as_float(words[i] & 0xffff0000u)};
+      }
+    } else {
+      for (int c = threadIdx.x; c < padded; c += kThreads)
+        x[t * padded + c] =
+            there && c < columns ? load_number(from.data, from.dtype, row + c) : 0.0f;
+    }
   }
 }
 
@@ -72,20 +121,13 @@ __global__ void __launch_bounds__(kThreads) route_kernel(Route args, int cluster
   const int padded = (hidden + 127) / 128 * 128;  // a warp reads 128 numbers at a time
   float* x = reinterpret_cast<float*>(shared4);   // [kTokens][padded]
   float* scores = x + kTokens * padded;           // [kTokens][experts], used in block 0
-  auto* taken = reinterpret_cast<uint32_t*>(scores + kTokens * args.experts);  // [kTokens][words]
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int member = blockIdx.x % cluster;
   const int64_t first = static_cast<int64_t>(blockIdx.x / cluster) * kTokens;
 
   wait_for_previous();
   let_next_start();
-  for (int i = threadIdx.x; i < kTokens * padded; i += kThreads) {
-    const int64_t token = first + i / padded;
-    const int c = i % padded;
-    x[i] = token < args.x.rows && c < hidden
-               ? load_number(args.x.data, args.x.dtype, token * args.x.stride + c)
-               : 0.0f;
-  }
+  load_tokens<kTokens>(args.x, first, padded, x);
   __syncthreads();
 
   float* gathered = scores;
@@ -98,7 +140,7 @@ __global__ void __launch_bounds__(kThreads) route_kernel(Route args, int cluster
   const bool wide = hidden % 4 == 0 && reinterpret_cast<uintptr_t>(args.gate) % 16 == 0;
   for (int e = member * share + warp * kRows; e < end; e += kWarps * kRows) {
     float sum[kRows][kTokens] = {};
-#pragma unroll 4
+#pragma unroll(kTokens == 1 ? 12 : kTokens == 4 ? 6 : 4)
     for (int c = lane * 4; c < hidden; c += 128) {
       float4 gate[kRows];
 #pragma unroll
@@ -141,15 +183,17 @@ __global__ void __launch_bounds__(kThreads) route_kernel(Route args, int cluster
   __syncthreads();
 #endif
   if (member != 0) return;
-  const int words = (args.experts + 31) / 32;
   for (int t = warp; t < kTokens && first + t < args.x.rows; t += kWarps)
-    choose(scores + t * args.experts, taken + t * words, args, first + t);
+    if (args.experts <= 8 * kWarp)
+      choose<8>(scores + t * args.experts, args, first + t);
+    else
+      choose<kMaxEach>(scores + t * args.experts, args, first + t);
 }
 
 template <int kTokens, int kRows>
 void launch_form(void* stream, const Route& args, int cluster) {
   const int64_t padded = (args.x.columns + 127) / 128 * 128;
-  const int64_t bytes = 4 * kTokens * (padded + args.experts + (args.experts + 31) / 32);
+  const int64_t bytes = 4 * kTokens * (padded + args.experts);
   LaunchShape shape;
   shape.cluster = device_major() >= 9 ? cluster : 1;
   shape.grid = dim3(blocks_for(args.x.rows, kTokens) * static_cast<unsigned>(shape.cluster));
@@ -166,7 +210,7 @@ void launch_route(void* stream, const Route& args) {
   if (args.x.rows <= 4)
     launch_form<1, 1>(stream, args, 16);
   else if (args.x.rows <= 64 || device_major() < 9)  // older chips have less shared memory
-    launch_form<4, 1>(stream, args, 8);
+    launch_form<4, 2>(stream, args, 8);
   else
     launch_form<8, 4>(stream, args, 4);
 }

@@ -115,7 +115,7 @@ __device__ __forceinline__ float2 chunk_scales(const StreamRows& rows, int chunk
   return {__ldg(rows.upper_scale + block), __ldg(rows.lower_scale + block)};
 }
 
-// total[n] += the chunk's rows times tokens[n]'s tile of 8. `first` holds the numbers of tokens[0].
+// total[n] += the chunk's rows times tokens[n]'s tile of 8. With one tile its numbers are `first`.
 template <bool kF8, int kTiles>
 __device__ __forceinline__ void multiply_chunk(const StreamChunk<kF8>& weights, float2 scales,
                                                const uint4 (&first)[2],
@@ -128,7 +128,7 @@ __device__ __forceinline__ void multiply_chunk(const StreamChunk<kF8>& weights, 
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) {
     uint32_t b[4][2];
-    if (n == 0)
+    if constexpr (kTiles == 1)
       token_fragments<kF8>(first, b);
     else
       token_fragments<kF8>(tokens[n], chunk, b);
@@ -159,19 +159,22 @@ __device__ __forceinline__ void stream_chunks(const StreamRows& rows,
       for (int i = 0; i < kAhead; ++i)
         if (chunk + i < end) weights[i].load(rows, chunk + i);
     }
-    // All that the batch needs is asked for before the first weights are waited for.
-    uint4 first[kAhead][2];
+    // One tile: all that the batch needs is asked for before the first weights are waited for.
+    uint4 first[kTiles == 1 ? kAhead : 1][2];
     float2 scales[kAhead];
 #pragma unroll
     for (int i = 0; i < kAhead; ++i)
-      if (chunk + i < end) {
-        load_token<kF8>(tokens[0], chunk + i, first[i]);
+      if (kTiles == 1 && chunk + i < end) {
+        load_token<kF8>(tokens[0], chunk + i, first[kTiles == 1 ? i : 0]);
         scales[i] = chunk_scales<kF8>(rows, chunk + i);
       }
 #pragma unroll
     for (int i = 0; i < kAhead; ++i)
-      if (chunk + i < end)
-        multiply_chunk<kF8>(weights[i], scales[i], first[i], tokens, chunk + i, total);
+      if (chunk + i < end) {
+        if (kTiles > 1) scales[i] = chunk_scales<kF8>(rows, chunk + i);
+        multiply_chunk<kF8>(weights[i], scales[i], first[kTiles == 1 ? i : 0], tokens, chunk + i,
+                            total);
+      }
   }
 }
 

@@ -206,6 +206,7 @@ constexpr float kF8Most = 448.0f;
 __device__ __forceinline__ void quantise_row(const __nv_bfloat16* x, int columns, uint8_t* to,
                                              float* scales) {
   const int lane = threadIdx.x % kWarp;
+#pragma unroll 4
   for (int begin = 0; begin < columns; begin += 128) {
     const int c = begin + lane * 4;
     float value[4] = {};

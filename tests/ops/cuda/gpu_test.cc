@@ -118,13 +118,15 @@ TEST_F(Gpu, QkNormRopeStore) {
     int64_t tokens, q, kv, dim, rotary, block;
   };
   for (const DType dtype : {DType::bf16, DType::f32})
-    for (const Case& c : {Case{1, 48, 8, 128, 64, 16}, Case{7, 6, 1, 128, 64, 16},
-                          Case{3, 4, 2, 32, 32, 4}, Case{2, 2, 2, 20, 6, 3}}) {
+    for (const Case& c :
+         {Case{1, 48, 8, 128, 64, 16}, Case{7, 6, 1, 128, 64, 16}, Case{3, 4, 2, 32, 32, 4},
+          Case{2, 2, 2, 20, 6, 3}, Case{5, 3, 1, 256, 8, 16}}) {
       const ops::HeadShape heads{c.q, c.kv, c.dim, c.rotary};
       const int64_t width = (c.q + 2 * c.kv) * c.dim;
       const Numbers x = random_numbers(random_, c.tokens * width, dtype);
       const Numbers q_norm = random_numbers(random_, c.q * c.dim, DType::bf16);
-      const Numbers k_norm = random_numbers(random_, c.kv * c.dim, DType::f32);
+      const DType k_dtype = c.tokens == 3 ? DType::f32 : DType::bf16;
+      const Numbers k_norm = random_numbers(random_, c.kv * c.dim, k_dtype);
       std::vector<int32_t> positions, slots;
       const int64_t blocks = 5;
       for (int32_t t = 0; t < c.tokens; ++t) {

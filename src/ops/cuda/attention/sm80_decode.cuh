@@ -133,14 +133,21 @@ __global__ void __launch_bounds__(kDecodeWarps* kWarp, 4)
   let_next_start();
   const int part = blockIdx.x, head = blockIdx.y, sequence = blockIdx.z;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, g = lane / 4, t = lane % 4;
-  const int token = args.query_starts[sequence];
-  if (args.query_starts[sequence + 1] - token != 1) return;
+  const int token = args.query_starts[sequence], next = args.query_starts[sequence + 1];
   const int context = args.context_lens[sequence];
+  if (next - token != 1) return;
   const int pages = (context + kPage - 1) / kPage;
   const int each = args.splits == 1 ? pages : pages_per_split(pages);
   const int begin = part * each, end = min(pages, begin + each);
   if (begin >= end) return;
 
+  // The ids of the warp's first pages are asked for before the query, then group after group.
+  const int32_t* table = args.block_tables + sequence * args.table_stride;
+  const auto page_of_lane = [&](int base) {
+    const int mine = base + lane * kDecodeWarps;
+    return mine < end ? table[mine] : 0;
+  };
+  int page_id = page_of_lane(begin + warp);
   const int group = args.heads.q / args.heads.kv;
   uint32_t q[8][2] = {};
   if (g < group) {
@@ -157,10 +164,8 @@ __global__ void __launch_bounds__(kDecodeWarps* kWarp, 4)
   }
 
   Running state;
-  const int32_t* table = args.block_tables + sequence * args.table_stride;
   for (int base = begin + warp; base < end; base += kDecodeWarps * kWarp) {
-    const int mine = base + lane * kDecodeWarps;
-    const int page_id = mine < end ? table[mine] : 0;
+    if (base != begin + warp) page_id = page_of_lane(base);
     for (int i = 0; i < kWarp; ++i) {
       const int page = base + i * kDecodeWarps;
       if (page >= end) break;
@@ -232,13 +237,31 @@ __global__ void __launch_bounds__(kDim) sm80_attention_join(AttentionArgs args) 
   const float* totals = args.workspace +
                         static_cast<int64_t>(args.sequences) * args.heads.q * args.splits * kDim +
                         cell * 2;
-  float largest = totals[0];
-  for (int i = 1; i < parts; ++i) largest = fmaxf(largest, totals[2 * i]);
-  float sum = 0.0f, value = 0.0f;
-  for (int i = 0; i < parts; ++i) {
-    const float factor = exp2f(totals[2 * i] - largest);
-    sum = fmaf(totals[2 * i + 1], factor, sum);
-    value = fmaf(args.workspace[(cell + i) * kDim + dim], factor, value);
+  // Eight parts are asked for at once.
+  constexpr int kAhead = 8;
+  float largest = -INFINITY, sum = 0.0f, value = 0.0f;
+  for (int first = 0; first < parts; first += kAhead) {
+    float part_largest[kAhead], part_sum[kAhead], part_value[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const bool there = first + i < parts;
+      part_largest[i] = there ? totals[2 * (first + i)] : -INFINITY;
+      part_sum[i] = there ? totals[2 * (first + i) + 1] : 0.0f;
+      part_value[i] = there ? args.workspace[(cell + first + i) * kDim + dim] : 0.0f;
+    }
+    float top = largest;
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) top = fmaxf(top, part_largest[i]);
+    const float before = exp2f(largest - top);
+    sum *= before;
+    value *= before;
+    largest = top;
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const float factor = exp2f(part_largest[i] - top);
+      sum = fmaf(part_sum[i], factor, sum);
+      value = fmaf(part_value[i], factor, value);
+    }
   }
   store_number(args.out.data, args.out.dtype, token * args.out.stride + q_head * kDim + dim,
                value / sum);

@@ -62,13 +62,21 @@ __global__ void __launch_bounds__(kAnyWarps* kWarp) experts_down_any(ExpertsArgs
   if (lane == 0) args.results[pair * args.hidden + row] = sum;
 }
 
+template <class Result>
+void launch_combine(void* stream, const ExpertsArgs& args) {
+  launch(stream, combine_pairs<Result>,
+         {dim3(blocks_for(args.hidden, 4 * kCombineThreads), static_cast<unsigned>(args.x.rows)),
+          dim3(kCombineThreads)},
+         args);
+}
+
 void launch_any(void* stream, const ExpertsArgs& args) {
   const auto pairs = static_cast<unsigned>(args.x.rows * args.top);
   launch(stream, experts_up_any,
          {dim3(blocks_for(args.inner, kAnyWarps), pairs), dim3(kAnyWarps * kWarp)}, args);
   launch(stream, experts_down_any,
          {dim3(blocks_for(args.hidden, kAnyWarps), pairs), dim3(kAnyWarps * kWarp)}, args);
-  launch(stream, combine_pairs<float>, {dim3(static_cast<unsigned>(args.x.rows)), dim3(256)}, args);
+  launch_combine<float>(stream, args);
 }
 
 template <bool kF8, int kTiles>
@@ -82,7 +90,7 @@ void launch_stream(void* stream, const ExpertsArgs& args) {
          {dim3(blocks_for(args.inner, kUpRows), units), block}, args);
   const unsigned tiles = blocks_for(args.hidden, kStreamRows);
   launch(stream, sm80_experts_down<kF8, kTiles>, {dim3(tiles, units), block}, args);
-  launch(stream, combine_pairs<float>, {dim3(static_cast<unsigned>(args.x.rows)), dim3(256)}, args);
+  launch_combine<float>(stream, args);
 }
 
 void launch_ring(void* stream, const ExpertsArgs& args) {
@@ -93,7 +101,7 @@ void launch_ring(void* stream, const ExpertsArgs& args) {
   shape.shared_bytes = kRingSharedBytes;
   launch(stream, sm90_experts_ring<true, 6>, shape, args, ring_slots(16 * args.hidden));
   launch(stream, sm90_experts_ring<false, 3>, shape, args, ring_slots(32 * args.inner));
-  launch(stream, combine_pairs<float>, {dim3(static_cast<unsigned>(args.x.rows)), dim3(256)}, args);
+  launch_combine<float>(stream, args);
 }
 
 void launch_tiles(void* stream, const ExpertsArgs& args) {
@@ -113,8 +121,7 @@ void launch_tiles(void* stream, const ExpertsArgs& args) {
   shape.shared_bytes = kTileSharedBytes;
   launch(stream, sm90_experts_tiles<true>, shape, args, maps);
   launch(stream, sm90_experts_tiles<false>, shape, args, maps);
-  launch(stream, combine_pairs<__nv_bfloat16>,
-         {dim3(static_cast<unsigned>(args.x.rows)), dim3(256)}, args);
+  launch_combine<__nv_bfloat16>(stream, args);
 }
 
 }  // namespace

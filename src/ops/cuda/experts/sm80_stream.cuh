@@ -11,7 +11,7 @@ constexpr int kUpRows = 8;  // rows of w1 in a tile; the other 8 are the same ro
 // tile of 16 rows is 8 of w1 over 8 of w3, so that gate and up of one value meet in one thread.
 // Bytes: 2 I H weights an expert (+ x from L2), FLOPs: 4 I H a pair. Bound: bandwidth of memory.
 template <bool kF8, int kTiles>
-__global__ void __launch_bounds__(kStreamThreads, kTiles == 1 ? 3 : 2)
+__global__ void __launch_bounds__(kStreamThreads, kTiles == 4 ? 2 : 3)
     sm80_experts_up(ExpertsArgs args) {
   __shared__ WarpTotals<kTiles> totals;
   wait_for_previous();
@@ -98,7 +98,7 @@ __device__ __forceinline__ const uint8_t* inner_row(const ExpertsArgs& args, int
 // weights are on their way before the kernel waits for the values.
 // Bytes: H I weights an expert, FLOPs: 2 H I a pair. Bound: bandwidth of memory.
 template <bool kF8, int kTiles>
-__global__ void __launch_bounds__(kStreamThreads, kTiles == 1 ? 3 : 2)
+__global__ void __launch_bounds__(kStreamThreads, kTiles == 4 ? 2 : 3)
     sm80_experts_down(ExpertsArgs args) {
   __shared__ WarpTotals<kTiles> totals;
   const Unit unit = unit_of(args, blockIdx.y);

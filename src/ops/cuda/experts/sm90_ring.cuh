@@ -15,12 +15,12 @@ struct Groups {
   const ExpertsArgs& args;
   uint32_t held = 0;  // one token: which of its places are held here
 
+  // By whole warps.
   __device__ __forceinline__ void find() {
     if (args.x.rows != 1) return;
-    for (int i = 0; i < args.top; ++i) {
-      const int id = args.ids[i] - args.first_expert;
-      if (id >= 0 && id < args.experts) held |= 1u << i;
-    }
+    const int lane = threadIdx.x % kWarp;
+    const int id = lane < args.top ? args.ids[lane] - args.first_expert : -1;
+    held = __ballot_sync(~0u, id >= 0 && id < args.experts);
   }
   __device__ __forceinline__ int count() const {
     return args.x.rows == 1 ? __popc(held) : args.groups[0];
@@ -75,6 +75,23 @@ struct ExpertsRingWork {
       }
     }
     return tile;
+  }
+  // While the first half ends and the second starts, memory would idle: the block's first tiles of
+  // the second half are brought into L2 meanwhile.
+  __device__ __forceinline__ void all_asked() const {
+    if constexpr (kUp) {
+      constexpr int kTiles = 2;
+      const int down_tiles = (args.hidden + 31) / 32, all = groups.count() * down_tiles;
+      const int begin = ring_begin(all, blockIdx.x);
+      const int end = min(begin + kTiles, ring_begin(all, blockIdx.x + 1));
+      for (int index = begin; index < end; ++index) {
+        const int row = index % down_tiles * 32;
+        const int64_t expert = groups.at(index / down_tiles).expert;
+        prefetch_to_l2(
+            static_cast<const uint8_t*>(args.w2) + (expert * args.hidden + row) * args.inner,
+            min(32, args.hidden - row) * args.inner);
+      }
+    }
   }
   __device__ __forceinline__ void scales(int index, const float*& upper, const float*& lower,
                                          int& first_column) const {

@@ -9,7 +9,7 @@ namespace m2::ops::cuda {
 // scales or bf16. One block a tile of 16 rows, all of K in flight at once. Bytes: N K weight bytes
 // (+ x from L2, T K 2 a block), FLOPs: 2 T N K. Bound: bandwidth of memory.
 template <bool kF8, int kTiles>
-__global__ void __launch_bounds__(kStreamThreads, kTiles == 1 ? 3 : 2)
+__global__ void __launch_bounds__(kStreamThreads, kTiles == 4 ? 2 : 3)
     sm80_linear_stream(LinearArgs args) {
   __shared__ WarpTotals<kTiles> totals;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, group = lane / 4;

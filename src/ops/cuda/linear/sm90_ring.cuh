@@ -50,6 +50,7 @@ struct LinearRingWork {
             (at.part.first_row + min(at.row + group + 8, last)) / 128 * at.part.scale_stride;
     first_column = at.part.first_column;
   }
+  __device__ __forceinline__ void all_asked() const {}
   __device__ __forceinline__ bool new_tokens(int) const {
     return false;
   }
