@@ -16,7 +16,8 @@ struct HttpRequest {
   std::string query;  // after '?'
   std::string body;
   std::string authorization, content_type, content_encoding, request_id, origin;
-  std::string peer;  // address of the client, for the log
+  std::string peer;       // address of the client, for the log
+  std::string echoed_id;  // X-Request-Id of the reply; empty: none
   bool keep_alive = true;
   bool http10 = false;  // no chunked replies
   bool expects_continue = false;

@@ -229,6 +229,17 @@ Result<Plan> make_completion_plan(const HttpRequest& http, const api::Completion
   return plan_of(request, std::move(requests), std::move(answer));
 }
 
+// --enable-log-requests: numbers only, never a client's text.
+void log_plan(const api::GenerationFields& fields, const Plan& plan) {
+  const engine::Request& first = plan.requests.front();
+  const engine::SamplingParams& params = first.params;
+  log_info(
+      "request: {} choices, prompt {} tokens, max_tokens {}, temperature {}, top_p {}, top_k "
+      "{}, stream {}",
+      plan.requests.size(), first.prompt.size(), params.max_tokens, params.temperature,
+      params.top_p, params.top_k, fields.stream);
+}
+
 // Parse, then plan: the two kinds of error look different to clients.
 template <class Parse, class MakePlan>
 Planned plan_with(const HttpRequest& http, Context& context, Parse parse, MakePlan make_plan) {
@@ -240,6 +251,7 @@ Planned plan_with(const HttpRequest& http, Context& context, Parse parse, MakePl
   context.note_unknown_fields(unknown);
   auto plan = make_plan(http, *request, context);
   if (!plan) return request_error(plan.error());
+  if (context.options().log_requests) log_plan(*request, *plan);
   return std::move(*plan);
 }
 

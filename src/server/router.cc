@@ -128,7 +128,8 @@ bool Router::authorized(const HttpRequest& request) const {
 }
 
 void Router::handle(std::shared_ptr<Exchange> exchange, IoThread& thread) {
-  const HttpRequest& request = exchange->request();
+  HttpRequest& request = exchange->request();
+  if (context_.options().enable_request_id_headers) request.echoed_id = request.request_id;
   if (request.method == "OPTIONS") return exchange->send(preflight());
   if (!authorized(request)) return exchange->send(unauthorized());
   const Route* route = find(request.path);

@@ -250,7 +250,7 @@ class Completions(ServerCase):
 
 
 class Small(ServerCase):
-    CONFIG = {"api_keys": ["secret", "another"]}
+    CONFIG = {"api_keys": ["secret", "another"], "request_id_headers": True, "log_requests": True}
 
     def test_models_and_keys(self):
         status, _, text = self.server.request("GET", "/v1/models")
@@ -292,6 +292,11 @@ class Small(ServerCase):
         self.assertEqual((status, json.loads(text)["error"]["type"]), (404, "Not Found"))
         status, headers, _ = self.server.request("GET", "/tokenize")
         self.assertEqual((status, headers["allow"]), (405, "POST"))
+
+    def test_request_id_is_echoed_if_asked_for(self):
+        headers = self.server.request("GET", "/livez", headers={"X-Request-Id": "abc"})[1]
+        self.assertEqual(headers["x-request-id"], "abc")
+        self.assertNotIn("x-request-id", self.server.request("GET", "/livez")[1])
 
     def test_cors(self):
         status, headers, _ = self.server.request("OPTIONS", CHAT, headers={

@@ -32,6 +32,8 @@ server::ServerOptions server_options(const Json& config) {
   options.api_keys = config.value("api_keys", std::vector<std::string>());
   options.drain_seconds = config.value("drain_seconds", 5.0);
   options.access_log = config.value("access_log", false);
+  options.enable_request_id_headers = config.value("request_id_headers", false);
+  options.log_requests = config.value("log_requests", false);
   options.enable_prompt_tokens_details = config.value("prompt_tokens_details", false);
   server::Limits& limits = options.limits;
   set_nanos(config, "header_deadline", limits.header_deadline);
