@@ -141,9 +141,12 @@ TEST(Options, HelpNamesEveryOptionWithItsDefault) {
 TEST(Options, DefaultsAreOfTheirKind) {
   for (const Option& option : serve_options()) {
     if (option.fallback.empty()) continue;
-    if (option.kind == OptionKind::integer) EXPECT_TRUE(parse_human_integer(option.fallback));
-    if (option.kind == OptionKind::flag)
+    if (option.kind == OptionKind::integer) {
+      EXPECT_TRUE(parse_human_integer(option.fallback)) << option.name;
+    }
+    if (option.kind == OptionKind::flag) {
       EXPECT_TRUE(option.fallback == "true" || option.fallback == "false") << option.name;
+    }
   }
 }
 
