@@ -60,7 +60,7 @@ __device__ __forceinline__ void run_ring(Work& work, int begin, int end, int chu
   if (threadIdx.x == 0) {
     for (int i = 0; i < slots; ++i) {
       barrier_init(&shared.full[i], 1);
-      barrier_init(&shared.empty[i], kStreamWarps);
+      barrier_init(&shared.empty[i], kStreamThreads);
     }
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -157,8 +157,7 @@ __device__ __forceinline__ void run_ring(Work& work, int begin, int end, int chu
           total[part][3] = fmaf(s1, d[3], total[part][3]);
         }
       }
-    __syncwarp();
-    if (lane == 0) barrier_arrive(&shared.empty[slot]);
+    barrier_arrive(&shared.empty[slot]);
     if (++slot == slots) {
       slot = 0;
       ++round;
