@@ -50,6 +50,8 @@ __device__ __forceinline__ void wgmma_64x128x32(float (&d)[64], uint64_t a, uint
         "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),
         "+f"(d[63])
       : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+#else
+  __trap();  // compiled for sm_90 instead of sm_90a
 #endif
 }
 __device__ __forceinline__ void wgmma_begin() {
