@@ -1,3 +1,6 @@
+// With sanitizers on, the compiler takes an empty boost::optional inside Beast for a value in use.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+
 #include "server/http_parser.h"
 
 #include <algorithm>
