@@ -1,3 +1,4 @@
+// Covers: api/reply, api/openai_chat, api/openai_completions
 #include <gtest/gtest.h>
 
 #include <fstream>

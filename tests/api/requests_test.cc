@@ -1,3 +1,4 @@
+// Covers: api/fields, api/generation, api/openai_chat, api/openai_completions
 #include <gtest/gtest.h>
 
 #include "api/openai_chat.h"
