@@ -47,6 +47,7 @@ struct ExpertsRingWork {
   int tiles;  // of a group
   int current = -1;
   Group group = {};
+  int64_t pair = 0;
 
   __device__ __forceinline__ void go_to(int index) {
     if (index / tiles == current) return;
@@ -119,6 +120,9 @@ struct ExpertsRingWork {
   __device__ __forceinline__ const uint8_t* token(int index) {
     go_to(index);
     const int g = threadIdx.x % kWarp / 4;
+    // The pair whose results this warp stores: see store(), where token is the warp's number.
+    if (!kUp && static_cast<int>(threadIdx.x) / kWarp < group.count)
+      pair = pair_at(args, group.begin + static_cast<int>(threadIdx.x) / kWarp);
     if (g >= group.count) return nullptr;
     const int position = group.begin + g;
     const auto* row = kUp ? static_cast<const uint8_t*>(args.x.data) +
@@ -141,8 +145,7 @@ struct ExpertsRingWork {
       static_cast<__nv_bfloat16*>(args.inner_values)[position * args.inner + row] =
           __float2bfloat16_rn(silu(gate) * up);
     } else {
-      args.results[static_cast<int64_t>(pair_at(args, static_cast<int>(position))) * args.hidden +
-                   row] = sum(row_in_tile / 8 * 2 + token % 2, owner);
+      args.results[pair * args.hidden + row] = sum(row_in_tile / 8 * 2 + token % 2, owner);
     }
   }
 };
