@@ -1,3 +1,4 @@
+// Covers: engine/engine
 // The steady decode path allocates nothing but the events it hands over.
 #include <gtest/gtest.h>
 

@@ -1,3 +1,4 @@
+// Covers: engine/engine, engine/scheduler, kv/paged_cache
 // Random worlds: the real engine, scheduler and paged cache over a model whose logits are a hash of
 // the history it finds in its paged storage (history_model.h). After every step the invariants of
 // reliability.md 6.4 that make sense for one rank are checked (I1-I6, I8-I12, I15; I7 as

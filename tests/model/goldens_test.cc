@@ -1,3 +1,4 @@
+// Covers: model/forward, model/runner, model/weights
 #include <gtest/gtest.h>
 
 #include <algorithm>

@@ -59,8 +59,8 @@ HWY_INLINE void for_runs(const AttentionItem& item, const Tile& tile, Body&& bod
   }
 }
 
-// Fetches what the next tile reads where this one reads `count` positions from `first` on: blocks lie
-// anywhere, so that the processor cannot foresee them.
+// Fetches what the next tile reads where this one reads `count` positions from `first` on: blocks
+// lie anywhere, so that the processor cannot foresee them.
 void prefetch_next(const AttentionItem& item, const Tile& tile, int64_t first, int64_t count,
                    const BF16* cache, int64_t block_stride) {
   const int64_t position = tile.begin + kAttentionTile + first;
