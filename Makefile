@@ -9,6 +9,7 @@ help:
 	@echo "make test        install what is missing, build, run every test but the long ones"
 	@echo "make test-all    the same with the long tests, then the suite under asan and under tsan"
 	@echo "make build       build build/m2 (release)"
+	@echo "make cuda        build with the CUDA bodies too (toolkit: installed, or from PyPI wheels)"
 	@echo "make bench       measure operations, engine and tokenizer; results in bench/results/"
 	@echo "make format      clang-format every source"
 	@echo "make clean       remove the build folders"
@@ -48,6 +49,16 @@ sanitize: setup-test
 	cmake --preset $(SANITIZER) -DM2_TESTS=ON
 	cmake --build $(BUILD)-$(SANITIZER) -j $(JOBS)
 	ctest --test-dir $(BUILD)-$(SANITIZER) --output-on-failure -j $(JOBS) -LE "long|speed"
+
+.PHONY: setup-cuda
+setup-cuda:
+	@tools/setup-cuda
+
+# The CUDA bodies of the operations and their tests; no GPU is needed to build them.
+.PHONY: cuda
+cuda: setup-test setup-cuda
+	cmake --preset cuda
+	cmake --build $(BUILD)-cuda -j $(JOBS)
 
 .PHONY: bench
 bench: setup-test
