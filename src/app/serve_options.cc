@@ -32,6 +32,8 @@ constexpr Option kOptions[] = {
   {"disable-log-stats", "", "server", flag, "false", "No statistics line every 10 seconds."},
   {"io-threads", "", "server", integer, "2", "Threads that read requests and write streams."},
   {"drain-seconds", "", "server", integer, "60", "How long SIGTERM waits for requests in flight."},
+  {"engine-deadline-seconds", "", "server", integer, "10", "A step that takes longer makes /health and /readyz answer 503; raise it for very slow machines."},
+  {"live-deadline-seconds", "", "server", integer, "120", "A step that takes longer makes /livez answer 503."},
   {"max-queued-requests", "", "server", integer, "1024", "Waiting requests; more are answered 429."},
 
   // chat and tools

@@ -77,6 +77,8 @@ Result<void> check_sizes(const Values& values) {
       {"io-threads", 1, 64},
       {"threads", 0, 1024},
       {"drain-seconds", 0, 86400},
+      {"engine-deadline-seconds", 1, 86400},
+      {"live-deadline-seconds", 1, 86400},
       {"max-num-seqs", 1, 65536},
       {"max-num-batched-tokens", 1, 1 << 20},
       {"max-queued-requests", 1, 1 << 20},
@@ -121,6 +123,8 @@ Result<server::ServerOptions> server_options(const Values& values, const ModelSe
   out.version = kVersion;
   out.io_threads = static_cast<int>(*values.integer("io-threads"));
   out.drain_seconds = static_cast<double>(*values.integer("drain-seconds"));
+  out.engine_deadline_seconds = static_cast<double>(*values.integer("engine-deadline-seconds"));
+  out.live_deadline_seconds = static_cast<double>(*values.integer("live-deadline-seconds"));
   out.access_log = !values.flag("disable-uvicorn-access-log");
   out.log_requests = values.flag("enable-log-requests");
   out.enable_request_id_headers = values.flag("enable-request-id-headers");

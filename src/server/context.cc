@@ -23,14 +23,28 @@ void Context::set_progress(std::string progress) {
   progress_ = std::move(progress);
 }
 
+namespace {
+
+// Seconds since the engine last finished a step or an idle wait; 0 before its first, when there is
+// no tick to judge by.
+double silence(const engine::EngineStats& stats) {
+  return stats.last_tick == 0 ? 0 : seconds(SteadyClock().now() - stats.last_tick);
+}
+
+}  // namespace
+
 bool Context::engine_alive() const {
   const ModelServices* model = services();
   if (!model) return false;
   const engine::EngineStats stats = model->engine->stats();
-  if (stats.dead) return false;
-  // Before its first step the engine has no tick to judge by.
-  return stats.last_tick == 0 ||
-         seconds(SteadyClock().now() - stats.last_tick) < options_.engine_deadline_seconds;
+  return !stats.dead && silence(stats) < options_.engine_deadline_seconds;
+}
+
+bool Context::engine_lost() const {
+  const ModelServices* model = services();
+  if (!model) return false;
+  const engine::EngineStats stats = model->engine->stats();
+  return stats.dead || silence(stats) >= options_.live_deadline_seconds;
 }
 
 void Context::note_unknown_fields(const std::vector<std::string>& names) {

@@ -44,6 +44,9 @@ class Context {
 
   // True if the engine runs and has shown life within its deadline.
   bool engine_alive() const;
+  // True if the engine is dead, or has been silent for longer than the live deadline. False while
+  // the model is loading.
+  bool engine_lost() const;
 
   // Says so in the log, once per set of names.
   void note_unknown_fields(const std::vector<std::string>& names);

@@ -33,6 +33,7 @@ struct ServerOptions {
   bool handle_signals = true;  // SIGINT, SIGTERM: drain, a second one: stop
   double drain_seconds = 60;
   double engine_deadline_seconds = 10;  // a longer silence of the engine is unreadiness
+  double live_deadline_seconds = 120;   // a longer one still: the process is better restarted
   bool access_log = true;
   bool log_requests = false;
   bool enable_request_id_headers = false;

@@ -100,13 +100,14 @@ void handle_health(const HandlerCall& call) {
 }
 
 void handle_livez(const HandlerCall& call) {
-  HttpReply reply;
-  reply.content_type.clear();
-  call.exchange->send(std::move(reply));
+  if (call.context.engine_lost()) return call.exchange->send(unready(call.context));
+  handle_root(call);
 }
 
 void handle_root(const HandlerCall& call) {
-  handle_livez(call);
+  HttpReply reply;
+  reply.content_type.clear();
+  call.exchange->send(std::move(reply));
 }
 
 void handle_version(const HandlerCall& call) {

@@ -106,6 +106,24 @@ class Overload(ServerCase):
             connection.close()
 
 
+class Wedge(unittest.TestCase):
+    def test_a_step_that_does_not_end_shows_on_the_probes(self):
+        scripts = {"stuck": {"text": "a", "delay_ms": 5000}}
+        # An idle engine ticks once a second: deadlines are longer than that.
+        with Server(scripts=scripts, engine_deadline_seconds=2,
+                    live_deadline_seconds=3.5) as server:
+            probe = lambda path: server.request("GET", path)[0]
+            self.assertEqual([probe("/readyz"), probe("/health"), probe("/livez")], [200] * 3)
+            worker = threading.Thread(target=server.complete, args=("stuck",),
+                                      kwargs={"max_tokens": 1})
+            worker.start()
+            self.assertTrue(wait_until(lambda: probe("/readyz") == 503, 3))
+            self.assertEqual([probe("/health"), probe("/livez")], [503, 200])
+            self.assertTrue(wait_until(lambda: probe("/livez") == 503, 2.5))
+            worker.join()
+            self.assertTrue(wait_until(lambda: probe("/livez") == probe("/readyz") == 200, 2))
+
+
 class Phases(unittest.TestCase):
     def test_503_with_progress_while_loading(self):
         with Server(wait_ready=False, load_ms=800) as server:

@@ -31,6 +31,8 @@ server::ServerOptions server_options(const Json& config) {
   options.served_model_names = {"scripted", "other-name"};
   options.api_keys = config.value("api_keys", std::vector<std::string>());
   options.drain_seconds = config.value("drain_seconds", 5.0);
+  options.engine_deadline_seconds = config.value("engine_deadline_seconds", 10.0);
+  options.live_deadline_seconds = config.value("live_deadline_seconds", 120.0);
   options.access_log = config.value("access_log", false);
   options.enable_request_id_headers = config.value("request_id_headers", false);
   options.log_requests = config.value("log_requests", false);
