@@ -162,6 +162,10 @@ engine::EngineConfig engine_config(const Values& values, const model::ModelConfi
   out.id_limit = id_limit;
   out.seed = static_cast<uint64_t>(*values.integer("seed"));
   out.max_logprobs = static_cast<int32_t>(*values.integer("max-logprobs"));
+  out.log_interval =
+      values.flag("disable-log-stats")
+          ? 0
+          : static_cast<Nanos>(stats_interval_seconds() * static_cast<double>(kSecond));
   out.metric_labels = fmt::format("model_name=\"{}\",engine=\"0\"", label_value(name));
   return out;
 }

@@ -19,7 +19,6 @@ namespace m2::engine {
 namespace {
 
 constexpr Nanos kIdleWait = kSecond;
-constexpr Nanos kLogInterval = 10 * kSecond;
 
 // What other threads tell the engine's thread.
 struct Message {
@@ -419,10 +418,10 @@ void Engine::State::show_stats() {
 
 void Engine::State::run(std::stop_token stop) {
   std::stop_callback wake(stop, [&] { inbox.push_always({}); });
-  next_log = clock.now() + kLogInterval;
+  next_log = clock.now() + config.log_interval;
   while (!stop.stop_requested()) {
     if (!step()) inbox.drain(messages, kIdleWait);
-    if (clock.now() >= next_log) log_throughput();
+    if (config.log_interval > 0 && clock.now() >= next_log) log_throughput();
   }
   close();
 }
@@ -446,7 +445,7 @@ void Engine::State::die(const Error& error) {
 
 void Engine::State::log_throughput() {
   const Nanos now = clock.now();
-  const double elapsed = seconds(now - next_log + kLogInterval);
+  const double elapsed = seconds(now - next_log + config.log_interval);
   const auto rate = [&](int64_t EngineStats::*counter) {
     return static_cast<double>(stats.*counter - logged.*counter) / elapsed;
   };
@@ -464,7 +463,7 @@ void Engine::State::log_throughput() {
   const bool idle = prompt == 0 && generation == 0 && stats.running == 0 && stats.waiting == 0;
   idle ? log_debug("{}", line) : log_info("{}", line);
   logged = stats;
-  next_log = now + kLogInterval;
+  next_log = now + config.log_interval;
 }
 
 Result<void> Engine::State::audit() const {

@@ -17,10 +17,10 @@ namespace m2::engine {
 enum class SchedulingPolicy : uint8_t { fcfs, priority };
 
 struct EngineConfig {
-  int64_t max_num_seqs = 256;            // sequences running at once
-  int64_t max_num_batched_tokens = 512;  // tokens of one step
-  int64_t max_queued_requests = 1024;    // waiting; more are refused
-  int64_t max_queued_tokens = 2'000'000; // prompt tokens waiting
+  int64_t max_num_seqs = 256;             // sequences running at once
+  int64_t max_num_batched_tokens = 512;   // tokens of one step
+  int64_t max_queued_requests = 1024;     // waiting; more are refused
+  int64_t max_queued_tokens = 2'000'000;  // prompt tokens waiting
   bool prefix_caching = true;
   bool chunked_prefill = true;
   int64_t long_prefill_token_threshold = 0;  // 0: no limit below the step's
@@ -28,11 +28,12 @@ struct EngineConfig {
   // tokens from the prefix cache (the n choices of one prompt). 0: never.
   int64_t shared_prefill_tokens = 256;
   SchedulingPolicy policy = SchedulingPolicy::fcfs;
-  std::vector<TokenId> eos_token_ids;    // the first is the model's eos
-  TokenId id_limit = 0;                  // ids from here on are never sampled (padding rows)
-  uint64_t seed = 0;                     // for requests without a seed of their own
+  std::vector<TokenId> eos_token_ids;  // the first is the model's eos
+  TokenId id_limit = 0;                // ids from here on are never sampled (padding rows)
+  uint64_t seed = 0;                   // for requests without a seed of their own
   int32_t max_logprobs = 20;
-  std::string metric_labels;             // e.g. model_name="m",engine="0"
+  std::string metric_labels;          // e.g. model_name="m",engine="0"
+  Nanos log_interval = 10 * kSecond;  // between run()'s statistics lines; 0: none
 };
 
 // A snapshot for health checks, /load and the log line. Written after each step or idle wait.
@@ -44,11 +45,11 @@ struct EngineStats {
   int64_t prompt_tokens = 0;      // since start
   int64_t generation_tokens = 0;  // since start
   int64_t preemptions = 0;
-  int64_t prefix_queries = 0;     // tokens looked up in the prefix cache
-  int64_t prefix_hits = 0;        // tokens found
+  int64_t prefix_queries = 0;  // tokens looked up in the prefix cache
+  int64_t prefix_hits = 0;     // tokens found
   int64_t steps = 0;
-  Nanos last_tick = 0;            // the clock when the engine last finished a step or an idle wait
-  bool dead = false;              // a step failed; nothing more will run
+  Nanos last_tick = 0;  // the clock when the engine last finished a step or an idle wait
+  bool dead = false;    // a step failed; nothing more will run
 };
 
 // Many token requests into few model steps: continuous batching, chunked prefill, paged KV with a

@@ -83,7 +83,7 @@ class PieceReader {
     const Tensor to = piece.slice->to.rows(piece.first, piece.count);
     const int64_t bytes = to.elements() * size_of(to.dtype());
     if (bytes == 0) return {};
-    if (exec_.device.kind == DeviceKind::cpu)
+    if (host_addressable(exec_.device))
       return read_to_host(piece, to, static_cast<std::byte*>(to.data()));
     packed_.resize(static_cast<size_t>(bytes));
     M2_TRY_VOID(read_to_host(piece, to, packed_.data()));

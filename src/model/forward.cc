@@ -80,7 +80,7 @@ Tensor logits(const ForwardContext& context, Tensor rows) {
 
 Scratch place_scratch(Arena& arena, const ModelConfig& config, const Weights& weights,
                       const StepLimits& limits, Device device) {
-  const DType activation = device.kind == DeviceKind::cpu ? DType::f32 : DType::bf16;
+  const DType activation = activation_dtype(device);
   const int64_t hidden = config.hidden_size;
   const int64_t top = config.num_experts_per_token;
   const Layer& layer = weights.layers[0];

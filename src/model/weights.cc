@@ -295,7 +295,7 @@ void fill_part(const ModelConfig& config, const Part& part, uint64_t seed, Devic
   const RandomFiller filler(config, part, seed);
   const int64_t rows = part.to.size(0);
   const int64_t bytes = part.to.elements() * size_of(part.to.dtype());
-  std::vector<std::byte> staged(device.kind == DeviceKind::cpu ? 0 : static_cast<size_t>(bytes));
+  std::vector<std::byte> staged(host_addressable(device) ? 0 : static_cast<size_t>(bytes));
   std::byte* out = staged.empty() ? static_cast<std::byte*>(part.to.data()) : staged.data();
   for (int64_t row = 0; row < rows; ++row) filler.fill_row(row, out + row * (bytes / rows));
   if (staged.empty()) return;

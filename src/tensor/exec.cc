@@ -14,9 +14,19 @@ namespace {
 
 constexpr int64_t kHugePage = 2 << 20;
 
-bool on_gpu(Device device) { return device.kind == DeviceKind::cuda; }
+bool on_gpu(Device device) {
+  return device.kind == DeviceKind::cuda;
+}
 
 }  // namespace
+
+DType activation_dtype(Device device) {
+  return device.kind == DeviceKind::cpu ? DType::f32 : DType::bf16;
+}
+
+bool host_addressable(Device device) {
+  return device.kind == DeviceKind::cpu;
+}
 
 void* device_allocate(Device device, int64_t bytes) {
   if (on_gpu(device)) return cuda_device::allocate(device, bytes);

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "base/thread_pool.h"
+#include "tensor/dtype.h"
 
 namespace m2 {
 
@@ -25,6 +26,12 @@ struct Exec {
   void* workspace = nullptr;
   int64_t workspace_bytes = 0;
 };
+
+// The dtype activations have on a device: f32 on the CPU, bf16 on GPUs.
+DType activation_dtype(Device device);
+
+// True if the host may read and write the device's memory through its address.
+bool host_addressable(Device device);
 
 // Memory of a device. CPU memory is 64-byte aligned, and large blocks ask for huge pages.
 // Failure ends the process with a message that names the size.

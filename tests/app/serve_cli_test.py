@@ -45,7 +45,7 @@ class Server:
     def __exit__(self, *_):
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        self.process.stderr.read()
+        self.log.append(self.process.stderr.read())
         self.process.stderr.close()
         self.process.wait(timeout=30)
 
@@ -113,6 +113,12 @@ class Serve(WithCheckpoint):
                     seen.add(server.complete(prompt=prompt, max_tokens=32))
                     seen.add(server.complete(prompt=prompt, max_tokens=32, temperature=1, seed=5))
         self.assertEqual(len(seen), 2, seen)
+
+    def test_statistics_line(self):
+        for flags, lines in (([], True), (["--disable-log-stats"], False)):
+            with Server(self.model, *flags, env={"VLLM_LOG_STATS_INTERVAL": "0.05"}) as server:
+                server.complete(prompt="x", max_tokens=3000, ignore_eos=True)
+            self.assertEqual("Avg generation throughput: " in "".join(server.log), lines)
 
     def test_key(self):
         with Server(self.model, env={"VLLM_API_KEY": "secret"}) as server:

@@ -2,8 +2,6 @@
 
 #include <gtest/gtest.h>
 
-#include <array>
-
 namespace m2 {
 namespace {
 
@@ -17,18 +15,6 @@ TEST(Checked, FailsWhereItWouldWrap) {
   EXPECT_FALSE((narrow<int32_t>(int64_t{1} << 31)));
   EXPECT_FALSE((narrow<uint32_t>(int64_t{-1})));
   EXPECT_EQ((narrow<int32_t>(int64_t{-5})), -5);
-}
-
-TEST(Checked, ReaderNeverLeavesItsBytes) {
-  const std::array<std::byte, 9> bytes{std::byte{1}, {}, {}, {}, {}, {}, {}, {}, std::byte{7}};
-  Reader reader(bytes);
-  EXPECT_EQ(reader.u64(), 1u);
-  EXPECT_FALSE(reader.u32());
-  EXPECT_EQ(reader.position(), 8u);
-  EXPECT_FALSE(reader.bytes(UINT64_MAX));
-  ASSERT_TRUE(reader.bytes(1));
-  EXPECT_EQ(reader.remaining(), 0u);
-  EXPECT_FALSE(reader.bytes(1));
 }
 
 }  // namespace
