@@ -19,6 +19,13 @@ Result<void> read_value(const Json& value, StreamOptions& out) {
   return fields.read(value, out, unknown);
 }
 
+Result<void> read_truncation_side(const Json& value, bool& at_end) {
+  if (value != "left" && value != "right")
+    return fail(Code::invalid_argument, "Input should be 'left' or 'right'");
+  at_end = value == "right";
+  return {};
+}
+
 Result<void> read_one_or_many(const Json& value, std::vector<std::string>& out) {
   if (value.is_array()) return read_value(value, out);
   out.clear();
@@ -44,6 +51,11 @@ Result<void> check_generation_fields(const GenerationFields& fields) {
     if (*fields.prompt_logprobs < -1)
       return conflict("prompt_logprobs", "`prompt_logprobs` must be a positive value or -1.");
   }
+  if (fields.thinking_token_budget && *fields.thinking_token_budget < -1)
+    return conflict("thinking_token_budget",
+                    fmt::format("thinking_token_budget must be a non-negative integer, or -1 for "
+                                "no bound, got {}.",
+                                *fields.thinking_token_budget));
   if (fields.cache_salt && fields.cache_salt->empty())
     return conflict("cache_salt", "Parameter 'cache_salt' must be a non-empty string if provided.");
   return {};

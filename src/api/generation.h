@@ -40,6 +40,7 @@ struct GenerationFields {
 
   // The prompt.
   std::optional<int64_t> truncate_prompt_tokens;
+  bool truncate_at_end = false;  // truncation_side "right": the prompt's beginning is kept
   std::optional<bool> add_special_tokens;
   std::optional<std::string> cache_salt;
   int64_t priority = 0;
@@ -59,6 +60,9 @@ struct GenerationFields {
   Json structured_outputs;  // null if not given
   bool use_beam_search = false;
 
+  // Most tokens of reasoning; then its end is forced. -1 and not given: no bound.
+  std::optional<int64_t> thinking_token_budget;
+
   bool include_usage() const { return stream_options && stream_options->include_usage; }
   bool continuous_usage() const {
     return stream_options && stream_options->include_usage &&
@@ -74,6 +78,8 @@ void add_generation_fields(Fields<Request>& fields);
 Result<void> check_generation_fields(const GenerationFields& fields);
 
 Result<void> read_value(const Json& value, StreamOptions& out);
+// "left" or "right".
+Result<void> read_truncation_side(const Json& value, bool& at_end);
 // A string or a list of strings.
 Result<void> read_one_or_many(const Json& value, std::vector<std::string>& out);
 // {"id": bias}, in the order given.
@@ -102,6 +108,11 @@ void add_generation_fields(Fields<Request>& fields) {
       .field("stop_token_ids", &GenerationFields::stop_token_ids)
       .field("include_stop_str_in_output", &GenerationFields::include_stop_str_in_output)
       .field("truncate_prompt_tokens", &GenerationFields::truncate_prompt_tokens)
+      .field("truncation_side",
+             [](const Json& value, Request& r) {
+               return read_truncation_side(value, r.truncate_at_end);
+             })
+      .field("thinking_token_budget", &GenerationFields::thinking_token_budget)
       .field("add_special_tokens", &GenerationFields::add_special_tokens)
       .field("cache_salt", &GenerationFields::cache_salt)
       .field("priority", &GenerationFields::priority)
@@ -118,7 +129,9 @@ void add_generation_fields(Fields<Request>& fields) {
       .field("use_beam_search", &GenerationFields::use_beam_search)
       .ignored({"user", "metadata", "store", "service_tier", "safety_identifier",
                 "prompt_cache_key", "length_penalty", "spaces_between_special_tokens",
-                "kv_transfer_params", "vllm_xargs", "best_of"});
+                "kv_transfer_params", "vllm_xargs", "best_of", "session_id",
+                "prompt_cache_retention", "logprob_token_ids", "repetition_detection",
+                "stream_interval", "return_prompt_text"});
 }
 
 }  // namespace m2::api

@@ -174,9 +174,14 @@ const Fields<ChatRequest>& chat_fields() {
         .field("chat_template", &ChatRequest::chat_template)
         .field("chat_template_kwargs", &ChatRequest::chat_template_kwargs)
         .field("documents", &ChatRequest::documents)
-        .ignored({"tool_choice", "reasoning_effort", "mm_processor_kwargs", "reasoning_split",
-                  "thinking", "modalities", "prediction", "verbosity", "functions",
-                  "function_call"});
+        .field("thinking", read_thinking)
+        .field("enable_thinking", read_thinking)
+        .field("think", read_thinking)
+        .field("reasoning", read_reasoning)
+        .field("reasoning_effort", read_effort)
+        .ignored({"tool_choice", "mm_processor_kwargs", "reasoning_split", "modalities",
+                  "prediction", "verbosity", "functions", "function_call", "web_search_options",
+                  "audio"});
     return fields;
   }();
   return table;
@@ -227,6 +232,61 @@ Result<void> read_tools(const Json& value, Json& out) {
     out.push_back(tool);
   }
   return {};
+}
+
+namespace {
+
+void decide(std::optional<bool>& thinking, bool on) {
+  if (!thinking) thinking = on;
+}
+
+void set_budget(const Json& object, const char* name, ChatRequest& out) {
+  int64_t tokens;
+  if (object.contains(name) && read_value(object[name], tokens).ok() && tokens >= 0 &&
+      !out.thinking_token_budget)
+    out.thinking_token_budget = tokens;
+}
+
+}  // namespace
+
+Result<void> read_thinking(const Json& value, ChatRequest& out) {
+  if (value.is_boolean()) {
+    decide(out.thinking, value.get<bool>());
+    return {};
+  }
+  if (value.is_string()) return read_effort(value, out);
+  if (!value.is_object())
+    return fail(Code::invalid_argument, "Input should be a valid boolean or dictionary");
+  const Json type = value.value("type", Json());
+  if (type == "disabled") decide(out.thinking, false);
+  if (type == "enabled" || type == "adaptive") decide(out.thinking, true);
+  set_budget(value, "budget_tokens", out);
+  return {};
+}
+
+Result<void> read_reasoning(const Json& value, ChatRequest& out) {
+  if (value.is_boolean() || value.is_string()) return read_thinking(value, out);
+  if (!value.is_object()) return fail(Code::invalid_argument, "Input should be a valid dictionary");
+  if (value.value("effort", Json()) == "none" || value.value("enabled", Json()) == false)
+    decide(out.thinking, false);
+  if (value.value("exclude", Json()) == true) out.include_reasoning = false;
+  set_budget(value, "max_tokens", out);
+  return {};
+}
+
+Result<void> read_effort(const Json& value, ChatRequest& out) {
+  if (!value.is_string()) return fail(Code::invalid_argument, "Input should be a valid string");
+  if (value == "none") decide(out.thinking, false);
+  return {};
+}
+
+std::optional<bool> thinking_of_kwargs(const Json& kwargs) {
+  for (const char* name : {"enable_thinking", "thinking"}) {
+    const auto found = kwargs.find(name);
+    if (found != kwargs.end() && found->is_boolean()) return found->get<bool>();
+  }
+  if (kwargs.value("reasoning_effort", Json()) == "none") return false;
+  return std::nullopt;
 }
 
 Result<ChatRequest> chat_request_from_json(const Json& body, std::vector<std::string>& unknown) {

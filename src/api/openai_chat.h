@@ -44,6 +44,7 @@ struct ChatRequest : GenerationFields {
   int64_t top_logprobs = 0;
   std::optional<int64_t> max_completion_tokens;  // wins over max_tokens
   bool include_reasoning = true;
+  std::optional<bool> thinking;  // whichever of the spellings of read_thinking was sent
   std::optional<bool> add_generation_prompt;
   bool continue_final_message = false;
   std::optional<std::string> chat_template;
@@ -58,6 +59,18 @@ Result<ChatRequest> chat_request_from_json(const Json& body, std::vector<std::st
 // The chat form of /tokenize reads its messages and tools the same way.
 Result<void> read_messages(const Json& value, std::vector<ChatMessage>& out);
 Result<void> read_tools(const Json& value, Json& out);
+
+// The spellings by which clients switch thinking off or on:
+//   thinking, enable_thinking, think: a boolean; thinking: {"type": "disabled" | "enabled",
+//   "budget_tokens": N}; reasoning: {"effort": ..., "enabled": bool, "max_tokens": N,
+//   "exclude": bool}; reasoning_effort: "none".
+// Other efforts are accepted and change nothing: the model knows no degrees. The first that says
+// anything decides.
+Result<void> read_thinking(const Json& value, ChatRequest& out);
+Result<void> read_reasoning(const Json& value, ChatRequest& out);
+Result<void> read_effort(const Json& value, ChatRequest& out);
+// What enable_thinking, thinking and reasoning_effort say among a template's arguments.
+std::optional<bool> thinking_of_kwargs(const Json& kwargs);
 
 // ---- replies
 

@@ -123,9 +123,13 @@ std::shared_ptr<const text::Tokenizer> byte_tokenizer() {
   return *std::move(tokenizer);
 }
 
+Result<std::string> chat_template_text(const fs::path& folder, const Values& values) {
+  return template_text(folder, values.text("chat-template"));
+}
+
 Result<std::shared_ptr<const text::ChatTemplate>> read_chat_template(const fs::path& folder,
                                                                      const Values& values) {
-  M2_TRY(std::string source, template_text(folder, values.text("chat-template")));
+  M2_TRY(std::string source, chat_template_text(folder, values));
   return text::ChatTemplate::parse(std::move(source));
 }
 

@@ -37,5 +37,7 @@ std::shared_ptr<const text::Tokenizer> byte_tokenizer();
 // tokenizer_config.json's chat_template.
 Result<std::shared_ptr<const text::ChatTemplate>> read_chat_template(
     const std::filesystem::path& folder, const Values& values);
+// Its source.
+Result<std::string> chat_template_text(const std::filesystem::path& folder, const Values& values);
 
 }  // namespace m2::app

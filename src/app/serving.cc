@@ -127,6 +127,7 @@ Result<server::ServerOptions> server_options(const Values& values, const ModelSe
   out.live_deadline_seconds = static_cast<double>(*values.integer("live-deadline-seconds"));
   out.access_log = !values.flag("disable-uvicorn-access-log");
   out.log_requests = values.flag("enable-log-requests");
+  out.priority_scheduling = values.text("scheduling-policy") == "priority";
   out.enable_request_id_headers = values.flag("enable-request-id-headers");
   M2_TRY(out.reasoning_parser, text::reasoning_parser_named(values.text("reasoning-parser")));
   M2_TRY(out.tool_call_parser, text::tool_call_parser_named(values.text("tool-call-parser")));
@@ -234,6 +235,7 @@ Result<void> Serving::read_text_files() {
                            !std::filesystem::exists(folder_ / "tokenizer.json", ignored);
   if (!only_config) {
     M2_TRY(tokenizer_, read_tokenizer(folder_, values_));
+    M2_TRY(template_source_, chat_template_text(folder_, values_));
     M2_TRY(chat_template_, read_chat_template(folder_, values_));
     id_limit_ = std::min<int64_t>(tokenizer_->id_limit(), settings_.config.vocab_size);
     return {};
@@ -310,6 +312,7 @@ Result<void> Serving::start_engine() {
   server::ModelServices services;
   services.tokenizer = tokenizer_;
   services.chat_template = chat_template_;
+  services.chat_template_source = template_source_;
   services.engine = engine_.get();
   services.max_model_len = max_model_len_;
   services.vocab_size = settings_.config.vocab_size;

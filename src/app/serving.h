@@ -48,6 +48,7 @@ class Serving {
   int64_t max_model_len_ = 0;
   std::shared_ptr<const text::Tokenizer> tokenizer_;
   std::shared_ptr<const text::ChatTemplate> chat_template_;
+  std::string template_source_;  // for /tokenizer_info
   int64_t id_limit_ = 0;  // ids from here on are padding rows: never sampled
 
   Metrics metrics_;

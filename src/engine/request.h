@@ -33,6 +33,10 @@ struct SamplingParams {
   std::vector<std::pair<TokenId, float>> logit_bias;   // within +-100
   std::vector<TokenId> allowed_token_ids;              // empty: all
   std::vector<std::vector<TokenId>> bad_words;         // token sequences that must not be completed
+  // After so many output tokens without one of `thinking_ends` among them, the first of those is
+  // the next token, whatever else is asked; -1: never.
+  int64_t thinking_budget = -1;
+  std::vector<TokenId> thinking_ends;
   int32_t logprobs = -1;         // how many top logprobs with each token; -1: none at all
   int32_t prompt_logprobs = -1;  // the same for prompt positions
 };

@@ -56,6 +56,16 @@ bool ends_too_early(const SampleInput& input) {
   return static_cast<int64_t>(input.output.size()) < input.params.min_tokens;
 }
 
+// The token that a spent thinking budget forces here, or -1. Looks at the output once a request.
+TokenId forced_token(const SampleInput& input) {
+  const SamplingParams& params = input.params;
+  if (static_cast<int64_t>(input.output.size()) != params.thinking_budget) return -1;
+  const bool over =
+      std::find_first_of(input.output.begin(), input.output.end(), params.thinking_ends.begin(),
+                         params.thinking_ends.end()) != input.output.end();
+  return over || params.thinking_ends.empty() ? -1 : params.thinking_ends.front();
+}
+
 bool changes_row(const SampleInput& input) {
   const SamplingParams& params = input.params;
   return !params.allowed_token_ids.empty() || !params.bad_words.empty() ||
@@ -136,7 +146,8 @@ Sampled Sampler::sample(std::span<float> full_row, const SampleInput& input, int
   RowScan scan = scan_row(row, scratch.maxima);
   if (status_of(scan) != RowStatus::ok) return {status_of(scan), -1, std::nullopt};
   ConstRow raw = row;
-  if (changes_row(input)) {
+  const TokenId forced = forced_token(input);
+  if (forced < 0 && changes_row(input)) {
     if (params.logprobs >= 0) {
       scratch.raw.assign(row.begin(), row.end());
       raw = scratch.raw;
@@ -147,8 +158,9 @@ Sampled Sampler::sample(std::span<float> full_row, const SampleInput& input, int
   }
 
   Sampled result;
-  result.token = params.temperature < kGreedyBelow ? argmax(row, scan.max, scratch)
-                                                   : draw(row, scan.max, input, scratch);
+  result.token = forced >= 0                         ? forced
+                 : params.temperature < kGreedyBelow ? argmax(row, scan.max, scratch)
+                                                     : draw(row, scan.max, input, scratch);
   if (params.logprobs >= 0)
     score(raw, result.token, params.logprobs, result.logprobs.emplace(), thread);
   return result;

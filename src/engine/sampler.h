@@ -36,7 +36,8 @@ struct Sampled {
   std::optional<Logprobs> logprobs;
 };
 
-// Logits to token, in the order of contract.md 4.9 and in FP32:
+// Logits to token, in the order of contract.md 4.9 and in FP32; a spent thinking budget comes
+// before all of it:
 //   log-softmax for the reported logprobs, from the raw logits;
 //   allowed ids, bad words, min_tokens, logit bias, penalties;
 //   greedy rows: argmax, the lowest id wins ties;

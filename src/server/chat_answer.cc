@@ -27,6 +27,10 @@ class ChatAnswer : public Answer {
       chunks_.begin(static_cast<int>(i), chat_.role,
                     setup_.return_token_ids ? setup_.prompts[0].get() : nullptr,
                     setup_.continuous_usage ? &usage : nullptr, out);
+      if (chat_.echo.empty()) continue;
+      delta_.clear();
+      api::append_content_delta(delta_, chat_.echo);
+      send(i, choices_[i], delta_, nullptr, out);
     }
   }
 
@@ -139,7 +143,7 @@ class ChatAnswer : public Answer {
     const text::AssistantMessage& read = choice.reader.message();
     api::ChatReplyMessage message;
     message.role = chat_.role;
-    if (read.has_content) message.content = read.content;
+    if (read.has_content || !chat_.echo.empty()) message.content = chat_.echo + read.content;
     if (read.has_reasoning && chat_.include_reasoning) message.reasoning = read.reasoning;
     for (const auto& call : read.tool_calls)
       message.tool_calls.push_back({call.id, call.name, call.arguments});

@@ -9,6 +9,10 @@ namespace m2::server {
 
 void Context::set_services(ModelServices services) {
   M2_CHECK(!owned_services_, "the model can be attached once");
+  int64_t longest = 1;
+  for (text::TokenId id = 0; id < services.tokenizer->id_limit(); ++id)
+    longest = std::max(longest, static_cast<int64_t>(services.tokenizer->bytes(id).size()));
+  services.max_token_bytes = longest;
   owned_services_ = std::make_unique<const ModelServices>(std::move(services));
   services_.store(owned_services_.get(), std::memory_order_release);
 }

@@ -126,6 +126,8 @@ Result<Json> template_kwargs(const ChatPromptFields& fields,
   for (const Json* source : {&options.default_chat_template_kwargs, &fields.template_kwargs})
     for (const auto& [name, value] : source->items())
       if (!is_template_argument(name) && chat_template.uses(name)) out[name] = value;
+  if (fields.thinking && chat_template.uses("enable_thinking"))
+    out["enable_thinking"] = *fields.thinking;
   if (!fields.documents.is_null() && chat_template.uses("documents"))
     out["documents"] = fields.documents;
   return out;
@@ -148,11 +150,17 @@ Result<std::shared_ptr<const text::ChatTemplate>> template_for(const ChatPromptF
   return model.chat_template;
 }
 
-bool ends_in_reasoning(const std::vector<text::TokenId>& ids, const text::Tokenizer& tokenizer) {
-  const text::TokenId open = tokenizer.id_of("<think>"), close = tokenizer.id_of("</think>");
-  const auto last = std::find_if(ids.rbegin(), ids.rend(),
-                                 [&](text::TokenId id) { return id == open || id == close; });
-  return last != ids.rend() && *last == open;
+// The text that ends empty reasoning where the template has just opened it, as it prints reasoning
+// in messages of the past.
+constexpr std::string_view kOpenedThinking = "<think>\n", kNoThinking = "\n</think>\n\n";
+
+bool thinks(const ChatPromptFields& fields, const text::ChatTemplate& chat_template,
+            const ServerOptions& options) {
+  if (chat_template.uses("enable_thinking")) return true;  // the template's own affair
+  std::optional<bool> thinking = fields.thinking;
+  if (!thinking) thinking = api::thinking_of_kwargs(fields.template_kwargs);
+  if (!thinking) thinking = api::thinking_of_kwargs(options.default_chat_template_kwargs);
+  return thinking.value_or(true);
 }
 
 Result<void> check_sizes(const ChatPromptFields& fields, const Limits& limits) {
@@ -190,6 +198,11 @@ Result<std::vector<text::Message>> to_messages(const std::vector<api::ChatMessag
   return out;
 }
 
+std::string content_text(const api::ChatMessage& message) {
+  const auto content = content_of(message);
+  return content ? text_of(*content) : std::string();
+}
+
 Result<std::vector<text::TextPiece>> chat_pieces(const ChatPromptFields& fields,
                                                  const ServerOptions& options,
                                                  const ModelServices& model) {
@@ -204,18 +217,32 @@ Result<std::vector<text::TextPiece>> chat_pieces(const ChatPromptFields& fields,
   M2_TRY(conversation.template_kwargs, template_kwargs(fields, *chat_template, options));
 
   M2_TRY(auto pieces, text::render_prompt(*chat_template, conversation));
+  const bool opened = conversation.add_generation_prompt && !pieces.empty() &&
+                      pieces.back().text.ends_with(kOpenedThinking);
+  if (opened && !thinks(fields, *chat_template, options)) pieces.back().text += kNoThinking;
   if (options.encode_control_tokens)
     for (text::TextPiece& piece : pieces) piece.added = text::AddedTokens::all;
   return pieces;
 }
 
-Result<ChatPrompt> chat_prompt(const ChatPromptFields& fields, const ServerOptions& options,
-                               const ModelServices& model) {
-  M2_TRY(const std::vector<text::TextPiece> pieces, chat_pieces(fields, options, model));
+bool ends_in_reasoning(const std::vector<text::TokenId>& ids, const text::Tokenizer& tokenizer) {
+  const text::TokenId open = tokenizer.id_of("<think>"), close = tokenizer.id_of("</think>");
+  const auto last = std::find_if(ids.rbegin(), ids.rend(),
+                                 [&](text::TokenId id) { return id == open || id == close; });
+  return last != ids.rend() && *last == open;
+}
+
+ChatPrompt encode_prompt(const std::vector<text::TextPiece>& pieces, const ModelServices& model) {
   ChatPrompt prompt;
   prompt.ids = model.tokenizer->encode(pieces);
   prompt.ends_in_reasoning = ends_in_reasoning(prompt.ids, *model.tokenizer);
   return prompt;
+}
+
+Result<ChatPrompt> chat_prompt(const ChatPromptFields& fields, const ServerOptions& options,
+                               const ModelServices& model) {
+  M2_TRY(const std::vector<text::TextPiece> pieces, chat_pieces(fields, options, model));
+  return encode_prompt(pieces, model);
 }
 
 }  // namespace m2::server

@@ -16,6 +16,9 @@ namespace m2::server {
 Result<std::vector<text::Message>> to_messages(const std::vector<api::ChatMessage>& messages,
                                                LateSystem late_system);
 
+// The text of a message's content, its parts joined; nothing where it has none.
+std::string content_text(const api::ChatMessage& message);
+
 // What of a request decides about its prompt.
 struct ChatPromptFields {
   const std::vector<api::ChatMessage>& messages;
@@ -25,6 +28,7 @@ struct ChatPromptFields {
   const std::optional<std::string>& chat_template;
   const Json& template_kwargs;
   const Json& documents;
+  std::optional<bool> thinking = {};  // asked for; else template_kwargs or the server's say
 };
 
 struct ChatPrompt {
@@ -33,10 +37,16 @@ struct ChatPrompt {
 };
 
 // Renders the template: the template's own text reads every added token, text of users and tools
-// the non-special ones only. Of `model`, the template is read.
+// the non-special ones only. Of `model`, the template is read. Where thinking is off and the
+// template has no switch for it, the reasoning it opened is closed again, empty.
 Result<std::vector<text::TextPiece>> chat_pieces(const ChatPromptFields& fields,
                                                  const ServerOptions& options,
                                                  const ModelServices& model);
+
+// Whether the last of <think> and </think> in `ids` is <think>.
+bool ends_in_reasoning(const std::vector<text::TokenId>& ids, const text::Tokenizer& tokenizer);
+
+ChatPrompt encode_prompt(const std::vector<text::TextPiece>& pieces, const ModelServices& model);
 
 // chat_pieces(), encoded.
 Result<ChatPrompt> chat_prompt(const ChatPromptFields& fields, const ServerOptions& options,

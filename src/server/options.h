@@ -36,6 +36,7 @@ struct ServerOptions {
   double live_deadline_seconds = 120;   // a longer one still: the process is better restarted
   bool access_log = true;
   bool log_requests = false;
+  bool priority_scheduling = false;  // else `priority` has no effect, which is said once
   bool enable_request_id_headers = false;
 
   text::ReasoningParser reasoning_parser = text::ReasoningParser::minimax_m2;
@@ -66,6 +67,7 @@ struct ModelServices {
   engine::Engine* engine = nullptr;                         // outlives the server's threads
   int64_t max_model_len = 0;
   int64_t vocab_size = 0;  // columns of the logits
+  int64_t max_token_bytes = INT32_MAX;  // of one token: a longer prompt cannot be that few tokens
   std::string eos_token;   // for /tokenizer_info
 };
 

@@ -65,7 +65,8 @@ Result<std::vector<engine::Request>> engine_requests(const api::GenerationFields
                                                      const AskedLength& asked,
                                                      const Prompts& prompts, Context& context) {
   const ModelServices& model = *context.services();
-  if (fields.priority != 0) context.say_once("priority is ignored unless the policy is priority");
+  if (fields.priority != 0 && !context.options().priority_scheduling)
+    context.say_once("priority is ignored under --scheduling-policy fcfs");
   std::vector<engine::Request> out;
   for (const auto& prompt : prompts) {
     M2_TRY(const int64_t limit,
@@ -75,6 +76,8 @@ Result<std::vector<engine::Request>> engine_requests(const api::GenerationFields
       request.prompt = *prompt;
       request.params = params;
       request.params.max_tokens = limit;
+      if (ends_in_reasoning(*prompt, *model.tokenizer))
+        set_thinking_budget(fields, *model.tokenizer, request.params);
       if (params.seed) request.params.seed = *params.seed + static_cast<uint64_t>(i);
       request.priority =
           static_cast<int32_t>(std::clamp<int64_t>(fields.priority, INT32_MIN, INT32_MAX));
@@ -119,7 +122,10 @@ Result<void> check_tool_choice(const api::ToolChoice& choice, const ServerOption
 ChatAnswerSetup chat_answer_setup(const api::ChatRequest& request, bool starts_in_reasoning,
                                   const ServerOptions& options) {
   ChatAnswerSetup setup;
-  setup.role = options.response_role;
+  const bool opens_turn = request.add_generation_prompt.value_or(!request.continue_final_message);
+  setup.role = opens_turn ? options.response_role : request.messages.back().role;
+  if (request.echo && request.messages.back().role == setup.role)
+    setup.echo = content_text(request.messages.back());
   setup.reader.reasoning = options.reasoning_parser;
   setup.reader.tools = options.tool_call_parser;
   setup.reader.tool_schemas = request.tools;
@@ -149,11 +155,15 @@ Result<Plan> make_chat_plan(const HttpRequest& http, const api::ChatRequest& req
   const bool no_tools = request.tool_choice.kind == api::ToolChoice::Kind::none &&
                         options.exclude_tools_when_tool_choice_none;
   const Json none = Json::array();
-  M2_TRY(ChatPrompt prompt,
-         chat_prompt({request.messages, no_tools ? none : request.tools,
-                      request.add_generation_prompt, request.continue_final_message,
-                      request.chat_template, request.chat_template_kwargs, request.documents},
-                     options, model));
+  M2_TRY(
+      const auto pieces,
+      chat_pieces({request.messages, no_tools ? none : request.tools, request.add_generation_prompt,
+                   request.continue_final_message, request.chat_template,
+                   request.chat_template_kwargs, request.documents, request.thinking},
+                  options, model));
+  for (const text::TextPiece& piece : pieces)
+    M2_TRY_VOID(check_text_length(piece.text, request, asked, model));
+  ChatPrompt prompt = encode_prompt(pieces, model);
   M2_TRY_VOID(truncate_prompt(request, asked, model, prompt.ids));
   const Prompts prompts = {
       std::make_shared<const std::vector<engine::TokenId>>(std::move(prompt.ids))};
@@ -169,10 +179,14 @@ Result<Plan> make_chat_plan(const HttpRequest& http, const api::ChatRequest& req
 constexpr int64_t kDefaultMaxTokens = 16;
 
 Result<std::vector<engine::TokenId>> prompt_ids(const api::CompletionPrompt& prompt,
+                                                const api::CompletionRequest& request,
+                                                const AskedLength& asked,
                                                 const ModelServices& model) {
   if (const auto* ids = std::get_if<std::vector<int64_t>>(&prompt)) return checked_ids(*ids, model);
+  const std::string& text = std::get<std::string>(prompt);
+  M2_TRY_VOID(check_text_length(text, request, asked, model));
   // The whole text is the client's own: control tokens in it are meant.
-  return model.tokenizer->encode(std::get<std::string>(prompt), text::AddedTokens::all);
+  return model.tokenizer->encode(text, text::AddedTokens::all);
 }
 
 // Prompts encoded and cut; with echo also as text.
@@ -180,7 +194,7 @@ Result<Prompts> completion_prompts(const api::CompletionRequest& request, const 
                                    const ModelServices& model, TextAnswerSetup& setup) {
   Prompts prompts;
   for (const api::CompletionPrompt& sent : request.prompts) {
-    M2_TRY(auto ids, prompt_ids(sent, model));
+    M2_TRY(auto ids, prompt_ids(sent, request, asked, model));
     M2_TRY_VOID(truncate_prompt(request, asked, model, ids));
     if (request.echo) {
       const auto* text = std::get_if<std::string>(&sent);

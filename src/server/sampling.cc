@@ -293,6 +293,32 @@ Result<void> check_asked_length(const AskedLength& asked, const ModelServices& m
   return {};
 }
 
+Result<void> check_text_length(std::string_view text, const api::GenerationFields& fields,
+                               const AskedLength& asked, const ModelServices& model) {
+  if (fields.truncate_prompt_tokens) return {};
+  const int64_t context = model.max_model_len, wanted = asked.max_tokens.value_or(0);
+  const int64_t most = (context - wanted) * model.max_token_bytes;
+  if (static_cast<int64_t>(text.size()) <= most) return {};
+  const int64_t characters =
+      std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; });
+  if (characters <= most) return {};
+  return invalid(
+      "input_text",
+      fmt::format("You passed {} input characters and requested {} output tokens. However, the "
+                  "model's context length is only {} tokens, resulting in a maximum input length "
+                  "of {} tokens (at most {} characters). Please reduce the length of the input "
+                  "prompt.",
+                  characters, wanted, context, context - wanted, most));
+}
+
+void set_thinking_budget(const api::GenerationFields& fields, const text::Tokenizer& tokenizer,
+                         SamplingParams& out) {
+  if (fields.thinking_token_budget.value_or(-1) < 0) return;
+  for (const char* end : {"</think>", "<minimax:tool_call>"})
+    if (const TokenId id = tokenizer.id_of(end); id >= 0) out.thinking_ends.push_back(id);
+  out.thinking_budget = *fields.thinking_token_budget;
+}
+
 Result<void> truncate_prompt(const api::GenerationFields& fields, const AskedLength& asked,
                              const ModelServices& model, std::vector<TokenId>& prompt) {
   if (!fields.truncate_prompt_tokens) return {};
@@ -308,7 +334,11 @@ Result<void> truncate_prompt(const api::GenerationFields& fields, const AskedLen
                                "max_tokens = {}. Please request a smaller truncation size.",
                                wanted, room));
   const auto kept = static_cast<size_t>(wanted == -1 ? room : wanted);
-  if (prompt.size() > kept) prompt.erase(prompt.begin(), prompt.end() - static_cast<int64_t>(kept));
+  if (prompt.size() <= kept) return {};
+  if (fields.truncate_at_end)
+    prompt.resize(kept);
+  else
+    prompt.erase(prompt.begin(), prompt.end() - static_cast<int64_t>(kept));
   return {};
 }
 

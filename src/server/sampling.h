@@ -30,7 +30,17 @@ struct AskedLength {
 // Checks what can be known before the prompt's length is.
 Result<void> check_asked_length(const AskedLength& asked, const ModelServices& model);
 
-// Keeps the last tokens of the prompt, as truncate_prompt_tokens asks.
+// Refuses a text so long that it cannot be as few tokens as fit, before it is encoded. A prompt
+// that is to be truncated passes.
+Result<void> check_text_length(std::string_view text, const api::GenerationFields& fields,
+                               const AskedLength& asked, const ModelServices& model);
+
+// The end of reasoning that thinking_token_budget forces, for a prompt that ends in reasoning.
+void set_thinking_budget(const api::GenerationFields& fields, const text::Tokenizer& tokenizer,
+                         engine::SamplingParams& out);
+
+// Keeps the last tokens of the prompt (truncation_side "right": the first), as
+// truncate_prompt_tokens asks.
 Result<void> truncate_prompt(const api::GenerationFields& fields, const AskedLength& asked,
                              const ModelServices& model, std::vector<engine::TokenId>& prompt);
 

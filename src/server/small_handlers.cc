@@ -79,14 +79,32 @@ HttpReply answer_text_request(const HttpRequest& http, Context& context,
   return json_reply(std::move(*reply));
 }
 
-// What a generating request would hand to the engine: {"prompt_token_ids": ...} of each prompt.
-HttpReply rendered(const Planned& planned) {
-  if (const auto* error = std::get_if<api::ApiError>(&planned)) return error_reply(*error);
+// What a generating request would hand to the engine, one entry a prompt.
+Json rendered_prompts(const Plan& plan, const text::Tokenizer& tokenizer) {
   Json prompts = Json::array();
-  for (const engine::Request& request : std::get<Plan>(planned).requests)
-    prompts.push_back(
-        Json{{"prompt_token_ids", request.prompt}, {"max_tokens", request.params.max_tokens}});
-  return json_reply(to_text(prompts));
+  for (const engine::Request& request : plan.requests)
+    prompts.push_back(Json{{"prompt", tokenizer.decode(request.prompt, false)},
+                           {"prompt_token_ids", request.prompt},
+                           {"max_tokens", request.params.max_tokens}});
+  return prompts;
+}
+
+HttpReply render_completion(const HttpRequest& request, Context& context) {
+  const Planned planned = plan_completion(request, context);
+  if (const auto* error = std::get_if<api::ApiError>(&planned)) return error_reply(*error);
+  return json_reply(
+      to_text(rendered_prompts(std::get<Plan>(planned), *context.services()->tokenizer)));
+}
+
+// [the conversation as sent, [its prompt]].
+HttpReply render_chat(const HttpRequest& request, Context& context) {
+  const Planned planned = plan_chat(request, context);
+  if (const auto* error = std::get_if<api::ApiError>(&planned)) return error_reply(*error);
+  auto body = json_body(request, context.limits());
+  if (!body) return error_reply(api::validation_error(body.error()));
+  return json_reply(to_text(
+      Json::array({(*body)["messages"],
+                   rendered_prompts(std::get<Plan>(planned), *context.services()->tokenizer)})));
 }
 
 }  // namespace
@@ -166,16 +184,12 @@ void handle_tokenizer_info(const HandlerCall& call) {
 
 void handle_render_chat(const HandlerCall& call) {
   if (!call.context.services()) return call.exchange->send(unready(call.context));
-  reply_aside(call, [](const HttpRequest& request, Context& context) {
-    return rendered(plan_chat(request, context));
-  });
+  reply_aside(call, render_chat);
 }
 
 void handle_render_completion(const HandlerCall& call) {
   if (!call.context.services()) return call.exchange->send(unready(call.context));
-  reply_aside(call, [](const HttpRequest& request, Context& context) {
-    return rendered(plan_completion(request, context));
-  });
+  reply_aside(call, render_completion);
 }
 
 }  // namespace m2::server

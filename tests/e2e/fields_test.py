@@ -43,6 +43,9 @@ class Texts(ServerCase):
                  "min_tokens must be less than or equal to max_tokens=4, got 5."),
                 ({"truncate_prompt_tokens": 0},
                  "truncate_prompt_tokens must be an integer >= 1 or -1, got 0"),
+                ({"truncate_prompt_tokens": 500, "max_tokens": 20},
+                 "truncate_prompt_tokens=500 cannot be greater than max_model_len - max_tokens = "
+                 "492. Please request a smaller truncation size."),
                 ({"n": 2, "temperature": 0}, "n must be 1 when using greedy sampling, got 2."),
                 ({"stop": [""]}, "stop cannot contain an empty string."),
                 ({"logprobs": True, "top_logprobs": 21},
@@ -73,6 +76,11 @@ class Texts(ServerCase):
                  "when using `top_logprobs`, `logprobs` must be set to true."),
                 ({"continue_final_message": True, "add_generation_prompt": True},
                  "Cannot set both `continue_final_message` and `add_generation_prompt` to True."),
+                ({"thinking_token_budget": -2},
+                 "thinking_token_budget must be a non-negative integer, or -1 for no bound, got "
+                 "-2."),
+                ({"truncation_side": "middle"},
+                 "truncation_side: Input should be 'left' or 'right'"),
                 ({"cache_salt": ""},
                  "Parameter 'cache_salt' must be a non-empty string if provided."),
                 ({"tool_choice": "auto"}, "When using `tool_choice`, `tools` must be set."),
@@ -107,6 +115,16 @@ class Texts(ServerCase):
             "You passed 500 input tokens and requested 20 output tokens. However, the model's "
             "context length is only 512 tokens, resulting in a maximum input length of 492 tokens. "
             "Please reduce the length of the input prompt.", path=TEXT, param="input_tokens")
+        longest = self.server.post("/detokenize", {"tokens": [199999]}) and 128
+        for path, fields, tokens in ((TEXT, {"prompt": "é" * 70_000, "max_tokens": 20}, 20),
+                                     (CHAT, {"messages": [{"role": "user",
+                                                           "content": "é" * 70_000}]}, 0)):
+            self.refused(
+                fields, f"You passed 70000 input characters and requested {tokens} output tokens. "
+                f"However, the model's context length is only 512 tokens, resulting in a maximum "
+                f"input length of {512 - tokens} tokens (at most {(512 - tokens) * longest} "
+                "characters). Please reduce the length of the input prompt.", path=path,
+                param="input_text")
         status, reply = self.server.post(TEXT, {"prompt": [10] * 511, "max_tokens": 1,
                                                 "model": None})
         self.assertEqual((status, reply["usage"]["total_tokens"]), (200, 512))

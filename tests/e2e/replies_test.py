@@ -130,6 +130,75 @@ class Chat(ServerCase):
         chunks = self.server.stream(CHAT, {"messages": user("hello"), "include_reasoning": False})
         self.assertNotIn("reasoning", json.dumps(chunks))
 
+    OFF = ({"thinking": {"type": "disabled"}}, {"enable_thinking": False}, {"thinking": False},
+           {"think": False}, {"reasoning_effort": "none"}, {"reasoning": {"effort": "none"}},
+           {"reasoning": {"enabled": False}}, {"chat_template_kwargs": {"enable_thinking": False}},
+           {"chat_template_kwargs": {"thinking": False}},
+           {"chat_template_kwargs": {"reasoning_effort": "none"}})
+    ON = ({}, {"thinking": {"type": "enabled"}}, {"enable_thinking": True},
+          {"reasoning_effort": "high"}, {"reasoning_effort": "whatever"},
+          {"reasoning": {"effort": "low", "summary": "auto"}}, {"reasoning": {"exclude": False}})
+
+    def rendered(self, fields):
+        status, reply = self.server.post(
+            CHAT + "/render", {"messages": [{"role": "user", "content": "Hi"}], **fields})
+        self.assertEqual(status, 200, reply)
+        conversation, prompts = reply
+        self.assertEqual(conversation, [{"role": "user", "content": "Hi"}])
+        self.assertEqual(len(prompts), 1)
+        return prompts[0]["prompt"]
+
+    def test_thinking_off_and_on_in_every_spelling(self):
+        for fields in self.OFF:
+            self.assertTrue(self.rendered(fields).endswith(
+                "]~b]ai\n<think>\n\n</think>\n\n"), fields)
+        for fields in self.ON:
+            self.assertTrue(self.rendered(fields).endswith("]~b]ai\n<think>\n"), fields)
+        _, reply = self.server.chat("plain", thinking={"type": "disabled"})
+        message = reply["choices"][0]["message"]
+        self.assertIsNone(message["reasoning"])
+        self.assertEqual(message["content"], "one two three STOP four five")
+        self.assertEqual(reply["usage"]["completion_tokens_details"]["reasoning_tokens"], 0)
+
+    def test_thinking_budget_forces_the_end(self):
+        for budget in (0, 1, 5):
+            fields = {"max_tokens": 12, "thinking_token_budget": budget}
+            _, reply = self.server.chat("words", **fields)
+            message, usage = reply["choices"][0]["message"], reply["usage"]
+            reasoning = message["reasoning"] or ""
+            self.assertEqual(reasoning.count("word"), budget)
+            # The script goes on after the token that was forced.
+            self.assertEqual(message["content"].count("word"), 12 - budget - 1)
+            self.assertEqual(usage["completion_tokens_details"]["reasoning_tokens"], budget)
+            chunks = self.server.stream(CHAT, {"messages": user("words"), **fields})
+            deltas = [c["choices"][0]["delta"] for c in chunks[:-1]]
+            self.assertEqual("".join(d.get("reasoning", "") for d in deltas), reasoning)
+            self.assertEqual("".join(d.get("content", "") for d in deltas), message["content"])
+        _, plain = self.server.chat("hello")
+        _, roomy = self.server.chat("hello", thinking_token_budget=100)
+        self.assertEqual(plain["choices"], roomy["choices"])
+        for fields in ({"thinking": {"type": "enabled", "budget_tokens": 2}},
+                       {"reasoning": {"max_tokens": 2}}):
+            _, reply = self.server.chat("words", max_tokens=8, **fields)
+            self.assertEqual(reply["choices"][0]["message"]["reasoning"].count("word"), 2)
+
+    def test_continue_and_echo(self):
+        messages = [*user("hello"), {"role": "assistant", "content": "An apple a day"}]
+        fields = {"messages": messages, "continue_final_message": True, "max_tokens": 3}
+        _, prompts = self.server.post(CHAT + "/render", fields)[1]
+        self.assertTrue(prompts[0]["prompt"].endswith("]~b]ai\nAn apple a day"))
+        _, plain = self.server.post(CHAT, fields)
+        text = plain["choices"][0]["message"]["content"]
+        _, echoed = self.server.post(CHAT, {**fields, "echo": True})
+        self.assertEqual(echoed["choices"][0]["message"]["content"], "An apple a day" + text)
+        chunks = self.server.stream(CHAT, {**fields, "echo": True})
+        self.assertEqual(chunks[1]["choices"][0]["delta"], {"content": "An apple a day"})
+        self.assertEqual("".join(c["choices"][0]["delta"].get("content", "") for c in chunks[:-1]),
+                         "An apple a day" + text)
+        _, prompts = self.server.post(CHAT + "/render", {
+            "messages": user("hello"), "add_generation_prompt": False})[1]
+        self.assertFalse(prompts[0]["prompt"].endswith("<think>\n"))
+
     def test_length(self):
         _, reply = self.server.chat("hello", max_completion_tokens=3)
         self.assertEqual(reply["choices"][0]["finish_reason"], "length")
@@ -246,7 +315,23 @@ class Completions(ServerCase):
     def test_truncate_prompt(self):
         _, reply = self.server.complete(
             "plain", truncate_prompt_tokens=3, max_tokens=1, return_token_ids=True)
-        self.assertEqual(len(reply["choices"][0]["prompt_token_ids"]), 3)
+        left = reply["choices"][0]["prompt_token_ids"]
+        _, ids = self.server.post("/tokenize", {"prompt": "script:plain;<fim_middle>"})
+        self.assertEqual(left, ids["tokens"][-3:])
+        _, reply = self.server.complete("plain", truncate_prompt_tokens=3, max_tokens=1,
+                                        truncation_side="right", return_token_ids=True)
+        self.assertEqual(reply["choices"][0]["prompt_token_ids"], ids["tokens"][:3])
+
+    def test_render(self):
+        _, prompts = self.server.post("/v1/completions/render", {
+            "prompt": ["Hello world", [10, 11]], "max_tokens": 3})
+        self.assertEqual([p["prompt"] for p in prompts],
+                         ["Hello world", self.server.post("/detokenize", {"tokens": [10, 11]})[1]
+                          ["prompt"]])
+        self.assertEqual(prompts[1]["prompt_token_ids"], [10, 11])
+        self.assertEqual(prompts[1]["max_tokens"], 3)
+        self.assertEqual(self.server.post("/v1/completions/render", {"prompt": "a", "n": 0})[0],
+                         400)
 
 
 class Small(ServerCase):

@@ -27,6 +27,7 @@ SCRIPTS = {
     "tool": {"text": "I need the weather.\n</think>\n\nLooking it up.\n" + TOOL_CALL},
     "plain": {"text": "one two three STOP four five"},
     "long": {"text": "word ", "repeat": True},
+    "words": {"text": " word", "repeat": True},  # one token, again and again
     "slow": {"text": "tick ", "repeat": True, "delay_ms": 50},
     "quiet": {"text": "tick ", "repeat": True, "delay_ms": 1500},
     "nan": {"text": "this goes well until it does not", "nan_at": 4},

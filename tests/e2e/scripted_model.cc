@@ -10,6 +10,8 @@ namespace {
 
 constexpr int32_t kEos = 200020, kAnswerMark = 200002;  // [e~[ and <fim_middle>
 const std::vector<int32_t> kGenerationPrompt = {200019, 1361, 10, 200050, 10};
+// The same with the reasoning it opens closed again, empty.
+const std::vector<int32_t> kNoThinkingPrompt = {200019, 1361, 10, 200050, 367, 200051, 367};
 constexpr int64_t kSliceRows = 8;
 
 }  // namespace
@@ -45,10 +47,10 @@ std::vector<int32_t> ScriptedModel::history(const model::StepInput& input, size_
 }
 
 size_t ScriptedModel::answer_begin(const std::vector<int32_t>& history) const {
-  const auto chat = std::find_end(history.begin(), history.end(), kGenerationPrompt.begin(),
-                                  kGenerationPrompt.end());
-  if (chat != history.end())
-    return static_cast<size_t>(chat - history.begin()) + kGenerationPrompt.size();
+  for (const std::vector<int32_t>& prompt : {kNoThinkingPrompt, kGenerationPrompt}) {
+    const auto chat = std::find_end(history.begin(), history.end(), prompt.begin(), prompt.end());
+    if (chat != history.end()) return static_cast<size_t>(chat - history.begin()) + prompt.size();
+  }
   const auto mark = std::find(history.rbegin(), history.rend(), kAnswerMark);
   return mark == history.rend() ? 0 : static_cast<size_t>(history.rend() - mark);
 }

@@ -378,6 +378,34 @@ TEST(Sampler, ExtremePenaltiesStayFinite) {
 }
 
 // Logprobs are of the raw row, whatever the request does to it afterwards.
+TEST(Sampler, SpentThinkingBudgetForcesItsEndOnce) {
+  constexpr TokenId kEnd = 7, kOtherEnd = 9;
+  Sampler sampler(64, {kEos}, 1);
+  SamplingParams params;
+  params.temperature = 0;
+  params.thinking_budget = 3;
+  params.thinking_ends = {kEnd, kOtherEnd};
+  params.bad_words = {{kEnd}};  // forced all the same
+  params.logprobs = 1;
+  const auto token_after = [&](const std::vector<TokenId>& output) {
+    std::vector<float> row = random_logits(64, 5);
+    row[20] = 50;
+    const Sampled sampled = sampler.sample(row, {params, output}, 0);
+    EXPECT_EQ(sampled.logprobs->chosen.id, sampled.token);
+    EXPECT_EQ(sampled.logprobs->top[0].id, 20);
+    return sampled.token;
+  };
+  EXPECT_EQ(token_after({20, 20}), 20);
+  EXPECT_EQ(token_after({20, 20, 20}), kEnd);
+  EXPECT_EQ(token_after({20, 20, 20, kEnd}), 20);
+  EXPECT_EQ(token_after({20, kEnd, 20}), 20);
+  EXPECT_EQ(token_after({kOtherEnd, 20, 20}), 20);
+  params.thinking_budget = 0;
+  EXPECT_EQ(token_after({}), kEnd);
+  params.thinking_budget = -1;
+  EXPECT_EQ(token_after({}), 20);
+}
+
 TEST(Sampler, LogprobsAreRawAndRanked) {
   constexpr size_t kVocab = 500;
   Sampler sampler(kVocab, {kEos}, 1);
