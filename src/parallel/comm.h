@@ -1,28 +1,70 @@
 #pragma once
 
 #include <memory>
+#include <span>
 
+#include "base/clock.h"
+#include "base/result.h"
 #include "tensor/exec.h"
 #include "tensor/tensor.h"
 
 namespace m2::parallel {
 
+// Rows that each rank of a group brings or takes, in the order of ranks.
+using Rows = std::span<const int64_t>;
+
 // The collectives of a group of ranks. Every rank of the group makes the same calls in the same
-// order. Each rank calls from its own thread.
+// order, each from a thread of its own. Sums are FP32 in ascending order of rank and rounded once,
+// so all ranks hold the same bytes, whichever body carries them.
+//
+// A collective that fails (a peer is gone, or does not answer within the deadline) returns at once,
+// with its output undefined, and so does every later one; status() says why. A step is thus run to
+// its end and judged once.
+//
+// Tensors are dense but where said otherwise, in the memory of exec.device. Any dtype but for sums.
 class Comm {
  public:
   virtual ~Comm() = default;
   virtual int64_t rank() const = 0;
   virtual int64_t size() const = 0;
 
-  // x = sum over ranks, in ascending order of rank, in FP32.   x f32 | bf16, dense.
+  // x = sum over ranks.   x f32 | bf16, the same shape on every rank
   virtual void all_reduce(const Exec& exec, Tensor x) = 0;
 
-  // out = the ranks' parts one after another along axis 0.   part [n, ...], out [size * n, ...]
-  virtual void all_gather(const Exec& exec, Tensor part, Tensor out) = 0;
+  // out = the ranks' parts one after another along axis 0.
+  //   part [rows[rank], ...], out [sum of rows, ...]; part may be its own place in out
+  virtual void all_gather(const Exec& exec, Tensor part, Rows rows, Tensor out) = 0;
+
+  // part = this rank's rows of the sum over ranks.   x f32 | bf16 [sum of rows, ...]
+  virtual void reduce_scatter(const Exec& exec, Tensor x, Rows rows, Tensor part) = 0;
+
+  // Sends send_rows[r] rows to each rank r and receives recv_rows[r] from it, both in rank order.
+  //   send [sum of send_rows, ...], recv [sum of recv_rows, ...]; they do not overlap
+  virtual void all_to_all(const Exec& exec, Tensor send, Rows send_rows, Tensor recv,
+                          Rows recv_rows) = 0;
+
+  // On `root`, parts[r] = rank r's part. parts is read on root only; its tensors may be strided
+  // (columns of one matrix).
+  virtual void gather(const Exec& exec, Tensor part, std::span<const Tensor> parts,
+                      int64_t root) = 0;
+
+  // x = the root's x.
+  virtual void broadcast(const Exec& exec, Tensor x, int64_t root) = 0;
+
+  // Returns once every rank has called it.
+  virtual void barrier(const Exec& exec) = 0;
+
+  // The first failure. Any thread.
+  virtual Result<void> status() const = 0;
+
+  // Fails this group from now on, for waiting ranks too. Any thread.
+  virtual void abort(const Error& why) = 0;
+
+  // How long a collective waits for ranks of other processes; 0: for good. At first for good.
+  virtual void set_deadline(Nanos deadline) = 0;
 };
 
-// The group of one: all_reduce leaves x as it is.
+// The group of one: nothing travels.
 std::unique_ptr<Comm> make_single_comm();
 
 }  // namespace m2::parallel

@@ -1,3 +1,5 @@
+#include <cstring>
+
 #include "parallel/comm.h"
 
 namespace m2::parallel {
@@ -8,13 +10,37 @@ class SingleComm : public Comm {
   int64_t rank() const override { return 0; }
   int64_t size() const override { return 1; }
   void all_reduce(const Exec&, Tensor) override {}
-  void all_gather(const Exec&, Tensor part, Tensor out) override {
-    M2_CHECK(part.data() == out.data(), "a group of one gathers in place");
+  void all_gather(const Exec& exec, Tensor part, Rows, Tensor out) override {
+    move(exec, part, out);
+  }
+  void reduce_scatter(const Exec& exec, Tensor x, Rows, Tensor part) override {
+    move(exec, x, part);
+  }
+  void all_to_all(const Exec& exec, Tensor send, Rows, Tensor recv, Rows) override {
+    move(exec, send, recv);
+  }
+  void gather(const Exec& exec, Tensor part, std::span<const Tensor> parts, int64_t) override {
+    move(exec, part, parts[0]);
+  }
+  void broadcast(const Exec&, Tensor, int64_t) override {}
+  void barrier(const Exec&) override {}
+  Result<void> status() const override { return {}; }
+  void abort(const Error&) override {}
+  void set_deadline(Nanos) override {}
+
+ private:
+  static void move(const Exec& exec, Tensor from, Tensor to) {
+    if (from.data() == to.data()) return;
+    M2_CHECK(host_addressable(exec.device), "a group of one on a device works in place");
+    const int64_t bytes = from.elements() * size_of(from.dtype());
+    std::memcpy(to.data(), from.data(), static_cast<size_t>(bytes));
   }
 };
 
 }  // namespace
 
-std::unique_ptr<Comm> make_single_comm() { return std::make_unique<SingleComm>(); }
+std::unique_ptr<Comm> make_single_comm() {
+  return std::make_unique<SingleComm>();
+}
 
 }  // namespace m2::parallel

@@ -6,7 +6,7 @@ namespace m2::parallel {
 
 // Who this rank is. Plain data; the one rank of a single process by default.
 struct Topology {
-  int64_t tensor_size = 1;   // ranks that split heads, inner columns and vocabulary
+  int64_t tensor_size = 1;  // ranks that split heads, inner columns and vocabulary
   int64_t tensor_rank = 0;
   bool expert_parallel = false;  // experts are held whole: expert_size ranks share them
   int64_t expert_size = 1;
