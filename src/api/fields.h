@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -39,6 +40,33 @@ Result<void> read_value(const Json& value, std::vector<T>& out) {
   return {};
 }
 
+// What a JSON Schema says of each type that read_value() reads.
+inline Json schema_of(const bool*) {
+  return {{"type", "boolean"}};
+}
+inline Json schema_of(const int64_t*) {
+  return {{"type", "integer"}};
+}
+inline Json schema_of(const double*) {
+  return {{"type", "number"}};
+}
+inline Json schema_of(const std::string*) {
+  return {{"type", "string"}};
+}
+inline Json schema_of(const Json*) {
+  return Json::object();
+}
+template <class T>
+Json schema_of(const std::vector<T>*);
+template <class T>
+Json schema_of(const std::optional<T>*) {
+  return schema_of(static_cast<const T*>(nullptr));
+}
+template <class T>
+Json schema_of(const std::vector<T>*) {
+  return {{"type", "array"}, {"items", schema_of(static_cast<const T*>(nullptr))}};
+}
+
 // The error with the field it arose in.
 Error in_field(std::string_view name, Error error);
 
@@ -49,18 +77,38 @@ class Fields {
 
   template <class Base, class Member>
   Fields& field(std::string_view name, Member Base::*member) {
-    return field(name, [member](const Json& value, Request& request) {
-      return read_value(value, request.*member);
-    });
+    using Type = std::remove_reference_t<decltype(std::declval<Base&>().*member)>;
+    return field(
+        name,
+        [member](const Json& value, Request& request) {
+          return read_value(value, request.*member);
+        },
+        schema_of(static_cast<const Type*>(nullptr)));
   }
-  Fields& field(std::string_view name, Reader reader) {
+  // `schema` is what /openapi.json says of the field; {}: anything.
+  Fields& field(std::string_view name, Reader reader, Json schema = Json::object()) {
     readers_.emplace(name, std::move(reader));
+    properties_[std::string(name)] =
+        schema.empty() ? std::move(schema)
+                       : Json{{"anyOf", Json::array({std::move(schema), {{"type", "null"}}})}};
     return *this;
   }
   // Fields that are known and have no effect here.
   Fields& ignored(std::initializer_list<std::string_view> names) {
-    for (const std::string_view name : names) readers_.emplace(name, Reader());
+    for (const std::string_view name : names) {
+      readers_.emplace(name, Reader());
+      properties_[std::string(name)] = Json::object();
+    }
     return *this;
+  }
+
+  // The JSON Schema of what read() reads. `required`: names that must be there, which the reader of
+  // the whole request checks.
+  Json schema(std::initializer_list<const char*> required) const {
+    Json out = {{"type", "object"}, {"properties", properties_}};
+    out["required"] = Json::array();
+    for (const char* name : required) out["required"].push_back(name);
+    return out;
   }
 
   // Reads every field of `body` into `request`; names of fields the table lacks go to `unknown`.
@@ -81,6 +129,7 @@ class Fields {
 
  private:
   std::unordered_map<std::string_view, Reader> readers_;
+  Json properties_ = Json::object();
 };
 
 }  // namespace m2::api

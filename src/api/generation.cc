@@ -19,6 +19,12 @@ Result<void> read_value(const Json& value, StreamOptions& out) {
   return fields.read(value, out, unknown);
 }
 
+Json schema_of(const StreamOptions*) {
+  const Json boolean = {{"type", "boolean"}};
+  return {{"type", "object"},
+          {"properties", {{"include_usage", boolean}, {"continuous_usage_stats", boolean}}}};
+}
+
 Result<void> read_truncation_side(const Json& value, bool& at_end) {
   if (value != "left" && value != "right")
     return fail(Code::invalid_argument, "Input should be 'left' or 'right'");

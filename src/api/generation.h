@@ -70,6 +70,8 @@ struct GenerationFields {
   }
 };
 
+Json schema_of(const StreamOptions*);
+
 // Adds the shared fields to a schema's table.
 template <class Request>
 void add_generation_fields(Fields<Request>& fields);
@@ -98,20 +100,24 @@ void add_generation_fields(Fields<Request>& fields) {
       .field("seed", &GenerationFields::seed)
       .field("n", &GenerationFields::n)
       .field("logit_bias",
-             [](const Json& value, Request& r) { return read_logit_bias(value, r.logit_bias); })
+             [](const Json& value, Request& r) { return read_logit_bias(value, r.logit_bias); },
+             {{"type", "object"}, {"additionalProperties", {{"type", "number"}}}})
       .field("allowed_token_ids", &GenerationFields::allowed_token_ids)
       .field("bad_words", &GenerationFields::bad_words)
       .field("max_tokens", &GenerationFields::max_tokens)
       .field("min_tokens", &GenerationFields::min_tokens)
       .field("ignore_eos", &GenerationFields::ignore_eos)
-      .field("stop", [](const Json& value, Request& r) { return read_one_or_many(value, r.stop); })
+      .field("stop", [](const Json& value, Request& r) { return read_one_or_many(value, r.stop); },
+             {{"anyOf", Json::array({{{"type", "string"}},
+                                     {{"type", "array"}, {"items", {{"type", "string"}}}}})}})
       .field("stop_token_ids", &GenerationFields::stop_token_ids)
       .field("include_stop_str_in_output", &GenerationFields::include_stop_str_in_output)
       .field("truncate_prompt_tokens", &GenerationFields::truncate_prompt_tokens)
       .field("truncation_side",
              [](const Json& value, Request& r) {
                return read_truncation_side(value, r.truncate_at_end);
-             })
+             },
+             {{"enum", Json::array({"left", "right"})}})
       .field("thinking_token_budget", &GenerationFields::thinking_token_budget)
       .field("add_special_tokens", &GenerationFields::add_special_tokens)
       .field("cache_salt", &GenerationFields::cache_salt)

@@ -289,6 +289,10 @@ std::optional<bool> thinking_of_kwargs(const Json& kwargs) {
   return std::nullopt;
 }
 
+Json chat_request_schema() {
+  return chat_fields().schema({"messages"});
+}
+
 Result<ChatRequest> chat_request_from_json(const Json& body, std::vector<std::string>& unknown) {
   ChatRequest request;
   M2_TRY_VOID(chat_fields().read(body, request, unknown));

@@ -56,6 +56,8 @@ struct ChatRequest : GenerationFields {
 // appended to `unknown`.
 Result<ChatRequest> chat_request_from_json(const Json& body, std::vector<std::string>& unknown);
 
+Json chat_request_schema();
+
 // The chat form of /tokenize reads its messages and tools the same way.
 Result<void> read_messages(const Json& value, std::vector<ChatMessage>& out);
 Result<void> read_tools(const Json& value, Json& out);

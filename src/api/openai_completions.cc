@@ -62,6 +62,10 @@ bool is_empty_text(const CompletionPrompt& prompt) {
 
 }  // namespace
 
+Json completion_request_schema() {
+  return completion_fields().schema({"prompt"});
+}
+
 Result<CompletionRequest> completion_request_from_json(const Json& body,
                                                        std::vector<std::string>& unknown) {
   CompletionRequest request;

@@ -28,6 +28,8 @@ struct CompletionRequest : GenerationFields {
 Result<CompletionRequest> completion_request_from_json(const Json& body,
                                                        std::vector<std::string>& unknown);
 
+Json completion_request_schema();
+
 struct CompletionReplyChoice {
   std::string text;
   Json logprobs;  // null unless asked for

@@ -42,8 +42,9 @@ std::string models_json(std::span<const std::string> names, int64_t max_model_le
   return to_text(out);
 }
 
-Result<TokenizeRequest> tokenize_request_from_json(const Json& body,
-                                                   std::vector<std::string>& unknown) {
+namespace {
+
+const Fields<TokenizeRequest>& tokenize_fields() {
   using Request = TokenizeRequest;
   static const Fields<Request> table =
       Fields<Request>()
@@ -59,8 +60,30 @@ Result<TokenizeRequest> tokenize_request_from_json(const Json& body,
           .field("chat_template_kwargs", &Request::chat_template_kwargs)
           .field("return_token_strs", &Request::return_token_strs)
           .ignored({"mm_processor_kwargs"});
-  Request request;
-  M2_TRY_VOID(table.read(body, request, unknown));
+  return table;
+}
+
+const Fields<DetokenizeRequest>& detokenize_fields() {
+  static const Fields<DetokenizeRequest> table = Fields<DetokenizeRequest>()
+                                                     .field("model", &DetokenizeRequest::model)
+                                                     .field("tokens", &DetokenizeRequest::tokens);
+  return table;
+}
+
+}  // namespace
+
+Json tokenize_request_schema() {
+  return tokenize_fields().schema({});
+}
+
+Json detokenize_request_schema() {
+  return detokenize_fields().schema({"tokens"});
+}
+
+Result<TokenizeRequest> tokenize_request_from_json(const Json& body,
+                                                   std::vector<std::string>& unknown) {
+  TokenizeRequest request;
+  M2_TRY_VOID(tokenize_fields().read(body, request, unknown));
   if (!request.prompt && request.messages.empty())
     return Error{Code::invalid_argument, "prompt: Field required", "prompt"};
   if (request.continue_final_message && request.add_generation_prompt.value_or(false))
@@ -92,11 +115,8 @@ std::string to_json(const TokenizeReply& reply) {
 
 Result<DetokenizeRequest> detokenize_request_from_json(const Json& body,
                                                        std::vector<std::string>& unknown) {
-  static const Fields<DetokenizeRequest> table = Fields<DetokenizeRequest>()
-                                                     .field("model", &DetokenizeRequest::model)
-                                                     .field("tokens", &DetokenizeRequest::tokens);
   DetokenizeRequest request;
-  M2_TRY_VOID(table.read(body, request, unknown));
+  M2_TRY_VOID(detokenize_fields().read(body, request, unknown));
   if (!body.contains("tokens"))
     return Error{Code::invalid_argument, "tokens: Field required", "tokens"};
   return request;

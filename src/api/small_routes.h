@@ -44,4 +44,8 @@ struct DetokenizeRequest {
 Result<DetokenizeRequest> detokenize_request_from_json(const Json& body,
                                                        std::vector<std::string>& unknown);
 
+// What the two read, for /openapi.json.
+Json tokenize_request_schema();
+Json detokenize_request_schema();
+
 }  // namespace m2::api

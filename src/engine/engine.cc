@@ -73,6 +73,16 @@ std::string error_text(RowStatus status) {
 
 }  // namespace
 
+namespace {
+
+std::string cache_info(const EngineConfig& config, const model::StepModel::Limits& limits) {
+  const auto python = [](bool value) { return value ? "True" : "False"; };
+  return fmt::format("block_size=\"{}\",num_gpu_blocks=\"{}\",enable_prefix_caching=\"{}\"",
+                     limits.block_size, limits.num_blocks, python(config.prefix_caching));
+}
+
+}  // namespace
+
 struct Engine::State final : model::LogitsSink {
   State(EngineConfig raw_config, model::StepModel& the_model, ThreadPool& the_pool,
         const Clock& the_clock, EventSink& the_sink, Metrics& registry)
@@ -82,7 +92,7 @@ struct Engine::State final : model::LogitsSink {
         pool(the_pool),
         clock(the_clock),
         sink(the_sink),
-        metrics(registry, config.metric_labels, limits.max_model_len),
+        metrics(registry, config.metric_labels, cache_info(config, limits), limits.max_model_len),
         inbox(static_cast<size_t>(config.max_queued_requests)),
         cache(cache_options(config, limits)),
         scheduler(scheduler_options(config), cache),

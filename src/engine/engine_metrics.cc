@@ -37,8 +37,9 @@ struct EngineMetrics::Register {
   Metrics& metrics;
   const std::string& labels;
 
-  Gauge& gauge(const char* name, const char* help) {
-    return metrics.gauge(std::string("vllm:") + name, help, labels);
+  Gauge& gauge(const char* name, const char* help, const std::string& extra = {}) {
+    return metrics.gauge(std::string("vllm:") + name, help,
+                         extra.empty() ? labels : with(labels, extra));
   }
   Counter& counter(const char* name, const char* help, const std::string& extra = {}) {
     return metrics.counter(std::string("vllm:") + name + "_total", help,
@@ -49,8 +50,27 @@ struct EngineMetrics::Register {
   }
 };
 
-EngineMetrics::EngineMetrics(Metrics& metrics, const std::string& labels, int64_t max_model_len)
-    : EngineMetrics(Register{metrics, labels}, decades(max_model_len)) {}
+EngineMetrics::EngineMetrics(Metrics& metrics, const std::string& labels,
+                             const std::string& cache_info, int64_t max_model_len)
+    : EngineMetrics(Register{metrics, labels}, decades(max_model_len)) {
+  register_fixed(Register{metrics, labels}, cache_info);
+}
+
+// Series that dashboards of this family ask for and that nothing here moves: there is no sleep
+// mode, no cache outside the device, no media, and a hit never covers a whole prompt.
+void EngineMetrics::register_fixed(Register series, const std::string& cache_info) {
+  series.gauge("cache_config_info", "The KV cache's shape, in labels.", cache_info).set(1);
+  for (const char* state : {"awake", "weights_offloaded", "discard_all"})
+    series
+        .gauge("engine_sleep_state", "1 for the state the engine is in.",
+               fmt::format("sleep_state=\"{}\"", state))
+        .set(std::string_view(state) == "awake");
+  for (const char* name : {"external_prefix_cache_queries", "external_prefix_cache_hits",
+                           "mm_cache_queries", "mm_cache_hits", "prompt_tokens_recomputed"})
+    series.counter(name, "Always 0: there is no such cache.");
+  series.counter("prompt_tokens_by_source", "Prompt tokens by source.",
+                 "source=\"external_kv_transfer\"");
+}
 
 EngineMetrics::EngineMetrics(Register series, const std::vector<double>& lengths)
     : running_(series.gauge("num_requests_running", "Requests in execution.")),

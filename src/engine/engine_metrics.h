@@ -14,7 +14,9 @@ namespace m2::engine {
 // The engine's Prometheus series (contract.md 8). Written on the engine's thread.
 class EngineMetrics {
  public:
-  EngineMetrics(Metrics& metrics, const std::string& labels, int64_t max_model_len);
+  // `cache_info`: labels that tell the cache's shape, for vllm:cache_config_info.
+  EngineMetrics(Metrics& metrics, const std::string& labels, const std::string& cache_info,
+                int64_t max_model_len);
 
   // After each step or idle wait (0 tokens); counters grow by what changed since the last call.
   void on_step(const EngineStats& stats, int64_t step_tokens);
@@ -25,6 +27,7 @@ class EngineMetrics {
 
  private:
   struct Register;
+  static void register_fixed(Register series, const std::string& cache_info);
   EngineMetrics(Register series, const std::vector<double>& lengths);
 
   Gauge &running_, &waiting_, &kv_usage_;

@@ -132,6 +132,7 @@ void Completion::read_token(size_t index, const engine::Event& event) {
 
 void Completion::finish() {
   over_ = true;
+  context_.count_choices(plan_.n);
   std::string end = plan_.answer->end();
   if (plan_.stream) {
     exchange_->write_events(end);

@@ -33,6 +33,7 @@ class Connection::Turn : public Exchange {
     if (!connection_ || status_ != 0) return;
     status_ = reply.status;
     over_ = true;
+    request_.reply_bytes = reply.body.size();
     connection_->answer(reply);
   }
 
@@ -54,6 +55,7 @@ class Connection::Turn : public Exchange {
     Connection& c = *connection_;
     if (c.backlog() > c.limits_.max_send_buffer + c.largest_burst_) return c.lose_client();
     c.events_ += frames;
+    request_.reply_bytes += frames.size();
     c.queue_flush();
   }
 
@@ -88,9 +90,10 @@ class Connection::Turn : public Exchange {
   bool over_ = false;  // everything has been said
 };
 
-Connection::Connection(Socket socket, std::string peer, const Limits& limits, ConnectionHost& host,
-                       std::atomic<int64_t>& busy)
+Connection::Connection(Socket socket, std::unique_ptr<TlsSession> tls, std::string peer,
+                       const Limits& limits, ConnectionHost& host, std::atomic<int64_t>& busy)
     : socket_(std::move(socket)),
+      tls_(std::move(tls)),
       peer_(std::move(peer)),
       limits_(limits),
       host_(host),
@@ -100,7 +103,7 @@ Connection::Connection(Socket socket, std::string peer, const Limits& limits, Co
 void Connection::start() {
   ErrorCode ignored;
   socket_.non_blocking(true, ignored);
-  phase_began_ = now();
+  began_ = phase_began_ = now();
   wait_readable();
 }
 
@@ -124,11 +127,28 @@ void Connection::on_readable() {
   if (error) return phase_ == Phase::answering ? lose_client() : close();
   if (phase_ == Phase::lingering) return wait_readable();
   const bool idle = input_.empty() && parser_.state() == HttpParser::State::header;
-  if (phase_ == Phase::reading && idle) phase_began_ = now();
-  input_.append(scratch, 0, count);
+  if (!take_input({scratch.data(), count})) return;
+  if (phase_ == Phase::reading && idle && !input_.empty()) phase_began_ = now();
   if (phase_ == Phase::reading) return advance();
   // A request is being answered: go on watching for the client's leaving, within bounds.
   if (input_.size() <= limits_.max_pipelined) wait_readable();
+}
+
+// Appends the text that came; false if that was the connection's end.
+bool Connection::take_input(std::string_view bytes) {
+  if (!tls_) {
+    input_ += bytes;
+    return true;
+  }
+  const bool goes_on = tls_->read(bytes, input_, tls_out_);
+  if (goes_on) {
+    if (!tls_out_.empty()) queue_flush();
+    return true;
+  }
+  ErrorCode ignored;  // an alert that says why, if the client still listens
+  if (!writing_) socket_.write_some(boost::asio::buffer(tls_out_), ignored);
+  phase_ == Phase::answering ? lose_client() : close();
+  return false;
 }
 
 void Connection::advance() {
@@ -222,11 +242,17 @@ void Connection::flush() {
   }
   const bool ends = turn_ && turn_->over();
   if (ends && chunked) pending_ += "0\r\n\r\n";
-  if (pending_.empty()) {
+  if (pending_.empty() && tls_out_.empty()) {
     if (ends) end_turn();
     return;
   }
-  std::swap(pending_, sending_);
+  if (tls_) {
+    sending_ = std::exchange(tls_out_, {});
+    tls_->write(pending_, sending_);
+    pending_.clear();
+  } else {
+    std::swap(pending_, sending_);
+  }
   sent_ = 0;
   writing_ = true;
   last_progress_ = now();
@@ -249,7 +275,7 @@ void Connection::on_written() {
   sending_.clear();
   sent_ = 0;
   if (sending_.capacity() > limits_.max_send_buffer) sending_.shrink_to_fit();
-  if (!pending_.empty() || !events_.empty()) return flush();
+  if (!pending_.empty() || !events_.empty() || !tls_out_.empty()) return flush();
   if (turn_ && turn_->over()) end_turn();
 }
 
@@ -258,6 +284,10 @@ void Connection::on_written() {
 // Lets the client read the last answer: a close with unread input would destroy it on the way.
 void Connection::linger() {
   ErrorCode ignored;
+  if (tls_) {
+    tls_->finish(tls_out_);
+    socket_.write_some(boost::asio::buffer(tls_out_), ignored);
+  }
   socket_.shutdown(Socket::shutdown_send, ignored);
   phase_ = Phase::lingering;
   phase_began_ = now();
@@ -288,6 +318,10 @@ bool Connection::on_tick(Nanos time) {
   const auto since = [time](Nanos moment) { return time - moment; };
   switch (phase_) {
     case Phase::reading:
+      if (tls_ && !tls_->established()) {
+        if (since(began_) > limits_.header_deadline) close();
+        break;
+      }
       if (input_.empty() && parser_.state() == HttpParser::State::header) {
         if (since(phase_began_) > limits_.keep_alive_idle) close();
       } else {

@@ -10,6 +10,7 @@
 #include "server/exchange.h"
 #include "server/http_parser.h"
 #include "server/limits.h"
+#include "server/tls.h"
 
 // Includes Boost.Asio: for connection.cc and server.cc only.
 
@@ -31,8 +32,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
  public:
   using Socket = boost::asio::generic::stream_protocol::socket;
 
-  Connection(Socket socket, std::string peer, const Limits& limits, ConnectionHost& host,
-             std::atomic<int64_t>& busy);
+  // `tls` may be null.
+  Connection(Socket socket, std::unique_ptr<TlsSession> tls, std::string peer, const Limits& limits,
+             ConnectionHost& host, std::atomic<int64_t>& busy);
 
   void start();
   // Checks the deadlines; false once the connection is closed and can be forgotten.
@@ -44,6 +46,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   enum class Phase { reading, answering, lingering, closed };
 
   void wait_readable();
+  bool take_input(std::string_view bytes);
   void on_readable();
   void advance();
   void begin_turn();
@@ -60,6 +63,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   size_t backlog() const { return pending_.size() + sending_.size() - sent_; }
 
   Socket socket_;
+  const std::unique_ptr<TlsSession> tls_;
   const std::string peer_;
   const Limits& limits_;
   ConnectionHost& host_;
@@ -68,6 +72,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   HttpParser parser_;
   std::string input_;  // read, not parsed
   Phase phase_ = Phase::reading;
+  Nanos began_ = 0;
   Nanos phase_began_ = 0;
   bool waiting_readable_ = false;
   bool continue_sent_ = false;
@@ -75,6 +80,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::shared_ptr<Turn> turn_;
   std::string events_;   // SSE frames of this turn of the io thread
   std::string pending_;  // to be written next
+  std::string tls_out_;  // what TLS itself has to say, before that
   std::string sending_;  // being written
   size_t sent_ = 0;
   size_t largest_burst_ = 0;  // bytes of one turn: a stream may always send that much

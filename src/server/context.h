@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "base/metrics.h"
 #include "server/options.h"
 
 namespace m2::server {
@@ -25,6 +26,12 @@ class Context {
 
   std::string progress() const;
   void set_progress(std::string progress);
+
+  // Counts one request that was served with so many choices a prompt.
+  void count_choices(int64_t n) {
+    if (choices_) choices_->observe(static_cast<double>(n));
+  }
+  void set_choices_metric(Histogram* choices) { choices_ = choices; }
 
   // Generating requests under way; Slot counts one.
   class Slot {
@@ -61,6 +68,7 @@ class Context {
   std::atomic<bool> draining_{false};
   mutable std::mutex mutex_;
   std::string progress_ = "starting";
+  Histogram* choices_ = nullptr;  // outlives this
   std::set<std::string> said_;
 };
 

@@ -18,8 +18,8 @@ std::string reply_head(const HttpReply& reply, const HttpRequest& request,
     fmt::format_to(at, "content-length: {}\r\n", *body_size);
   else if (!request.http10)
     out += "transfer-encoding: chunked\r\n";
-  if (!request.origin.empty()) out += "access-control-allow-origin: *\r\n";
-  if (!request.echoed_id.empty()) fmt::format_to(at, "x-request-id: {}\r\n", request.echoed_id);
+  for (const auto& [name, value] : request.reply_headers)
+    fmt::format_to(at, "{}: {}\r\n", name, value);
   for (const auto& [name, value] : reply.headers) fmt::format_to(at, "{}: {}\r\n", name, value);
   if (close)
     out += "connection: close\r\n";

@@ -10,6 +10,8 @@
 
 namespace m2::server {
 
+using HeaderList = std::vector<std::pair<std::string, std::string>>;
+
 struct HttpRequest {
   std::string method;
   std::string path;   // of the target, as sent: not percent-decoded
@@ -17,13 +19,13 @@ struct HttpRequest {
   std::string body;
   std::string authorization, content_type, content_encoding, request_id, origin;
   std::string peer;       // address of the client, for the log
-  std::string echoed_id;  // X-Request-Id of the reply; empty: none
+  std::string cors_method, cors_headers;  // Access-Control-Request-Method, -Headers
+  HeaderList reply_headers;               // of every reply to it: the echoed X-Request-Id, CORS
+  size_t reply_bytes = 0;                 // of the reply so far, without its head
   bool keep_alive = true;
   bool http10 = false;  // no chunked replies
   bool expects_continue = false;
 };
-
-using HeaderList = std::vector<std::pair<std::string, std::string>>;
 
 struct HttpReply {
   int status = 200;

@@ -122,6 +122,8 @@ HttpParser::State HttpParser::accept_header() {
   request_.content_encoding = text(message[http::field::content_encoding]);
   request_.request_id = text(message["X-Request-Id"]);
   request_.origin = text(message[http::field::origin]);
+  request_.cors_method = text(message[http::field::access_control_request_method]);
+  request_.cors_headers = text(message[http::field::access_control_request_headers]);
   request_.keep_alive = message.keep_alive();
   request_.http10 = message.version() == 10;
   request_.expects_continue = equals(text(message[http::field::expect]), "100-continue");

@@ -45,9 +45,9 @@ void IoLoop::tick() {
   });
 }
 
-void IoLoop::add(Connection::Socket socket, std::string peer) {
+void IoLoop::add(Connection::Socket socket, std::unique_ptr<TlsSession> tls, std::string peer) {
   ++connection_count_;
-  auto connection = std::make_shared<Connection>(std::move(socket), std::move(peer),
+  auto connection = std::make_shared<Connection>(std::move(socket), std::move(tls), std::move(peer),
                                                  context_.limits(), *this, busy_);
   boost::asio::post(io_, [this, connection] {
     connections_.push_back(connection);

@@ -31,7 +31,7 @@ class IoLoop : public IoThread, public ConnectionHost {
   void stop();
   boost::asio::io_context& io() { return io_; }
 
-  void add(Connection::Socket socket, std::string peer);
+  void add(Connection::Socket socket, std::unique_ptr<TlsSession> tls, std::string peer);
   size_t connections() const { return connection_count_; }
 
   // The engine's thread: one post for the events of a whole step.

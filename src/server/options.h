@@ -10,6 +10,7 @@
 #include "engine/engine.h"
 #include "model/config.h"
 #include "server/limits.h"
+#include "server/tls.h"
 #include "text/chat_template.h"
 #include "text/output_reader.h"
 #include "text/tokenizer.h"
@@ -20,11 +21,20 @@ using model::GenerationDefaults;
 
 enum class LateSystem { fold, drop };
 
+// Who may read replies from another origin's page; "*" stands for all.
+struct Cors {
+  std::vector<std::string> origins = {"*"}, methods = {"*"}, headers = {"*"};
+  bool credentials = false;
+};
+
 // How the server is reached and how it speaks (contract.md 5.1, groups server and chat).
 struct ServerOptions {
   std::string host = "0.0.0.0";
   int port = 8000;  // 0: any free one
   std::string uds;  // a Unix socket's path instead of host and port
+  TlsOptions tls;
+  std::string root_path;  // a proxy's prefix, taken off paths that begin with it
+  Cors cors;
   std::vector<std::string> api_keys;
   std::vector<std::string> served_model_names;  // at least one; the first is used in replies
   std::string version = "0";
@@ -35,6 +45,8 @@ struct ServerOptions {
   double engine_deadline_seconds = 10;  // a longer silence of the engine is unreadiness
   double live_deadline_seconds = 120;   // a longer one still: the process is better restarted
   bool access_log = true;
+  std::vector<std::string> unlogged_paths;  // left out of the access log
+  bool openapi = true;                      // serve /openapi.json
   bool log_requests = false;
   bool priority_scheduling = false;  // else `priority` has no effect, which is said once
   bool enable_request_id_headers = false;

@@ -93,6 +93,7 @@ Plan plan_of(const api::GenerationFields& fields, std::vector<engine::Request> r
   Plan plan;
   plan.requests = std::move(requests);
   plan.answer = std::move(answer);
+  plan.n = fields.n;
   plan.stream = fields.stream;
   plan.stop = fields.stop;
   plan.include_stop = fields.include_stop_str_in_output;

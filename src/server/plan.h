@@ -20,6 +20,7 @@ namespace m2::server {
 struct Plan {
   std::vector<engine::Request> requests;  // one per choice, prompt-major
   std::unique_ptr<Answer> answer;
+  int64_t n = 1;  // choices of each prompt
   bool stream = false;
   std::vector<std::string> stop;
   bool include_stop = false;

@@ -5,8 +5,13 @@
 
 #include <algorithm>
 
+#include "api/openai_chat.h"
+#include "api/openai_completions.h"
+#include "api/small_routes.h"
 #include "base/log.h"
 #include "server/completion.h"
+#include "server/cors.h"
+#include "server/openapi.h"
 #include "server/small_handlers.h"
 
 namespace m2::server {
@@ -16,13 +21,14 @@ struct Router::Route {
   std::string_view methods;  // separated by blanks
   void (*handle)(const HandlerCall&) = nullptr;
   Completion::MakePlan make_plan = nullptr;  // generating routes, instead of `handle`
-  bool counted = true;                       // in the HTTP metrics and the access log
+  bool counted = true;                       // in the HTTP metrics
+  Json (*body)() = nullptr;                  // schema of the request's body, for /openapi.json
 };
 
 struct Router::Series {
   const Route* route;                  // null: no such route
   std::array<Counter*, 3> requests{};  // 2xx, 4xx, 5xx
-  Histogram* duration = nullptr;
+  Histogram *duration = nullptr, *request_bytes = nullptr, *reply_bytes = nullptr;
 };
 
 namespace {
@@ -47,14 +53,10 @@ bool has_method(std::string_view methods, std::string_view method) {
   return false;
 }
 
-HttpReply preflight() {
-  HttpReply reply;
-  reply.content_type = "text/plain; charset=utf-8";
-  reply.body = "OK";
-  reply.headers = {{"access-control-allow-methods", "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"},
-                   {"access-control-allow-headers", "*"},
-                   {"access-control-max-age", "600"}};
-  return reply;
+// Whether `root` stands at the head of `path`, whole.
+bool is_root_path_of(std::string_view root, std::string_view path) {
+  return !root.empty() && path.starts_with(root) &&
+         (path.size() == root.size() || path[root.size()] == '/');
 }
 
 HttpReply unauthorized() {
@@ -80,13 +82,15 @@ Router::Router(Context& context, Metrics& metrics) : context_(context), metrics_
   // Every route there is. Paths under /v1 need a key if keys are set; the others are open, as
   // contract.md 4.2 has it.
   routes_ = {
-      {"/v1/chat/completions", "POST", nullptr, plan_chat},
-      {"/v1/completions", "POST", nullptr, plan_completion},
-      {"/v1/chat/completions/render", "POST", handle_render_chat},
-      {"/v1/completions/render", "POST", handle_render_completion},
+      {"/v1/chat/completions", "POST", nullptr, plan_chat, true, api::chat_request_schema},
+      {"/v1/completions", "POST", nullptr, plan_completion, true, api::completion_request_schema},
+      {"/v1/chat/completions/render", "POST", handle_render_chat, nullptr, true,
+       api::chat_request_schema},
+      {"/v1/completions/render", "POST", handle_render_completion, nullptr, true,
+       api::completion_request_schema},
       {"/v1/models", "GET HEAD", handle_models},
-      {"/tokenize", "POST", handle_tokenize},
-      {"/detokenize", "POST", handle_detokenize},
+      {"/tokenize", "POST", handle_tokenize, nullptr, true, api::tokenize_request_schema},
+      {"/detokenize", "POST", handle_detokenize, nullptr, true, api::detokenize_request_schema},
       {"/tokenizer_info", "GET HEAD", handle_tokenizer_info},
       {"/health", "GET HEAD", handle_health, nullptr, false},
       {"/readyz", "GET HEAD", handle_health, nullptr, false},
@@ -95,14 +99,31 @@ Router::Router(Context& context, Metrics& metrics) : context_(context), metrics_
       {"/version", "GET HEAD", handle_version, nullptr, false},
       {"/load", "GET HEAD", handle_load, nullptr, false},
       {"/metrics", "GET HEAD", handle_metrics, nullptr, false},
+      {"/openapi.json", "GET HEAD", handle_openapi, nullptr, false},
       {"/", "GET HEAD", handle_root, nullptr, false},
   };
+  if (!context.options().openapi)
+    std::erase_if(routes_, [](const Route& route) { return route.path == "/openapi.json"; });
+  describe_routes();
+  context.set_choices_metric(
+      &metrics.histogram("vllm:request_params_n", "Choices asked for of each prompt.",
+                         fmt::format("model_name=\"{}\",engine=\"0\"",
+                                     label_value(context.options().served_model_names.front())),
+                         {1, 2, 5, 10, 20}));
   add_series(nullptr, "other");
   for (const Route& route : routes_)
     if (route.counted) add_series(&route, route.methods.substr(0, route.methods.find(' ')));
 }
 
 Router::~Router() = default;
+
+void Router::describe_routes() {
+  std::vector<RouteDescription> rows;
+  for (const Route& route : routes_)
+    rows.push_back({route.path, route.methods, route.body,
+                    !key_hashes_.empty() && route.path.starts_with("/v1")});
+  openapi_ = openapi_text(rows, context_.options().version);
+}
 
 const Router::Route* Router::find(std::string_view path) const {
   const auto route =
@@ -129,14 +150,19 @@ bool Router::authorized(const HttpRequest& request) const {
 
 void Router::handle(std::shared_ptr<Exchange> exchange, IoThread& thread) {
   HttpRequest& request = exchange->request();
-  if (context_.options().enable_request_id_headers) request.echoed_id = request.request_id;
-  if (request.method == "OPTIONS") return exchange->send(preflight());
+  const ServerOptions& options = context_.options();
+  request.reply_headers = cors_headers(options.cors, request);
+  if (options.enable_request_id_headers && !request.request_id.empty())
+    request.reply_headers.emplace_back("x-request-id", request.request_id);
+  if (is_root_path_of(options.root_path, request.path))
+    request.path.erase(0, options.root_path.size());
+  if (request.method == "OPTIONS") return exchange->send(cors_preflight(options.cors, request));
   if (!authorized(request)) return exchange->send(unauthorized());
   const Route* route = find(request.path);
   if (!route) return exchange->send(error_reply(api::http_error(404, "Not Found")));
   if (!has_method(route->methods, request.method))
     return exchange->send(wrong_method(route->methods));
-  if (!route->make_plan) return route->handle({exchange, thread, context_, metrics_});
+  if (!route->make_plan) return route->handle({exchange, thread, context_, metrics_, openapi_});
   if (auto refusal = overload()) return exchange->send(error_reply(*refusal));
   Completion::serve(std::move(exchange), thread, context_, route->make_plan);
 }
@@ -170,6 +196,11 @@ void Router::add_series(const Route* route, std::string_view method) {
   series->duration = &metrics_.histogram("http_request_duration_seconds",
                                          "Seconds from a request's arrival to its answer's end.",
                                          labels, {0.01, 0.1, 0.5, 1, 5, 10, 60, 300});
+  const std::vector<double> sizes = {100, 1e3, 1e4, 1e5, 1e6, 1e7};
+  series->request_bytes =
+      &metrics_.histogram("http_request_size_bytes", "Bytes of request bodies.", labels, sizes);
+  series->reply_bytes =
+      &metrics_.histogram("http_response_size_bytes", "Bytes of reply bodies.", labels, sizes);
   series_.push_back(std::move(series));
 }
 
@@ -181,8 +212,12 @@ void Router::on_answered(const HttpRequest& request, int status, double seconds)
     const size_t status_class = status < 400 ? 0 : status < 500 ? 1 : 2;
     (*series)->requests[status_class]->add();
     (*series)->duration->observe(seconds);
+    (*series)->request_bytes->observe(static_cast<double>(request.body.size()));
+    (*series)->reply_bytes->observe(static_cast<double>(request.reply_bytes));
   }
-  if (context_.options().access_log)
+  const auto& unlogged = context_.options().unlogged_paths;
+  if (context_.options().access_log &&
+      std::find(unlogged.begin(), unlogged.end(), request.path) == unlogged.end())
     log_info("{} - \"{} {}\" {} {:.1f} ms", request.peer, printable(request.method, 20),
              printable(request.path), status, seconds * 1e3);
 }

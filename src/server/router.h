@@ -34,12 +34,14 @@ class Router {
   const Route* find(std::string_view path) const;
   bool authorized(const HttpRequest& request) const;
   std::optional<api::ApiError> overload() const;
+  void describe_routes();
   void add_series(const Route* route, std::string_view method);
 
   Context& context_;
   Metrics& metrics_;
   std::vector<std::array<unsigned char, 32>> key_hashes_;
   std::vector<Route> routes_;
+  std::string openapi_;  // the text of /openapi.json
   std::vector<std::unique_ptr<Series>> series_;
 };
 

@@ -95,6 +95,7 @@ struct Server::State {
   size_t connections() const;
 
   const ServerOptions options;
+  std::unique_ptr<Tls> tls;  // null: plain HTTP
   Context context;
   Router router;
   std::atomic<int64_t> busy{0};  // requests being answered
@@ -115,6 +116,9 @@ struct Server::State {
 // ---- listening
 
 Result<void> Server::State::bind() {
+  if (!options.tls.certificate_file.empty()) {
+    M2_TRY(tls, Tls::make(options.tls));
+  }
   M2_TRY(const Endpoint endpoint, endpoint_of(options, main_io()));
   const std::string where =
       options.uds.empty() ? fmt::format("{}:{}", options.host, options.port) : options.uds;
@@ -161,7 +165,7 @@ void Server::State::take(Connection::Socket socket, const Endpoint& from) {
   // The kernel would hold megabytes for a client that does not read.
   const int buffer = static_cast<int>(options.limits.max_send_buffer);
   ::setsockopt(socket.native_handle(), SOL_SOCKET, SO_SNDBUF, &buffer, sizeof buffer);
-  loop.add(std::move(socket), peer_name(from));
+  loop.add(std::move(socket), tls ? tls->session() : nullptr, peer_name(from));
 }
 
 size_t Server::State::connections() const {

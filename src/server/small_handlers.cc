@@ -143,6 +143,10 @@ void handle_metrics(const HandlerCall& call) {
   call.exchange->send(std::move(reply));
 }
 
+void handle_openapi(const HandlerCall& call) {
+  call.exchange->send(json_reply(call.openapi));
+}
+
 void handle_models(const HandlerCall& call) {
   const int64_t now = std::chrono::duration_cast<std::chrono::seconds>(
                           std::chrono::system_clock::now().time_since_epoch())

@@ -15,6 +15,7 @@ struct HandlerCall {
   IoThread& thread;
   Context& context;
   Metrics& metrics;
+  const std::string& openapi;  // the router's own description
 };
 
 void handle_health(const HandlerCall& call);
@@ -23,6 +24,7 @@ void handle_root(const HandlerCall& call);
 void handle_version(const HandlerCall& call);
 void handle_load(const HandlerCall& call);
 void handle_metrics(const HandlerCall& call);
+void handle_openapi(const HandlerCall& call);
 void handle_models(const HandlerCall& call);
 void handle_tokenize(const HandlerCall& call);
 void handle_detokenize(const HandlerCall& call);

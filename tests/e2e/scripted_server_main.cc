@@ -37,6 +37,18 @@ server::ServerOptions server_options(const Json& config) {
   options.enable_request_id_headers = config.value("request_id_headers", false);
   options.log_requests = config.value("log_requests", false);
   options.enable_prompt_tokens_details = config.value("prompt_tokens_details", false);
+  options.root_path = config.value("root_path", std::string());
+  options.tls.certificate_file = config.value("ssl_certfile", std::string());
+  options.tls.key_file = config.value("ssl_keyfile", std::string());
+  options.tls.ca_file = config.value("ssl_ca_certs", std::string());
+  options.tls.refresh = config.value("ssl_refresh", false);
+  if (config.value("ssl_cert_reqs", 0) == 2)
+    options.tls.client_certificate = server::TlsOptions::ClientCertificate::required;
+  options.cors.origins = config.value("origins", options.cors.origins);
+  options.cors.methods = config.value("methods", options.cors.methods);
+  options.cors.headers = config.value("headers", options.cors.headers);
+  options.cors.credentials = config.value("credentials", false);
+  options.unlogged_paths = config.value("unlogged_paths", std::vector<std::string>());
   server::Limits& limits = options.limits;
   set_nanos(config, "header_deadline", limits.header_deadline);
   set_nanos(config, "write_stall", limits.write_stall);

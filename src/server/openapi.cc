@@ -1,0 +1,92 @@
+#include "server/openapi.h"
+
+#include <algorithm>
+
+namespace m2::server {
+namespace {
+
+Json content(Json schema) {
+  return Json{{"application/json", {{"schema", std::move(schema)}}}};
+}
+
+Json error_schema() {
+  Json error = {{"type", "object"},
+                {"properties",
+                 {{"message", {{"type", "string"}}},
+                  {"type", {{"type", "string"}}},
+                  {"param", {{"type", Json::array({"string", "null"})}}},
+                  {"code", {{"type", "integer"}}}}}};
+  return {{"type", "object"}, {"properties", {{"error", std::move(error)}}}};
+}
+
+Json responses(const RouteDescription& route) {
+  const auto refusal = [](const char* why) {
+    return Json{{"description", why},
+                {"content", content({{"$ref", "#/components/schemas/Error"}})}};
+  };
+  Json out = {{"200", {{"description", "Success"}}}};
+  if (route.body) {
+    out["400"] = refusal("The request cannot be served as it is");
+    out["404"] = refusal("No such model");
+    out["413"] = refusal("The body is too large");
+    out["429"] = refusal("Too much is waiting; Retry-After says when to come back");
+  }
+  if (route.needs_key) out["401"] = Json{{"description", "A key is needed"}};
+  out["503"] = refusal("The model is loading, the engine stands still or the server shuts down");
+  return out;
+}
+
+std::string operation_id(std::string_view path, const std::string& method) {
+  std::string id = method;
+  for (const char c : path) id += c == '/' || c == '{' || c == '}' || c == '.' ? '_' : c;
+  return id;
+}
+
+// Parameters of a path such as /v1/responses/{id}.
+Json path_parameters(std::string_view path) {
+  Json out = Json::array();
+  for (size_t at = path.find('{'); at != std::string_view::npos; at = path.find('{', at + 1)) {
+    const std::string name(path.substr(at + 1, path.find('}', at) - at - 1));
+    out.push_back(
+        {{"name", name}, {"in", "path"}, {"required", true}, {"schema", {{"type", "string"}}}});
+  }
+  return out;
+}
+
+Json operation(const RouteDescription& route, const std::string& method) {
+  Json out = {{"operationId", operation_id(route.path, method)}};
+  if (Json parameters = path_parameters(route.path); !parameters.empty())
+    out["parameters"] = std::move(parameters);
+  if (route.body && method == "post")
+    out["requestBody"] = Json{{"required", true}, {"content", content(route.body())}};
+  out["responses"] = responses(route);
+  if (route.needs_key)
+    out["security"] = Json::array({Json{{"key", Json::array()}}, Json::object()});
+  return out;
+}
+
+}  // namespace
+
+std::string openapi_text(std::span<const RouteDescription> routes, const std::string& version) {
+  Json out;
+  out["openapi"] = "3.1.0";
+  out["info"] = Json{{"title", "m2"}, {"version", version}};
+  out["paths"] = Json::object();
+  for (const RouteDescription& route : routes) {
+    Json& path = out["paths"][std::string(route.path)];
+    for (std::string_view rest = route.methods; !rest.empty();) {
+      const size_t blank = std::min(rest.find(' '), rest.size());
+      std::string method(rest.substr(0, blank));
+      rest.remove_prefix(std::min(blank + 1, rest.size()));
+      if (method == "HEAD" || method == "OPTIONS") continue;
+      std::transform(method.begin(), method.end(), method.begin(),
+                     [](char c) { return static_cast<char>(c + 32); });
+      path[method] = operation(route, method);
+    }
+  }
+  out["components"]["schemas"]["Error"] = error_schema();
+  out["components"]["securitySchemes"]["key"] = Json{{"type", "http"}, {"scheme", "bearer"}};
+  return to_text(out);
+}
+
+}  // namespace m2::server

@@ -1,0 +1,22 @@
+#pragma once
+
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "base/json.h"
+
+namespace m2::server {
+
+// One row of the router's table, as /openapi.json describes it.
+struct RouteDescription {
+  std::string_view path;
+  std::string_view methods;  // separated by blanks
+  Json (*body)() = nullptr;  // schema of the request's body; null: it has none
+  bool needs_key = false;
+};
+
+// The document of these routes, OpenAPI 3.1. HEAD and OPTIONS are left out.
+std::string openapi_text(std::span<const RouteDescription> routes, const std::string& version);
+
+}  // namespace m2::server

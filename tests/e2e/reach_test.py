@@ -1,0 +1,294 @@
+"""How the server is reached: TLS and certificates, unix socket, CORS, a proxy's prefix, and what it
+says of itself in /openapi.json and /metrics."""
+
+import http.client
+import json
+import os
+import shutil
+import ssl
+import subprocess
+import tempfile
+import time
+import unittest
+
+import httpx
+import openai
+from prometheus_client.parser import text_string_to_metric_families
+
+from scripted import Server, ServerCase, main
+
+CHAT = "/v1/chat/completions"
+
+
+def make_certificate(folder, name, ca=None):
+    """NAME.pem and NAME.key in the folder: signed by itself, or by the certificate `ca`."""
+    key, certificate = (os.path.join(folder, f"{name}.{end}") for end in ("key", "pem"))
+    signer = ["-x509"] if ca is None else [
+        "-x509", "-CA", os.path.join(folder, f"{ca}.pem"), "-CAkey",
+        os.path.join(folder, f"{ca}.key")]
+    subprocess.run(["openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+                    "-nodes", "-keyout", key, "-out", certificate, "-days", "2", "-subj",
+                    f"/CN={name}", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", *signer],
+                   check=True, capture_output=True)
+    return certificate, key
+
+
+@unittest.skipUnless(shutil.which("openssl"), "needs the openssl command")
+class Tls(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.folder = folder.name
+        cls.certificate, cls.key = make_certificate(cls.folder, "server")
+        cls.trust = ssl.create_default_context(cafile=cls.certificate)
+        cls.server = Server(ssl_certfile=cls.certificate, ssl_keyfile=cls.key, ssl_refresh=True,
+                            ping_interval=0.3, header_deadline=1.0)
+        cls.addClassCleanup(cls.server.stop)
+
+    def connect(self, context=None, port=None):
+        return http.client.HTTPSConnection("localhost", port or self.server.port, timeout=10,
+                                           context=context or self.trust)
+
+    def test_openai_sdk(self):
+        client = openai.OpenAI(base_url=f"https://localhost:{self.server.port}/v1", api_key="x",
+                               http_client=httpx.Client(verify=self.trust))
+        with client:
+            messages = [{"role": "user", "content": "script:hello;"}]
+            whole = client.chat.completions.create(model="scripted", messages=messages)
+            self.assertEqual(whole.choices[0].message.content, "Hello, world! 你好 🎉")
+            text = ""
+            for chunk in client.chat.completions.create(
+                    model="scripted", messages=messages, stream=True):
+                text += chunk.choices[0].delta.content or ""
+            self.assertEqual(text, "Hello, world! 你好 🎉")
+
+    def test_large_bodies_and_keep_alive(self):
+        connection = self.connect()
+        for size in (10, 100_000, 2_000_000):
+            body = json.dumps({"prompt": "a " * (size // 2)})
+            connection.request("POST", "/tokenize", body, {"Content-Type": "application/json"})
+            reply = json.loads(connection.getresponse().read())
+            self.assertGreaterEqual(reply["count"], size // 2)
+            self.assertEqual(len(reply["tokens"]), reply["count"])
+        connection.close()
+
+    def test_old_protocols_and_plain_text_are_refused(self):
+        old = ssl.create_default_context(cafile=self.certificate)
+        old.set_ciphers("ALL:@SECLEVEL=0")
+        old.minimum_version = ssl.TLSVersion.TLSv1
+        old.maximum_version = ssl.TLSVersion.TLSv1_1
+        with self.assertRaises((ssl.SSLError, ConnectionError)):
+            self.connect(old).request("GET", "/livez")
+        for data in (b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n", b"\x16\x03\x01\xff\xff" + b"x" * 999):
+            with self.server.connect() as plain:
+                plain.sendall(data)
+                plain.settimeout(5)
+                try:
+                    got = plain.recv(1000)
+                except ConnectionResetError:
+                    got = b""
+                self.assertNotIn(b"HTTP/1.1 200", got)
+
+    def test_a_handshake_that_does_not_end_is_dropped(self):
+        with self.server.connect() as slow:
+            began = time.time()
+            slow.settimeout(10)
+            slow.sendall(b"\x16\x03\x01")
+            self.assertEqual(slow.recv(100), b"")
+            self.assertLess(time.time() - began, 4)
+
+    def test_certificate_is_refreshed(self):
+        make_certificate(self.folder, "server")
+        type(self).trust = ssl.create_default_context(cafile=self.certificate)
+        time.sleep(1.1)
+        with self.assertRaises(ssl.SSLError):  # the old one is known no more
+            make_certificate(self.folder, "other")
+            self.connect(ssl.create_default_context(
+                cafile=os.path.join(self.folder, "other.pem"))).request("GET", "/livez")
+        connection = self.connect()
+        connection.request("GET", "/livez")
+        self.assertEqual(connection.getresponse().status, 200)
+        connection.close()
+        with open(self.certificate) as file:
+            whole = file.read()
+        with open(self.certificate, "w") as file:  # a broken one is not taken
+            file.write("nothing")
+        time.sleep(1.1)
+        connection = self.connect()
+        connection.request("GET", "/livez")
+        self.assertEqual(connection.getresponse().status, 200)
+        connection.close()
+        with open(self.certificate, "w") as file:
+            file.write(whole)
+
+    def test_client_certificates(self):
+        ca, _ = make_certificate(self.folder, "ca")
+        own, key = make_certificate(self.folder, "own")
+        good, good_key = make_certificate(self.folder, "client", "ca")
+        bad, bad_key = make_certificate(self.folder, "stranger")
+        with Server(ssl_certfile=own, ssl_keyfile=key, ssl_ca_certs=ca, ssl_cert_reqs=2) as server:
+            for certificate, served in (((good, good_key), True), ((bad, bad_key), False),
+                                        (None, False)):
+                context = ssl.create_default_context(cafile=own)
+                if certificate:
+                    context.load_cert_chain(*certificate)
+                connection = self.connect(context, server.port)
+                try:
+                    connection.request("GET", "/livez")
+                    status = connection.getresponse().status
+                except (ssl.SSLError, OSError):
+                    status = None
+                self.assertEqual(status, 200 if served else None, certificate)
+                connection.close()
+
+
+class UnixSocket(unittest.TestCase):
+    def test_uds(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "m2.sock")
+            with Server(uds=path):
+                with httpx.Client(transport=httpx.HTTPTransport(uds=path),
+                                  base_url="http://m2") as client:
+                    self.assertEqual(client.get("/health").status_code, 200)
+                    reply = client.post("/v1/completions", json={
+                        "prompt": "script:plain;<fim_middle>", "max_tokens": 2}).json()
+                    self.assertEqual(reply["choices"][0]["text"], "one two")
+
+
+class Cors(ServerCase):
+    CONFIG = {"origins": ["https://a.example", "https://b.example"], "methods": ["GET", "POST"],
+              "headers": ["Authorization", "X-Thing"], "credentials": True, "root_path": "/llm"}
+
+    def preflight(self, origin, method="POST", headers=None):
+        asked = {"Origin": origin, "Access-Control-Request-Method": method}
+        if headers:
+            asked["Access-Control-Request-Headers"] = headers
+        return self.server.request("OPTIONS", CHAT, headers=asked)
+
+    def test_preflight(self):
+        status, headers, text = self.preflight("https://a.example", "POST",
+                                               "authorization, content-type,x-thing")
+        self.assertEqual((status, text), (200, "OK"))
+        self.assertEqual(headers["access-control-allow-origin"], "https://a.example")
+        self.assertEqual(headers["access-control-allow-credentials"], "true")
+        self.assertEqual(headers["access-control-allow-methods"], "GET, POST")
+        self.assertEqual(headers["vary"], "Origin")
+        for arguments, text in ((("https://c.example",), "Disallowed CORS origin"),
+                                (("https://a.example", "PUT"), "Disallowed CORS method"),
+                                (("https://a.example", "GET", "x-other"),
+                                 "Disallowed CORS headers")):
+            status, headers, said = self.preflight(*arguments)
+            self.assertEqual((status, said), (400, text))
+
+    def test_replies(self):
+        _, headers, _ = self.server.request("GET", "/v1/models",
+                                            headers={"Origin": "https://b.example"})
+        self.assertEqual(headers["access-control-allow-origin"], "https://b.example")
+        for sent in ({"Origin": "https://c.example"}, {}):
+            _, headers, _ = self.server.request("GET", "/v1/models", headers=sent)
+            self.assertNotIn("access-control-allow-origin", headers)
+
+    def test_root_path(self):
+        for path, status in (("/llm/v1/models", 200), ("/v1/models", 200), ("/llmv1/models", 404),
+                             ("/llm/llm/v1/models", 404), ("/llm", 404), ("/llm/", 200)):
+            self.assertEqual(self.server.request("GET", path)[0], status, path)
+
+    def test_root_path_does_not_open_a_door(self):
+        with Server(api_keys=["k"], root_path="/llm") as server:
+            for path in ("/llm/v1/models", "/v1/models", "/llm/v1/../v1/models"):
+                self.assertIn(server.request("GET", path)[0], (401, 404), path)
+
+
+class Describes(ServerCase):
+    CONFIG = {"api_keys": ["secret"]}
+
+    def test_openapi(self):
+        status, headers, text = self.server.request("GET", "/openapi.json")
+        self.assertEqual((status, headers["content-type"]), (200, "application/json"))
+        document = json.loads(text)
+        self.assertEqual(document["openapi"], "3.1.0")
+        chat = document["paths"][CHAT]["post"]
+        self.assertEqual(chat["security"], [{"key": []}, {}])
+        schema = chat["requestBody"]["content"]["application/json"]["schema"]
+        self.assertEqual(schema["required"], ["messages"])
+        self.assertEqual(schema["properties"]["n"],
+                         {"anyOf": [{"type": "integer"}, {"type": "null"}]})
+        # Every route there is answers; none is undescribed.
+        ids = set()
+        for path, methods in document["paths"].items():
+            for method, operation in methods.items():
+                ids.add(operation["operationId"])
+                status, _, _ = self.server.request(
+                    method.upper(), path.replace("{id}", "x"), "{}" if method == "post" else None,
+                    {"Authorization": "Bearer secret"})
+                self.assertNotEqual(status, 405, path)
+        self.assertEqual(len(ids), sum(map(len, document["paths"].values())))
+
+    def test_metrics(self):
+        self.server.request("POST", CHAT, {"messages": [{"role": "user", "content": "script:hello;"}]},
+                            {"Authorization": "Bearer secret"})
+        _, headers, text = self.server.request("GET", "/metrics")
+        self.assertTrue(headers["content-type"].startswith("text/plain; version=0.0.4"))
+        families = {f.name: f for f in text_string_to_metric_families(text)}
+        lengths = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
+        token_time = [.01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5, 5, 7.5, 10, 20,
+                      40, 80]
+        request_time = [.3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480,
+                        960, 1920, 7680]
+        buckets = {
+            **{f"request_{name}": lengths for name in (
+                "prompt_tokens", "generation_tokens", "max_num_generation_tokens",
+                "params_max_tokens", "prefill_kv_computed_tokens")},
+            "request_params_n": [1, 2, 5, 10, 20],
+            "iteration_tokens_total": [1] + [2**i for i in range(3, 15)],
+            "time_to_first_token_seconds": [
+                .001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40,
+                80, 160, 640, 2560],
+            "inter_token_latency_seconds": token_time,
+            "request_time_per_output_token_seconds": token_time,
+            **{name: request_time for name in (
+                "e2e_request_latency_seconds", "request_queue_time_seconds",
+                "request_inference_time_seconds", "request_prefill_time_seconds",
+                "request_decode_time_seconds")}}
+        for name, bounds in buckets.items():
+            family = families["vllm:" + name]
+            self.assertEqual(family.type, "histogram", name)
+            les = [s.labels["le"] for s in family.samples if s.name.endswith("_bucket")]
+            self.assertEqual([float(x) for x in les], [*bounds, float("inf")], name)
+            labels = {k: v for k, v in family.samples[0].labels.items() if k != "le"}
+            self.assertEqual(labels, {"model_name": "scripted", "engine": "0"}, name)
+            self.assertGreater([s.value for s in family.samples if s.name.endswith("_count")][0], 0,
+                               name)
+        for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc",
+                     "engine_sleep_state", "cache_config_info"):
+            self.assertEqual(families["vllm:" + name].type, "gauge", name)
+        sleep = {s.labels["sleep_state"]: s.value for s in families["vllm:engine_sleep_state"].samples}
+        self.assertEqual(sleep, {"awake": 1, "weights_offloaded": 0, "discard_all": 0})
+        config = families["vllm:cache_config_info"].samples[0]
+        self.assertEqual((config.value, config.labels["block_size"]), (1, "16"))
+        for name in ("prefix_cache_queries", "prefix_cache_hits", "external_prefix_cache_queries",
+                     "external_prefix_cache_hits", "mm_cache_queries", "mm_cache_hits",
+                     "num_preemptions", "prompt_tokens", "prompt_tokens_by_source",
+                     "prompt_tokens_cached", "prompt_tokens_recomputed", "generation_tokens",
+                     "request_success", "corrupted_requests"):
+            family = families["vllm:" + name]
+            self.assertEqual(family.type, "counter", name)
+            self.assertTrue(all(s.name == f"vllm:{name}_total" for s in family.samples), name)
+        self.assertEqual(
+            {s.labels["source"] for s in families["vllm:prompt_tokens_by_source"].samples},
+            {"local_compute", "local_cache_hit", "external_kv_transfer"})
+        reasons = {s.labels["finished_reason"]: s.value
+                   for s in families["vllm:request_success"].samples}
+        self.assertEqual(set(reasons), {"stop", "length", "abort", "error"})
+        self.assertEqual(reasons["stop"], 1)
+        handlers = {s.labels["handler"] for s in families["http_requests"].samples}
+        self.assertIn(CHAT, handlers)
+        self.assertTrue(handlers.isdisjoint({"/metrics", "/health", "/load", "/ping", "/version"}))
+        for name in ("http_request_duration_seconds", "http_request_size_bytes",
+                     "http_response_size_bytes"):
+            self.assertEqual(families[name].type, "histogram", name)
+
+
+if __name__ == "__main__":
+    main()
