@@ -9,7 +9,9 @@
 #include <vector>
 
 #include "app/chat.h"
+#include "app/completion.h"
 #include "app/config.h"
+#include "app/environment.h"
 #include "app/inspect.h"
 #include "app/options.h"
 #include "app/serving.h"
@@ -34,6 +36,16 @@ constexpr Option kChatOptions[] = {
 };
 // clang-format on
 
+constexpr Command kCompletion{
+    "completion",
+    "SHELL",
+    "Print the completion script of bash, zsh or fish.",
+    "bash: source <(m2 completion bash)\nzsh: m2 completion zsh > a folder of $fpath/_m2\n"
+    "fish: m2 completion fish > ~/.config/fish/completions/m2.fish",
+    {}};
+
+constexpr Command kMan{"man", "", "Print the manual page, for man -l -.", "", {}};
+
 constexpr Command kChat{
     "chat", "URL-or-MODEL",
     "Chat in the terminal with a server (http://host:port), or with a model served just for that.",
@@ -53,6 +65,14 @@ std::optional<std::string> help_asked(const Words& words) {
   return std::nullopt;
 }
 
+// What was given, without the secrets among it.
+Json loggable(const Values& values) {
+  Json out = values.given_values();
+  for (const char* secret : {"api-key", "hf-token"})
+    if (out.contains(secret)) out[secret] = "***";
+  return out;
+}
+
 // `m2 serve`: the world in reading order is Serving::build.
 Result<void> serve(const Words& words) {
   M2_TRY(const Values values, parse_command_line(serve_command(), words, environment_variable));
@@ -62,7 +82,11 @@ Result<void> serve(const Words& words) {
   if (model.empty() || values.positionals().size() > 1)
     return fail(Code::invalid_argument, "usage: m2 serve MODEL [options] (see m2 serve --help)");
   log_info("m2 server version {}, serving model {}", kVersion, model);
-  log_info("non-default args: {}", to_text(values.given_values()));
+  log_info("non-default args: {}", to_text(loggable(values)));
+  for (const std::string& note : notes_on_options(values, serve_command().options))
+    log_info("{}", note);
+  for (const std::string& note : notes_on_environment(environ, serve_command().options))
+    log_info("{}", note);
   M2_TRY(const std::unique_ptr<Serving> serving, Serving::start(model, values));
   serving->wait();
   log_info("Shutting down.");
@@ -113,12 +137,35 @@ Result<void> chat(const Words& words) {
   return chat_loop(client, model, fields, style, std::cin, std::cout);
 }
 
+// Every command there is, for completion and the manual page.
+std::vector<const Command*> all_commands() {
+  std::vector<const Command*> out = {&serve_command(), &kChat};
+  for (const Command& command : inspect_commands()) out.push_back(&command);
+  for (const Command* command : {&kCompletion, &kMan}) out.push_back(command);
+  return out;
+}
+
+Result<void> completion(const Words& words) {
+  if (words.size() != 1)
+    return fail(Code::invalid_argument, "usage: m2 completion SHELL (bash, zsh or fish)");
+  M2_TRY(const std::string script, completion_script(words[0], all_commands()));
+  std::fputs(script.c_str(), stdout);
+  return {};
+}
+
+Result<void> man(const Words&) {
+  std::fputs(man_page(all_commands(), kVersion).c_str(), stdout);
+  return {};
+}
+
 void print_overview() {
   std::puts(
       "m2 serves the MiniMax-M2 family.\n\n"
       "  m2 serve MODEL         serve a checkpoint over HTTP (OpenAI chat and completions)\n"
       "  m2 chat URL-or-MODEL   chat in the terminal\n"
       "  m2 inspect WHAT MODEL  look at tokens, prompts, outputs, weights\n"
+      "  m2 completion SHELL    completion for bash, zsh or fish\n"
+      "  m2 man                 the manual page\n"
       "  m2 --version\n\n"
       "m2 COMMAND --help tells more.");
 }
@@ -148,6 +195,8 @@ int run(int argc, char** argv) {
   if (all[0] == "serve") return with_help(serve_command(), rest, serve);
   if (all[0] == "chat") return with_help(kChat, rest, chat);
   if (all[0] == "inspect") return inspect(rest);
+  if (all[0] == "completion") return with_help(kCompletion, rest, completion);
+  if (all[0] == "man") return with_help(kMan, rest, man);
   std::fprintf(stderr, "m2: no command '%s' (see m2 --help)\n", all[0].c_str());
   return 1;
 }

@@ -260,6 +260,10 @@ Result<void> run(const Command& command, Body body, std::span<const std::string>
 
 }  // namespace
 
+std::span<const Command> inspect_commands() {
+  return kCommands;
+}
+
 int inspect(const std::vector<std::string>& words) {
   if (words.empty() || words[0] == "--help" || words[0] == "-h") {
     print_overview();

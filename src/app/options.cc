@@ -85,6 +85,40 @@ Json dotted_value(const std::string& text) {
   return json.ok() ? *std::move(json) : Json(text);
 }
 
+// The words of a list; a word that is a JSON list of strings stands for its members.
+std::vector<std::string> unpacked(const std::vector<std::string>& words) {
+  std::vector<std::string> out;
+  for (const std::string& word : words) {
+    const Result<Json> json = word.starts_with('[') ? parse_json(word) : Result<Json>(Json());
+    const bool strings =
+        json.ok() && json->is_array() &&
+        std::all_of(json->begin(), json->end(), [](const Json& item) { return item.is_string(); });
+    if (!strings) {
+      out.push_back(word);
+      continue;
+    }
+    for (const Json& item : *json) out.push_back(item.get<std::string>());
+  }
+  return out;
+}
+
+// A YAML node as JSON: scalars as they would stand on a command line.
+Json json_of(const YAML::Node& node) {
+  if (node.IsMap()) {
+    Json out = Json::object();
+    for (const auto& entry : node) out[entry.first.as<std::string>()] = json_of(entry.second);
+    return out;
+  }
+  if (node.IsSequence()) {
+    Json out = Json::array();
+    for (const auto& item : node) out.push_back(json_of(item));
+    return out;
+  }
+  if (!node.IsScalar()) return nullptr;
+  const bool is_text = node.Tag() == "!";  // quoted
+  return is_text ? Json(node.Scalar()) : dotted_value(node.Scalar());
+}
+
 // {"a": {"b": value}} for the path "a.b".
 Json nested(std::string_view path, Json value) {
   const size_t dot = path.rfind('.');
@@ -161,7 +195,7 @@ std::string Values::text(std::string_view name) const {
 
 std::vector<std::string> Values::list(std::string_view name) const {
   const Option& declared = option(name, OptionKind::list);
-  if (const auto* value = find(name)) return *value;
+  if (const auto* value = find(name)) return unpacked(*value);
   if (declared.fallback.empty()) return {};
   return {std::string(declared.fallback)};
 }
@@ -243,6 +277,11 @@ class CommandLine {
       values_.positionals_.push_back(word);
       return {};
     }
+    // -O3 is -O 3.
+    if (word.size() > 2 && word[1] != '-' && word.find_first_not_of("0123456789", 2) == word.npos) {
+      if (auto match = find_short(word.substr(0, 2)); match.ok())
+        return take_value(*match, word.substr(0, 2), word.substr(2));
+    }
     const size_t equals = word.find('=');
     M2_TRY(const Match match, find_option(word.substr(0, equals)));
     std::optional<std::string> inline_value;
@@ -278,11 +317,12 @@ class CommandLine {
     return {};
   }
 
-  Result<void> set(const Option& option, const std::string& value, const std::string& spelled) {
+  Result<void> set(const Option& option, std::string value, const std::string& spelled) {
+    if (option.kind == OptionKind::integer && value == "auto") value = "-1";
     if (!fits(option.kind, value))
       return fail(Code::invalid_argument, "{} needs {}, got '{}'", spelled, kind_words(option.kind),
                   value);
-    values_.values_[std::string(option.name)].push_back(value);
+    values_.values_[std::string(option.name)].push_back(std::move(value));
     return {};
   }
 
@@ -348,13 +388,15 @@ class CommandLine {
       M2_TRY(const Match match, find_option("--" + name));
       if (name == "config" || values_.given(match.option->name)) continue;
       const std::string where = path + ": " + name;
-      if (entry.second.IsSequence()) {
+      if (match.option->kind == OptionKind::json && !entry.second.IsScalar()) {
+        M2_TRY_VOID(set(*match.option, to_text(json_of(entry.second)), where));
+      } else if (entry.second.IsSequence()) {
         for (const auto& item : entry.second)
           M2_TRY_VOID(set(*match.option, item.as<std::string>(), where));
       } else if (entry.second.IsScalar()) {
         M2_TRY_VOID(set(*match.option, entry.second.as<std::string>(), where));
       } else {
-        return fail(Code::invalid_argument, "{}: write a JSON object as a quoted string", where);
+        return fail(Code::invalid_argument, "{}: needs {}", where, kind_words(match.option->kind));
       }
     }
     return {};
@@ -371,13 +413,29 @@ Result<Values> parse_command_line(const Command& command, std::span<const std::s
   return CommandLine(command, words).read(environment);
 }
 
+namespace {
+
+// Whether --help=GROUP shows the option: a group's name, or the beginning of one, in any case.
+bool in_group(const Option& option, std::string_view group) {
+  if (group.empty() || group == "all") return true;
+  const auto lower = [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; };
+  return group.size() <= option.group.size() &&
+         std::equal(group.begin(), group.end(), option.group.begin(),
+                    [&](char a, char b) { return lower(a) == lower(b); });
+}
+
+}  // namespace
+
 std::string help_text(const Command& command, std::string_view group) {
   std::string out = fmt::format("usage: m2 {}{}{}{}\n\n{}\n", command.name,
                                 command.positionals.empty() ? "" : " ", command.positionals,
                                 command.options.empty() ? "" : " [options]", command.summary);
   std::string_view heading;
+  const bool is_group = std::any_of(command.options.begin(), command.options.end(),
+                                    [&](const Option& o) { return in_group(o, group); });
   for (const Option& option : command.options) {
-    if (!group.empty() && group != "all" && group != option.group) continue;
+    const bool named = option.name.find(group) != std::string_view::npos;
+    if (!(is_group ? in_group(option, group) : named)) continue;
     if (option.group != heading) {
       heading = option.group;
       out += fmt::format("\n{}:\n", heading);

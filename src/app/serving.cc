@@ -75,6 +75,10 @@ Result<void> check_sizes(const Values& values) {
   constexpr Bound kBounds[] = {
       {"port", 0, 65535},
       {"io-threads", 1, 64},
+      {"ssl-cert-reqs", 0, 2},
+      {"keep-alive-seconds", 1, 86400},
+      {"h11-max-incomplete-event-size", 1024, 16 << 20},
+      {"h11-max-header-count", 1, 10000},
       {"threads", 0, 1024},
       {"drain-seconds", 0, 86400},
       {"engine-deadline-seconds", 1, 86400},
@@ -113,11 +117,48 @@ Result<int64_t> choose_max_model_len(const Values& values, const model::ModelCon
   return asked;
 }
 
+std::vector<std::string> split_at_commas(std::string_view text) {
+  std::vector<std::string> out;
+  while (!text.empty()) {
+    const size_t comma = std::min(text.find(','), text.size());
+    if (comma > 0) out.emplace_back(text.substr(0, comma));
+    text.remove_prefix(std::min(comma + 1, text.size()));
+  }
+  return out;
+}
+
+// A key without its certificate would mean plain HTTP where HTTPS was meant.
+Result<void> check_tls(const Values& values) {
+  if (!values.given("ssl-certfile"))
+    for (const char* flag : {"ssl-keyfile", "ssl-ca-certs", "ssl-ciphers", "enable-ssl-refresh"})
+      if (values.given(flag))
+        return fail(Code::invalid_argument, "--{} needs --ssl-certfile", flag);
+  return {};
+}
+
 Result<server::ServerOptions> server_options(const Values& values, const ModelSettings& settings) {
   server::ServerOptions out;
   out.host = values.text("host");
   out.port = static_cast<int>(*values.integer("port"));
   out.uds = values.text("uds");
+  out.tls.certificate_file = values.text("ssl-certfile");
+  out.tls.key_file = values.text("ssl-keyfile");
+  out.tls.ca_file = values.text("ssl-ca-certs");
+  out.tls.client_certificate =
+      static_cast<server::TlsOptions::ClientCertificate>(*values.integer("ssl-cert-reqs"));
+  out.tls.ciphers = values.text("ssl-ciphers");
+  out.tls.refresh = values.flag("enable-ssl-refresh");
+  out.root_path = values.text("root-path");
+  while (out.root_path.ends_with('/')) out.root_path.pop_back();
+  out.cors = {values.list("allowed-origins"), values.list("allowed-methods"),
+              values.list("allowed-headers"), values.flag("allow-credentials")};
+  out.unlogged_paths = split_at_commas(values.text("disable-access-log-for-endpoints"));
+  out.openapi = !values.flag("disable-fastapi-docs");
+  out.limits.keep_alive_idle = *values.integer("keep-alive-seconds") * kSecond;
+  out.limits.max_header_lines = static_cast<size_t>(*values.integer("h11-max-header-count"));
+  if (values.given("h11-max-incomplete-event-size"))
+    out.limits.max_header_line = out.limits.max_header_bytes =
+        static_cast<size_t>(*values.integer("h11-max-incomplete-event-size"));
   out.api_keys = values.list("api-key");
   out.served_model_names = values.list("served-model-name");
   out.version = kVersion;
@@ -202,6 +243,7 @@ Serving::~Serving() {
 Result<void> Serving::build(const std::string& model) {
   M2_TRY_VOID(refuse_unmodelled(values_));
   M2_TRY_VOID(check_sizes(values_));
+  M2_TRY_VOID(check_tls(values_));
   M2_TRY(folder_, model_folder(model, values_));
   M2_TRY(settings_, read_settings(folder_, values_));
   M2_TRY(max_model_len_, choose_max_model_len(values_, settings_.config));
@@ -332,7 +374,8 @@ void Serving::announce_ready() {
         to_text(settings_.generation_json));
   const std::string uds = values_.text("uds");
   if (uds.empty()) {
-    log_info("Starting m2 API server 0 on http://{}:{}", values_.text("host"), port());
+    log_info("Starting m2 API server 0 on {}://{}:{}",
+             values_.given("ssl-certfile") ? "https" : "http", values_.text("host"), port());
   } else {
     log_info("Starting m2 API server 0 on unix:{}", uds);
   }
