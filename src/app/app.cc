@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "app/bench/bench.h"
 #include "app/chat.h"
 #include "app/completion.h"
 #include "app/config.h"
@@ -54,15 +55,6 @@ constexpr Command kChat{
 int report(const Error& error) {
   std::fprintf(stderr, "m2: %s\n", error.text.c_str());
   return 1;
-}
-
-// --help, --help=GROUP or -h among the words: its group ("" for all).
-std::optional<std::string> help_asked(const Words& words) {
-  for (const std::string& word : words) {
-    if (word == "--help" || word == "-h") return "";
-    if (word.rfind("--help=", 0) == 0) return word.substr(7);
-  }
-  return std::nullopt;
 }
 
 // What was given, without the secrets among it.
@@ -140,6 +132,7 @@ Result<void> chat(const Words& words) {
 // Every command there is, for completion and the manual page.
 std::vector<const Command*> all_commands() {
   std::vector<const Command*> out = {&serve_command(), &kChat};
+  for (const Command* command : bench::commands()) out.push_back(command);
   for (const Command& command : inspect_commands()) out.push_back(&command);
   for (const Command* command : {&kCompletion, &kMan}) out.push_back(command);
   return out;
@@ -163,6 +156,7 @@ void print_overview() {
       "m2 serves the MiniMax-M2 family.\n\n"
       "  m2 serve MODEL         serve a checkpoint over HTTP (OpenAI chat and completions)\n"
       "  m2 chat URL-or-MODEL   chat in the terminal\n"
+      "  m2 bench WHAT          measure a server, the engine, its parts\n"
       "  m2 inspect WHAT MODEL  look at tokens, prompts, outputs, weights\n"
       "  m2 completion SHELL    completion for bash, zsh or fish\n"
       "  m2 man                 the manual page\n"
@@ -194,6 +188,7 @@ int run(int argc, char** argv) {
   const Words rest(all.begin() + 1, all.end());
   if (all[0] == "serve") return with_help(serve_command(), rest, serve);
   if (all[0] == "chat") return with_help(kChat, rest, chat);
+  if (all[0] == "bench") return bench::run(rest);
   if (all[0] == "inspect") return inspect(rest);
   if (all[0] == "completion") return with_help(kCompletion, rest, completion);
   if (all[0] == "man") return with_help(kMan, rest, man);

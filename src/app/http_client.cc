@@ -86,6 +86,11 @@ HttpClient::HttpClient(std::string base_url, std::string api_key)
 }
 
 Result<Json> HttpClient::get(const std::string& path) const {
+  M2_TRY(const std::string body, get_text(path));
+  return parse_json(body);
+}
+
+Result<std::string> HttpClient::get_text(const std::string& path) const {
   Transfer transfer;
   std::string body;
   transfer.sink = [&](std::string_view bytes) {
@@ -94,7 +99,7 @@ Result<Json> HttpClient::get(const std::string& path) const {
   };
   if (!api_key_.empty()) transfer.add_header("Authorization: Bearer " + api_key_);
   M2_TRY_VOID(perform(transfer, base_url_ + path));
-  return parse_json(body);
+  return body;
 }
 
 Result<void> HttpClient::stream(const std::string& path, const Json& body,
@@ -111,15 +116,20 @@ Result<void> HttpClient::stream(const std::string& path, const Json& body,
 }
 
 bool SseReader::feed(std::string_view bytes, const std::function<bool(std::string_view)>& on_data) {
-  for (const char c : bytes) {
-    if (c != '\n') {
-      line_ += c;
-      continue;
+  while (true) {
+    const size_t end = bytes.find('\n');
+    if (end == std::string_view::npos) break;
+    std::string_view line = bytes.substr(0, end);
+    bytes.remove_prefix(end + 1);
+    std::string joined;
+    if (!line_.empty()) {
+      joined = std::exchange(line_, {});
+      line = joined += line;
     }
-    if (line_.ends_with('\r')) line_.pop_back();
-    const std::string line = std::exchange(line_, {});
+    if (line.ends_with('\r')) line.remove_suffix(1);
     if (!take_line(line, on_data)) return false;
   }
+  line_ += bytes;
   return true;
 }
 
@@ -127,7 +137,9 @@ bool SseReader::take_line(std::string_view line,
                           const std::function<bool(std::string_view)>& on_data) {
   if (line.empty()) {
     if (!std::exchange(has_data_, false)) return true;
-    return on_data(std::exchange(data_, {}));
+    const bool goes_on = on_data(data_);
+    data_.clear();  // its memory is for the next event
+    return goes_on;
   }
   constexpr std::string_view kField = "data:";
   if (!line.starts_with(kField)) return true;

@@ -19,6 +19,7 @@ class HttpClient {
   HttpClient(std::string base_url, std::string api_key);
 
   Result<Json> get(const std::string& path) const;
+  Result<std::string> get_text(const std::string& path) const;
 
   // POSTs `body` and calls on_event with the data of each server-sent event until it returns false
   // or the stream ends. An answer that is not 200 is an error with the server's own message.

@@ -426,6 +426,14 @@ bool in_group(const Option& option, std::string_view group) {
 
 }  // namespace
 
+std::optional<std::string> help_asked(std::span<const std::string> words) {
+  for (const std::string& word : words) {
+    if (word == "--help" || word == "-h") return "";
+    if (word.starts_with("--help=")) return word.substr(7);
+  }
+  return std::nullopt;
+}
+
 std::string help_text(const Command& command, std::string_view group) {
   std::string out = fmt::format("usage: m2 {}{}{}{}\n\n{}\n", command.name,
                                 command.positionals.empty() ? "" : " ", command.positionals,

@@ -85,6 +85,9 @@ Result<Values> parse_command_line(const Command& command, std::span<const std::s
 // "4096", "4k", "4K", "25.6k", "1M", "2G", -1; nothing if it is not such a number or overflows.
 std::optional<int64_t> parse_human_integer(std::string_view text);
 
+// The group of --help=GROUP among the words; "" for --help and -h; nothing if none is there.
+std::optional<std::string> help_asked(std::span<const std::string> words);
+
 // --help: usage, options by group, details. `group`, if not empty and not "all": only the groups
 // that begin so, or where there is none, the options with that in their names.
 std::string help_text(const Command& command, std::string_view group);

@@ -1,0 +1,59 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "base/result.h"
+
+// The least time a step of MiniMax-M2 can take on given GPUs: every byte once, every operation
+// once, perfect overlap (performance.md 3; the arithmetic is roofline.py's).
+
+namespace m2::app::bench {
+
+enum class GpuLayout : uint8_t {
+  tp,    // every layer split over the GPUs
+  tpep,  // the same, experts whole
+  dpep,  // attention data-parallel, experts whole
+};
+enum class WeightFormat : uint8_t { bf16, fp8, int4, int4g32 };
+enum class KvFormat : uint8_t { bf16, fp8 };
+
+// The names of the three above; errors list them.
+Result<GpuLayout> layout_named(std::string_view name);
+Result<WeightFormat> weights_named(std::string_view name);
+Result<KvFormat> kv_named(std::string_view name);
+
+struct RooflineCase {
+  std::string gpu = "h200";  // h200, h100, h20-3e, h20
+  int64_t gpus = 8;
+  GpuLayout layout = GpuLayout::tp;
+  WeightFormat weights = WeightFormat::fp8;
+  KvFormat kv = KvFormat::bf16;
+};
+
+// Fails on an unknown GPU, or a number of GPUs other than 1, 2, 4, 8.
+Result<void> check_case(const RooflineCase& at);
+
+struct DecodeCost {
+  double experts_hit;        // of a layer, expected
+  double bytes;              // read by one GPU, experts spread evenly
+  double flops;              // of one GPU
+  double floor_seconds;      // at the datasheet's rates
+  double reachable_seconds;  // bytes of the fullest GPU at the bandwidth that is seen in practice
+  double sync_seconds;       // collectives of 4 us each, not in the two above
+};
+// One step of `batch` sequences (of all GPUs together), each with `context` tokens before it.
+DecodeCost decode_cost(const RooflineCase& at, double batch, double context);
+
+struct PrefillCost {
+  double matmul_flops;     // of all GPUs
+  double attention_flops;  // of all GPUs
+  double weight_seconds;   // to read every expert hit once
+  double floor_seconds;
+  double reachable_seconds;
+};
+// One pass of `tokens` tokens of one prompt that follow `past` cached ones.
+PrefillCost prefill_cost(const RooflineCase& at, double tokens, double past);
+
+}  // namespace m2::app::bench
