@@ -15,6 +15,8 @@
 #include "app/environment.h"
 #include "app/inspect.h"
 #include "app/options.h"
+#include "app/run_batch.h"
+#include "app/serve_options.h"
 #include "app/serving.h"
 #include "app/terminal.h"
 #include "app/version.h"
@@ -85,11 +87,12 @@ Result<void> serve(const Words& words) {
   return {};
 }
 
-// A server of our own for `m2 chat MODEL`, on a free port of this machine alone.
+// A server of our own, on a free port of this machine alone.
+const Words kPrivateServer{"--host", "127.0.0.1", "--port", "0", "--disable-uvicorn-access-log"};
+
 Result<Values> private_server_values() {
-  const Words words{
-      "--host", "127.0.0.1", "--port", "0", "--disable-uvicorn-access-log", "--served-model-name",
-      "chat"};
+  Words words = kPrivateServer;
+  words.insert(words.end(), {"--served-model-name", "chat"});
   return parse_command_line(serve_command(), words, environment_variable);
 }
 
@@ -129,9 +132,72 @@ Result<void> chat(const Words& words) {
   return chat_loop(client, model, fields, style, std::cin, std::cout);
 }
 
+// Its own options, and all of `m2 serve` for a model served just for the batch.
+const Command& run_batch_command() {
+  static const std::vector<Option> options = [] {
+    // clang-format off
+    std::vector<Option> out = {
+      {"input-file", "-i", "batch", text, "", "Requests, one JSON object a line: custom_id, method, url, body."},
+      {"output-file", "-o", "batch", text, "", "Answers, a line each, as they come."},
+      {"url", "", "batch", text, "", "Ask this server instead of loading MODEL."},
+      {"concurrency", "", "batch", integer, "64", "Requests under way."},
+      {"resume", "", "batch", flag, "true", "Keep what the output holds and ask only for the rest."},
+    };
+    // clang-format on
+    out.insert(out.end(), serve_options().begin(), serve_options().end());
+    return out;
+  }();
+  static const Command command{
+      "run-batch", "[MODEL]",
+      "Answer a file of requests in OpenAI's batch format, with a model or a server (--url).",
+      "Requests that fail have their line too. A run that was stopped goes on where it was.",
+      options};
+  return command;
+}
+
+Result<BatchJob> batch_job(const Values& values) {
+  BatchJob job;
+  job.input = values.text("input-file");
+  job.output = values.text("output-file");
+  job.concurrency = *values.integer("concurrency");
+  job.resume = values.flag("resume");
+  if (job.input.empty() || job.output.empty())
+    return fail(Code::invalid_argument, "m2 run-batch needs -i and -o (see m2 run-batch --help)");
+  if (job.concurrency < 1 || job.concurrency > 4096)
+    return fail(Code::invalid_argument, "--concurrency must be from 1 to 4096, got {}",
+                job.concurrency);
+  return job;
+}
+
+Result<void> batch(const Words& words) {
+  Words all = words;
+  all.insert(all.end(), kPrivateServer.begin(), kPrivateServer.end());
+  M2_TRY(const Values values, parse_command_line(run_batch_command(), all, environment_variable));
+  M2_TRY(const BatchJob job, batch_job(values));
+  start_logging("info", "");
+  std::string url = values.text("url");
+  std::string key = client_api_key();
+  if (!values.list("api-key").empty()) key = values.list("api-key").front();
+  std::unique_ptr<Serving> own;
+  if (url.empty()) {
+    const std::string model =
+        values.positionals().empty() ? values.text("model") : values.positionals()[0];
+    if (model.empty() || values.given("uds") || values.given("ssl-certfile"))
+      return fail(Code::invalid_argument,
+                  "m2 run-batch needs MODEL or --url, and no --uds or --ssl-certfile");
+    M2_TRY(own, Serving::start(model, values));
+    url = fmt::format("http://127.0.0.1:{}", own->port());
+  }
+  M2_TRY(const BatchOutcome outcome, run_batch(job, HttpClient(url, key)));
+  std::fprintf(stderr, "m2: %ld requests: %ld answered, %ld failed, %ld were there\n",
+               outcome.lines, outcome.answered, outcome.failed, outcome.kept);
+  if (outcome.stopped) return fail(Code::unavailable, "stopped early; run again for the rest");
+  return {};
+}
+
 // Every command there is, for completion and the manual page.
 std::vector<const Command*> all_commands() {
-  std::vector<const Command*> out = {&serve_command(), &kChat};
+  std::vector<const Command*> out = {&serve_command(), &kChat, &run_batch_command()};
   for (const Command* command : bench::commands()) out.push_back(command);
   for (const Command& command : inspect_commands()) out.push_back(&command);
   for (const Command* command : {&kCompletion, &kMan}) out.push_back(command);
@@ -157,6 +223,7 @@ void print_overview() {
       "  m2 serve MODEL         serve a checkpoint over HTTP (OpenAI chat and completions)\n"
       "  m2 chat URL-or-MODEL   chat in the terminal\n"
       "  m2 bench WHAT          measure a server, the engine, its parts\n"
+      "  m2 run-batch           answer a file of requests\n"
       "  m2 inspect WHAT MODEL  look at tokens, prompts, outputs, weights\n"
       "  m2 completion SHELL    completion for bash, zsh or fish\n"
       "  m2 man                 the manual page\n"
@@ -190,6 +257,7 @@ int run(int argc, char** argv) {
   if (all[0] == "chat") return with_help(kChat, rest, chat);
   if (all[0] == "bench") return bench::run(rest);
   if (all[0] == "inspect") return inspect(rest);
+  if (all[0] == "run-batch") return with_help(run_batch_command(), rest, batch);
   if (all[0] == "completion") return with_help(kCompletion, rest, completion);
   if (all[0] == "man") return with_help(kMan, rest, man);
   std::fprintf(stderr, "m2: no command '%s' (see m2 --help)\n", all[0].c_str());

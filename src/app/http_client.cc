@@ -5,6 +5,8 @@
 #include <memory>
 #include <utility>
 
+#include "base/check.h"
+
 namespace m2::app {
 namespace {
 
@@ -24,6 +26,7 @@ struct Transfer {
   std::unique_ptr<curl_slist, ListDeleter> headers;
   std::function<bool(std::string_view)> sink;
   std::string error_body;
+  bool any_status = false;  // every answer goes to `sink`
   bool stopped = false;
 
   void add_header(const std::string& line) {
@@ -38,7 +41,7 @@ struct Transfer {
 
   static size_t receive(char* bytes, size_t, size_t count, void* self) {
     auto& transfer = *static_cast<Transfer*>(self);
-    if (transfer.status() != 200) {
+    if (transfer.status() != 200 && !transfer.any_status) {
       if (transfer.error_body.size() < kMostErrorBytes) transfer.error_body.append(bytes, count);
       return count;
     }
@@ -71,7 +74,7 @@ Result<void> perform(Transfer& transfer, const std::string& url) {
   const CURLcode code = curl_easy_perform(handle);
   if (code != CURLE_OK && !transfer.stopped)
     return fail(Code::unavailable, "{}: {}", url, curl_easy_strerror(code));
-  if (transfer.status() != 200)
+  if (transfer.status() != 200 && !transfer.any_status)
     return fail(Code::invalid_argument, "{} answered {}: {}", url, transfer.status(),
                 message_of(transfer.error_body));
   return {};
@@ -81,6 +84,8 @@ Result<void> perform(Transfer& transfer, const std::string& url) {
 
 HttpClient::HttpClient(std::string base_url, std::string api_key)
     : base_url_(std::move(base_url)), api_key_(std::move(api_key)) {
+  static const CURLcode once = curl_global_init(CURL_GLOBAL_DEFAULT);  // before any second thread
+  M2_CHECK(once == CURLE_OK);
   while (base_url_.ends_with('/')) base_url_.pop_back();
   if (base_url_.ends_with("/v1")) base_url_.resize(base_url_.size() - 3);
 }
@@ -100,6 +105,25 @@ Result<std::string> HttpClient::get_text(const std::string& path) const {
   if (!api_key_.empty()) transfer.add_header("Authorization: Bearer " + api_key_);
   M2_TRY_VOID(perform(transfer, base_url_ + path));
   return body;
+}
+
+Result<HttpAnswer> HttpClient::post(const std::string& path, const Json& body) const {
+  Transfer transfer;
+  transfer.any_status = true;
+  HttpAnswer answer;
+  transfer.sink = [&](std::string_view bytes) {
+    answer.body += bytes;
+    return true;
+  };
+  transfer.add_header("Content-Type: application/json");
+  transfer.add_header("Expect:");  // no round trip before long bodies
+  if (!api_key_.empty()) transfer.add_header("Authorization: Bearer " + api_key_);
+  const std::string text = to_text(body);
+  curl_easy_setopt(transfer.handle.get(), CURLOPT_POSTFIELDSIZE, static_cast<long>(text.size()));
+  curl_easy_setopt(transfer.handle.get(), CURLOPT_POSTFIELDS, text.c_str());
+  M2_TRY_VOID(perform(transfer, base_url_ + path));
+  answer.status = transfer.status();
+  return answer;
 }
 
 Result<void> HttpClient::stream(const std::string& path, const Json& body,

@@ -10,8 +10,13 @@
 
 namespace m2::app {
 
+struct HttpAnswer {
+  long status = 0;
+  std::string body;
+};
+
 // A small HTTP client over libcurl for `m2 chat`: http and https, proxies from the environment as
-// curl reads them. One thread per object.
+// curl reads them. Thread-safe.
 class HttpClient {
  public:
   // `base_url` as given, e.g. http://127.0.0.1:8000 (a trailing /v1 or / is taken off).
@@ -20,6 +25,9 @@ class HttpClient {
 
   Result<Json> get(const std::string& path) const;
   Result<std::string> get_text(const std::string& path) const;
+
+  // POSTs `body`; an answer of any status is a result.
+  Result<HttpAnswer> post(const std::string& path, const Json& body) const;
 
   // POSTs `body` and calls on_event with the data of each server-sent event until it returns false
   // or the stream ends. An answer that is not 200 is an error with the server's own message.

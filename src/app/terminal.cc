@@ -26,11 +26,23 @@ std::string read_stdin() {
   return {std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>()};
 }
 
-ProgressBar::ProgressBar(std::string what)
+ProgressBar::ProgressBar(std::string what, Unit unit)
     : what_(std::move(what)),
+      unit_(unit),
       terminal_(is_terminal(STDERR_FILENO)),
       start_(clock_.now()),
       last_drawn_(start_) {}
+
+std::string ProgressBar::numbers(int64_t done, int64_t total, double elapsed) const {
+  const auto rate = [elapsed](double amount) { return elapsed > 0 ? amount / elapsed : 0.0; };
+  if (unit_ == Unit::items)
+    return fmt::format("{}/{} | {:.1f} s | {:.1f}/s", done, total, elapsed,
+                       rate(static_cast<double>(done)));
+  constexpr double kGiB = 1 << 30;
+  const double gib = static_cast<double>(done) / kGiB;
+  return fmt::format("{:.2f}/{:.2f} GiB | {:.1f} s | {:.2f} GiB/s", gib,
+                     static_cast<double>(total) / kGiB, elapsed, rate(gib));
+}
 
 void ProgressBar::update(int64_t done, int64_t total) {
   const Nanos now = clock_.now();
@@ -40,18 +52,15 @@ void ProgressBar::update(int64_t done, int64_t total) {
   last_drawn_ = now;
 
   const double share = total > 0 ? static_cast<double>(done) / static_cast<double>(total) : 1.0;
-  const double gib = static_cast<double>(done) / (1 << 30);
-  const double elapsed = seconds(now - start_);
-  const std::string numbers = fmt::format("{:3.0f}% | {:.2f}/{:.2f} GiB | {:.1f} s | {:.2f} GiB/s",
-                                          share * 100, gib, static_cast<double>(total) / (1 << 30),
-                                          elapsed, elapsed > 0 ? gib / elapsed : 0.0);
+  const std::string text =
+      fmt::format("{:3.0f}% | {}", share * 100, numbers(done, total, seconds(now - start_)));
   if (!terminal_) {
-    log_info("{}: {}", what_, numbers);
+    log_info("{}: {}", what_, text);
     return;
   }
   const int filled = static_cast<int>(share * kBarCells);
   std::fputs(fmt::format("\r{}: [{:#<{}}{:.<{}}] {}{}", what_, "", filled, "", kBarCells - filled,
-                         numbers, last ? "\n" : "")
+                         text, last ? "\n" : "")
                  .c_str(),
              stderr);
 }

@@ -17,13 +17,17 @@ std::string read_stdin();
 // A progress bar on stderr: drawn in place on a terminal, a line every few seconds elsewhere.
 class ProgressBar {
  public:
+  enum class Unit { bytes, items };
   // `what` is what is counted, e.g. "Loading weights".
-  explicit ProgressBar(std::string what);
-  // bytes done of total. Cheap; draws at most ten times a second.
+  explicit ProgressBar(std::string what, Unit unit = Unit::bytes);
+  // So much done of total. Cheap; draws at most ten times a second.
   void update(int64_t done, int64_t total);
 
  private:
+  std::string numbers(int64_t done, int64_t total, double elapsed) const;
+
   const std::string what_;
+  const Unit unit_;
   const bool terminal_;
   const SteadyClock clock_;
   const Nanos start_;
