@@ -38,7 +38,6 @@ constexpr Switch kSwitches[] = {
     {"VLLM_USE_DEEP_GEMM_E8M0", kGemm},
     {"VLLM_DEEP_GEMM_WARMUP", "nothing is compiled at start"},
     {"VLLM_ATTENTION_BACKEND", kKernels},
-    {"VLLM_ENABLE_RESPONSES_API_STORE", "see m2 serve --help=server"},
     {"VLLM_WORKER_MULTIPROC_METHOD", "ranks are threads"},
     {"VLLM_HOST_IP", "ranks are threads"},
     {"VLLM_USE_V1", "there is one engine"},

@@ -132,7 +132,8 @@ Result<std::vector<text::TextPiece>> prompt_pieces(const std::filesystem::path& 
                                         request.chat_template,
                                         request.chat_template_kwargs,
                                         request.documents};
-  return server::chat_pieces(fields, options, services);
+  M2_TRY(server::ChatText text, server::chat_text(fields, options, services));
+  return std::move(text.pieces);
 }
 
 Result<void> render(const std::filesystem::path& folder, const Values& values) {

@@ -61,6 +61,8 @@ constexpr Option kOptions[] = {
   {"reasoning-parser", "", "chat, tools", text, "minimax_m2", "minimax_m2, minimax_m2_append_think or none."},
   {"reasoning-parser-plugin", "", "chat, tools", text, "", "Accepted; no Python runs here."},
   {"late-system", "", "chat, tools", text, "fold", "System messages in mid-conversation: fold (into the message before) or drop."},
+  {"keep-turns", "", "chat, tools", flag, "true", "Remember turns that ended in tool calls (bounded): thinking that a client dropped comes back, and the next prompt extends the cache."},
+  {"enable-responses-store", "", "chat, tools", flag, "false", "Keep /v1/responses (bounded) for retrieval, previous_response_id and background.", "VLLM_ENABLE_RESPONSES_API_STORE"},
   {"return-tokens-as-token-ids", "", "chat, tools", flag, "false", "Logprobs name tokens token_id:N."},
   {"enable-prompt-tokens-details", "", "chat, tools", flag, "false", "usage.prompt_tokens_details with cached_tokens."},
   {"enable-force-include-usage", "", "chat, tools", flag, "false", "Streams always end with usage."},

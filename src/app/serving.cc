@@ -181,6 +181,8 @@ Result<server::ServerOptions> server_options(const Values& values, const ModelSe
       values.text("late-system") == "drop" ? server::LateSystem::drop : server::LateSystem::fold;
   out.return_tokens_as_token_ids = values.flag("return-tokens-as-token-ids");
   out.enable_prompt_tokens_details = values.flag("enable-prompt-tokens-details");
+  out.keep_turns = values.flag("keep-turns");
+  out.store_responses = values.flag("enable-responses-store");
   out.enable_force_include_usage = values.flag("enable-force-include-usage");
   out.enable_tokenizer_info_endpoint = values.flag("enable-tokenizer-info-endpoint");
   out.max_logprobs = *values.integer("max-logprobs");

@@ -4,6 +4,14 @@
 
 namespace m2::server {
 
+std::string Answer::fail(const api::ApiError& error) {
+  return api::error_frame(api::to_json(error)) + api::kDoneFrame;
+}
+
+std::string Answer::detach(std::function<void()>) {
+  return {};
+}
+
 TokenCounts::TokenCounts(const AnswerSetup& setup)
     : completion_(setup.prompts.size() * static_cast<size_t>(setup.n)),
       n_(setup.n),

@@ -1,17 +1,18 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include "api/openai_chat.h"
+#include "api/error.h"
 #include "api/openai_completions.h"
 #include "engine/request.h"
 #include "server/options.h"
 
-// How the outcome of one request is written: as a chat or as a text completion, streamed or whole.
-// Knows no engine and no socket.
+// How the outcome of one request is written, by the surface it came by: streamed or whole. Knows no
+// engine and no socket.
 
 namespace m2::server {
 
@@ -37,6 +38,16 @@ class Answer {
   virtual std::string end() = 0;
 
   virtual void cached_tokens(int64_t tokens) = 0;
+
+  // The request failed: nothing else is called from here on. A stream, if there is one, ends with
+  // what this returns.
+  virtual std::string fail(const api::ApiError& error);
+
+  // The request goes on without its client, who gets what this returns. `cancel` ends the request
+  // (then cancelled() is called, and nothing else) and may be called from any thread for as long as
+  // the server lives. For plans with `background` only.
+  virtual std::string detach(std::function<void()> cancel);
+  virtual void cancelled() {}
 };
 
 // What an answer needs from its request and server.
@@ -53,16 +64,6 @@ struct AnswerSetup {
   bool return_token_ids = false;
   int64_t prompt_logprobs = -1;  // -1: not part of the reply
 };
-
-struct ChatAnswerSetup {
-  std::string role = "assistant";
-  text::ReaderOptions reader;
-  api::ToolChoice::Kind tool_choice = api::ToolChoice::Kind::none;
-  bool include_reasoning = true;
-  bool logprobs = false;
-  std::string echo;  // content the answer begins with, of the message it continues
-};
-std::unique_ptr<Answer> make_chat_answer(AnswerSetup setup, ChatAnswerSetup chat);
 
 struct TextAnswerSetup {
   std::vector<std::string> echo;  // per prompt, its text; empty: no echo

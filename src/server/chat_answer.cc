@@ -1,8 +1,7 @@
 #include <utility>
 
-#include "server/answer.h"
+#include "server/chat_answers.h"
 #include "server/logprobs.h"
-#include "text/output_reader.h"
 
 namespace m2::server {
 namespace {
@@ -17,7 +16,7 @@ class ChatAnswer : public Answer {
         chunks_(setup_.head),
         style_{*setup_.tokenizer, setup_.tokens_as_ids},
         counts_(setup_) {
-    for (int64_t i = 0; i < setup_.n; ++i) choices_.emplace_back(chat_.reader);
+    for (int64_t i = 0; i < setup_.n; ++i) choices_.emplace_back(chat_.turn, setup_.tokenizer);
   }
 
   void begin(std::string& out) override {
@@ -41,14 +40,10 @@ class ChatAnswer : public Answer {
   void step(size_t index, const Step& step, std::string& out) override {
     Choice& choice = choices_[index];
     note_token(index, choice, step);
-    deltas_.clear();
-    choice.reader.feed(step.text, deltas_);
-    if (step.token >= 0 && choice.reader.in_reasoning()) counts_.add_reasoning();
-    if (step.finish) choice.reader.finish(step.finish->reason == "length", deltas_);
-    for (const OutputDelta& delta : deltas_)
-      if (delta.kind == OutputDelta::Kind::call_begin) ++choice.calls_begun;
+    const std::vector<OutputDelta>& deltas = choice.turn.read(step);
+    if (step.token >= 0 && choice.turn.in_reasoning()) counts_.add_reasoning();
     if (step.finish) choice.finish = finish_of(choice, *step.finish);
-    if (setup_.stream) stream_step(index, choice, step.finish != nullptr, out);
+    if (setup_.stream) stream_step(index, choice, deltas, step.finish != nullptr, out);
   }
 
   std::string end() override {
@@ -62,9 +57,9 @@ class ChatAnswer : public Answer {
 
  private:
   struct Choice {
-    explicit Choice(const text::ReaderOptions& options) : reader(options) {}
-    text::OutputReader reader;
-    size_t calls_begun = 0;
+    Choice(const TurnSetup& setup, const std::shared_ptr<const text::Tokenizer>& tokenizer)
+        : turn(setup, tokenizer) {}
+    TurnReader turn;
     std::string logprobs;            // items not yet sent, comma separated
     std::vector<int32_t> token_ids;  // not yet sent
     api::Finish finish;
@@ -82,10 +77,9 @@ class ChatAnswer : public Answer {
   // contract.md 2.5. A call that the length limit cut off is no call: then the reason stays.
   api::Finish finish_of(const Choice& choice, const api::Finish& finish) const {
     using Kind = api::ToolChoice::Kind;
-    const size_t calls = choice.reader.message().tool_calls.size();
-    if (calls == 0) return finish;
+    if (choice.turn.message().tool_calls.empty()) return finish;
     const bool stopped = finish.reason == "stop";
-    const bool cut = finish.reason == "length" && choice.calls_begun > calls;
+    const bool cut = finish.reason == "length" && choice.turn.call_was_cut();
     const bool counts = chat_.tool_choice == Kind::required ? stopped
                         : chat_.tool_choice == Kind::named  ? false
                                                             : stopped || !cut;
@@ -112,8 +106,9 @@ class ChatAnswer : public Answer {
     return false;
   }
 
-  void stream_step(size_t index, Choice& choice, bool last, std::string& out) {
-    for (const OutputDelta& delta : deltas_) {
+  void stream_step(size_t index, Choice& choice, const std::vector<OutputDelta>& deltas, bool last,
+                   std::string& out) {
+    for (const OutputDelta& delta : deltas) {
       delta_.clear();
       if (print(delta, delta_)) send(index, choice, delta_, nullptr, out);
     }
@@ -140,7 +135,7 @@ class ChatAnswer : public Answer {
   }
 
   api::ChatReplyMessage message_of(const Choice& choice) const {
-    const text::AssistantMessage& read = choice.reader.message();
+    const text::AssistantMessage& read = choice.turn.message();
     api::ChatReplyMessage message;
     message.role = chat_.role;
     if (read.has_content || !chat_.echo.empty()) message.content = chat_.echo + read.content;
@@ -177,7 +172,6 @@ class ChatAnswer : public Answer {
   TokenCounts counts_;
   std::vector<Choice> choices_;
   Json prompt_logprobs_;
-  std::vector<OutputDelta> deltas_;  // of the step at hand
   std::string delta_;
 };
 

@@ -18,7 +18,8 @@ Completion::Completion(std::shared_ptr<Exchange> exchange, IoThread& thread, Con
 
 void Completion::plan(MakePlan make_plan) {
   exchange_->on_gone([weak = weak_from_this()] {
-    if (const auto self = weak.lock()) self->cancel();
+    const auto self = weak.lock();
+    if (self && !self->plan_.background) self->cancel();
   });
   auto planned = std::make_shared<Planned>();
   thread_.run_aside([this, self = shared_from_this(), planned,
@@ -30,9 +31,26 @@ void Completion::submit(Planned planned) {
   if (over_) return;  // the client has left meanwhile
   if (const auto* error = std::get_if<api::ApiError>(&planned)) return fail(*error);
   plan_ = std::move(std::get<Plan>(planned));
-  if (!submit_choices() || !plan_.stream) return;
+  if (!submit_choices()) return;
+  if (plan_.background) detach();
+  if (!plan_.stream) return;
   streaming_ = true;
-  exchange_->begin_events();
+  exchange_->begin_events(plan_.headers);
+}
+
+// From here on the request does not end with its client's leaving. The client of one that does not
+// stream is answered now.
+void Completion::detach() {
+  std::string accepted = plan_.answer->detach([weak = weak_from_this(), &thread = thread_] {
+    thread.post([weak] {
+      const auto self = weak.lock();
+      if (!self || self->over_) return;
+      self->cancel();
+      self->plan_.answer->cancelled();
+      self->exchange_->end_events();
+    });
+  });
+  if (!plan_.stream) send(std::move(accepted));
 }
 
 // Submits every choice, or none: then the client has its refusal.
@@ -60,8 +78,8 @@ void Completion::on_event(size_t index, const engine::Event& event) {
   if (event.finish == engine::FinishReason::error)
     return fail({500, "InternalServerError", event.error, {}});
   out_.clear();
-  if (!std::exchange(begun_, true)) plan_.answer->begin(out_);
   read_prompt(index, event);
+  if (!std::exchange(begun_, true)) plan_.answer->begin(out_);
   read_token(index, event);
   exchange_->write_events(out_);
   if (open_choices_ == 0) finish();
@@ -138,10 +156,15 @@ void Completion::finish() {
     exchange_->write_events(end);
     exchange_->end_events();
   } else {
-    HttpReply reply;
-    reply.body = std::move(end);
-    exchange_->send(std::move(reply));
+    send(std::move(end));
   }
+}
+
+void Completion::send(std::string body) {
+  HttpReply reply;
+  reply.body = std::move(body);
+  reply.headers = plan_.headers;
+  exchange_->send(std::move(reply));
 }
 
 // Stops the engine's work for this request; the client hears nothing more.
@@ -158,8 +181,9 @@ void Completion::fail(const api::ApiError& error) {
   if (over_) return;
   cancel();
   if (error.status == 500) log_error("request failed: {}", printable(error.message));
+  const std::string events = plan_.answer ? plan_.answer->fail(error) : std::string();
   if (streaming_) {
-    exchange_->write_events(api::error_frame(api::to_json(error)) + api::kDoneFrame);
+    exchange_->write_events(events);
     exchange_->end_events();
   } else {
     exchange_->send(error_reply(error));
@@ -174,6 +198,7 @@ HttpReply error_reply(const api::ApiError& error) {
   HttpReply reply;
   reply.status = error.status;
   reply.body = api::to_json(error);
+  reply.error = error;
   if (error.status == 429) reply.headers.emplace_back("retry-after", "1");
   if (error.status == 503) reply.headers.emplace_back("retry-after", "5");
   return reply;

@@ -46,10 +46,12 @@ class Completion : public EventReceiver, public std::enable_shared_from_this<Com
   void plan(MakePlan make_plan);
   void submit(Planned planned);
   bool submit_choices();
+  void detach();
   void read_prompt(size_t index, const engine::Event& event);
   void read_token(size_t index, const engine::Event& event);
   std::string text_of(Choice& choice, const engine::Event& event);
   void finish();
+  void send(std::string body);
   void fail(const api::ApiError& error);
   void cancel();
 

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "api/error.h"
+#include "server/message_exchange.h"
 
 namespace m2::server {
 namespace {
@@ -37,7 +38,7 @@ class Connection::Turn : public Exchange {
     connection_->answer(reply);
   }
 
-  void begin_events() override {
+  void begin_events(const HeaderList& headers) override {
     if (!connection_ || status_ != 0) return;
     status_ = 200;
     streaming_ = true;
@@ -46,6 +47,7 @@ class Connection::Turn : public Exchange {
     reply.content_type = "text/event-stream; charset=utf-8";
     reply.headers.emplace_back("cache-control", "no-cache");
     reply.headers.emplace_back("x-accel-buffering", "no");
+    reply.headers.insert(reply.headers.end(), headers.begin(), headers.end());
     connection_->pending_ += reply_head(reply, request_, std::nullopt, connection_->close_after_);
     connection_->queue_flush();
   }
@@ -195,13 +197,18 @@ void Connection::answer(const HttpReply& reply) {
 void Connection::refuse(const HttpRefusal& refusal) {
   phase_ = Phase::answering;
   ++busy_;
-  turn_ = std::make_shared<Turn>(shared_from_this(), HttpRequest());
-  turn_->request().peer = peer_;
+  HttpRequest request;
+  request.path = parser_.request().path;  // as far as it is known
+  request.peer = peer_;
+  turn_ = std::make_shared<Turn>(shared_from_this(), std::move(request));
   HttpReply reply;
   reply.status = refusal.status;
   reply.close = true;
-  reply.body = api::to_json(api::http_error(refusal.status, refusal.message));
+  reply.error = api::http_error(refusal.status, refusal.message);
+  reply.body = api::to_json(*reply.error);
   last_progress_ = now();
+  if (speaks_anthropic(turn_->request().path))
+    return message_exchange(turn_)->send(std::move(reply));
   turn_->send(std::move(reply));
 }
 

@@ -7,6 +7,16 @@
 
 namespace m2::server {
 
+Context::Context(const ServerOptions& options)
+    : options_(options),
+      turns_(options.keep_turns ? std::make_unique<TurnStore>(options.limits.max_turns,
+                                                              options.limits.max_turn_bytes)
+                                : nullptr),
+      responses_(options.store_responses
+                     ? std::make_unique<ResponseStore>(options.limits.max_responses,
+                                                       options.limits.max_response_bytes)
+                     : nullptr) {}
+
 void Context::set_services(ModelServices services) {
   M2_CHECK(!owned_services_, "the model can be attached once");
   int64_t longest = 1;

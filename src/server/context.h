@@ -9,13 +9,15 @@
 
 #include "base/metrics.h"
 #include "server/options.h"
+#include "server/response_store.h"
+#include "server/turn_store.h"
 
 namespace m2::server {
 
 // What every request's code may look at. Thread-safe.
 class Context {
  public:
-  explicit Context(const ServerOptions& options) : options_(options) {}
+  explicit Context(const ServerOptions& options);
 
   const ServerOptions& options() const { return options_; }
   const Limits& limits() const { return options_.limits; }
@@ -23,6 +25,10 @@ class Context {
   // Null until the model is ready; then the same for good.
   const ModelServices* services() const { return services_.load(std::memory_order_acquire); }
   void set_services(ModelServices services);
+
+  // What is kept between requests; null where the option is off.
+  TurnStore* turns() const { return turns_.get(); }
+  ResponseStore* responses() const { return responses_.get(); }
 
   std::string progress() const;
   void set_progress(std::string progress);
@@ -62,6 +68,8 @@ class Context {
 
  private:
   const ServerOptions& options_;
+  const std::unique_ptr<TurnStore> turns_;
+  const std::unique_ptr<ResponseStore> responses_;
   std::unique_ptr<const ModelServices> owned_services_;
   std::atomic<const ModelServices*> services_{nullptr};
   std::atomic<int64_t> under_way_{0};

@@ -203,9 +203,31 @@ std::string content_text(const api::ChatMessage& message) {
   return content ? text_of(*content) : std::string();
 }
 
-Result<std::vector<text::TextPiece>> chat_pieces(const ChatPromptFields& fields,
-                                                 const ServerOptions& options,
-                                                 const ModelServices& model) {
+namespace {
+
+// The template's text of a conversation, with what the turn store knows of it.
+Result<ChatText> render(const text::ChatTemplate& chat_template, text::Conversation conversation,
+                        TurnStore* turns) {
+  ChatText out;
+  if (turns) {
+    const std::vector<text::Message> messages = conversation.messages;
+    const TurnReplay replay(conversation.messages, *turns);
+    M2_TRY(out.pieces, text::render_prompt(chat_template, conversation));
+    if (auto known = replay.place(out.pieces)) {
+      out.known = std::move(*known);
+      out.restored = replay.restored();
+      return out;
+    }
+    conversation.messages = messages;
+  }
+  M2_TRY(out.pieces, text::render_prompt(chat_template, conversation));
+  return out;
+}
+
+}  // namespace
+
+Result<ChatText> chat_text(const ChatPromptFields& fields, const ServerOptions& options,
+                           const ModelServices& model, TurnStore* turns) {
   M2_TRY_VOID(check_sizes(fields, options.limits));
   M2_TRY(const auto chat_template, template_for(fields, options, model));
   text::Conversation conversation;
@@ -216,13 +238,14 @@ Result<std::vector<text::TextPiece>> chat_pieces(const ChatPromptFields& fields,
       fields.add_generation_prompt.value_or(!fields.continue_final_message);
   M2_TRY(conversation.template_kwargs, template_kwargs(fields, *chat_template, options));
 
-  M2_TRY(auto pieces, text::render_prompt(*chat_template, conversation));
-  const bool opened = conversation.add_generation_prompt && !pieces.empty() &&
-                      pieces.back().text.ends_with(kOpenedThinking);
+  const bool generates = conversation.add_generation_prompt;
+  M2_TRY(ChatText out, render(*chat_template, std::move(conversation), turns));
+  auto& pieces = out.pieces;
+  const bool opened = generates && !pieces.empty() && pieces.back().text.ends_with(kOpenedThinking);
   if (opened && !thinks(fields, *chat_template, options)) pieces.back().text += kNoThinking;
   if (options.encode_control_tokens)
     for (text::TextPiece& piece : pieces) piece.added = text::AddedTokens::all;
-  return pieces;
+  return out;
 }
 
 bool ends_in_reasoning(const std::vector<text::TokenId>& ids, const text::Tokenizer& tokenizer) {
@@ -232,17 +255,31 @@ bool ends_in_reasoning(const std::vector<text::TokenId>& ids, const text::Tokeni
   return last != ids.rend() && *last == open;
 }
 
-ChatPrompt encode_prompt(const std::vector<text::TextPiece>& pieces, const ModelServices& model) {
+ChatPrompt encode_prompt(const ChatText& text, const ModelServices& model) {
   ChatPrompt prompt;
-  prompt.ids = model.tokenizer->encode(pieces);
+  const std::span<const text::TextPiece> pieces = text.pieces;
+  size_t begin = 0;
+  const auto encode_until = [&](size_t end) {
+    const auto ids = model.tokenizer->encode(pieces.subspan(begin, end - begin));
+    prompt.ids.insert(prompt.ids.end(), ids.begin(), ids.end());
+    begin = end;
+  };
+  for (const KnownTurn& known : text.known) {
+    encode_until(known.at);
+    const auto& tokens = known.turn->tokens;
+    prompt.ids.insert(prompt.ids.end(), tokens.begin(), tokens.end());
+  }
+  encode_until(pieces.size());
   prompt.ends_in_reasoning = ends_in_reasoning(prompt.ids, *model.tokenizer);
+  prompt.opening = opening_of(pieces);
+  prompt.restored = text.restored;
   return prompt;
 }
 
 Result<ChatPrompt> chat_prompt(const ChatPromptFields& fields, const ServerOptions& options,
-                               const ModelServices& model) {
-  M2_TRY(const std::vector<text::TextPiece> pieces, chat_pieces(fields, options, model));
-  return encode_prompt(pieces, model);
+                               const ModelServices& model, TurnStore* turns) {
+  M2_TRY(const ChatText text, chat_text(fields, options, model, turns));
+  return encode_prompt(text, model);
 }
 
 }  // namespace m2::server

@@ -4,6 +4,7 @@
 
 #include "api/openai_chat.h"
 #include "server/options.h"
+#include "server/turn_replay.h"
 #include "text/message.h"
 
 // From what clients send to the one conversation type, and on to the prompt's tokens.
@@ -31,25 +32,34 @@ struct ChatPromptFields {
   std::optional<bool> thinking = {};  // asked for; else template_kwargs or the server's say
 };
 
+// A prompt as text, but for the turns whose tokens are known.
+struct ChatText {
+  std::vector<text::TextPiece> pieces;
+  std::vector<KnownTurn> known;  // in order; none without a turn store
+  int64_t restored = 0;          // messages whose reasoning was put back
+};
+
 struct ChatPrompt {
   std::vector<text::TokenId> ids;
   bool ends_in_reasoning = false;  // the last of <think> and </think> in it is <think>
+  std::string opening;             // opening_of() its text
+  int64_t restored = 0;            // as in ChatText
 };
 
 // Renders the template: the template's own text reads every added token, text of users and tools
 // the non-special ones only. Of `model`, the template is read. Where thinking is off and the
-// template has no switch for it, the reasoning it opened is closed again, empty.
-Result<std::vector<text::TextPiece>> chat_pieces(const ChatPromptFields& fields,
-                                                 const ServerOptions& options,
-                                                 const ModelServices& model);
+// template has no switch for it, the reasoning it opened is closed again, empty. With a turn store,
+// turns of this server's model are known by their tokens.
+Result<ChatText> chat_text(const ChatPromptFields& fields, const ServerOptions& options,
+                           const ModelServices& model, TurnStore* turns = nullptr);
 
 // Whether the last of <think> and </think> in `ids` is <think>.
 bool ends_in_reasoning(const std::vector<text::TokenId>& ids, const text::Tokenizer& tokenizer);
 
-ChatPrompt encode_prompt(const std::vector<text::TextPiece>& pieces, const ModelServices& model);
+ChatPrompt encode_prompt(const ChatText& text, const ModelServices& model);
 
-// chat_pieces(), encoded.
+// chat_text(), encoded.
 Result<ChatPrompt> chat_prompt(const ChatPromptFields& fields, const ServerOptions& options,
-                               const ModelServices& model);
+                               const ModelServices& model, TurnStore* turns);
 
 }  // namespace m2::server

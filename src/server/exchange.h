@@ -19,9 +19,9 @@ class Exchange {
   virtual HttpRequest& request() = 0;
   virtual void send(HttpReply reply) = 0;
 
-  // 200 and the head of a text/event-stream; frames follow. What is written in one turn of the io
-  // thread leaves in one piece.
-  virtual void begin_events() = 0;
+  // 200 and the head of a text/event-stream, with `headers` in it; frames follow. What is written
+  // in one turn of the io thread leaves in one piece.
+  virtual void begin_events(const HeaderList& headers) = 0;
   virtual void write_events(std::string_view frames) = 0;
   virtual void end_events() = 0;
 
@@ -44,6 +44,9 @@ class EventReceiver {
 class IoThread {
  public:
   virtual ~IoThread() = default;
+
+  // Runs `task` on this thread, soon. May be called from any.
+  virtual void post(std::function<void()> task) = 0;
 
   // Runs `work` on a worker thread, then `done` on this one.
   virtual void run_aside(std::function<void()> work, std::function<void()> done) = 0;

@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "api/error.h"
+
 // One HTTP/1.1 request and what is needed to answer it. No sockets here.
 
 namespace m2::server {
@@ -18,6 +20,7 @@ struct HttpRequest {
   std::string query;  // after '?'
   std::string body;
   std::string authorization, content_type, content_encoding, request_id, origin;
+  std::string api_key;    // x-api-key
   std::string peer;       // address of the client, for the log
   std::string cors_method, cors_headers;  // Access-Control-Request-Method, -Headers
   HeaderList reply_headers;               // of every reply to it: the echoed X-Request-Id, CORS
@@ -32,7 +35,8 @@ struct HttpReply {
   std::string body;
   std::string content_type = "application/json";
   HeaderList headers;
-  bool close = false;  // end the connection afterwards
+  std::optional<api::ApiError> error;  // what the body says, if that is an error
+  bool close = false;                  // end the connection afterwards
 };
 
 // A refusal of the transport itself, before any route is looked at.

@@ -77,6 +77,10 @@ std::string origin_form(std::string target) {
   return target;
 }
 
+std::string path_of(const std::string& target) {
+  return target.substr(0, target.find('?'));
+}
+
 HttpRefusal refusal_of(boost::beast::error_code error) {
   if (error == http::error::header_limit || error == http::error::buffer_overflow)
     return {431, "the request header is too large"};
@@ -115,11 +119,12 @@ HttpParser::State HttpParser::accept_header() {
 
   const size_t question = std::min(target.find('?'), target.size());
   request_.method = text(message.method_string());
-  request_.path = target.substr(0, question);
+  request_.path = path_of(target);
   if (question < target.size()) request_.query = target.substr(question + 1);
   request_.authorization = text(message[http::field::authorization]);
   request_.content_type = text(message[http::field::content_type]);
   request_.content_encoding = text(message[http::field::content_encoding]);
+  request_.api_key = text(message["X-Api-Key"]);
   request_.request_id = text(message["X-Request-Id"]);
   request_.origin = text(message[http::field::origin]);
   request_.cors_method = text(message[http::field::access_control_request_method]);
@@ -146,6 +151,7 @@ HttpParser::State HttpParser::feed(std::string& input) {
     taken += used;
     if (error && error != http::error::need_more) {
       const HttpRefusal why = refusal_of(error);
+      if (request_.path.empty()) request_.path = path_of(text(beast.get().target()));
       refuse(why.status, why.message);
     } else if (state_ == State::header && beast.is_header_done()) {
       accept_header();

@@ -75,6 +75,10 @@ void IoLoop::post_shutdown() {
   });
 }
 
+void IoLoop::post(std::function<void()> task) {
+  boost::asio::post(io_, std::move(task));
+}
+
 void IoLoop::run_aside(std::function<void()> work, std::function<void()> done) {
   struct Task {
     std::function<void()> work, done;

@@ -39,6 +39,7 @@ class IoLoop : public IoThread, public ConnectionHost {
   // Tells everything that waits for the engine that the server goes down.
   void post_shutdown();
 
+  void post(std::function<void()> task) override;
   void run_aside(std::function<void()> work, std::function<void()> done) override;
   void listen(engine::RequestId id, std::shared_ptr<EventReceiver> receiver, size_t tag) override;
   void forget(engine::RequestId id) override;

@@ -46,6 +46,12 @@ struct Limits {
   size_t max_request_id = 128;
   size_t max_template_kwargs = 16 << 10;
 
+  // Kept between requests; the longest unused go first.
+  size_t max_turns = 16384;  // turns that ended in tool calls
+  size_t max_turn_bytes = 256 << 20;
+  size_t max_responses = 4096;
+  size_t max_response_bytes = 256 << 20;
+
   // Work in progress.
   int64_t max_requests = 2048;  // being prepared, queued or answered
 };

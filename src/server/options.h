@@ -63,6 +63,8 @@ struct ServerOptions {
   bool enable_prompt_tokens_details = false;
   bool enable_force_include_usage = false;
   bool enable_tokenizer_info_endpoint = false;
+  bool keep_turns = true;        // for reasoning that clients drop and tokens they do not know
+  bool store_responses = false;  // /v1/responses keeps what `store` asks to
   bool encode_control_tokens = false;  // text of users and tools is read with AddedTokens::all
 
   int64_t max_logprobs = 20;
@@ -78,9 +80,9 @@ struct ModelServices {
   std::string chat_template_source;                         // for /tokenizer_info
   engine::Engine* engine = nullptr;                         // outlives the server's threads
   int64_t max_model_len = 0;
-  int64_t vocab_size = 0;  // columns of the logits
+  int64_t vocab_size = 0;               // columns of the logits
   int64_t max_token_bytes = INT32_MAX;  // of one token: a longer prompt cannot be that few tokens
-  std::string eos_token;   // for /tokenizer_info
+  std::string eos_token;                // for /tokenizer_info
 };
 
 }  // namespace m2::server

@@ -2,27 +2,16 @@
 
 #include <algorithm>
 #include <chrono>
-#include <random>
 
 #include "base/log.h"
 #include "server/conversation.h"
+#include "server/ids.h"
 #include "server/sampling.h"
 
 namespace m2::server {
 namespace {
 
 using Prompts = std::vector<std::shared_ptr<const std::vector<engine::TokenId>>>;
-
-std::string random_hex() {
-  static thread_local std::mt19937_64 random{std::random_device{}()};
-  return fmt::format("{:016x}{:016x}", random(), random());
-}
-
-int64_t unix_seconds() {
-  return std::chrono::duration_cast<std::chrono::seconds>(
-             std::chrono::system_clock::now().time_since_epoch())
-      .count();
-}
 
 bool is_plain(const std::string& id) {
   return !id.empty() &&
@@ -120,59 +109,40 @@ Result<void> check_tool_choice(const api::ToolChoice& choice, const ServerOption
   return {};
 }
 
-ChatAnswerSetup chat_answer_setup(const api::ChatRequest& request, bool starts_in_reasoning,
-                                  const ServerOptions& options) {
+ChatAnswerSetup chat_answer_setup(const api::ChatRequest& request, const ChatPrompt& prompt,
+                                  Context& context) {
+  const ServerOptions& options = context.options();
   ChatAnswerSetup setup;
   const bool opens_turn = request.add_generation_prompt.value_or(!request.continue_final_message);
   setup.role = opens_turn ? options.response_role : request.messages.back().role;
   if (request.echo && request.messages.back().role == setup.role)
     setup.echo = content_text(request.messages.back());
-  setup.reader.reasoning = options.reasoning_parser;
-  setup.reader.tools = options.tool_call_parser;
-  setup.reader.tool_schemas = request.tools;
-  setup.reader.starts_in_reasoning = starts_in_reasoning;
-  setup.reader.parallel_tool_calls = request.parallel_tool_calls;
+  setup.turn.reader.reasoning = options.reasoning_parser;
+  setup.turn.reader.tools = options.tool_call_parser;
+  setup.turn.reader.tool_schemas = request.tools;
+  setup.turn.reader.starts_in_reasoning = prompt.ends_in_reasoning;
+  setup.turn.reader.parallel_tool_calls = request.parallel_tool_calls;
+  if (opens_turn) setup.turn.store = context.turns();
+  setup.turn.opening = prompt.opening;
   setup.tool_choice = request.tool_choice.kind;
   setup.include_reasoning = request.include_reasoning;
   setup.logprobs = request.logprobs;
   return setup;
 }
 
+AskedLength asked_length(const api::ChatRequest& request) {
+  if (request.max_completion_tokens)
+    return {request.max_completion_tokens, "max_completion_tokens"};
+  return {request.max_tokens};
+}
+
 Result<Plan> make_chat_plan(const HttpRequest& http, const api::ChatRequest& request,
                             Context& context) {
-  const ServerOptions& options = context.options();
-  const ModelServices& model = *context.services();
-  M2_TRY_VOID(check_model(request.model, options));
-  M2_TRY_VOID(check_tool_choice(request.tool_choice, options));
-  LogprobsWanted logprobs;
-  if (request.logprobs) logprobs.sample = request.top_logprobs;
-  logprobs.prompt = request.prompt_logprobs;
-  M2_TRY(const engine::SamplingParams params, sampling_params(request, logprobs, options, model));
-  AskedLength asked{request.max_tokens};
-  if (request.max_completion_tokens)
-    asked = {request.max_completion_tokens, "max_completion_tokens"};
-  M2_TRY_VOID(check_asked_length(asked, model));
-
-  const bool no_tools = request.tool_choice.kind == api::ToolChoice::Kind::none &&
-                        options.exclude_tools_when_tool_choice_none;
-  const Json none = Json::array();
-  M2_TRY(
-      const auto pieces,
-      chat_pieces({request.messages, no_tools ? none : request.tools, request.add_generation_prompt,
-                   request.continue_final_message, request.chat_template,
-                   request.chat_template_kwargs, request.documents, request.thinking},
-                  options, model));
-  for (const text::TextPiece& piece : pieces)
-    M2_TRY_VOID(check_text_length(piece.text, request, asked, model));
-  ChatPrompt prompt = encode_prompt(pieces, model);
-  M2_TRY_VOID(truncate_prompt(request, asked, model, prompt.ids));
-  const Prompts prompts = {
-      std::make_shared<const std::vector<engine::TokenId>>(std::move(prompt.ids))};
-  M2_TRY(auto requests, engine_requests(request, params, asked, prompts, context));
-  auto answer = make_chat_answer(answer_setup(reply_head("chatcmpl-", http, request, options),
-                                              request, prompts, options, model),
-                                 chat_answer_setup(request, prompt.ends_in_reasoning, options));
-  return plan_of(request, std::move(requests), std::move(answer));
+  return plan_conversation(
+      request, reply_head("chatcmpl-", http, request, context.options()), nullptr, context,
+      [](AnswerSetup setup, ChatAnswerSetup chat, const engine::SamplingParams&) {
+        return make_chat_answer(std::move(setup), std::move(chat));
+      });
 }
 
 // ---- text completions
@@ -244,32 +214,6 @@ Result<Plan> make_completion_plan(const HttpRequest& http, const api::Completion
   return plan_of(request, std::move(requests), std::move(answer));
 }
 
-// --enable-log-requests: numbers only, never a client's text.
-void log_plan(const api::GenerationFields& fields, const Plan& plan) {
-  const engine::Request& first = plan.requests.front();
-  const engine::SamplingParams& params = first.params;
-  log_info(
-      "request: {} choices, prompt {} tokens, max_tokens {}, temperature {}, top_p {}, top_k "
-      "{}, stream {}",
-      plan.requests.size(), first.prompt.size(), params.max_tokens, params.temperature,
-      params.top_p, params.top_k, fields.stream);
-}
-
-// Parse, then plan: the two kinds of error look different to clients.
-template <class Parse, class MakePlan>
-Planned plan_with(const HttpRequest& http, Context& context, Parse parse, MakePlan make_plan) {
-  auto body = json_body(http, context.limits());
-  if (!body) return api::validation_error(body.error());
-  std::vector<std::string> unknown;
-  auto request = parse(*body, unknown);
-  if (!request) return api::validation_error(request.error());
-  context.note_unknown_fields(unknown);
-  auto plan = make_plan(http, *request, context);
-  if (!plan) return request_error(plan.error());
-  if (context.options().log_requests) log_plan(*request, *plan);
-  return std::move(*plan);
-}
-
 bool is_json(const std::string& content_type) {
   std::string type = content_type.substr(0, content_type.find(';'));
   while (!type.empty() && type.back() == ' ') type.pop_back();
@@ -279,6 +223,68 @@ bool is_json(const std::string& content_type) {
 }
 
 }  // namespace
+
+Result<ChatPrompt> prompt_of(const api::ChatRequest& request, Context& context) {
+  const ServerOptions& options = context.options();
+  const ModelServices& model = *context.services();
+  const bool no_tools = request.tool_choice.kind == api::ToolChoice::Kind::none &&
+                        options.exclude_tools_when_tool_choice_none;
+  const Json none = Json::array();
+  M2_TRY(
+      const ChatText text,
+      chat_text({request.messages, no_tools ? none : request.tools, request.add_generation_prompt,
+                 request.continue_final_message, request.chat_template,
+                 request.chat_template_kwargs, request.documents, request.thinking},
+                options, model, context.turns()));
+  for (const text::TextPiece& piece : text.pieces)
+    M2_TRY_VOID(check_text_length(piece.text, request, asked_length(request), model));
+  return encode_prompt(text, model);
+}
+
+Result<Plan> plan_conversation(const api::ChatRequest& request, api::ReplyHead head,
+                               std::string (*make_call_id)(), Context& context,
+                               const MakeChatAnswer& make_answer) {
+  const ServerOptions& options = context.options();
+  const ModelServices& model = *context.services();
+  M2_TRY_VOID(check_model(request.model, options));
+  M2_TRY_VOID(check_tool_choice(request.tool_choice, options));
+  LogprobsWanted logprobs;
+  if (request.logprobs) logprobs.sample = request.top_logprobs;
+  logprobs.prompt = request.prompt_logprobs;
+  M2_TRY(const engine::SamplingParams params, sampling_params(request, logprobs, options, model));
+  const AskedLength asked = asked_length(request);
+  M2_TRY_VOID(check_asked_length(asked, model));
+
+  M2_TRY(ChatPrompt prompt, prompt_of(request, context));
+  M2_TRY_VOID(truncate_prompt(request, asked, model, prompt.ids));
+  const Prompts prompts = {
+      std::make_shared<const std::vector<engine::TokenId>>(std::move(prompt.ids))};
+  M2_TRY(auto requests, engine_requests(request, params, asked, prompts, context));
+  ChatAnswerSetup chat = chat_answer_setup(request, prompt, context);
+  chat.turn.make_call_id = make_call_id;
+  Plan plan = plan_of(request, std::move(requests),
+                      make_answer(answer_setup(std::move(head), request, prompts, options, model),
+                                  std::move(chat), params));
+  if (prompt.restored > 0)
+    plan.headers.emplace_back("x-m2-reasoning-restored", std::to_string(prompt.restored));
+  return plan;
+}
+
+void log_plan(const Plan& plan) {
+  const engine::Request& first = plan.requests.front();
+  const engine::SamplingParams& params = first.params;
+  log_info(
+      "request: {} choices, prompt {} tokens, max_tokens {}, temperature {}, top_p {}, top_k "
+      "{}, stream {}",
+      plan.requests.size(), first.prompt.size(), params.max_tokens, params.temperature,
+      params.top_p, params.top_k, plan.stream);
+}
+
+int64_t unix_seconds() {
+  return std::chrono::duration_cast<std::chrono::seconds>(
+             std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
 
 api::ApiError request_error(Error error) {
   if (error.code == Code::resource_exhausted) error.code = Code::invalid_argument;

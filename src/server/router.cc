@@ -5,19 +5,23 @@
 
 #include <algorithm>
 
+#include "api/anthropic_messages.h"
 #include "api/openai_chat.h"
 #include "api/openai_completions.h"
+#include "api/openai_responses.h"
 #include "api/small_routes.h"
 #include "base/log.h"
+#include "server/chat_handlers.h"
 #include "server/completion.h"
 #include "server/cors.h"
+#include "server/message_exchange.h"
 #include "server/openapi.h"
 #include "server/small_handlers.h"
 
 namespace m2::server {
 
 struct Router::Route {
-  std::string_view path;
+  std::string_view path;     // one segment may be {id}, which stands for any
   std::string_view methods;  // separated by blanks
   void (*handle)(const HandlerCall&) = nullptr;
   Completion::MakePlan make_plan = nullptr;  // generating routes, instead of `handle`
@@ -59,10 +63,34 @@ bool is_root_path_of(std::string_view root, std::string_view path) {
          (path.size() == root.size() || path[root.size()] == '/');
 }
 
+// The key of an Authorization header; empty if it carries none.
+std::string_view bearer_key(std::string_view header) {
+  constexpr std::string_view kScheme = "bearer ";
+  const bool is_bearer =
+      header.size() > kScheme.size() &&
+      std::equal(kScheme.begin(), kScheme.end(), header.begin(), [](char lower, char c) {
+        return (c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c) == lower;
+      });
+  return is_bearer ? header.substr(kScheme.size()) : std::string_view();
+}
+
+// Whether `path` is the route's, `pattern`.
+bool matches(std::string_view pattern, std::string_view path) {
+  constexpr std::string_view kId = "{id}";
+  const size_t id = pattern.find(kId);
+  if (id == std::string_view::npos) return pattern == path;
+  const std::string_view tail = pattern.substr(id + kId.size());
+  if (path.size() <= id + tail.size() || !path.starts_with(pattern.substr(0, id)) ||
+      !path.ends_with(tail))
+    return false;
+  return path.substr(id, path.size() - id - tail.size()).find('/') == std::string_view::npos;
+}
+
 HttpReply unauthorized() {
   HttpReply reply;
   reply.status = 401;
   reply.body = R"({"error":"Unauthorized"})";
+  reply.error = api::http_error(401, "Unauthorized");
   return reply;
 }
 
@@ -88,6 +116,12 @@ Router::Router(Context& context, Metrics& metrics) : context_(context), metrics_
        api::chat_request_schema},
       {"/v1/completions/render", "POST", handle_render_completion, nullptr, true,
        api::completion_request_schema},
+      {"/v1/responses", "POST", nullptr, plan_response, true, api::responses_request_schema},
+      {"/v1/responses/{id}", "GET HEAD DELETE", handle_response},
+      {"/v1/responses/{id}/cancel", "POST", handle_cancel_response},
+      {"/v1/messages", "POST", nullptr, plan_message, true, api::messages_request_schema},
+      {"/v1/messages/count_tokens", "POST", handle_count_tokens, nullptr, true,
+       api::messages_request_schema},
       {"/v1/models", "GET HEAD", handle_models},
       {"/tokenize", "POST", handle_tokenize, nullptr, true, api::tokenize_request_schema},
       {"/detokenize", "POST", handle_detokenize, nullptr, true, api::detokenize_request_schema},
@@ -126,25 +160,22 @@ void Router::describe_routes() {
 }
 
 const Router::Route* Router::find(std::string_view path) const {
-  const auto route =
-      std::find_if(routes_.begin(), routes_.end(), [&](const Route& r) { return r.path == path; });
+  const auto route = std::find_if(routes_.begin(), routes_.end(),
+                                  [&](const Route& r) { return matches(r.path, path); });
   return route == routes_.end() ? nullptr : &*route;
 }
 
 // Compares hashes of equal length in constant time, and every key, so that timing tells nothing.
 bool Router::authorized(const HttpRequest& request) const {
   if (key_hashes_.empty() || !request.path.starts_with("/v1")) return true;
-  const std::string& header = request.authorization;
-  constexpr std::string_view kScheme = "bearer ";
-  const bool is_bearer =
-      header.size() > kScheme.size() &&
-      std::equal(kScheme.begin(), kScheme.end(), header.begin(), [](char lower, char c) {
-        return (c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c) == lower;
-      });
-  if (!is_bearer) return false;
-  const Hash sent = hash_of(std::string_view(header).substr(kScheme.size()));
+  std::string_view key = bearer_key(request.authorization);
+  // Anthropic's clients have a header of their own.
+  if (key.empty() && speaks_anthropic(request.path)) key = request.api_key;
+  if (key.empty()) return false;
+  const Hash sent = hash_of(key);
   int matches = 0;
-  for (const Hash& key : key_hashes_) matches += CRYPTO_memcmp(key.data(), sent.data(), 32) == 0;
+  for (const Hash& known : key_hashes_)
+    matches += CRYPTO_memcmp(known.data(), sent.data(), 32) == 0;
   return matches > 0;
 }
 
@@ -157,6 +188,7 @@ void Router::handle(std::shared_ptr<Exchange> exchange, IoThread& thread) {
   if (is_root_path_of(options.root_path, request.path))
     request.path.erase(0, options.root_path.size());
   if (request.method == "OPTIONS") return exchange->send(cors_preflight(options.cors, request));
+  if (speaks_anthropic(request.path)) exchange = message_exchange(std::move(exchange));
   if (!authorized(request)) return exchange->send(unauthorized());
   const Route* route = find(request.path);
   if (!route) return exchange->send(error_reply(api::http_error(404, "Not Found")));

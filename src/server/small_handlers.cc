@@ -40,7 +40,7 @@ Result<std::vector<text::TokenId>> tokens_of(const api::TokenizeRequest& request
          chat_prompt({request.messages, request.tools, request.add_generation_prompt,
                       request.continue_final_message, request.chat_template,
                       request.chat_template_kwargs, Json()},
-                     context.options(), model));
+                     context.options(), model, context.turns()));
   return std::move(prompt.ids);
 }
 

@@ -28,7 +28,8 @@ server::ServerOptions server_options(const Json& config) {
   options.host = "127.0.0.1";
   options.port = 0;
   options.uds = config.value("uds", std::string());
-  options.served_model_names = {"scripted", "other-name"};
+  options.served_model_names =
+      config.value("model_names", std::vector<std::string>{"scripted", "other-name"});
   options.api_keys = config.value("api_keys", std::vector<std::string>());
   options.drain_seconds = config.value("drain_seconds", 5.0);
   options.engine_deadline_seconds = config.value("engine_deadline_seconds", 10.0);
@@ -49,12 +50,16 @@ server::ServerOptions server_options(const Json& config) {
   options.cors.headers = config.value("headers", options.cors.headers);
   options.cors.credentials = config.value("credentials", false);
   options.unlogged_paths = config.value("unlogged_paths", std::vector<std::string>());
+  options.keep_turns = config.value("keep_turns", true);
+  options.store_responses = config.value("store_responses", false);
   server::Limits& limits = options.limits;
   set_nanos(config, "header_deadline", limits.header_deadline);
   set_nanos(config, "write_stall", limits.write_stall);
   set_nanos(config, "keep_alive_idle", limits.keep_alive_idle);
   set_nanos(config, "ping_interval", limits.ping_interval);
   limits.max_body = config.value("max_body", limits.max_body);
+  limits.max_responses = config.value("max_responses", limits.max_responses);
+  limits.max_turns = config.value("max_turns", limits.max_turns);
   limits.max_requests = config.value("max_requests", limits.max_requests);
   return options;
 }

@@ -1,0 +1,653 @@
+#include "api/openai_responses.h"
+
+#include <algorithm>
+
+#include "api/json_text.h"
+#include "api/opaque.h"
+
+namespace m2::api {
+namespace {
+
+Error invalid(std::string_view param, std::string text) {
+  return Error{Code::invalid_argument, std::move(text), std::string(param)};
+}
+
+// A member's string, or the empty string.
+std::string string_of(const Json& object, const char* name) {
+  const auto field = object.find(name);
+  return field != object.end() && field->is_string() ? field->get<std::string>() : std::string();
+}
+
+std::string flat_name(const std::string& space, const std::string& name) {
+  return space.empty() ? name : space + "__" + name;
+}
+
+// ---- input items
+
+// Items to chat messages. What the model made in one turn comes as several items (reasoning,
+// message, calls) and becomes one assistant message again.
+class InputReader {
+ public:
+  InputReader(std::vector<ChatMessage>& out, std::vector<std::string>& unknown)
+      : out_(out), unknown_(unknown) {}
+
+  Result<void> read(const Json& item) {
+    if (!item.is_object()) return invalid("input", "each item of input should be an object");
+    const std::string type =
+        item.contains("type") && !item["type"].is_null() ? string_of(item, "type") : "message";
+    if (type == "message") return read_message(item);
+    if (type == "reasoning") return read_reasoning(item);
+    if (type == "function_call") return read_call(item, "arguments");
+    if (type == "custom_tool_call") return read_call(item, "input");
+    if (type == "function_call_output" || type == "custom_tool_call_output")
+      return read_call_output(item);
+    unknown_.push_back("item:" + type);
+    return {};
+  }
+
+ private:
+  // The assistant message that items of this turn belong to.
+  ChatMessage& turn() {
+    if (!in_turn_) {
+      out_.emplace_back();
+      out_.back().role = "assistant";
+      in_turn_ = true;
+    }
+    return out_.back();
+  }
+
+  Result<void> read_message(const Json& item) {
+    const std::string role = string_of(item, "role");
+    if (role.empty()) return invalid("input", "each message of input should have a string `role`");
+    Json content = item.contains("content") ? item["content"] : Json();
+    if (!content.is_null() && !content.is_string() && !content.is_array())
+      return invalid("input", "message content should be a string or a list of parts");
+    if (content.is_array())
+      for (const Json& part : content)
+        if (!part.is_object() || string_of(part, "type").empty())
+          return invalid("input", "each part of a message should be an object with a type");
+    if (role != "assistant") {
+      in_turn_ = false;
+      ChatMessage& message = out_.emplace_back();
+      message.role = role;
+      message.content = std::move(content);
+      return {};
+    }
+    // Text after calls belongs to their turn; a second message without any is a turn of its own.
+    if (in_turn_ && !out_.back().content.is_null() && out_.back().tool_calls.empty())
+      in_turn_ = false;
+    add_content(turn(), std::move(content));
+    return {};
+  }
+
+  static void add_content(ChatMessage& message, Json content) {
+    if (content.is_null()) return;
+    if (message.content.is_null()) {
+      message.content = std::move(content);
+      return;
+    }
+    const auto to_parts = [](Json& value) {
+      if (value.is_string())
+        value = Json::array({Json{{"type", "text"}, {"text", std::move(value)}}});
+    };
+    to_parts(message.content);
+    to_parts(content);
+    for (Json& part : content) message.content.push_back(std::move(part));
+  }
+
+  // The text of a reasoning item: its content, else what we sealed into it, else its summary.
+  static std::string reasoning_text(const Json& item) {
+    for (const char* name : {"content", "", "summary"}) {
+      if (*name == 0) {
+        if (auto text = opened_text(string_of(item, "encrypted_content"))) return *text;
+        continue;
+      }
+      std::string text;
+      const auto parts = item.find(name);
+      if (parts == item.end() || !parts->is_array()) continue;
+      for (const Json& part : *parts)
+        if (part.is_object()) text += string_of(part, "text");
+      if (!text.empty()) return text;
+    }
+    return {};
+  }
+
+  Result<void> read_reasoning(const Json& item) {
+    const std::string text = reasoning_text(item);
+    // Reasoning begins a turn.
+    if (in_turn_ && (!out_.back().content.is_null() || !out_.back().tool_calls.empty()))
+      in_turn_ = false;
+    ChatMessage& message = turn();
+    if (!text.empty()) message.reasoning = message.reasoning.value_or("") + text;
+    return {};
+  }
+
+  Result<void> read_call(const Json& item, const char* arguments) {
+    ChatToolCall call;
+    call.id = string_of(item, "call_id");
+    call.name = flat_name(string_of(item, "namespace"), string_of(item, "name"));
+    if (call.name.empty()) return invalid("input", "a function_call should have a string `name`");
+    if (item.contains(arguments)) call.arguments = item[arguments];
+    if (std::string_view(arguments) == "input") call.arguments = Json{{"input", call.arguments}};
+    turn().tool_calls.push_back(std::move(call));
+    return {};
+  }
+
+  Result<void> read_call_output(const Json& item) {
+    in_turn_ = false;
+    ChatMessage message;
+    message.role = "tool";
+    message.tool_call_id = string_of(item, "call_id");
+    const Json output = item.contains("output") ? item["output"] : Json();
+    if (output.is_string() || output.is_null()) {
+      message.content = output.is_null() ? Json("") : output;
+    } else if (output.is_array()) {
+      std::string text;
+      for (const Json& part : output) {
+        if (!text.empty()) text += '\n';
+        text += output_part_text(part);
+      }
+      message.content = text;
+    } else {
+      message.content = to_text(output);
+    }
+    out_.push_back(std::move(message));
+    return {};
+  }
+
+  // A refusal would end an agent's session for good: what cannot be read is named instead.
+  static std::string output_part_text(const Json& part) {
+    if (part.is_string()) return part.get<std::string>();
+    if (!part.is_object()) return to_text(part);
+    if (part.contains("text") && part["text"].is_string()) return part["text"];
+    return fmt::format("[{}: this model reads text only]", string_of(part, "type"));
+  }
+
+  std::vector<ChatMessage>& out_;
+  std::vector<std::string>& unknown_;
+  bool in_turn_ = false;  // the last message is an assistant's that may go on
+};
+
+Result<void> read_input(const Json& value, ResponsesRequest& request,
+                        std::vector<std::string>& unknown) {
+  if (value.is_string()) {
+    ChatMessage& message = request.messages.emplace_back();
+    message.role = "user";
+    message.content = value;
+    return {};
+  }
+  if (!value.is_array()) return invalid("input", "input: Input should be a valid string or list");
+  InputReader reader(request.messages, unknown);
+  for (const Json& item : value) M2_TRY_VOID(reader.read(item));
+  return {};
+}
+
+// ---- tools
+
+// {type:function, name, description, parameters, strict} in the chat form. Keys keep their order.
+Json chat_tool(const Json& tool, const std::string& name) {
+  Json function = Json::object();
+  for (const auto& [key, value] : tool.items())
+    if (key != "type" && key != "strict" && key != "defer_loading") function[key] = value;
+  function["name"] = name;
+  return Json{{"type", "function"}, {"function", std::move(function)}};
+}
+
+Result<void> read_function_tool(const Json& tool, const std::string& space,
+                                ResponsesRequest& request) {
+  const std::string name = string_of(tool, "name");
+  if (name.empty()) return invalid("tools", "each function tool should have a string `name`");
+  const std::string flat = flat_name(space, name);
+  if (!space.empty()) request.namespaced[flat] = {space, name};
+  request.tools.push_back(chat_tool(tool, flat));
+  return {};
+}
+
+Result<void> read_response_tools(const Json& value, ResponsesRequest& request,
+                                 std::vector<std::string>& unknown) {
+  if (!value.is_array()) return invalid("tools", "tools: Input should be a valid list");
+  for (const Json& tool : value) {
+    if (!tool.is_object()) return invalid("tools", "each tool should be an object");
+    const std::string type = string_of(tool, "type");
+    if (type == "function") {
+      M2_TRY_VOID(read_function_tool(tool, {}, request));
+    } else if (type == "namespace" && tool.contains("tools") && tool["tools"].is_array()) {
+      for (const Json& inner : tool["tools"])
+        if (inner.is_object() && string_of(inner, "type") == "function")
+          M2_TRY_VOID(read_function_tool(inner, string_of(tool, "name"), request));
+    } else {
+      unknown.push_back("tool:" + (type.empty() ? "?" : type));
+    }
+  }
+  return {};
+}
+
+bool has_tool(const Json& tools, const std::string& name) {
+  return std::any_of(tools.begin(), tools.end(),
+                     [&](const Json& tool) { return tool["function"]["name"] == name; });
+}
+
+Result<ToolChoice> response_tool_choice(const Json& body, const Json& tools) {
+  using Kind = ToolChoice::Kind;
+  const auto choice = body.find("tool_choice");
+  if (choice == body.end() || choice->is_null() || *choice == "auto")
+    return ToolChoice{tools.empty() ? Kind::none : Kind::automatic, {}};
+  if (*choice == "none") return ToolChoice{};
+  if (*choice == "required") return ToolChoice{tools.empty() ? Kind::none : Kind::required, {}};
+  if (!choice->is_object())
+    return invalid("tool_choice", fmt::format("Invalid value for `tool_choice`: {}! Only named "
+                                              "tools, \"none\", \"auto\" or \"required\" are "
+                                              "supported.",
+                                              to_text(*choice).substr(0, 200)));
+  const std::string type = string_of(*choice, "type");
+  if (type == "function") {
+    const std::string name = flat_name(string_of(*choice, "namespace"), string_of(*choice, "name"));
+    if (!has_tool(tools, name))
+      return invalid("tool_choice",
+                     "The tool specified in `tool_choice` does not match any of the specified "
+                     "`tools`");
+    return ToolChoice{Kind::named, name};
+  }
+  // allowed_tools and hosted tools: what is asked for is a wish, the tools decide.
+  const bool required = string_of(*choice, "mode") == "required";
+  return ToolChoice{tools.empty() ? Kind::none : required ? Kind::required : Kind::automatic, {}};
+}
+
+// ---- the request
+
+Result<void> read_include(const Json& value, ResponsesRequest& request) {
+  std::vector<std::string> names;
+  M2_TRY_VOID(read_value(value, names));
+  const auto has = [&](const char* name) {
+    return std::find(names.begin(), names.end(), name) != names.end();
+  };
+  request.include_logprobs = has("message.output_text.logprobs");
+  request.include_encrypted = has("reasoning.encrypted_content");
+  return {};
+}
+
+Result<void> read_text_options(const Json& value, ResponsesRequest& request) {
+  if (!value.is_object()) return fail(Code::invalid_argument, "Input should be a valid dictionary");
+  const auto format = value.find("format");
+  if (format == value.end() || format->is_null()) return {};
+  if (!format->is_object() || string_of(*format, "type").empty())
+    return invalid("text", "text.format should be an object with a type");
+  const std::string type = string_of(*format, "type");
+  if (type == "text") return {};
+  if (type == "json_object") return invalid("text", "json_object is not supported");
+  if (type != "json_schema")
+    return invalid("text", fmt::format("text.format: `{}` is not a format: use text or "
+                                       "json_schema",
+                                       type.substr(0, 40)));
+  request.text_format = *format;
+  // The chat form of the same wish: {type, json_schema: {name, schema, strict}}.
+  Json schema = Json::object();
+  for (const auto& [key, field] : format->items())
+    if (key != "type") schema[key] = field;
+  request.response_format = Json{{"type", "json_schema"}, {"json_schema", std::move(schema)}};
+  return {};
+}
+
+Result<void> read_response_reasoning(const Json& value, ResponsesRequest& request) {
+  if (!value.is_object()) return fail(Code::invalid_argument, "Input should be a valid dictionary");
+  request.echoed["reasoning"] = value;
+  return read_reasoning(value, request);
+}
+
+Result<void> refuse_prompt(const Json&, ResponsesRequest&) {
+  return invalid("prompt", "prompt template is not supported");
+}
+
+const Fields<ResponsesRequest>& response_fields() {
+  static const Fields<ResponsesRequest> table = [] {
+    Fields<ResponsesRequest> fields;
+    fields.field("model", &ResponsesRequest::model)
+        .field("instructions", &ResponsesRequest::instructions)
+        .field("previous_response_id", &ResponsesRequest::previous_response_id)
+        .field("max_output_tokens", &ResponsesRequest::max_output_tokens)
+        .field("store", &ResponsesRequest::store)
+        .field("background", &ResponsesRequest::background)
+        .field("stream", &ResponsesRequest::stream)
+        .field("parallel_tool_calls", &ResponsesRequest::parallel_tool_calls)
+        .field("include", read_include)
+        .field("text", read_text_options)
+        .field("reasoning", read_response_reasoning)
+        .field("prompt", refuse_prompt)
+        .field("top_logprobs", &ResponsesRequest::top_logprobs)
+        .field("temperature", &ResponsesRequest::temperature)
+        .field("top_p", &ResponsesRequest::top_p)
+        .field("top_k", &ResponsesRequest::top_k)
+        .field("min_p", &ResponsesRequest::min_p)
+        .field("repetition_penalty", &ResponsesRequest::repetition_penalty)
+        .field("presence_penalty", &ResponsesRequest::presence_penalty)
+        .field("frequency_penalty", &ResponsesRequest::frequency_penalty)
+        .field("seed", &ResponsesRequest::seed)
+        .field("stop", [](const Json& value,
+                          ResponsesRequest& r) { return read_one_or_many(value, r.stop); })
+        .field("ignore_eos", &ResponsesRequest::ignore_eos)
+        .field("include_stop_str_in_output", &ResponsesRequest::include_stop_str_in_output)
+        .field("skip_special_tokens", &ResponsesRequest::skip_special_tokens)
+        .field("logit_bias",
+               [](const Json& value, ResponsesRequest& r) {
+                 return read_logit_bias(value, r.logit_bias);
+               })
+        .field("priority", &ResponsesRequest::priority)
+        .field("cache_salt", &ResponsesRequest::cache_salt)
+        .field("chat_template_kwargs", &ResponsesRequest::chat_template_kwargs)
+        .ignored({"input",
+                  "tools",
+                  "tool_choice",
+                  "max_tool_calls",
+                  "metadata",
+                  "service_tier",
+                  "truncation",
+                  "user",
+                  "prompt_cache_key",
+                  "prompt_cache_retention",
+                  "safety_identifier",
+                  "client_metadata",
+                  "stream_options",
+                  "conversation",
+                  "request_id",
+                  "mm_processor_kwargs",
+                  "enable_response_messages",
+                  "previous_input_messages",
+                  "vllm_xargs",
+                  "context_management"});
+    return fields;
+  }();
+  return table;
+}
+
+// Fields of the reply that repeat the request's.
+void keep_echoed(const Json& body, ResponsesRequest& request) {
+  for (const char* name : {"max_tool_calls", "metadata", "service_tier", "text", "tool_choice",
+                           "tools", "truncation", "user", "prompt_cache_key", "safety_identifier"})
+    if (body.contains(name) && !body[name].is_null()) request.echoed[name] = body[name];
+}
+
+Result<void> check_request(const Json& body, const ResponsesRequest& request) {
+  if (!body.contains("input") || body["input"].is_null())
+    return invalid("input", "input: Field required");
+  if (request.messages.empty() && !request.previous_response_id)
+    return invalid("input", "input: List should have at least 1 item after validation");
+  if (body.contains("previous_input_messages") && !body["previous_input_messages"].is_null() &&
+      request.previous_response_id)
+    return invalid("previous_response_id",
+                   "Only one of `previous_input_messages` and `previous_response_id` can be set.");
+  if (request.background && !request.store)
+    return invalid("background", "background can only be used when `store` is true");
+  if (body.contains("truncation") && body["truncation"] != "disabled" &&
+      body["truncation"] != "auto" && !body["truncation"].is_null())
+    return invalid("truncation", "truncation: Input should be 'auto' or 'disabled'");
+  if (request.top_logprobs < 0)
+    return invalid("top_logprobs", "`top_logprobs` must be a positive value.");
+  if (!request.chat_template_kwargs.is_object())
+    return invalid("chat_template_kwargs",
+                   "chat_template_kwargs: Input should be a valid dictionary");
+  return check_generation_fields(request);
+}
+
+}  // namespace
+
+Json responses_request_schema() {
+  return response_fields().schema({"input"});
+}
+
+Result<ResponsesRequest> responses_request_from_json(const Json& body,
+                                                     std::vector<std::string>& unknown) {
+  ResponsesRequest request;
+  M2_TRY_VOID(response_fields().read(body, request, unknown));
+  if (body.contains("input") && !body["input"].is_null())
+    M2_TRY_VOID(read_input(body["input"], request, unknown));
+  if (body.contains("tools") && !body["tools"].is_null())
+    M2_TRY_VOID(read_response_tools(body["tools"], request, unknown));
+  M2_TRY_VOID(check_request(body, request));
+  M2_TRY(request.tool_choice, response_tool_choice(body, request.tools));
+  request.max_tokens = request.max_output_tokens;
+  request.logprobs = request.include_logprobs || request.top_logprobs > 0;
+  keep_echoed(body, request);
+  return request;
+}
+
+// ---- replies
+
+ResponseWriter::ResponseWriter(ResponseHead head, std::string (*make_id)())
+    : head_(std::move(head)), make_id_(make_id) {}
+
+void ResponseWriter::begin_event(std::string_view type, std::string& out) {
+  out += "event: ";
+  out += type;
+  out += "\ndata: {\"type\":\"";
+  out += type;
+  out += "\",\"sequence_number\":";
+  append_json_integer(out, sequence_++);
+}
+
+void ResponseWriter::state_event(std::string_view type, const ResponseState& state,
+                                 std::string* out) {
+  if (!out) return;
+  begin_event(type, *out);
+  *out += ",\"response\":" + to_text(response(state)) + "}\n\n";
+}
+
+void ResponseWriter::item_event(std::string_view type, const Json& item, std::string* out) {
+  if (!out) return;
+  begin_event(type, *out);
+  *out += ",\"output_index\":";
+  append_json_integer(*out, static_cast<int64_t>(output_.size()));
+  *out += ",\"item\":" + to_text(item) + "}\n\n";
+}
+
+void ResponseWriter::part_event(std::string_view type, const Json& part, std::string* out) {
+  if (!out) return;
+  begin_event(type, *out);
+  *out += ",\"item_id\":\"" + item_id_ + "\",\"output_index\":";
+  append_json_integer(*out, static_cast<int64_t>(output_.size()));
+  *out += ",\"content_index\":0,\"part\":" + to_text(part) + "}\n\n";
+}
+
+// An event with one text member, `name`, and JSON of further members.
+void ResponseWriter::text_event(std::string_view type, std::string_view name, std::string_view text,
+                                std::string_view more, std::string* out) {
+  if (!out) return;
+  begin_event(type, *out);
+  *out += ",\"item_id\":\"";
+  *out += item_id_;
+  *out += "\",\"output_index\":";
+  append_json_integer(*out, static_cast<int64_t>(output_.size()));
+  if (kind_ != Kind::call) *out += ",\"content_index\":0";
+  *out += ",\"";
+  *out += name;
+  *out += "\":";
+  append_json_string(*out, text);
+  *out += more;
+  *out += "}\n\n";
+}
+
+void ResponseWriter::begin(std::string* out) {
+  const ResponseState state;
+  state_event("response.created", state, out);
+  state_event("response.in_progress", state, out);
+}
+
+namespace {
+
+Json output_text(std::string_view text, std::string_view logprobs) {
+  Json part = {{"type", "output_text"}, {"text", text}, {"annotations", Json::array()}};
+  auto list = parse_json(fmt::format("[{}]", logprobs));
+  part["logprobs"] = list ? std::move(*list) : Json::array();
+  return part;
+}
+
+Json reasoning_text(std::string_view text) {
+  return {{"type", "reasoning_text"}, {"text", text}};
+}
+
+}  // namespace
+
+void ResponseWriter::open(Kind kind, Json item, std::string* out) {
+  close(out);
+  kind_ = kind;
+  item_ = std::move(item);
+  item_id_ = item_["id"];
+  text_.clear();
+  logprobs_.clear();
+  item_event("response.output_item.added", item_, out);
+}
+
+void ResponseWriter::close(std::string* out) {
+  switch (kind_) {
+    case Kind::none:
+      return;
+    case Kind::reasoning:
+      text_event("response.reasoning_text.done", "text", text_, {}, out);
+      item_["content"] = Json::array({reasoning_text(text_)});
+      if (head_.encrypted) item_["encrypted_content"] = sealed_text(text_);
+      break;
+    case Kind::message: {
+      const Json part = output_text(text_, logprobs_);
+      text_event("response.output_text.done", "text", text_, ",\"logprobs\":[" + logprobs_ + "]",
+                 out);
+      part_event("response.content_part.done", part, out);
+      item_["content"] = Json::array({part});
+      break;
+    }
+    case Kind::call:
+      text_event("response.function_call_arguments.done", "arguments", text_,
+                 ",\"name\":" + to_text(item_["name"]), out);
+      item_["arguments"] = text_;
+      break;
+  }
+  kind_ = Kind::none;
+  item_["status"] = "completed";
+  item_event("response.output_item.done", item_, out);
+  output_.push_back(std::move(item_));
+}
+
+void ResponseWriter::reasoning(std::string_view text, std::string* out) {
+  if (kind_ != Kind::reasoning) {
+    Json item = {{"id", "rs_" + make_id_()}, {"type", "reasoning"}, {"summary", Json::array()}};
+    item["content"] = Json::array();
+    item["encrypted_content"] = nullptr;
+    item["status"] = "in_progress";
+    open(Kind::reasoning, std::move(item), out);
+    part_event("response.content_part.added", reasoning_text(""), out);
+  }
+  text_ += text;
+  text_event("response.reasoning_text.delta", "delta", text, {}, out);
+}
+
+void ResponseWriter::content(std::string_view text, std::string_view logprobs, std::string* out) {
+  if (kind_ != Kind::message) {
+    open(Kind::message,
+         {{"id", "msg_" + make_id_()},
+          {"type", "message"},
+          {"status", "in_progress"},
+          {"role", "assistant"},
+          {"content", Json::array()}},
+         out);
+    part_event("response.content_part.added", output_text("", ""), out);
+  }
+  text_ += text;
+  if (!logprobs.empty()) {
+    if (!logprobs_.empty()) logprobs_ += ',';
+    logprobs_ += logprobs;
+  }
+  std::string more = ",\"logprobs\":[";
+  more += logprobs;
+  more += ']';
+  text_event("response.output_text.delta", "delta", text, more, out);
+}
+
+void ResponseWriter::begin_call(std::string_view call_id, std::string_view name, std::string* out) {
+  Json item = {{"id", "fc_" + make_id_()}, {"type", "function_call"}, {"status", "in_progress"}};
+  item["call_id"] = call_id;
+  const auto space = head_.namespaced.find(name);
+  if (space == head_.namespaced.end()) {
+    item["name"] = name;
+  } else {
+    item["name"] = space->second.name;
+    item["namespace"] = space->second.space;
+  }
+  item["arguments"] = "";
+  open(Kind::call, std::move(item), out);
+}
+
+void ResponseWriter::arguments(std::string_view text, std::string* out) {
+  text_ += text;
+  text_event("response.function_call_arguments.delta", "delta", text, {}, out);
+}
+
+void ResponseWriter::finish(ResponseState state, bool drop_call, std::string* out) {
+  if (drop_call && kind_ == Kind::call) kind_ = Kind::none;
+  close(out);
+  state_event("response." + state.status, state, out);
+}
+
+std::string ResponseWriter::to_json(const ResponseState& state) const {
+  return to_text(response(state));
+}
+
+namespace {
+
+Json usage_json(const ResponseUsage& usage) {
+  Json out;
+  out["input_tokens"] = usage.input_tokens;
+  out["input_tokens_details"] = {{"cached_tokens", usage.cached_tokens},
+                                 {"input_tokens_per_turn", Json::array()},
+                                 {"cached_tokens_per_turn", Json::array()}};
+  out["output_tokens"] = usage.output_tokens;
+  out["output_tokens_details"] = {{"reasoning_tokens", usage.reasoning_tokens},
+                                  {"tool_output_tokens", 0},
+                                  {"output_tokens_per_turn", Json::array()},
+                                  {"tool_output_tokens_per_turn", Json::array()}};
+  out["total_tokens"] = usage.input_tokens + usage.output_tokens;
+  return out;
+}
+
+}  // namespace
+
+Json ResponseWriter::response(const ResponseState& state) const {
+  const auto echoed = [&](const char* name, Json otherwise) {
+    const auto field = head_.echoed.find(name);
+    return field == head_.echoed.end() ? std::move(otherwise) : *field;
+  };
+  Json out;
+  out["id"] = head_.id;
+  out["object"] = "response";
+  out["created_at"] = head_.created_at;
+  out["status"] = state.status;
+  out["background"] = head_.background;
+  out["error"] = state.error_code.empty()
+                     ? Json()
+                     : Json{{"code", state.error_code}, {"message", state.error_message}};
+  out["incomplete_details"] =
+      state.incomplete_reason.empty() ? Json() : Json{{"reason", state.incomplete_reason}};
+  out["instructions"] = echoed("instructions", nullptr);
+  out["max_output_tokens"] = echoed("max_output_tokens", nullptr);
+  out["max_tool_calls"] = echoed("max_tool_calls", nullptr);
+  out["model"] = head_.model;
+  out["output"] = output_;
+  out["parallel_tool_calls"] = echoed("parallel_tool_calls", true);
+  out["previous_response_id"] = echoed("previous_response_id", nullptr);
+  out["prompt"] = nullptr;
+  out["prompt_cache_key"] = echoed("prompt_cache_key", nullptr);
+  out["reasoning"] = echoed("reasoning", nullptr);
+  out["safety_identifier"] = echoed("safety_identifier", nullptr);
+  out["service_tier"] = echoed("service_tier", "auto");
+  out["store"] = head_.store;
+  out["temperature"] = echoed("temperature", nullptr);
+  out["text"] = echoed("text", Json{{"format", {{"type", "text"}}}});
+  out["tool_choice"] = echoed("tool_choice", "auto");
+  out["tools"] = echoed("tools", Json::array());
+  out["top_logprobs"] = echoed("top_logprobs", 0);
+  out["top_p"] = echoed("top_p", nullptr);
+  out["truncation"] = echoed("truncation", "disabled");
+  out["usage"] = state.usage ? usage_json(*state.usage) : Json();
+  out["user"] = echoed("user", nullptr);
+  out["metadata"] = echoed("metadata", Json::object());
+  return out;
+}
+
+}  // namespace m2::api
