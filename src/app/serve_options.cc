@@ -128,12 +128,12 @@ constexpr Option kOptions[] = {
   {"master-port", "", "parallel", integer, "", "Accepted; ranks live on one machine."},
 
   // device
-  {"device", "", "device", text, "auto", "auto or cpu."},
+  {"device", "", "device", text, "auto", "auto (a GPU if one can be used), cpu, cuda or cuda:N."},
   {"threads", "", "device", integer, "0", "Threads of a step; 0: one per CPU this process may use."},
 
   // cache
   {"block-size", "", "cache", integer, "16", "Tokens of a KV block: 16, the only one."},
-  {"gpu-memory-utilization", "", "cache", number, "0.9", "Share of the memory free at start that may be used."},
+  {"gpu-memory-utilization", "", "cache", number, "0.9", "Share of the GPU's memory, or of the host's free memory, that may be used."},
   {"kv-cache-memory-bytes", "", "cache", integer, "", "Bytes of KV cache, instead of choosing."},
   {"kv-offloading-size", "", "cache", number, "", "Accepted; KV stays on its device."},
   {"kv-offloading-backend", "", "cache", text, "", "Accepted; KV stays on its device."},
@@ -147,19 +147,19 @@ constexpr Option kOptions[] = {
   {"prefix-caching-hash-algo", "", "cache", text, "sha256", "Accepted; blocks are found by a 128-bit hash and compared token by token."},
 
   // scheduler
-  {"max-num-seqs", "", "scheduler", integer, "256", "Sequences running at once."},
-  {"max-num-batched-tokens", "", "scheduler", integer, "512", "Tokens of one step."},
+  {"max-num-seqs", "", "scheduler", integer, "", "Sequences running at once: 256; 1024 on GPUs of 70 GiB and more."},
+  {"max-num-batched-tokens", "", "scheduler", integer, "", "Tokens of one step: 512 on the CPU, 2048 on GPUs, 8192 from 70 GiB on."},
   {"enable-chunked-prefill", "", "scheduler", flag, "true", "Split long prompts over steps."},
   {"max-num-partial-prefills", "", "scheduler", integer, "1", "Accepted; prompts share a step's tokens in order."},
   {"max-long-partial-prefills", "", "scheduler", integer, "1", "Accepted, as above."},
   {"long-prefill-token-threshold", "", "scheduler", integer, "0", "Most tokens of one prompt in a step; 0: the step's."},
   {"scheduling-policy", "", "scheduler", text, "fcfs", "fcfs or priority."},
-  {"async-scheduling", "", "scheduler", flag, "true", "Accepted; on the CPU a step is planned in microseconds."},
+  {"async-scheduling", "", "scheduler", flag, "true", "Accepted; on GPUs the next step is always planned while one runs."},
   {"stream-interval", "", "scheduler", integer, "1", "Accepted; every token is streamed."},
 
   // execution
-  {"compilation-config", "-cc", "execution", json, "", "Accepted; graphs are a matter of GPUs."},
-  {"optimization-level", "-O", "execution", integer, "2", "Accepted; nothing is compiled at start."},
+  {"compilation-config", "-cc", "execution", json, "", "cudagraph_mode, cudagraph_capture_sizes and max_cudagraph_capture_size count; the rest is accepted."},
+  {"optimization-level", "-O", "execution", integer, "2", "0: no CUDA graphs, 1: PIECEWISE, 2 and 3: whole decoding steps; nothing is compiled."},
   {"attention-backend", "", "execution", text, "", "Accepted; there is one attention per device."},
   {"moe-backend", "", "execution", text, "auto", "Accepted; there is one body of the experts per device."},
   {"structured-outputs-config", "", "execution", json, "", "Accepted; constrained output is not served yet."},

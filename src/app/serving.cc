@@ -6,11 +6,13 @@
 #include <utility>
 
 #include "app/config.h"
+#include "app/device_options.h"
 #include "app/serve_options.h"
 #include "app/terminal.h"
 #include "app/version.h"
 #include "base/log.h"
 #include "model/runner.h"
+#include "model/weight_table.h"
 
 namespace m2::app {
 namespace {
@@ -44,7 +46,6 @@ Result<void> refuse_unmodelled(const Values& values) {
     std::vector<std::string_view> values;
   };
   const Choice choices[] = {
-      {"device", {"auto", "cpu"}},
       {"dtype", {"auto", "bfloat16"}},
       {"kv-cache-dtype", {"auto", "bfloat16"}},
       {"load-format", {"auto", "safetensors", "dummy"}},
@@ -190,11 +191,26 @@ Result<server::ServerOptions> server_options(const Values& values, const ModelSe
   return out;
 }
 
+// A GPU's budget: its share of the whole memory, which must be free.
+Result<int64_t> gpu_budget(const Values& values, Device device, const DeviceMemory& memory) {
+  const double share = *values.number("gpu-memory-utilization");
+  const auto wanted = static_cast<int64_t>(static_cast<double>(memory.total) * share);
+  if (memory.free < wanted)
+    return fail(
+        Code::resource_exhausted,
+        "Free memory on device cuda:{} ({:.2f}/{:.2f} GiB) on startup is less than desired "
+        "GPU memory utilization ({}, {:.2f} GiB). Decrease GPU memory utilization or reduce "
+        "GPU memory used by other processes.",
+        device.index, gib(memory.free), gib(memory.total), share, gib(wanted));
+  return wanted;
+}
+
 engine::EngineConfig engine_config(const Values& values, const model::ModelConfig& config,
-                                   engine::TokenId id_limit, const std::string& name) {
+                                   const StepDefaults& defaults, engine::TokenId id_limit,
+                                   const std::string& name) {
   engine::EngineConfig out;
-  out.max_num_seqs = *values.integer("max-num-seqs");
-  out.max_num_batched_tokens = *values.integer("max-num-batched-tokens");
+  out.max_num_seqs = values.integer("max-num-seqs").value_or(defaults.sequences);
+  out.max_num_batched_tokens = values.integer("max-num-batched-tokens").value_or(defaults.tokens);
   out.max_queued_requests = *values.integer("max-queued-requests");
   out.prefix_caching = values.flag("enable-prefix-caching");
   out.chunked_prefill = values.flag("enable-chunked-prefill");
@@ -249,6 +265,8 @@ Result<void> Serving::build(const std::string& model) {
   M2_TRY(folder_, model_folder(model, values_));
   M2_TRY(settings_, read_settings(folder_, values_));
   M2_TRY(max_model_len_, choose_max_model_len(values_, settings_.config));
+  M2_TRY(device_, choose_device(values_));
+  step_defaults_ = step_defaults(device_);
   M2_TRY_VOID(start_server(model));
 
   log_info("Starting to load model {}...", model);
@@ -292,9 +310,21 @@ Result<void> Serving::read_text_files() {
 
 Result<model::Weights> Serving::read_weights() {
   const Nanos start = clock_.now();
+  if (on_gpu()) {
+    const DeviceMemory memory = device_memory(device_);
+    M2_TRY(gpu_budget_, gpu_budget(values_, device_, memory));
+    // The dtypes the config promises; the files may differ a little.
+    const int64_t needed =
+        model::weight_bytes(settings_.config, {}, model::StoredTypes(settings_.config));
+    if (needed > memory.free)
+      return fail(Code::resource_exhausted,
+                  "the model's weights take {:.2f} GiB, and {:.2f} of {:.2f} GiB are free on "
+                  "device cuda:{}",
+                  gib(needed), gib(memory.free), gib(memory.total), device_.index);
+  }
   Result<model::Weights> weights = [&]() -> Result<model::Weights> {
     if (values_.text("load-format") == "dummy")
-      return model::dummy_weights(settings_.config, {}, Device{},
+      return model::dummy_weights(settings_.config, {}, device_,
                                   static_cast<uint64_t>(*values_.integer("seed")));
     M2_TRY(const load::Checkpoint checkpoint, load::Checkpoint::open(folder_));
     ProgressBar bar("Loading safetensors checkpoint shards");
@@ -305,7 +335,7 @@ Result<model::Weights> Serving::read_weights() {
       server_->set_progress(fmt::format("loading weights, {}%", percent));
       if (values_.flag("use-tqdm-on-load")) bar.update(done, total);
     };
-    return model::load_weights(settings_.config, checkpoint, {}, Device{}, progress);
+    return model::load_weights(settings_.config, checkpoint, {}, device_, progress);
   }();
   if (!weights.ok()) return weights;
   const double elapsed = seconds(clock_.now() - start);
@@ -318,16 +348,32 @@ Result<model::Weights> Serving::read_weights() {
 Result<void> Serving::make_model(model::Weights weights) {
   pool_ = std::make_unique<ThreadPool>(static_cast<int>(*values_.integer("threads")));
   comm_ = parallel::make_single_comm();
-  const Exec exec{Device{}, pool_.get(), nullptr};
+  stream_.emplace(device_);
+  const Exec exec{device_, pool_.get(), stream_->handle()};
+  const Nanos start = clock_.now();
 
   model::MemoryRequest request;
   request.max_model_len = max_model_len_;
-  request.max_num_seqs = *values_.integer("max-num-seqs");
-  request.max_num_batched_tokens = *values_.integer("max-num-batched-tokens");
+  request.max_num_seqs = values_.integer("max-num-seqs").value_or(step_defaults_.sequences);
+  request.max_num_batched_tokens =
+      values_.integer("max-num-batched-tokens").value_or(step_defaults_.tokens);
   request.kv_cache_bytes = values_.integer("kv-cache-memory-bytes").value_or(0);
   request.num_blocks = values_.integer("num-gpu-blocks-override").value_or(0);
-  request.memory_utilization = *values_.number("gpu-memory-utilization");
-  request.available_bytes = model::available_host_memory() + weights.buffer.bytes();
+  request.most_logprobs = *values_.integer("max-logprobs");
+  model::RunnerOptions options;
+  options.id_limit = id_limit_;
+  if (on_gpu()) {
+    M2_TRY(options.graph_sizes,
+           graph_sizes(values_, request.max_num_seqs, request.max_num_batched_tokens));
+    request.padded_rows = options.graph_sizes.empty() ? 0 : options.graph_sizes.back();
+    constexpr int64_t kGraphBytes = 300 << 20;  // a bound, not a measurement
+    request.available_bytes = gpu_budget_ - (options.graph_sizes.empty() ? 0 : kGraphBytes);
+    request.memory_utilization = 1;
+    request.most_kv_bytes = gpu_budget_;
+  } else {
+    request.memory_utilization = *values_.number("gpu-memory-utilization");
+    request.available_bytes = model::available_host_memory() + weights.buffer.bytes();
+  }
   M2_TRY(const model::MemoryPlan plan,
          model::plan_memory(settings_.config, weights, request, exec.device));
 
@@ -337,8 +383,11 @@ Result<void> Serving::make_model(model::Weights weights) {
   log_info("GPU KV cache size: {} tokens", grouped(tokens));
   log_info("Maximum concurrency for {} tokens per request: {:.2f}x", grouped(max_model_len_),
            static_cast<double>(tokens) / static_cast<double>(max_model_len_));
-  model_ =
-      model::make_runner(exec, *comm_, settings_.config, std::move(weights), plan, max_model_len_);
+  server_->set_progress("preparing the engine");
+  model_ = model::make_runner(exec, *comm_, settings_.config, std::move(weights), plan,
+                              max_model_len_, options);
+  log_info("init engine (profile, create kv cache, warmup model) took {:.2f} seconds",
+           seconds(clock_.now() - start));
   return {};
 }
 
@@ -348,10 +397,13 @@ Result<void> Serving::start_engine() {
       return fail(Code::invalid_argument, "eos_token_id {} is not a token of the tokenizer", id);
   }
   engine_ = std::make_unique<engine::Engine>(
-      engine_config(values_, settings_.config, static_cast<engine::TokenId>(id_limit_),
-                    served_name_),
+      engine_config(values_, settings_.config, step_defaults_,
+                    static_cast<engine::TokenId>(id_limit_), served_name_),
       *model_, *pool_, clock_, *server_, metrics_);
-  engine_thread_ = std::jthread([this](std::stop_token stop) { engine_->run(stop); });
+  engine_thread_ = std::jthread([this](std::stop_token stop) {
+    use_device(device_);
+    engine_->run(stop);
+  });
 
   server::ModelServices services;
   services.tokenizer = tokenizer_;

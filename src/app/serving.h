@@ -1,9 +1,11 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 
+#include "app/device_options.h"
 #include "app/model_files.h"
 #include "app/options.h"
 #include "base/metrics.h"
@@ -13,6 +15,7 @@
 #include "model/step_model.h"
 #include "parallel/comm.h"
 #include "server/server.h"
+#include "tensor/stream.h"
 
 namespace m2::app {
 
@@ -40,21 +43,26 @@ class Serving {
   Result<void> make_model(model::Weights weights);
   Result<void> start_engine();
   void announce_ready();
+  bool on_gpu() const { return device_.kind == DeviceKind::cuda; }
 
   const Values& values_;
   std::filesystem::path folder_;
   std::string served_name_;
   ModelSettings settings_;
   int64_t max_model_len_ = 0;
+  Device device_;
+  StepDefaults step_defaults_{};
+  int64_t gpu_budget_ = 0;  // bytes of the GPU's memory that may be used
   std::shared_ptr<const text::Tokenizer> tokenizer_;
   std::shared_ptr<const text::ChatTemplate> chat_template_;
   std::string template_source_;  // for /tokenizer_info
-  int64_t id_limit_ = 0;  // ids from here on are padding rows: never sampled
+  int64_t id_limit_ = 0;         // ids from here on are padding rows: never sampled
 
   Metrics metrics_;
   SteadyClock clock_;
   std::unique_ptr<server::Server> server_;
   std::unique_ptr<ThreadPool> pool_;
+  std::optional<Stream> stream_;
   std::unique_ptr<parallel::Comm> comm_;
   std::unique_ptr<model::StepModel> model_;
   std::unique_ptr<engine::Engine> engine_;

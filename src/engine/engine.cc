@@ -13,6 +13,7 @@
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
 #include "engine/step_batch.h"
+#include "engine/step_sampling.h"
 #include "kv/paged_cache.h"
 
 namespace m2::engine {
@@ -59,6 +60,50 @@ int64_t longest_table(const model::StepModel::Limits& limits) {
                   (limits.max_model_len + limits.block_size - 1) / limits.block_size);
 }
 
+// A step between its enqueueing and its commit.
+struct Flight {
+  struct Share {
+    Sequence* sequence;  // null once it has ended
+    int64_t computed;    // its tokens in the blocks when the step is done
+  };
+  std::vector<Share> shares;
+  std::vector<StepBatch::Row> rows;
+  int64_t tokens = 0;
+
+  bool empty() const { return shares.empty(); }
+  void clear() {
+    shares.clear();
+    rows.clear();
+  }
+  void forget(const Sequence* sequence) {
+    for (Share& share : shares)
+      if (share.sequence == sequence) share.sequence = nullptr;
+    for (StepBatch::Row& row : rows)
+      if (row.sequence == sequence) row.sequence = nullptr;
+  }
+};
+
+// Changes so many logits that a full batch of such sequences could be too much for the device. Not
+// run ahead of, so that the host can always take over.
+bool is_heavy(const Sequence& sequence) {
+  constexpr size_t kLight = 512;
+  const SamplingParams& params = sequence.params;
+  return has_penalties(params) ||
+         params.logit_bias.size() + params.stop_token_ids.size() + params.bad_words.size() > kLight;
+}
+
+RowStatus row_status(ops::SampleStatus status) {
+  switch (status) {
+    case ops::SampleStatus::ok:
+      return RowStatus::ok;
+    case ops::SampleStatus::not_finite:
+      return RowStatus::not_finite;
+    case ops::SampleStatus::all_masked:
+      return RowStatus::all_masked;
+  }
+  return RowStatus::not_finite;
+}
+
 constexpr const char* kDeadText = "The engine is dead: a model step failed.";
 
 double percent(int64_t part, int64_t whole) {
@@ -99,7 +144,12 @@ struct Engine::State final : model::LogitsSink {
         batch(config.max_num_batched_tokens, config.max_num_seqs, longest_table(limits),
               limits.block_size),
         sampler(config.id_limit, config.eos_token_ids, pool.size()),
+        sampling(limits, config.eos_token_ids, config.max_num_batched_tokens),
         results(static_cast<size_t>(config.max_num_batched_tokens)) {
+    for (Flight* flight : {&present, &coming}) {
+      flight->shares.reserve(static_cast<size_t>(config.max_num_seqs));
+      flight->rows.reserve(static_cast<size_t>(config.max_num_batched_tokens));
+    }
     stats.kv_blocks_total = limits.num_blocks;
     stats.last_tick = clock.now();
     shown = stats;
@@ -116,12 +166,18 @@ struct Engine::State final : model::LogitsSink {
   void handle(Message& message);
   void admit(const std::vector<Scheduler::Share>& plan);
   void leave_queue(Sequence& sequence);
-  Result<void> run_model(const std::vector<Scheduler::Share>& plan);
+  Result<void> begin(const std::vector<Scheduler::Share>& plan);
+  Result<void> enqueue(const std::vector<Scheduler::Share>& plan);
+  Result<void> run_model(const model::StepInput& input);
+  bool must_wait() const;
+  void take_off(const std::vector<Scheduler::Share>& plan);
+  Result<void> land();
+  void read_sample(const model::StepResult& sampled, size_t index);
   void on_logits(int64_t first_row, Tensor logits) override;
   void read_row(int64_t index, Tensor logits, int thread);
-  void commit(const std::vector<Scheduler::Share>& plan);
+  void commit(Flight& flight);
   void reject(Sequence& sequence, RowStatus status);
-  void accept(Sequence& sequence, Sampled& sampled, Nanos now);
+  void accept(Sequence& sequence, Sampled& sampled, int64_t computed, Nanos now);
   void note_token(Sequence& sequence, Nanos now);
   Event& event_of(Sequence& sequence);
   void finish(Sequence& sequence, FinishReason reason, const std::string& error = {});
@@ -159,6 +215,10 @@ struct Engine::State final : model::LogitsSink {
   Scheduler scheduler;
   StepBatch batch;
   Sampler sampler;
+  StepSampling sampling;        // for models that sample
+  Flight present;               // the step under way, if the model samples
+  Flight coming;                // the step being made
+  int64_t heavy_sequences = 0;  // that may change more logits than a step can take
   std::map<RequestId, std::unique_ptr<Sequence>> sequences;
   std::vector<Message> messages;
   std::vector<Sampled> results;  // per logit row of the step
@@ -197,6 +257,7 @@ std::unique_ptr<Sequence> Engine::State::make_sequence(Request request) const {
   auto sequence = std::make_unique<Sequence>();
   sequence->max_size = max_size_of(request, limits);
   sequence->prompt_size = static_cast<int64_t>(request.prompt.size());
+  sequence->known = sequence->prompt_size;
   sequence->priority = config.policy == SchedulingPolicy::priority ? request.priority : 0;
   sequence->tokens = std::move(request.prompt);
   sequence->params = std::move(request.params);
@@ -213,20 +274,28 @@ void Engine::State::refuse(const std::string& why) {
 
 // ---- One step ---------------------------------------------------------------------------------
 
+// With a model that samples, the next step is planned and enqueued while the present one runs; then
+// the present one's tokens are taken.
 bool Engine::State::step() {
   const bool told = take_messages();
-  const std::vector<Scheduler::Share>& plan = scheduler.plan(clock.now());
-  if (!plan.empty()) {
-    admit(plan);
-    if (const Result<void> ran = run_model(plan); ran.ok()) {
-      commit(plan);
-    } else {
-      die(ran.error());
+  Result<void> ran;
+  if (must_wait()) ran = land();
+  const bool flew = !present.empty();
+  bool planned = false;
+  if (ran.ok()) {
+    const std::vector<Scheduler::Share>& plan = scheduler.plan(clock.now());
+    planned = !plan.empty();
+    if (planned) {
+      admit(plan);
+      ran = begin(plan);
+    } else if (flew) {
+      ran = land();
     }
   }
+  if (!ran.ok()) die(ran.error());
   send_events();
   show_stats();
-  return told || !plan.empty();
+  return told || planned || flew;
 }
 
 // Takes what other threads queued; says whether there was anything.
@@ -242,6 +311,7 @@ void Engine::State::handle(Message& message) {
   if (message.submitted) {
     Sequence& sequence = *message.submitted;
     sequences.emplace(sequence.id, std::move(message.submitted));
+    heavy_sequences += is_heavy(sequence);
     scheduler.add(&sequence);
     if (stats.dead) finish(sequence, FinishReason::error, kDeadText);
     return;
@@ -271,14 +341,101 @@ void Engine::State::leave_queue(Sequence& sequence) {
   sequence.queued = false;
 }
 
-// The logits arrive, and are sampled, before this returns.
-Result<void> Engine::State::run_model(const std::vector<Scheduler::Share>& plan) {
+// Runs a plan, or starts it and finishes the one before.
+Result<void> Engine::State::begin(const std::vector<Scheduler::Share>& plan) {
+  ++stats.steps;
+  if (model.samples()) return enqueue(plan);
   const model::StepInput& input = batch.build(plan);
+  take_off(plan);
+  M2_TRY_VOID(run_model(input));
+  commit(coming);
+  return {};
+}
+
+Result<void> Engine::State::enqueue(const std::vector<Scheduler::Share>& plan) {
+  const model::StepInput& input = batch.build(plan);
+  if (sampling.build(batch.rows())) {
+    model.enqueue(input, sampling.view());
+    take_off(plan);
+    if (!present.empty()) M2_TRY_VOID(land());
+    std::swap(present, coming);
+    return {};
+  }
+  // More changed logits than the device takes: this step is sampled here, after the one under way.
+  M2_CHECK(present.empty(), "only rows that wait for their tokens change so many logits");
+  take_off(plan);
+  M2_TRY_VOID(run_model(input));
+  commit(coming);
+  return {};
+}
+
+// Notes what the step will have done when it is committed.
+void Engine::State::take_off(const std::vector<Scheduler::Share>& plan) {
+  coming.clear();
+  coming.tokens = 0;
+  for (const StepBatch::Row& row : batch.rows()) coming.rows.push_back(row);
+  for (const Scheduler::Share& share : plan) {
+    Sequence& sequence = *share.sequence;
+    sequence.computed += share.tokens;
+    sequence.scored = std::max(sequence.scored, sequence.computed);
+    coming.shares.push_back({&sequence, sequence.computed});
+    coming.tokens += share.tokens;
+  }
+  for (size_t i = 0; i < coming.rows.size(); ++i) {
+    if (!coming.rows[i].samples) continue;
+    Sequence& sequence = *coming.rows[i].sequence;
+    sequence.tokens.push_back(Sequence::kPending);
+    sequence.pending_row = static_cast<int32_t>(i);
+  }
+}
+
+// Whether the next step cannot be planned before the present one's tokens are known.
+bool Engine::State::must_wait() const {
+  if (present.empty()) return false;
+  return heavy_sequences > 0 || std::ranges::any_of(present.rows, [](const StepBatch::Row& row) {
+           return row.samples && row.sequence && depends_on_pending(*row.sequence);
+         });
+}
+
+// Waits for the step under way and enters what it computed.
+Result<void> Engine::State::land() {
+  M2_TRY(const model::StepResult sampled, model.collect());
+  M2_CHECK(sampled.rows.size() == present.rows.size());
+  for (size_t i = 0; i < present.rows.size(); ++i) read_sample(sampled, i);
+  commit(present);
+  present.clear();
+  return {};
+}
+
+// One row of what the device sampled into its result.
+void Engine::State::read_sample(const model::StepResult& sampled, size_t index) {
+  const StepBatch::Row& row = present.rows[index];
+  const ops::SampledRow& from = sampled.rows[index];
+  Sampled& result = results[index];
+  result = {row_status(from.status), from.token, std::nullopt};
+  if (!row.sequence || result.status != RowStatus::ok) return;
+  const SamplingParams& params = row.sequence->params;
+  const int32_t asked = row.samples ? params.logprobs : params.prompt_logprobs;
+  if (asked < 0) return;
+  Logprobs out;
+  out.chosen = {from.token, from.logprob, from.rank};
+  for (int32_t i = 0; i < asked && i < sampled.most_logprobs; ++i) {
+    const size_t at = index * static_cast<size_t>(sampled.most_logprobs) + static_cast<size_t>(i);
+    if (sampled.top_ids[at] < 0) break;
+    out.top.push_back({sampled.top_ids[at], sampled.top_logprobs[at], i + 1});
+  }
+  if (row.samples) {
+    result.logprobs = std::move(out);
+  } else {
+    row.sequence->prompt_logprobs[static_cast<size_t>(row.position)] = std::move(out);
+  }
+}
+
+// The logits arrive, and are sampled, before this returns.
+Result<void> Engine::State::run_model(const model::StepInput& input) {
   rows_read = 0;
   M2_TRY_VOID(model.step(input, *this));
   M2_CHECK(rows_read == static_cast<int64_t>(batch.rows().size()), "a step without its logits");
-  ++stats.steps;
-  step_tokens = static_cast<int64_t>(input.token_ids.size());
   return {};
 }
 
@@ -302,7 +459,8 @@ void Engine::State::read_row(int64_t index, Tensor logits, int thread) {
   Sampled& result = results[static_cast<size_t>(index)];
   const std::span values(logits.as<float>(), static_cast<size_t>(limits.vocab_size));
   if (row.samples) {
-    const SampleInput input{sequence.params, sequence.output(), &sequence.counts, sequence.seed};
+    const SampleInput input{sequence.params, sequence.known_output(), &sequence.counts,
+                            sequence.seed};
     result = sampler.sample(values, input, thread);
     return;
   }
@@ -313,24 +471,25 @@ void Engine::State::read_row(int64_t index, Tensor logits, int thread) {
 }
 
 // Enters what the step computed: every sequence's progress, tokens, ends and events.
-void Engine::State::commit(const std::vector<Scheduler::Share>& plan) {
+void Engine::State::commit(Flight& flight) {
   const Nanos now = clock.now();
-  const std::span<const StepBatch::Row> rows = batch.rows();
+  step_tokens += flight.tokens;
   size_t row = 0;
-  for (const Scheduler::Share& share : plan) {
+  // By index: ending a sequence takes it out of the flight.
+  for (size_t i = 0; i < flight.shares.size(); ++i) {
+    const auto [sequence, computed] = flight.shares[i];
+    if (!sequence) continue;
+    while (row < flight.rows.size() && !flight.rows[row].sequence) ++row;
     RowStatus status = RowStatus::ok;
     Sampled* sampled = nullptr;
-    for (; row < rows.size() && rows[row].sequence == share.sequence; ++row) {
+    for (; row < flight.rows.size() && flight.rows[row].sequence == sequence; ++row) {
       if (results[row].status != RowStatus::ok) status = results[row].status;
-      if (rows[row].samples) sampled = &results[row];
+      if (flight.rows[row].samples) sampled = &results[row];
     }
-    Sequence& sequence = *share.sequence;
-    sequence.computed += share.tokens;
-    sequence.scored = std::max(sequence.scored, sequence.computed);
     if (status != RowStatus::ok) {
-      reject(sequence, status);
+      reject(*sequence, status);
     } else if (sampled) {
-      accept(sequence, *sampled, now);
+      accept(*sequence, *sampled, computed, now);
     }
   }
 }
@@ -343,11 +502,13 @@ void Engine::State::reject(Sequence& sequence, RowStatus status) {
   finish(sequence, FinishReason::error, error_text(status));
 }
 
-// Only now, with finite logits in hand, do the blocks behind them enter the prefix cache.
-void Engine::State::accept(Sequence& sequence, Sampled& sampled, Nanos now) {
-  sequence.tokens.push_back(sampled.token);
+// Only now, with finite logits in hand, do the blocks behind them enter the prefix cache, if they
+// have not been taken away since. `computed`: the sequence's tokens in them.
+void Engine::State::accept(Sequence& sequence, Sampled& sampled, int64_t computed, Nanos now) {
+  M2_CHECK(sequence.known < sequence.size() && computed == sequence.known);
+  sequence.tokens[static_cast<size_t>(sequence.known++)] = sampled.token;
   if (has_penalties(sequence.params)) sequence.counts.add_output(sampled.token);
-  cache.publish(sequence.table, sequence.prefix(), sequence.computed);
+  if (sequence.computed >= computed) cache.publish(sequence.table, sequence.prefix(), computed);
   note_token(sequence, now);
 
   Event& event = event_of(sequence);
@@ -391,8 +552,13 @@ void Engine::State::finish(Sequence& sequence, FinishReason reason, const std::s
   retire(sequence, reason);
 }
 
-// Forgets a sequence whose last event is written.
+// Forgets a sequence whose last event is written. A step under way may still write K and V into its
+// blocks; whoever gets them writes after that step.
 void Engine::State::retire(Sequence& sequence, FinishReason reason) {
+  sequence.tokens.resize(static_cast<size_t>(sequence.known));
+  heavy_sequences -= is_heavy(sequence);
+  present.forget(&sequence);
+  coming.forget(&sequence);
   metrics.on_finish(sequence, reason, clock.now());
   if (sequence.queued) leave_queue(sequence);
   scheduler.remove(&sequence, sequence.damaged);
@@ -450,6 +616,8 @@ void Engine::State::die(const Error& error) {
   log_error("a model step failed, the engine stops serving: {}", error.text);
   refuse(kDeadText);
   stats.dead = true;
+  present.clear();
+  coming.clear();
   finish_all(FinishReason::error, "The engine died: " + error.text);
 }
 
@@ -485,7 +653,8 @@ Result<void> Engine::State::audit() const {
       return fail(Code::internal, "request {} is not in exactly one list", id);
     if (!sequence->running && (!sequence->table.blocks.empty() || sequence->computed != 0))
       return fail(Code::internal, "request {} waits and holds blocks", id);
-    if (sequence->computed > sequence->size() || sequence->size() >= sequence->max_size)
+    if (sequence->computed > sequence->size() || sequence->known >= sequence->max_size ||
+        sequence->size() > sequence->max_size || sequence->known > sequence->size())
       return fail(Code::internal, "request {} lost count of its tokens", id);
     if (sequence->running) holders.push_back({&sequence->table, sequence->prefix()});
   }

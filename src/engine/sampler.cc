@@ -33,10 +33,7 @@ RowStatus status_of(const RowScan& scan) {
 // Masks what would complete one of the sequences, given the output so far.
 void mask_bad_words(std::span<float> row, const SampleInput& input) {
   for (const std::vector<TokenId>& word : input.params.bad_words) {
-    const size_t before = word.size() - 1;
-    if (before > input.output.size()) continue;
-    if (std::equal(word.begin(), word.end() - 1, input.output.end() - before))
-      row[at(word.back())] = kMasked;
+    if (completes(word, input.output)) row[at(word.back())] = kMasked;
   }
 }
 
@@ -54,16 +51,6 @@ void penalise(std::span<float> row, const SamplingParams& params, const TokenCou
 
 bool ends_too_early(const SampleInput& input) {
   return static_cast<int64_t>(input.output.size()) < input.params.min_tokens;
-}
-
-// The token that a spent thinking budget forces here, or -1. Looks at the output once a request.
-TokenId forced_token(const SampleInput& input) {
-  const SamplingParams& params = input.params;
-  if (static_cast<int64_t>(input.output.size()) != params.thinking_budget) return -1;
-  const bool over =
-      std::find_first_of(input.output.begin(), input.output.end(), params.thinking_ends.begin(),
-                         params.thinking_ends.end()) != input.output.end();
-  return over || params.thinking_ends.empty() ? -1 : params.thinking_ends.front();
 }
 
 bool changes_row(const SampleInput& input) {
@@ -125,6 +112,22 @@ TokenId race_candidates(const std::vector<Candidate>& candidates, float scale, N
 }
 
 }  // namespace
+
+// Looks at the output once a request.
+TokenId forced_token(const SampleInput& input) {
+  const SamplingParams& params = input.params;
+  if (static_cast<int64_t>(input.output.size()) != params.thinking_budget) return -1;
+  const bool over =
+      std::find_first_of(input.output.begin(), input.output.end(), params.thinking_ends.begin(),
+                         params.thinking_ends.end()) != input.output.end();
+  return over || params.thinking_ends.empty() ? -1 : params.thinking_ends.front();
+}
+
+bool completes(const std::vector<TokenId>& word, std::span<const TokenId> output) {
+  const size_t before = word.size() - 1;
+  return before <= output.size() && std::equal(word.begin(), word.end() - 1,
+                                               output.end() - static_cast<std::ptrdiff_t>(before));
+}
 
 Sampler::Sampler(TokenId id_limit, std::vector<TokenId> eos_token_ids, int threads)
     : id_limit_(id_limit),

@@ -30,6 +30,12 @@ struct SampleInput {
   uint64_t seed = 0;                    // of the request; the position is output.size()
 };
 
+// The token that a spent thinking budget forces here, or -1.
+TokenId forced_token(const SampleInput& input);
+
+// Whether the word's last token would complete it after this output.
+bool completes(const std::vector<TokenId>& word, std::span<const TokenId> output);
+
 struct Sampled {
   RowStatus status = RowStatus::ok;
   TokenId token = -1;

@@ -46,7 +46,7 @@ const std::vector<Scheduler::Share>& Scheduler::plan(Nanos now) {
 void Scheduler::schedule_running(bool decoding) {
   for (size_t i = 0; i < running_.size() && budget_ > 0; ++i) {
     Sequence* sequence = running_[i];
-    if (sequence->decoding() != decoding) continue;
+    if (sequence->decoding() != decoding || sequence->complete()) continue;
     const int64_t tokens = chunk_of(sequence->pending());
     if (make_room(sequence, sequence->computed + tokens)) share(sequence, tokens);
   }

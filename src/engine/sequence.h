@@ -20,7 +20,12 @@ struct Sequence {
   std::string cache_salt;
   uint64_t seed = 0;
 
-  std::vector<TokenId> tokens;  // the prompt, then the output
+  // The prompt, then the output. Of those past `known`, which steps under way are computing, only
+  // the number is known; they stand as kPending.
+  std::vector<TokenId> tokens;
+  int64_t known = 0;
+  static constexpr TokenId kPending = -1;
+  int32_t pending_row = -1;  // of the step under way: the one that chooses the first of them
   int64_t prompt_size = 0;
   int64_t max_size = 0;  // tokens at which it ends with `length`
   TokenCounts counts;    // if the request has penalties
@@ -51,6 +56,11 @@ struct Sequence {
   std::span<const TokenId> output() const {
     return std::span(tokens).subspan(static_cast<size_t>(prompt_size));
   }
+  // Its last step is planned: nothing is left to enqueue, only to collect.
+  bool complete() const { return size() >= max_size; }
+  std::span<const TokenId> known_output() const {
+    return output().first(static_cast<size_t>(known - prompt_size));
+  }
   kv::Prefix prefix() const { return {tokens, cache_salt}; }
   // Prompt logprobs come from the rows of the prompt, so those must be computed, not found.
   bool reads_cache() const { return params.prompt_logprobs < 0; }
@@ -63,7 +73,7 @@ struct RunsBefore {
   }
 };
 
-// How a sequence ends with its last token, if it does (contract.md 4.8).
+// How a sequence ends with its last known token, if it does (contract.md 4.8).
 struct Ending {
   FinishReason reason = FinishReason::none;
   TokenId stop_token = -1;

@@ -48,7 +48,8 @@ void StepBatch::add(const Scheduler::Share& share) {
       rows_.push_back({&sequence, position, samples});
     }
     const int64_t block = sequence.table.blocks[static_cast<size_t>(position / block_size_)];
-    token_ids_.push_back(sequence.tokens[static_cast<size_t>(position)]);
+    token_ids_.push_back(position < sequence.known ? sequence.tokens[static_cast<size_t>(position)]
+                                                   : -1 - sequence.pending_row);
     positions_.push_back(static_cast<int32_t>(position));
     slots_.push_back(static_cast<int32_t>(block * block_size_ + position % block_size_));
   }

@@ -14,16 +14,16 @@ class StepBatch {
  public:
   // A row of logits and what it is for.
   struct Row {
-    Sequence* sequence;
-    int64_t position;  // of the token whose row this is: it tells what stands at position + 1
-    bool samples;      // the next token; else only the logprobs of the prompt's next
+    Sequence* sequence;  // null once it has ended
+    int64_t position;    // of the token whose row this is: it tells what stands at position + 1
+    bool samples;        // the next token; else only the logprobs of the prompt's next
   };
 
   // `max_sequence_blocks`: of one block table.
   StepBatch(int64_t max_tokens, int64_t max_sequences, int64_t max_sequence_blocks,
             int64_t block_size);
 
-  // Good until the next call.
+  // Good until the next call. Tokens that the step under way is choosing are written as -1 - row.
   const model::StepInput& build(std::span<const Scheduler::Share> plan);
   std::span<const Row> rows() const { return rows_; }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/thread_pool.h"
+#include "tensor/staging.h"
 
 namespace m2::load {
 namespace {
@@ -73,26 +74,75 @@ void copy_elements(DType from_dtype, const std::byte* from, DType to_dtype, std:
   }
 }
 
+// Whether any of the bytes is one of e4m3's two NaN codes, 0x7f and 0xff. Eight at a time.
+bool has_nan_code(const std::byte* bytes, int64_t count) {
+  constexpr uint64_t kLow = 0x7f7f7f7f7f7f7f7fu, kOnes = 0x0101010101010101u;
+  uint64_t found = 0;
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    uint64_t word;
+    std::memcpy(&word, bytes + i, 8);
+    // Low seven bits all set: adding one carries into the eighth.
+    found |= (word & kLow) + kOnes;
+  }
+  for (; i < count; ++i)
+    if ((std::to_integer<int>(bytes[i]) & 0x7f) == 0x7f) return true;
+  return (found & ~kLow) != 0;
+}
+
 // Reads pieces one after another; one per thread.
 class PieceReader {
  public:
-  PieceReader(const Checkpoint& checkpoint, Device device)
-      : checkpoint_(checkpoint), exec_{device, nullptr, nullptr} {}
+  PieceReader(const Checkpoint& checkpoint, Device device) : checkpoint_(checkpoint) {
+    if (!host_addressable(device)) staging_.emplace(device, kMostSentBytes);
+  }
 
   Result<void> read(const Piece& piece) {
     const Tensor to = piece.slice->to.rows(piece.first, piece.count);
     const int64_t bytes = to.elements() * size_of(to.dtype());
     if (bytes == 0) return {};
-    if (host_addressable(exec_.device))
-      return read_to_host(piece, to, static_cast<std::byte*>(to.data()));
-    packed_.resize(static_cast<size_t>(bytes));
-    M2_TRY_VOID(read_to_host(piece, to, packed_.data()));
-    copy_to_device(exec_, to.data(), packed_.data(), bytes);
-    synchronize(exec_);
+    if (!staging_) {
+      auto* place = static_cast<std::byte*>(to.data());
+      M2_TRY_VOID(read_to_host(piece, to, place));
+      return check(piece, to, place);
+    }
+    if (bytes > kMostSentBytes) return read_large(piece, to, bytes);
+    M2_TRY(std::byte* const place, staging_->take());
+    M2_TRY_VOID(read_to_host(piece, to, place));
+    M2_TRY_VOID(check(piece, to, place));
+    staging_->send(to.data(), bytes);
     return {};
   }
 
+  // Returns when all that was read is in its place.
+  Result<void> finish() { return staging_ ? staging_->finish() : Result<void>(); }
+
  private:
+  // Pieces of single rows may be larger than what is sent at once, widened ones twice as large.
+  static constexpr int64_t kMostSentBytes = 2 * kPieceBytes;
+
+  Result<void> read_large(const Piece& piece, const Tensor& to, int64_t bytes) {
+    packed_.resize(static_cast<size_t>(bytes));
+    M2_TRY_VOID(read_to_host(piece, to, packed_.data()));
+    M2_TRY_VOID(check(piece, to, packed_.data()));
+    for (int64_t done = 0; done < bytes; done += kMostSentBytes) {
+      const int64_t some = std::min(kMostSentBytes, bytes - done);
+      M2_TRY(std::byte* const place, staging_->take());
+      std::memcpy(place, packed_.data() + done, static_cast<size_t>(some));
+      staging_->send(static_cast<std::byte*>(to.data()) + done, some);
+    }
+    return {};
+  }
+
+  // The kernels do not look for NaN codes in weights, and no honest checkpoint has any.
+  Result<void> check(const Piece& piece, const Tensor& to, const std::byte* bytes) const {
+    if (to.dtype() != DType::f8_e4m3 || !has_nan_code(bytes, to.elements())) return {};
+    const TensorInfo& from = *piece.slice->from;
+    const int64_t first = piece.slice->first_row + piece.first;
+    return fail(Code::corrupt, "{}: tensor {} has NaN codes (0x7f or 0xff) in rows {} to {}",
+                checkpoint_.file_of(from).path(), from.name, first, first + piece.count - 1);
+  }
+
   // `shape` says the piece's shape and dtype; `out` is where its elements go, densely.
   Result<void> read_to_host(const Piece& piece, const Tensor& shape, std::byte* out) {
     const Slice& slice = *piece.slice;
@@ -116,7 +166,7 @@ class PieceReader {
   }
 
   const Checkpoint& checkpoint_;
-  Exec exec_;
+  std::optional<Staging> staging_;
   std::vector<std::byte> staged_, packed_;
 };
 
@@ -181,6 +231,7 @@ Result<void> read_slices(const Checkpoint& checkpoint, std::span<const Slice> sl
       done += bytes_of(piece.slice->to.rows(piece.first, piece.count));
       if (thread == 0 && options.progress) options.progress(done, total);
     }
+    if (auto result = reader.finish(); !result.ok()) error.set(std::move(result).error());
   });
   M2_TRY_VOID(error.result());
   if (options.progress) options.progress(total, total);

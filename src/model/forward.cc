@@ -1,5 +1,7 @@
 #include "model/forward.h"
 
+#include <algorithm>
+
 #include "ops/attention.h"
 #include "ops/embed.h"
 #include "ops/norm.h"
@@ -36,10 +38,11 @@ void attention(const ForwardContext& context, const Layer& layer, const ops::KvC
 }
 
 // delta = weighted sum of the chosen experts of hidden.
-void moe(const ForwardContext& context, const Layer& layer, const Scratch& step) {
+void moe(const ForwardContext& context, const Layer& layer, const ops::BatchLayout& layout,
+         const Scratch& step) {
   const Exec& exec = context.exec;
   ops::route(exec, step.hidden, layer.gate, layer.routing_bias, step.expert_ids,
-             step.expert_weights);
+             step.expert_weights, layout.slots);
   ops::experts(exec, step.hidden, layer.experts, step.expert_ids, step.expert_weights, step.experts,
                step.delta);
   context.comm.all_reduce(exec, step.delta);
@@ -61,7 +64,7 @@ void forward(const ForwardContext& context, const ops::BatchLayout& layout) {
     const Layer& layer = weights.layers[l];
     attention(context, layer, kv[l], layout, step);
     ops::add_rms_norm(exec, step.residual, step.delta, layer.post_attention_norm, eps, step.hidden);
-    moe(context, layer, step);
+    moe(context, layer, layout, step);
     // The next layer's input norm, or the model's last, which logits() takes of the rows it needs.
     const bool last = l + 1 == weights.layers.size();
     const Tensor& norm = last ? weights.norm : weights.layers[l + 1].input_norm;
@@ -86,22 +89,29 @@ Scratch place_scratch(Arena& arena, const ModelConfig& config, const Weights& we
   const Layer& layer = weights.layers[0];
   const int64_t q = layer.qkv[0].weight.size(0);
   const int64_t kv = layer.qkv[1].weight.size(0);
-  const int64_t expert_bytes =
-      ops::experts_scratch_bytes(device, layer.experts, limits.tokens, top);
+  const int64_t tokens = std::max(limits.tokens, limits.padded_rows);
+  const int64_t expert_bytes = ops::experts_scratch_bytes(device, layer.experts, tokens, top);
+  const ops::HeadShape heads{q / config.head_dim, kv / config.head_dim, config.head_dim,
+                             config.rotary_dim};
+  const int64_t workspace_bytes = std::max(
+      ops::attention_workspace_bytes(device, std::max(limits.sequences, limits.padded_rows),
+                                     limits.blocks_per_sequence * kBlockSize, heads),
+      ops::linear_workspace_bytes(device, tokens, std::max(hidden, q)));
 
   Scratch out;
-  out.residual = arena.place(activation, {limits.tokens, hidden});
-  out.hidden = arena.place(activation, {limits.tokens, hidden});
-  out.delta = arena.place(activation, {limits.tokens, hidden});
-  out.qkv = arena.place(activation, {limits.tokens, q + 2 * kv});
-  out.attended = arena.place(activation, {limits.tokens, q});
-  out.qk_sums = arena.place(DType::f32, {limits.tokens, 2});
-  out.angles = arena.place(DType::f32, {limits.tokens, config.rotary_dim});
-  out.expert_ids = arena.place(DType::i32, {limits.tokens, top});
-  out.expert_weights = arena.place(DType::f32, {limits.tokens, top});
+  out.residual = arena.place(activation, {tokens, hidden});
+  out.hidden = arena.place(activation, {tokens, hidden});
+  out.delta = arena.place(activation, {tokens, hidden});
+  out.qkv = arena.place(activation, {tokens, q + 2 * kv});
+  out.attended = arena.place(activation, {tokens, q});
+  out.qk_sums = arena.place(DType::f32, {tokens, 2});
+  out.angles = arena.place(DType::f32, {tokens, config.rotary_dim});
+  out.expert_ids = arena.place(DType::i32, {tokens, top});
+  out.expert_weights = arena.place(DType::f32, {tokens, top});
   out.experts = arena.place(DType::u8, {expert_bytes});
   out.last = arena.place(activation, {limits.logit_rows, hidden});
   out.logits = arena.place(DType::f32, {limits.logit_rows, weights.head.weight.size(0)});
+  out.workspace = arena.place(DType::u8, {workspace_bytes});
   return out;
 }
 

@@ -12,12 +12,16 @@
 
 namespace m2::model {
 
+constexpr int64_t kBlockSize = 16;  // tokens of a KV block
+
 // The largest step the scratch is sized for.
 struct StepLimits {
   int64_t tokens = 0;      // T
   int64_t sequences = 0;   // S
   int64_t logit_rows = 0;  // R of one slice of logits
   int64_t blocks_per_sequence = 0;
+  int64_t padded_rows = 0;    // rows of the largest recorded graph, 0 without
+  int64_t most_logprobs = 0;  // top logprobs of a row
 };
 
 // Intermediate results of a step, sized once for StepLimits; the forward uses the first T rows.
@@ -35,6 +39,7 @@ struct Scratch {
   Tensor experts;         // u8 [experts_scratch_bytes]
   Tensor last;            // A [R, H] the rows whose logits are wanted
   Tensor logits;          // f32 [R, V]
+  Tensor workspace;       // u8, for Exec::workspace
 };
 
 // Places the scratch; with a dry arena only counts its bytes.

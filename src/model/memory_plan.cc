@@ -4,13 +4,17 @@
 #include <fstream>
 #include <limits>
 
+#include "model/step_arrays.h"
+#include "ops/sample.h"
+
 namespace m2::model {
 namespace {
 
-constexpr int64_t kDefaultKvBytes = int64_t{4} << 30;
 // Logits are made and sampled this many rows at a time, so that their memory stays small and in
 // cache while the head's weights are read once for as many rows.
 constexpr int64_t kLogitRows = 32;
+// Where they stay on the device, one slice for all of a large decoding batch.
+constexpr int64_t kDeviceLogitRows = 256;
 
 int64_t blocks_of(int64_t tokens) {
   return (tokens + kBlockSize - 1) / kBlockSize;
@@ -35,12 +39,18 @@ int64_t kv_bytes_per_token(const ModelConfig& config, int64_t kv_heads) {
 Result<MemoryPlan> plan_memory(const ModelConfig& config, const Weights& weights,
                                const MemoryRequest& request, Device device) {
   MemoryPlan plan;
-  plan.limits = {request.max_num_batched_tokens, request.max_num_seqs,
-                 std::min(kLogitRows, request.max_num_batched_tokens),
-                 blocks_of(request.max_model_len)};
+  const int64_t logit_rows =
+      ops::can_sample(device) ? std::min(kDeviceLogitRows, request.max_num_seqs) : kLogitRows;
+  plan.limits = {request.max_num_batched_tokens,
+                 request.max_num_seqs,
+                 std::min(logit_rows, request.max_num_batched_tokens),
+                 blocks_of(request.max_model_len),
+                 request.padded_rows,
+                 request.most_logprobs};
   plan.weight_bytes = weights.buffer.bytes();
   Arena dry;
   place_scratch(dry, config, weights, plan.limits, device);
+  place_step_arrays(dry, plan.limits, config.vocab_size, device);
   plan.scratch_bytes = dry.bytes();
 
   const int64_t kv_heads = weights.layers[0].qkv[1].weight.size(0) / config.head_dim;
@@ -54,7 +64,7 @@ Result<MemoryPlan> plan_memory(const ModelConfig& config, const Weights& weights
     const auto usable = static_cast<int64_t>(static_cast<double>(request.available_bytes) *
                                              request.memory_utilization) -
                         plan.weight_bytes - plan.scratch_bytes;
-    const int64_t most = std::max(kDefaultKvBytes / block_bytes, longest);
+    const int64_t most = std::max(request.most_kv_bytes / block_bytes, longest);
     plan.num_blocks = std::min(
         {std::max<int64_t>(usable, 0) / block_bytes, most, longest * request.max_num_seqs});
   }

@@ -8,8 +8,6 @@
 
 namespace m2::model {
 
-constexpr int64_t kBlockSize = 16;  // tokens of a KV block
-
 // Bytes of K and V of one token over all layers of one rank, in BF16.
 int64_t kv_bytes_per_token(const ModelConfig& config, int64_t kv_heads);
 
@@ -22,6 +20,10 @@ struct MemoryRequest {
   int64_t num_blocks = 0;           // --num-gpu-blocks-override; 0: choose
   double memory_utilization = 0.9;  // share of the memory available at start that may be used
   int64_t available_bytes = 0;      // memory available at start, weights not yet taken
+  // Most bytes of KV unless asked for: the host has other uses for its memory, a GPU has none.
+  int64_t most_kv_bytes = int64_t{4} << 30;
+  int64_t padded_rows = 0;     // of the largest recorded graph
+  int64_t most_logprobs = 20;  // top logprobs of a row
 };
 
 struct MemoryPlan {
@@ -34,8 +36,8 @@ struct MemoryPlan {
 
 // Divides the memory: weights as they are, scratch for the largest step, the rest for KV blocks,
 // but no more than max_num_seqs sequences of max_model_len can use and, unless asked for, no more
-// than 4 GiB or one longest sequence, whichever is larger. An error if not even one sequence of
-// max_model_len fits; it names the length that would.
+// than most_kv_bytes or one longest sequence, whichever is larger. An error if not even one
+// sequence of max_model_len fits; it names the length that would.
 Result<MemoryPlan> plan_memory(const ModelConfig& config, const Weights& weights,
                                const MemoryRequest& request, Device device);
 

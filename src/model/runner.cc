@@ -1,67 +1,126 @@
 #include "model/runner.h"
 
 #include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "model/step_arrays.h"
+#include "ops/sample.h"
+#include "ops/unpack_step.h"
+#include "tensor/stream.h"
 
 namespace m2::model {
 namespace {
 
-// A step's integers in device memory, sized for the largest step.
-struct LayoutStorage {
-  Tensor token_ids, positions, slots, query_starts, context_lens, block_tables, logit_rows;
-};
+constexpr double kGiB = 1 << 30;
 
-LayoutStorage place_layout(Arena& arena, const StepLimits& limits) {
-  LayoutStorage out;
-  out.token_ids = arena.place(DType::i32, {limits.tokens});
-  out.positions = arena.place(DType::i32, {limits.tokens});
-  out.slots = arena.place(DType::i32, {limits.tokens});
-  out.query_starts = arena.place(DType::i32, {limits.sequences + 1});
-  out.context_lens = arena.place(DType::i32, {limits.sequences});
-  out.block_tables = arena.place(DType::i32, {limits.sequences * limits.blocks_per_sequence});
-  out.logit_rows = arena.place(DType::i32, {limits.tokens});
-  return out;
+int64_t size_of(std::span<const int32_t> values) {
+  return static_cast<int64_t>(values.size());
 }
+
+// Host memory of one step on its way: what goes to the device, and what comes back.
+struct Mailbox {
+  HostBuffer packed, edits, masks;
+  HostBuffer samples, top_ids, top_logprobs;
+  Event done;
+  int64_t rows = 0;
+  bool has_tops = false;
+};
 
 class Runner : public StepModel {
  public:
   Runner(const Exec& exec, parallel::Comm& comm, ModelConfig config, Weights weights,
-         const MemoryPlan& plan, int64_t max_model_len)
+         const MemoryPlan& plan, int64_t max_model_len, const RunnerOptions& options)
       : exec_(exec),
         comm_(comm),
         config_(std::move(config)),
         weights_(std::move(weights)),
         plan_(plan),
         max_model_len_(max_model_len),
+        id_limit_(options.id_limit > 0 ? options.id_limit : config_.vocab_size),
+        samples_(ops::can_sample(exec.device)),
         kv_memory_(exec.device, plan.kv_bytes),
         scratch_memory_(exec.device, plan.scratch_bytes) {
-    Arena scratch(scratch_memory_);
-    scratch_ = place_scratch(scratch, config_, weights_, plan.limits, exec.device);
-    Arena dry;
-    place_layout(dry, plan.limits);
-    layout_memory_ = Buffer(exec.device, dry.bytes());
-    Arena layout(layout_memory_);
-    layout_ = place_layout(layout, plan.limits);
+    Arena arena(scratch_memory_);
+    scratch_ = place_scratch(arena, config_, weights_, plan.limits, exec.device);
+    arrays_ = place_step_arrays(arena, plan.limits, config_.vocab_size, exec.device);
+    exec_.workspace = scratch_.workspace.data();
+    exec_.workspace_bytes = scratch_.workspace.elements();
     place_kv();
+    make_mailboxes();
+    if (can_record(exec.device)) record_graphs(options.graph_sizes);
   }
 
   Limits limits() const override {
-    return {config_.vocab_size, plan_.num_blocks,    kBlockSize,
-            max_model_len_,     plan_.limits.tokens, plan_.limits.sequences};
+    Limits out{config_.vocab_size, plan_.num_blocks,    kBlockSize,
+               max_model_len_,     plan_.limits.tokens, plan_.limits.sequences};
+    if (!samples_) return out;
+    out.most_edits = kMostEdits;
+    out.mask_words = (id_limit_ + 31) / 32;
+    out.most_logprobs = plan_.limits.most_logprobs;
+    return out;
   }
 
   Result<void> step(const StepInput& input, LogitsSink& sink) override {
-    const ops::BatchLayout layout = upload(input);
-    const ForwardContext context{exec_, comm_, config_, weights_, kv_, scratch_, heads_};
-    forward(context, layout);
-    const auto rows = static_cast<int64_t>(input.logit_rows.size());
-    for (int64_t first = 0; first < rows; first += plan_.limits.logit_rows) {
-      const int64_t count = std::min(plan_.limits.logit_rows, rows - first);
-      sink.on_logits(first, logits(context, layout.logit_rows.rows(first, count)));
+    const ops::StepSizes sizes = sizes_of(input, false);
+    send(mail_[0], input, {}, sizes, 0);
+    const ops::BatchLayout layout =
+        layout_of(arrays_, sizes.tokens, sizes.sequences, sizes.rows, sizes.width);
+    forward(context(), layout);
+    for (int64_t first = 0; first < sizes.rows; first += plan_.limits.logit_rows) {
+      const int64_t count = std::min(plan_.limits.logit_rows, sizes.rows - first);
+      const Tensor slice = logits(context(), layout.logit_rows.rows(first, count));
+      M2_TRY(const Tensor here, on_host(slice));
+      sink.on_logits(first, here);
     }
-    return {};
+    // The next step writes into the mailbox that this one was sent from.
+    mail_[0].done.record(exec_);
+    return mail_[0].done.wait();
+  }
+
+  bool samples() const override { return samples_; }
+
+  void enqueue(const StepInput& input, const StepSampling& sampling) override {
+    M2_CHECK(samples_ && enqueued_ - collected_ < kMostInFlight);
+    Mailbox& mail = mail_[static_cast<size_t>(enqueued_++ % kMostInFlight)];
+    const ops::StepSizes sizes = sizes_of(input, true);
+    const Recording* recording = recording_for(sizes);
+    send(mail, input, sampling, sizes, recording ? recording->rows : 0);
+    if (recording) {
+      recording->graph.launch(exec_);
+    } else {
+      run(layout_of(arrays_, sizes.tokens, sizes.sequences, sizes.rows, sizes.width));
+    }
+    fetch_samples(mail, sampling, sizes.rows);
+  }
+
+  Result<StepResult> collect() override {
+    M2_CHECK(collected_ < enqueued_);
+    const Mailbox& mail = mail_[static_cast<size_t>(collected_++ % kMostInFlight)];
+    M2_TRY_VOID(mail.done.wait());
+    const auto rows = static_cast<size_t>(mail.rows);
+    StepResult out;
+    out.rows = {reinterpret_cast<const ops::SampledRow*>(mail.samples.data()), rows};
+    if (!mail.has_tops) return out;
+    out.most_logprobs = plan_.limits.most_logprobs;
+    const size_t count = rows * static_cast<size_t>(out.most_logprobs);
+    out.top_ids = {reinterpret_cast<const int32_t*>(mail.top_ids.data()), count};
+    out.top_logprobs = {reinterpret_cast<const float*>(mail.top_logprobs.data()), count};
+    return out;
   }
 
  private:
+  struct Recording {
+    int64_t rows;
+    Graph graph;
+  };
+
+  ForwardContext context() const {
+    return {exec_, comm_, config_, weights_, kv_, scratch_, heads_};
+  }
+
   void place_kv() {
     heads_ = {weights_.layers[0].qkv[0].weight.size(0) / config_.head_dim,
               weights_.layers[0].qkv[1].weight.size(0) / config_.head_dim, config_.head_dim,
@@ -75,48 +134,164 @@ class Runner : public StepModel {
     }
   }
 
-  // Copies one list of integers to the device and returns the view of it.
-  Tensor upload(std::span<const int32_t> values, Tensor storage) {
-    const auto count = static_cast<int64_t>(values.size());
-    M2_CHECK(count <= storage.size(0), "step of {} where {} is planned", count, storage.size(0));
-    copy_to_device(exec_, storage.data(), values.data(), count * size_of(DType::i32));
-    return storage.rows(0, count);
+  void make_mailboxes() {
+    const auto like = [&](const Tensor& tensor) {
+      return HostBuffer(exec_.device, tensor.elements() * m2::size_of(tensor.dtype()));
+    };
+    for (Mailbox& mail : mail_) {
+      mail.packed = like(arrays_.packed);
+      mail.done = Event(exec_.device);
+      if (!samples_) continue;
+      mail.edits = like(arrays_.edits);
+      mail.masks = like(arrays_.masks);
+      mail.samples = like(arrays_.samples);
+      mail.top_ids = like(arrays_.top_ids);
+      mail.top_logprobs = like(arrays_.top_logprobs);
+    }
+    if (!host_addressable(exec_.device)) host_logits_ = like(scratch_.logits);
   }
 
-  ops::BatchLayout upload(const StepInput& input) {
-    const auto sequences = static_cast<int64_t>(input.context_lens.size());
-    ops::BatchLayout out;
-    out.token_ids = upload(input.token_ids, layout_.token_ids);
-    out.positions = upload(input.positions, layout_.positions);
-    out.slots = upload(input.slots, layout_.slots);
-    out.query_starts = upload(input.query_starts, layout_.query_starts);
-    out.context_lens = upload(input.context_lens, layout_.context_lens);
-    out.block_tables = upload(input.block_tables, layout_.block_tables)
-                           .reshaped({sequences, input.max_blocks_per_sequence});
-    out.logit_rows = upload(input.logit_rows, layout_.logit_rows);
-    return out;
+  ops::StepSizes sizes_of(const StepInput& input, bool sampled) const {
+    const ops::StepSizes sizes{size_of(input.token_ids), size_of(input.context_lens),
+                               input.max_blocks_per_sequence, size_of(input.logit_rows), sampled};
+    M2_CHECK(sizes.tokens <= plan_.limits.tokens && sizes.sequences <= plan_.limits.sequences &&
+                 sizes.width <= plan_.limits.blocks_per_sequence,
+             "a step of {} tokens, {} sequences, {} blocks is larger than planned", sizes.tokens,
+             sizes.sequences, sizes.width);
+    return sizes;
   }
 
-  const Exec exec_;
+  // Packs a step and sends it off: one copy, two more if logits are edited or masked.
+  void send(Mailbox& mail, const StepInput& input, const StepSampling& sampling,
+            const ops::StepSizes& sizes, int64_t padded) {
+    std::byte* to = mail.packed.data();
+    const auto append = [&](const auto& values) {
+      std::memcpy(to, values.data(), values.size_bytes());
+      to += values.size_bytes();
+    };
+    for (const std::span<const int32_t>& values :
+         {input.token_ids, input.positions, input.slots, input.query_starts, input.context_lens,
+          input.block_tables, input.logit_rows})
+      append(values);
+    append(sampling.rows);
+    const int64_t words = ops::packed_step_words(sizes);
+    M2_CHECK(to == mail.packed.data() + words * 4, "a step's arrays do not fit together");
+    const Tensor packed = arrays_.packed.rows(0, words);
+    copy_to_device(exec_, packed.data(), mail.packed.data(), words * 4);
+    if (!sampling.edits.empty()) send_to(arrays_.edits, mail.edits, sampling.edits);
+    if (!sampling.masks.empty()) send_to(arrays_.masks, mail.masks, sampling.masks);
+    ops::unpack_step(exec_, sizes, packed, arrays_.samples, padded, arrays_.layout,
+                     arrays_.sample_rows);
+  }
+
+  template <class T>
+  void send_to(const Tensor& to, const HostBuffer& through, std::span<const T> values) {
+    M2_CHECK(static_cast<int64_t>(values.size_bytes()) <= through.bytes());
+    std::memcpy(through.data(), values.data(), values.size_bytes());
+    copy_to_device(exec_, to.data(), through.data(), static_cast<int64_t>(values.size_bytes()));
+  }
+
+  // The layers, then logits and samples slice by slice. Everything a graph records.
+  void run(const ops::BatchLayout& layout) {
+    forward(context(), layout);
+    const int64_t rows = layout.logit_rows.size(0);
+    const Tensor masks = arrays_.masks;
+    for (int64_t first = 0; first < rows; first += plan_.limits.logit_rows) {
+      const int64_t count = std::min(plan_.limits.logit_rows, rows - first);
+      const Tensor slice = logits(context(), layout.logit_rows.rows(first, count));
+      ops::sample(exec_, slice, id_limit_,
+                  {arrays_.sample_rows.rows(first, count), arrays_.edits, masks}, arrays_.scratch,
+                  {arrays_.samples.rows(first, count), arrays_.top_ids.rows(first, count),
+                   arrays_.top_logprobs.rows(first, count)});
+    }
+  }
+
+  void fetch_samples(Mailbox& mail, const StepSampling& sampling, int64_t rows) {
+    mail.rows = rows;
+    mail.has_tops = std::ranges::any_of(sampling.rows,
+                                        [](const ops::SampleRow& row) { return row.logprobs > 0; });
+    const auto fetch = [&](const HostBuffer& to, const Tensor& from) {
+      const Tensor part = from.rows(0, rows);
+      copy_to_host(exec_, to.data(), part.data(), part.elements() * 4);
+    };
+    if (rows > 0) fetch(mail.samples, arrays_.samples);
+    if (mail.has_tops) {
+      fetch(mail.top_ids, arrays_.top_ids);
+      fetch(mail.top_logprobs, arrays_.top_logprobs);
+    }
+    mail.done.record(exec_);
+  }
+
+  // Logits where the host may read and change them.
+  Result<Tensor> on_host(const Tensor& logits) {
+    if (host_addressable(exec_.device)) return logits;
+    copy_to_host(exec_, host_logits_.data(), logits.data(), logits.elements() * 4);
+    mail_[1].done.record(exec_);
+    M2_TRY_VOID(mail_[1].done.wait());
+    return Tensor(host_logits_.data(), DType::f32, {logits.size(0), logits.size(1)});
+  }
+
+  // The recording of a step of decoding alone, if there is one as large.
+  const Recording* recording_for(const ops::StepSizes& sizes) const {
+    if (sizes.tokens != sizes.sequences || sizes.rows != sizes.tokens) return nullptr;
+    const auto found = std::ranges::lower_bound(recordings_, sizes.tokens, {}, &Recording::rows);
+    return found == recordings_.end() ? nullptr : &*found;
+  }
+
+  // Records a graph for every size, largest first. Each size runs once before, with inert rows
+  // only, because a kernel's first launch loads it, which must not happen while recording.
+  void record_graphs(const std::vector<int64_t>& sizes) {
+    if (sizes.empty()) return;
+    M2_CHECK(sizes.back() <= plan_.limits.padded_rows && std::ranges::is_sorted(sizes));
+    log_info("Capturing CUDA graphs (decode, FULL)");
+    const SteadyClock clock;
+    const Nanos start = clock.now();
+    const int64_t free_before = device_memory(exec_.device).free;
+    const ops::StepSizes nothing{0, 0, 0, 0, true};
+    std::memset(mail_[0].packed.data(), 0, 4);  // query_starts of no sequence
+    const Tensor packed = arrays_.packed.rows(0, ops::packed_step_words(nothing));
+    copy_to_device(exec_, packed.data(), mail_[0].packed.data(), 4);
+    for (const int64_t rows : sizes) {
+      ops::unpack_step(exec_, nothing, packed, {}, rows, arrays_.layout, arrays_.sample_rows);
+      const ops::BatchLayout layout =
+          layout_of(arrays_, rows, rows, rows, plan_.limits.blocks_per_sequence);
+      run(layout);
+      synchronize(exec_);
+      recordings_.push_back({rows, Graph::record(exec_, [&] { run(layout); })});
+    }
+    synchronize(exec_);
+    const int64_t taken = free_before - device_memory(exec_.device).free;
+    log_info("Graph capturing finished in {:.0f} secs, took {:.2f} GiB",
+             seconds(clock.now() - start), static_cast<double>(taken) / kGiB);
+  }
+
+  Exec exec_;
   parallel::Comm& comm_;
   const ModelConfig config_;
   const Weights weights_;
   const MemoryPlan plan_;
   const int64_t max_model_len_;
+  const int64_t id_limit_;
+  const bool samples_;
   ops::HeadShape heads_{};
-  Buffer kv_memory_, scratch_memory_, layout_memory_;
+  Buffer kv_memory_, scratch_memory_;
   Scratch scratch_;
-  LayoutStorage layout_;
+  StepArrays arrays_;
   std::vector<ops::KvCache> kv_;
+  std::array<Mailbox, kMostInFlight> mail_;
+  HostBuffer host_logits_;
+  std::vector<Recording> recordings_;
+  int64_t enqueued_ = 0, collected_ = 0;
 };
 
 }  // namespace
 
 std::unique_ptr<StepModel> make_runner(const Exec& exec, parallel::Comm& comm, ModelConfig config,
                                        Weights weights, const MemoryPlan& plan,
-                                       int64_t max_model_len) {
+                                       int64_t max_model_len, const RunnerOptions& options) {
+  use_device(exec.device);
   return std::make_unique<Runner>(exec, comm, std::move(config), std::move(weights), plan,
-                                  max_model_len);
+                                  max_model_len, options);
 }
 
 }  // namespace m2::model

@@ -1,16 +1,27 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "model/memory_plan.h"
 #include "model/step_model.h"
 
 namespace m2::model {
 
-// The real StepModel: one rank's weights, its KV storage and scratch, and the forward.
-// `weights` and `plan` belong together (plan_memory). `exec.pool` and `comm` outlive the runner.
+struct RunnerOptions {
+  int64_t id_limit = 0;  // ids from here on are never sampled; 0: the vocabulary's size
+  // Decoding steps of up to so many sequences are padded to the next of these sizes, ascending, and
+  // replayed from a recording. Empty: no graphs. Ignored where nothing can be recorded. The last
+  // is the plan's padded_rows.
+  std::vector<int64_t> graph_sizes;
+};
+
+// The real StepModel: one rank's weights, its KV storage and scratch, and the forward. Records its
+// graphs before it returns, and says so in the log. `weights` and `plan` belong together
+// (plan_memory). `exec.pool`, `exec.stream` and `comm` outlive the runner. The thread that runs
+// steps calls use_device() first.
 std::unique_ptr<StepModel> make_runner(const Exec& exec, parallel::Comm& comm, ModelConfig config,
                                        Weights weights, const MemoryPlan& plan,
-                                       int64_t max_model_len);
+                                       int64_t max_model_len, const RunnerOptions& options = {});
 
 }  // namespace m2::model

@@ -4,13 +4,15 @@
 #include <span>
 
 #include "base/result.h"
+#include "ops/sample_row.h"
 #include "tensor/tensor.h"
 
 namespace m2::model {
 
 // One step's work in host memory, as the engine plans it. See ops::BatchLayout for the meaning.
 struct StepInput {
-  std::span<const int32_t> token_ids;     // [T]
+  std::span<const int32_t> token_ids;     // [T]; enqueue() takes -1 - r for the token that row r
+                                          // of the step enqueued before will choose
   std::span<const int32_t> positions;     // [T]
   std::span<const int32_t> slots;         // [T]
   std::span<const int32_t> query_starts;  // [S + 1]
@@ -29,6 +31,21 @@ class LogitsSink {
   virtual void on_logits(int64_t first_row, Tensor logits) = 0;
 };
 
+// How the rows of a step are sampled on the device (ops/sample.h).
+struct StepSampling {
+  std::span<const ops::SampleRow> rows;  // one for each of StepInput::logit_rows
+  std::span<const ops::LogitEdit> edits;
+  std::span<const uint32_t> masks;  // rows of Limits::mask_words
+};
+
+// What a step sampled, in host memory; good until the next collect().
+struct StepResult {
+  std::span<const ops::SampledRow> rows;
+  std::span<const int32_t> top_ids;  // [rows, most_logprobs], -1 after a row's last
+  std::span<const float> top_logprobs;
+  int64_t most_logprobs = 0;
+};
+
 // The model as the engine sees it: paged KV storage and a step. Virtual so that tests can script
 // it. One thread.
 class StepModel {
@@ -40,6 +57,10 @@ class StepModel {
     int64_t max_model_len;    // tokens of one sequence, prompt and output
     int64_t max_step_tokens;  // T of one step
     int64_t max_sequences;    // S of one step
+    // Of models that sample:
+    int64_t most_edits = 0;     // StepSampling::edits of one step
+    int64_t mask_words = 0;     // of one row of StepSampling::masks; max_sequences rows at most
+    int64_t most_logprobs = 0;  // SampleRow::logprobs
   };
 
   virtual ~StepModel() = default;
@@ -48,6 +69,18 @@ class StepModel {
   // Runs one step and hands the wanted logits to `sink` before it returns. An error is fatal to
   // every running request (a device fault); bad input is a bug.
   virtual Result<void> step(const StepInput& input, LogitsSink& sink) = 0;
+
+  // Models that sample on their device run ahead of the host: enqueue() returns while the step
+  // runs, and collect() waits for the oldest step enqueued and not yet collected. At most
+  // kMostInFlight steps may be between the two; step() only when there is none.
+  static constexpr int kMostInFlight = 2;
+  virtual bool samples() const { return false; }
+  virtual void enqueue(const StepInput&, const StepSampling&) {
+    M2_CHECK(false, "this model does not sample");
+  }
+  virtual Result<StepResult> collect() {
+    return fail(Code::internal, "this model does not sample");
+  }
 };
 
 }  // namespace m2::model

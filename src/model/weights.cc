@@ -1,11 +1,14 @@
 #include "model/weights.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <optional>
 #include <utility>
 
 #include "base/thread_pool.h"
 #include "load/slices.h"
+#include "tensor/staging.h"
 
 namespace m2::model {
 namespace {
@@ -291,18 +294,41 @@ class RandomFiller {
   float spread_ = 0;
 };
 
-void fill_part(const ModelConfig& config, const Part& part, uint64_t seed, Device device) {
-  const RandomFiller filler(config, part, seed);
-  const int64_t rows = part.to.size(0);
-  const int64_t bytes = part.to.elements() * size_of(part.to.dtype());
-  std::vector<std::byte> staged(host_addressable(device) ? 0 : static_cast<size_t>(bytes));
-  std::byte* out = staged.empty() ? static_cast<std::byte*>(part.to.data()) : staged.data();
-  for (int64_t row = 0; row < rows; ++row) filler.fill_row(row, out + row * (bytes / rows));
-  if (staged.empty()) return;
-  const Exec exec{device, nullptr, nullptr};
-  copy_to_device(exec, part.to.data(), staged.data(), bytes);
-  synchronize(exec);
-}
+// Fills parts one after another; one per thread.
+class PartWriter {
+ public:
+  PartWriter(const ModelConfig& config, uint64_t seed, Device device)
+      : config_(config), seed_(seed) {
+    if (!host_addressable(device)) staging_.emplace(device, kPieceBytes);
+  }
+
+  Result<void> write(const Part& part) {
+    const RandomFiller filler(config_, part, seed_);
+    const int64_t rows = part.to.size(0);
+    const int64_t row_bytes = part.to.elements() * size_of(part.to.dtype()) / rows;
+    auto* to = static_cast<std::byte*>(part.to.data());
+    if (!staging_) {
+      for (int64_t row = 0; row < rows; ++row) filler.fill_row(row, to + row * row_bytes);
+      return {};
+    }
+    const int64_t step = kPieceBytes / row_bytes;
+    M2_CHECK(step > 0, "a row of {} bytes", row_bytes);
+    for (int64_t first = 0; first < rows; first += step) {
+      const int64_t count = std::min(step, rows - first);
+      M2_TRY(std::byte* const place, staging_->take());
+      for (int64_t i = 0; i < count; ++i) filler.fill_row(first + i, place + i * row_bytes);
+      staging_->send(to + first * row_bytes, count * row_bytes);
+    }
+    return {};
+  }
+  Result<void> finish() { return staging_ ? staging_->finish() : Result<void>(); }
+
+ private:
+  static constexpr int64_t kPieceBytes = 4 << 20;
+  const ModelConfig& config_;
+  const uint64_t seed_;
+  std::optional<Staging> staging_;
+};
 
 }  // namespace
 
@@ -335,9 +361,15 @@ Result<Weights> dummy_weights(const ModelConfig& config, const Topology& topolog
   M2_TRY_VOID(check_topology(config, topology));
   auto [weights, parts] = allocate(config, topology, StoredTypes(config), device);
   ThreadPool pool(0);
-  pool.for_each(static_cast<int64_t>(parts.size()), [&, &all = parts](int64_t i) {
-    fill_part(config, all[static_cast<size_t>(i)], seed, device);
+  std::atomic<size_t> next{0};
+  std::atomic<bool> failed{false};
+  pool.run([&, &all = parts](int) {
+    PartWriter writer(config, seed, device);
+    for (size_t i = next++; i < all.size() && !failed; i = next++)
+      if (!writer.write(all[i]).ok()) failed = true;
+    if (!writer.finish().ok()) failed = true;
   });
+  if (failed) return fail(Code::internal, "the device failed while weights were written");
   return std::move(weights);
 }
 

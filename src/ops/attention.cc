@@ -6,6 +6,13 @@
 
 namespace m2::ops {
 
+int64_t attention_workspace_bytes(Device device, int64_t sequences, int64_t max_context,
+                                  const HeadShape& heads) {
+  if (device.kind == DeviceKind::cuda)
+    return cuda::attention_workspace_bytes(sequences, max_context, heads);
+  return 0;
+}
+
 void paged_attention(const Exec& exec, Tensor q, const KvCache& cache, const BatchLayout& layout,
                      const HeadShape& heads, Tensor out) {
   M2_CHECK(q.rank() == 2 && heads.kv_heads > 0 && heads.q_heads % heads.kv_heads == 0 &&

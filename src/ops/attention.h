@@ -7,6 +7,11 @@
 
 namespace m2::ops {
 
+// Bytes of Exec::workspace with which paged_attention() spreads steps of that many sequences and
+// contexts of that many tokens over the whole device. With less it is right but slow.
+int64_t attention_workspace_bytes(Device device, int64_t sequences, int64_t max_context,
+                                  const HeadShape& heads);
+
 // Causal softmax attention over the paged cache, scale head_dim^-0.5; q head j reads KV head
 // j / (q_heads / kv_heads). head_dim is a multiple of 16 up to kMaxHeadDim. Softmax in FP32. A
 // token at position p sees positions 0..p, all of them already stored. Positions are summed in

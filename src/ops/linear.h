@@ -18,6 +18,10 @@ struct Linear {
   int64_t first_column = 0;
 };
 
+// Bytes of Exec::workspace with which linear() takes the fast form for that many tokens of that
+// many columns. With less it is right but slow.
+int64_t linear_workspace_bytes(Device device, int64_t tokens, int64_t columns);
+
 // out = x * W^T, accumulated in FP32. Every output element is summed in an order that depends on K
 // alone: a row's result is the same bytes in any batch (CPU always).
 //   x    f32 | bf16 [T, K]; rows may be strided

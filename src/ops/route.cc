@@ -6,7 +6,8 @@
 
 namespace m2::ops {
 
-void route(const Exec& exec, Tensor x, Tensor gate, Tensor bias, Tensor ids, Tensor weights) {
+void route(const Exec& exec, Tensor x, Tensor gate, Tensor bias, Tensor ids, Tensor weights,
+           Tensor slots) {
   M2_CHECK(x.rank() == 2 && gate.rank() == 2 && ids.rank() == 2 && x.size(1) > 0);
   const int64_t tokens = x.size(0);
   const int64_t top = ids.size(1);
@@ -16,12 +17,14 @@ void route(const Exec& exec, Tensor x, Tensor gate, Tensor bias, Tensor ids, Ten
   check_tensor("ids", ids, {DType::i32}, {tokens, top});
   check_tensor("weights", weights, {DType::f32}, {tokens, top});
   for (const Tensor& tensor : {gate, ids, weights}) check_dense("gate, ids or weights", tensor);
+  if (!slots.empty()) check_tensor("slots", slots, {DType::i32}, {tokens});
   M2_CHECK(
       top >= 1 && top <= kMaxTopExperts && top <= gate.size(0) && gate.size(0) <= kMaxRoutedExperts,
       "{} of {} experts", top, gate.size(0));
   if (tokens == 0) return;
-  if (exec.device.kind == DeviceKind::cuda) return cuda::route(exec, x, gate, bias, ids, weights);
-  cpu::route(exec, x, gate, bias, ids, weights);
+  if (exec.device.kind == DeviceKind::cuda)
+    return cuda::route(exec, x, gate, bias, slots, ids, weights);
+  cpu::route(exec, x, gate, bias, slots, ids, weights);
 }
 
 }  // namespace m2::ops

@@ -14,6 +14,9 @@ constexpr int64_t kMaxRoutedExperts = 4096;
 //   x        f32 | bf16 [T, H]
 //   gate     f32 [E, H], bias f32 [E]
 //   ids      i32 [T, top], weights f32 [T, top]; 1 <= top <= 32, top <= E <= 4096
-void route(const Exec& exec, Tensor x, Tensor gate, Tensor bias, Tensor ids, Tensor weights);
+//   slots    i32 [T] or empty: a token whose slot is negative pads the batch; its ids are -1 (no
+//            rank's expert) and its weights 0
+void route(const Exec& exec, Tensor x, Tensor gate, Tensor bias, Tensor ids, Tensor weights,
+           Tensor slots = {});
 
 }  // namespace m2::ops

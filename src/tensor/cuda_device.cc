@@ -9,7 +9,8 @@ namespace {
 
 // The runtime's own words, with a hint where the cause is the machine rather than this program.
 void require(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) [[likely]] return;
+  if (status == cudaSuccess) [[likely]]
+    return;
   const bool driver = status == cudaErrorInsufficientDriver || status == cudaErrorNoDevice ||
                       status == cudaErrorSystemDriverMismatch;
   M2_CHECK(false, "{}: {}{}", what, cudaGetErrorString(status),
@@ -18,9 +19,41 @@ void require(cudaError_t status, const char* what) {
                   : "");
 }
 
-cudaStream_t stream_of(const Exec& exec) { return static_cast<cudaStream_t>(exec.stream); }
+cudaStream_t stream_of(const Exec& exec) {
+  return static_cast<cudaStream_t>(exec.stream);
+}
+
+Error driver_error(cudaError_t status) {
+  return fail(Code::unavailable,
+              "no GPU can be used: {} (this build needs an NVIDIA driver for CUDA {}); use "
+              "--device cpu",
+              cudaGetErrorString(status), CUDART_VERSION / 1000);
+}
 
 }  // namespace
+
+Result<void> check(Device device) {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess) return driver_error(status);
+  if (device.index >= count)
+    return fail(Code::unavailable, "GPU {} does not exist: this machine has {}", device.index,
+                count);
+  const cudaError_t chosen = cudaSetDevice(device.index);  // makes the context
+  if (chosen != cudaSuccess) return driver_error(chosen);
+  return {};
+}
+
+void use(Device device) {
+  require(cudaSetDevice(device.index), "choosing the GPU");
+}
+
+DeviceMemory memory(Device device) {
+  use(device);
+  size_t free_bytes = 0, total_bytes = 0;
+  require(cudaMemGetInfo(&free_bytes, &total_bytes), "asking for the GPU's memory");
+  return {static_cast<int64_t>(free_bytes), static_cast<int64_t>(total_bytes)};
+}
 
 void* allocate(Device device, int64_t bytes) {
   require(cudaSetDevice(device.index), "choosing the GPU");
@@ -35,9 +68,9 @@ void* allocate(Device device, int64_t bytes) {
   return memory;
 }
 
-void free(Device device, void* memory) {
-  require(cudaSetDevice(device.index), "choosing the GPU");
-  require(cudaFree(memory), "freeing GPU memory");
+// Nothing can be freed after a fault of the device; the end of the process frees it.
+void free(Device, void* memory) {
+  (void)cudaFree(memory);
 }
 
 void copy_to_device(const Exec& exec, void* to, const void* from_host, int64_t bytes) {
@@ -54,6 +87,73 @@ void copy_to_host(const Exec& exec, void* to_host, const void* from, int64_t byt
 
 void synchronize(const Exec& exec) {
   require(cudaStreamSynchronize(stream_of(exec)), "waiting for the GPU");
+}
+
+void* allocate_pinned(int64_t bytes) {
+  void* memory = nullptr;
+  require(cudaHostAlloc(&memory, static_cast<size_t>(bytes), cudaHostAllocPortable),
+          "allocating pinned memory");
+  return memory;
+}
+
+void free_pinned(void* memory) {
+  (void)cudaFreeHost(memory);
+}
+
+void* make_stream(Device device) {
+  use(device);
+  cudaStream_t stream = nullptr;
+  require(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream");
+  return stream;
+}
+
+void free_stream(void* stream) {
+  (void)cudaStreamDestroy(static_cast<cudaStream_t>(stream));
+}
+
+void* make_event(Device device) {
+  use(device);
+  cudaEvent_t event = nullptr;
+  require(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making an event");
+  return event;
+}
+
+void free_event(void* event) {
+  (void)cudaEventDestroy(static_cast<cudaEvent_t>(event));
+}
+
+void record_event(const Exec& exec, void* event) {
+  require(cudaEventRecord(static_cast<cudaEvent_t>(event), stream_of(exec)), "recording an event");
+}
+
+Result<void> wait_event(void* event) {
+  const cudaError_t status = cudaEventSynchronize(static_cast<cudaEvent_t>(event));
+  if (status == cudaSuccess) return {};
+  return fail(Code::internal, "the GPU failed: {}", cudaGetErrorString(status));
+}
+
+void begin_recording(const Exec& exec) {
+  require(cudaStreamBeginCapture(stream_of(exec), cudaStreamCaptureModeThreadLocal),
+          "recording a graph");
+}
+
+void* end_recording(const Exec& exec) {
+  cudaGraph_t graph = nullptr;
+  require(cudaStreamEndCapture(stream_of(exec), &graph), "recording a graph");
+  cudaGraphExec_t ready = nullptr;
+  require(cudaGraphInstantiate(&ready, graph, 0), "making a graph ready");
+  require(cudaGraphDestroy(graph), "freeing a recording");
+  require(cudaGraphUpload(ready, stream_of(exec)), "sending a graph to the GPU");
+  return ready;
+}
+
+void free_graph(void* graph) {
+  (void)cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph));
+}
+
+void launch_graph(const Exec& exec, void* graph) {
+  require(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), stream_of(exec)),
+          "launching a graph");
 }
 
 std::string describe(Device device) {

@@ -18,9 +18,17 @@ using test::TempFolder;
 constexpr int64_t kRows = 3000;
 constexpr int64_t kColumns = 2001;
 
+// Random codes of e4m3 without its NaNs.
+std::string random_codes(size_t count, uint64_t seed) {
+  std::string out = test::random_bytes(count, seed);
+  for (char& code : out)
+    if ((code & 0x7f) == 0x7f) code ^= 1;
+  return out;
+}
+
 const std::vector<StoredTensor>& some_tensors() {
   static const std::vector<StoredTensor> tensors = {
-      {"bytes", "F8_E4M3", {kRows, kColumns}, test::random_bytes(kRows * kColumns, 1)},
+      {"bytes", "F8_E4M3", {kRows, kColumns}, random_codes(kRows * kColumns, 1)},
       {"vector", "F32", {1000}, test::random_bytes(4000, 2)},
       {"halves", "F16", {5, 7}, test::random_bytes(70, 3)},
       {"brains", "BF16", {5, 7}, test::random_bytes(70, 4)}};
@@ -109,6 +117,27 @@ TEST_F(SlicesTest, WidensHalfPrecisionToFloat) {
     }
   for (int64_t i = 0; i < 35; ++i)
     EXPECT_EQ(bits(brains.as<float>()[i]), static_cast<uint32_t>(stored(3, i)) << 16);
+}
+
+// One NaN code anywhere is enough, at any place of the eight that are looked at together.
+TEST(SlicesNanTest, NanCodesAreRefused) {
+  Buffer buffer({}, 1 << 16);
+  for (const size_t where : {0, 1, 7, 8, 4001, 5998, 5999}) {
+    for (const int code : {0x7f, 0xff}) {
+      std::string data = random_codes(6000, where);
+      data[where] = static_cast<char>(code);
+      TempFolder folder;
+      test::write_file(folder / "config.json", "{}");
+      test::write_shards(folder.path(), {{"w", "F8_E4M3", {60, 100}, data}}, 1);
+      const auto checkpoint = Checkpoint::open(folder.path());
+      ASSERT_TRUE(checkpoint.ok());
+      Arena arena(buffer);
+      const Slice all{checkpoint->find("w"), 0, 0, arena.place(DType::f8_e4m3, {60, 100})};
+      const auto result = read_slices(*checkpoint, std::vector{all}, {});
+      ASSERT_FALSE(result.ok()) << where;
+      EXPECT_NE(result.error().text.find("tensor w has NaN codes"), std::string::npos);
+    }
+  }
 }
 
 TEST_F(SlicesTest, AFileShortenedMeanwhileIsNamed) {

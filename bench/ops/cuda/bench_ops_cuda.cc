@@ -287,8 +287,8 @@ class Bench {
       row("small route" + suffix,
           machine_.time(count,
                         [&](int) {
-                          cuda::route(exec(), delta.tensor, gate.tensor, bias.tensor, ids.tensor,
-                                      weights.tensor);
+                          cuda::route(exec(), delta.tensor, gate.tensor, bias.tensor, {},
+                                      ids.tensor, weights.tensor);
                         }),
           in_bytes + 256 * kHidden * 4, 2.0 * 256 * static_cast<double>(kHidden * tokens));
       const Owned qkv = random_tensor(DType::bf16, {tokens, kWidth}, 6);

@@ -12,6 +12,7 @@
 #include "ops/norm.h"
 #include "ops/qk_norm_rope.h"
 #include "ops/route.h"
+#include "ops/unpack_step.h"
 
 namespace m2::ops::cpu {
 
@@ -31,6 +32,9 @@ void qk_sum_squares(const Exec& exec, Tensor qkv, const HeadShape& heads, Tensor
 void qk_norm_rope_store(const Exec& exec, Tensor qkv, Tensor sums, Tensor q_norm, Tensor k_norm,
                         int64_t full_q, int64_t full_k, float eps, Tensor angles, Tensor slots,
                         const HeadShape& heads, const KvCache& cache);
-void route(const Exec& exec, Tensor x, Tensor gate, Tensor bias, Tensor ids, Tensor weights);
+void route(const Exec& exec, Tensor x, Tensor gate, Tensor bias, Tensor slots, Tensor ids,
+           Tensor weights);
+void unpack_step(const Exec& exec, const StepSizes& sizes, Tensor packed, Tensor previous,
+                 int64_t padded, const BatchLayout& to, Tensor sample_rows);
 
 }  // namespace m2::ops::cpu

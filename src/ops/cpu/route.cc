@@ -64,7 +64,8 @@ void choose(float* scores, const float* bias, int64_t experts, int64_t top, int3
 
 }  // namespace
 
-void route(const Exec& exec, Tensor x, Tensor gate, Tensor bias, Tensor ids, Tensor weights) {
+void route(const Exec& exec, Tensor x, Tensor gate, Tensor bias, Tensor slots, Tensor ids,
+           Tensor weights) {
   alignas(64) float logits[kLogits];
   const int64_t experts = gate.size(0);
   const int64_t top = ids.size(1);
@@ -77,6 +78,11 @@ void route(const Exec& exec, Tensor x, Tensor gate, Tensor bias, Tensor ids, Ten
       choose(logits + t * experts, bias.as<float>(), experts, top,
              ids.as<int32_t>() + (begin + t) * top, weights.as<float>() + (begin + t) * top);
     });
+  }
+  for (int64_t t = 0; !slots.empty() && t < x.size(0); ++t) {
+    if (slots.as<int32_t>()[t] >= 0) continue;
+    std::fill_n(ids.as<int32_t>() + t * top, top, -1);
+    std::fill_n(weights.as<float>() + t * top, top, 0.0f);
   }
 }
 

@@ -108,16 +108,64 @@ void qk_norm_rope_store(const Exec& exec, Tensor qkv, Tensor sums, Tensor q_norm
   launch_qk_norm_rope(exec.stream, args);
 }
 
-void route(const Exec& exec, Tensor x, Tensor gate, Tensor bias, Tensor ids, Tensor weights) {
+void route(const Exec& exec, Tensor x, Tensor gate, Tensor bias, Tensor slots, Tensor ids,
+           Tensor weights) {
   Route args;
   args.x = matrix(x);
   args.gate = gate.as<float>();
   args.bias = bias.as<float>();
   args.experts = static_cast<int>(gate.size(0));
   args.top = static_cast<int>(ids.size(1));
+  args.slots = slots.empty() ? nullptr : slots.as<int32_t>();
   args.ids = ids.as<int32_t>();
   args.weights = weights.as<float>();
   launch_route(exec.stream, args);
+}
+
+// --- a step's integers, and sampling -----------------------------------------------------------
+
+void unpack_step(const Exec& exec, const StepSizes& sizes, Tensor packed, Tensor previous,
+                 int64_t padded, const BatchLayout& to, Tensor sample_rows) {
+  UnpackStep args = {};
+  args.tokens = static_cast<int>(sizes.tokens);
+  args.sequences = static_cast<int>(sizes.sequences);
+  args.width = static_cast<int>(sizes.width);
+  args.rows = static_cast<int>(sizes.rows);
+  args.padded = static_cast<int>(padded);
+  args.packed = packed.as<int32_t>();
+  args.previous = previous.empty() ? nullptr : previous.as<int32_t>();
+  args.token_ids = to.token_ids.as<int32_t>();
+  args.positions = to.positions.as<int32_t>();
+  args.slots = to.slots.as<int32_t>();
+  args.query_starts = to.query_starts.as<int32_t>();
+  args.context_lens = to.context_lens.as<int32_t>();
+  args.block_tables = to.block_tables.as<int32_t>();
+  args.table_stride = to.block_tables.row_stride();
+  args.logit_rows = to.logit_rows.as<int32_t>();
+  args.sample_rows = sizes.sampled ? sample_rows.as<int32_t>() : nullptr;
+  launch_unpack_step(exec.stream, args);
+}
+
+int64_t sample_scratch_bytes(int64_t rows, int64_t vocab) {
+  return sample_scratch(rows, vocab);
+}
+
+void sample(const Exec& exec, Tensor logits, int64_t id_limit, const SampleInput& input,
+            Tensor scratch, const SampleOutput& out) {
+  Sample args = {};
+  args.logits = logits.as<float>();
+  args.stride = logits.row_stride();
+  args.rows = static_cast<int>(logits.size(0));
+  args.id_limit = static_cast<int>(id_limit);
+  args.row = reinterpret_cast<const SampleRow*>(input.rows.as<int32_t>());
+  args.edits = reinterpret_cast<const LogitEdit*>(input.edits.as<int32_t>());
+  args.masks = reinterpret_cast<const uint32_t*>(input.masks.as<int32_t>());
+  args.scratch = scratch.as<uint8_t>();
+  args.out = reinterpret_cast<SampledRow*>(out.rows.as<int32_t>());
+  args.top_ids = out.top_ids.as<int32_t>();
+  args.top_logprobs = out.top_logprobs.as<float>();
+  args.most = static_cast<int>(out.top_ids.size(1));
+  launch_sample(exec.stream, args);
 }
 
 // --- linear ------------------------------------------------------------------------------------
@@ -198,6 +246,11 @@ void linear(const Exec& exec, Tensor x, std::span<const Linear> weights, Tensor 
 }
 
 // --- attention ---------------------------------------------------------------------------------
+
+int64_t attention_workspace_bytes(int64_t sequences, int64_t max_context, const HeadShape& heads) {
+  return attention_workspace_bytes(sequences, max_context, static_cast<int>(heads.q_heads),
+                                   static_cast<int>(heads.head_dim));
+}
 
 void paged_attention(const Exec& exec, Tensor q, const KvCache& cache, const BatchLayout& layout,
                      const HeadShape& heads, Tensor out) {

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "ops/sample_row.h"
 #include "tensor/dtype.h"
 
 // What nvcc compiles, as bodies.cc calls it: plain pointers and sizes, no tensors. (nvcc cannot
@@ -64,9 +65,36 @@ struct Route {
   const float* bias;
   int experts;
   int top;
+  const int32_t* slots;  // or null
   int32_t* ids;
   float* weights;
 };
 void launch_route(void* stream, const Route& args);
+
+struct UnpackStep {
+  int tokens, sequences, width, rows, padded;
+  const int32_t* packed;
+  const int32_t* previous;  // SampledRow of the step before
+  int32_t *token_ids, *positions, *slots, *query_starts, *context_lens, *block_tables, *logit_rows;
+  int64_t table_stride;
+  int32_t* sample_rows;  // or null
+};
+void launch_unpack_step(void* stream, const UnpackStep& args);
+
+struct Sample {
+  const float* logits;
+  int64_t stride;
+  int rows, id_limit;
+  const SampleRow* row;
+  const LogitEdit* edits;
+  const uint32_t* masks;
+  uint8_t* scratch;
+  SampledRow* out;
+  int32_t* top_ids;
+  float* top_logprobs;
+  int most;  // columns of top_ids
+};
+int64_t sample_scratch(int64_t rows, int64_t vocab);
+void launch_sample(void* stream, const Sample& args);
 
 }  // namespace m2::ops::cuda

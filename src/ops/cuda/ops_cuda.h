@@ -10,6 +10,8 @@
 #include "ops/norm.h"
 #include "ops/qk_norm_rope.h"
 #include "ops/route.h"
+#include "ops/sample.h"
+#include "ops/unpack_step.h"
 
 // The CUDA bodies of the operations, one function per operation with the operation's own signature
 // and contract (shapes already checked by the caller). Every tensor lies in the memory of
@@ -30,9 +32,17 @@ void qk_norm_rope_store(const Exec& exec, Tensor qkv, Tensor sums, Tensor q_norm
                         const HeadShape& heads, const KvCache& cache);
 void paged_attention(const Exec& exec, Tensor q, const KvCache& cache, const BatchLayout& layout,
                      const HeadShape& heads, Tensor out);
-void route(const Exec& exec, Tensor x, Tensor gate, Tensor bias, Tensor ids, Tensor weights);
+int64_t attention_workspace_bytes(int64_t sequences, int64_t max_context, const HeadShape& heads);
+int64_t linear_workspace_bytes(int64_t tokens, int64_t columns);
+void route(const Exec& exec, Tensor x, Tensor gate, Tensor bias, Tensor slots, Tensor ids,
+           Tensor weights);
 int64_t experts_scratch_bytes(const Experts& experts, int64_t tokens, int64_t top);
 void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Tensor weights,
              Tensor scratch, Tensor out);
+int64_t sample_scratch_bytes(int64_t rows, int64_t vocab);
+void sample(const Exec& exec, Tensor logits, int64_t id_limit, const SampleInput& input,
+            Tensor scratch, const SampleOutput& out);
+void unpack_step(const Exec& exec, const StepSizes& sizes, Tensor packed, Tensor previous,
+                 int64_t padded, const BatchLayout& to, Tensor sample_rows);
 
 }  // namespace m2::ops::cuda

@@ -72,8 +72,9 @@ __device__ void choose(const float* scores, const Route& args, int64_t token) {
     sum += __shfl_sync(~0u, score, __ffs(static_cast<int>(owner)) - 1);
   }
   if (lane < args.top) {
-    args.ids[token * args.top + rank] = static_cast<int32_t>(mine);
-    args.weights[token * args.top + rank] = score / (sum > 0.0f ? sum : 1.0f);
+    const bool inert = args.slots && args.slots[token] < 0;
+    args.ids[token * args.top + rank] = inert ? -1 : static_cast<int32_t>(mine);
+    args.weights[token * args.top + rank] = inert ? 0.0f : score / (sum > 0.0f ? sum : 1.0f);
   }
 }
 

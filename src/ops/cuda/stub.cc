@@ -12,13 +12,27 @@ namespace {
 
 }  // namespace
 
-void embed(const Exec&, Tensor, Tensor, int64_t, Tensor) { no_cuda(); }
-void gather_rows(const Exec&, Tensor, Tensor, Tensor) { no_cuda(); }
-void rms_norm(const Exec&, Tensor, Tensor, float, Tensor) { no_cuda(); }
-void add_rms_norm(const Exec&, Tensor, Tensor, Tensor, float, Tensor) { no_cuda(); }
-void linear(const Exec&, Tensor, std::span<const Linear>, Tensor) { no_cuda(); }
-void rope_angles(const Exec&, Tensor, float, Tensor) { no_cuda(); }
-void qk_sum_squares(const Exec&, Tensor, const HeadShape&, Tensor) { no_cuda(); }
+void embed(const Exec&, Tensor, Tensor, int64_t, Tensor) {
+  no_cuda();
+}
+void gather_rows(const Exec&, Tensor, Tensor, Tensor) {
+  no_cuda();
+}
+void rms_norm(const Exec&, Tensor, Tensor, float, Tensor) {
+  no_cuda();
+}
+void add_rms_norm(const Exec&, Tensor, Tensor, Tensor, float, Tensor) {
+  no_cuda();
+}
+void linear(const Exec&, Tensor, std::span<const Linear>, Tensor) {
+  no_cuda();
+}
+void rope_angles(const Exec&, Tensor, float, Tensor) {
+  no_cuda();
+}
+void qk_sum_squares(const Exec&, Tensor, const HeadShape&, Tensor) {
+  no_cuda();
+}
 void qk_norm_rope_store(const Exec&, Tensor, Tensor, Tensor, Tensor, int64_t, int64_t, float,
                         Tensor, Tensor, const HeadShape&, const KvCache&) {
   no_cuda();
@@ -27,8 +41,27 @@ void paged_attention(const Exec&, Tensor, const KvCache&, const BatchLayout&, co
                      Tensor) {
   no_cuda();
 }
-void route(const Exec&, Tensor, Tensor, Tensor, Tensor, Tensor) { no_cuda(); }
-int64_t experts_scratch_bytes(const Experts&, int64_t, int64_t) { no_cuda(); }
-void experts(const Exec&, Tensor, const Experts&, Tensor, Tensor, Tensor, Tensor) { no_cuda(); }
+void route(const Exec&, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor) {
+  no_cuda();
+}
+int64_t attention_workspace_bytes(int64_t, int64_t, const HeadShape&) {
+  no_cuda();
+}
+int64_t sample_scratch_bytes(int64_t, int64_t) {
+  no_cuda();
+}
+void sample(const Exec&, Tensor, int64_t, const SampleInput&, Tensor, const SampleOutput&) {
+  no_cuda();
+}
+void unpack_step(const Exec&, const StepSizes&, Tensor, Tensor, int64_t, const BatchLayout&,
+                 Tensor) {
+  no_cuda();
+}
+int64_t experts_scratch_bytes(const Experts&, int64_t, int64_t) {
+  no_cuda();
+}
+void experts(const Exec&, Tensor, const Experts&, Tensor, Tensor, Tensor, Tensor) {
+  no_cuda();
+}
 
 }  // namespace m2::ops::cuda

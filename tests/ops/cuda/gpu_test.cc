@@ -405,7 +405,7 @@ TEST_F(Gpu, Route) {
       const OnGpu x_gpu(x, {c.tokens, c.hidden}), gate_gpu(gate, {c.experts, c.hidden}),
           bias_gpu(bias, {c.experts});
       const OnGpu ids(DType::i32, {c.tokens, c.top}), weights(DType::f32, {c.tokens, c.top});
-      cuda::route(gpu(), x_gpu, gate_gpu, bias_gpu, ids, weights);
+      cuda::route(gpu(), x_gpu, gate_gpu, bias_gpu, {}, ids, weights);
       const std::vector<double> chosen = ids.values(), shares = weights.values();
       for (int64_t t = 0; t < c.tokens; ++t) {
         std::vector<double> score(static_cast<size_t>(c.experts));
@@ -447,7 +447,7 @@ TEST_F(Gpu, RouteBreaksTiesTowardsTheLowerId) {
   std::vector<float> biases(256, 0.5f);
   biases[200] = 0.75f;
   const OnGpu bias(biases, {256}), ids(DType::i32, {1, 8}), weights(DType::f32, {1, 8});
-  cuda::route(gpu(), x, gate, bias, ids, weights);
+  cuda::route(gpu(), x, gate, bias, {}, ids, weights);
   EXPECT_EQ(ids.values(), (std::vector<double>{0, 1, 2, 3, 4, 5, 6, 200}));
   for (const double weight : weights.values()) EXPECT_EQ(weight, 0.125);
 }

@@ -1,0 +1,288 @@
+// Measures whole steps of the model on a GPU through the runner, as the engine drives it: two steps
+// under way, tokens staying on the device. M2's full width with random weights and as many layers
+// as are asked for.
+//   bench_steps_cuda [LAYERS [EXPERTS [CONTEXT]]]
+#include <cuda_runtime_api.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <functional>
+#include <random>
+#include <vector>
+
+#include "bench/ops/cuda/ceilings.h"
+#include "model/runner.h"
+#include "tensor/stream.h"
+
+namespace {
+
+using namespace m2;
+using namespace m2::model;
+using SteadyTime = std::chrono::steady_clock;
+
+constexpr int64_t kChunk = 8192;
+constexpr int64_t kMostSequences = 64;
+constexpr int kSteps = 60;
+
+ModelConfig config_of(int64_t layers, int64_t experts) {
+  ModelConfig config;
+  config.hidden_size = 3072;
+  config.intermediate_size = 1536;
+  config.num_layers = layers;
+  config.num_heads = 48;
+  config.num_kv_heads = 8;
+  config.head_dim = 128;
+  config.rotary_dim = 64;
+  config.rope_theta = 5e6;
+  config.max_position_embeddings = 196608;
+  config.rms_norm_eps = 1e-6;
+  config.num_experts = experts;
+  config.num_experts_per_token = 8;
+  config.vocab_size = 200064;
+  config.fp8_blocks = true;
+  return config;
+}
+
+double elapsed(SteadyTime::time_point since) {
+  return std::chrono::duration<double>(SteadyTime::now() - since).count();
+}
+
+// Bytes a decoding step has to read: every matrix but those of experts that no token chose (as many
+// as even choices leave), and the live K and V.
+double decode_bytes(const ModelConfig& config, double batch, double context) {
+  const auto experts = static_cast<double>(config.num_experts);
+  const double hit =
+      experts *
+      (1 - std::pow(1 - static_cast<double>(config.num_experts_per_token) / experts, batch));
+  const auto hidden = static_cast<double>(config.hidden_size);
+  const double attention = 2 * hidden * static_cast<double>(config.q_width() + config.kv_width());
+  const double expert = 3 * hidden * static_cast<double>(config.intermediate_size);
+  const double kv = batch * context * 4 * static_cast<double>(config.kv_width());
+  const double layer = attention + 4 * experts * hidden + hit * expert + kv;
+  return static_cast<double>(config.num_layers) * layer +
+         2 * static_cast<double>(config.vocab_size) * hidden;
+}
+
+class Bench {
+ public:
+  Bench(const ModelConfig& config, int64_t context)
+      : config_(config), context_(context), stream_(kGpu), comm_(parallel::make_single_comm()) {
+    const auto start = SteadyTime::now();
+    Result<Weights> weights = dummy_weights(config, {}, kGpu, 1);
+    M2_CHECK(weights.ok(), "{}", weights.error().text);
+    fmt::print("{:.2f} GB of weights in {:.1f} s\n",
+               static_cast<double>(weights->buffer.bytes()) / 1e9, elapsed(start));
+    MemoryRequest request;
+    request.max_model_len = config.max_position_embeddings;
+    request.max_num_seqs = 256;
+    request.max_num_batched_tokens = kChunk;
+    per_sequence_ = (context + kSteps + 64) / kBlockSize + 1;
+    request.num_blocks =
+        std::max(per_sequence_ * kMostSequences, config.max_position_embeddings / kBlockSize);
+    RunnerOptions options;
+    options.graph_sizes = {1, 2, 4};
+    for (int64_t size = 8; size <= 256; size += 8) options.graph_sizes.push_back(size);
+    request.padded_rows = options.graph_sizes.back();
+    Result<MemoryPlan> plan = plan_memory(config, *weights, request, kGpu);
+    M2_CHECK(plan.ok(), "{}", plan.error().text);
+    exec_ = {kGpu, nullptr, stream_.handle()};
+    const int64_t before = device_memory(kGpu).free;
+    const auto made = SteadyTime::now();
+    model_ = make_runner(exec_, *comm_, config, *std::move(weights), *plan, request.max_model_len,
+                         options);
+    const int64_t planned = plan->kv_bytes + plan->scratch_bytes;
+    fmt::print(
+        "runner in {:.2f} s; scratch {:.2f} GB, KV {:.2f} GB, {} graphs and the rest {:.0f} MB\n",
+        elapsed(made), static_cast<double>(plan->scratch_bytes) / 1e9,
+        static_cast<double>(plan->kv_bytes) / 1e9, options.graph_sizes.size(),
+        static_cast<double>(before - device_memory(kGpu).free - planned) / 1e6);
+  }
+
+  // Prompts in chunks; returns the median seconds of a full chunk.
+  double prefill(int64_t length) {
+    std::vector<double> times;
+    const int64_t sequences = kChunk / length;
+    for (int64_t first = 0; first < kMostSequences; first += sequences) {
+      std::vector<Piece> pieces;
+      for (int64_t s = first; s < std::min(first + sequences, kMostSequences); ++s)
+        pieces.push_back({s, 0, length});
+      const auto start = SteadyTime::now();
+      enqueue(pieces);
+      collect();
+      times.push_back(elapsed(start));
+    }
+    std::sort(times.begin(), times.end());
+    return times[times.size() / 2];
+  }
+
+  // One prompt of kChunk tokens, behind `before` tokens of the same.
+  double long_chunk(int64_t before) {
+    std::vector<double> times;
+    for (int i = 0; i < 4; ++i) {
+      const auto start = SteadyTime::now();
+      enqueue({{0, before, kChunk}});
+      collect();
+      times.push_back(elapsed(start));
+    }
+    std::sort(times.begin(), times.end());
+    return times[times.size() / 2];
+  }
+
+  void decode(int64_t batch, bool graphs, double read_rate) {
+    // Without graphs: one row of logits less than a decoding step has, or one token more.
+    std::vector<double> host;
+    const auto step = [&](int i) {
+      std::vector<Piece> pieces;
+      for (int64_t s = 0; s < batch; ++s) pieces.push_back({s, context_ + i, 1, i > 0});
+      eager_ = !graphs;
+      const auto start = SteadyTime::now();
+      enqueue(pieces);
+      host.push_back(host_seconds_);
+      (void)start;
+    };
+    step(0);
+    const int kWarm = 10;
+    SteadyTime::time_point start;
+    for (int i = 1; i < kSteps; ++i) {
+      step(i);
+      collect();
+      if (i == kWarm) start = SteadyTime::now();
+    }
+    const double each = elapsed(start) / (kSteps - 1 - kWarm);
+    collect();
+    std::sort(host.begin(), host.end());
+    const double bytes =
+        decode_bytes(config_, static_cast<double>(batch), static_cast<double>(context_));
+    fmt::print("| {} | {} | {} | {:.0f} | {:.0f} | {:.2f} | {:.1f} % | {:.1f} |\n", batch, context_,
+               graphs ? "graph" : "eager", each * 1e6, static_cast<double>(batch) / each,
+               bytes / 1e9, 100 * bytes / each / read_rate, host[host.size() / 2] * 1e6);
+  }
+
+  static constexpr Device kGpu{DeviceKind::cuda, 0};
+  const Exec& exec() const { return exec_; }
+
+ private:
+  struct Piece {
+    int64_t sequence, begin, count;
+    bool follows = false;  // its token is the one that its row of the step before chose
+  };
+
+  void enqueue(const std::vector<Piece>& pieces) {
+    for (auto* array : {&ids_, &positions_, &slots_, &starts_, &lens_, &tables_, &rows_})
+      array->clear();
+    starts_.push_back(0);
+    int64_t width = 0;
+    for (const Piece& piece : pieces)
+      width = std::max(width, (piece.begin + piece.count + kBlockSize - 1) / kBlockSize);
+    for (size_t p = 0; p < pieces.size(); ++p) {
+      const Piece& piece = pieces[p];
+      for (int64_t i = piece.begin; i < piece.begin + piece.count; ++i) {
+        ids_.push_back(piece.follows ? -1 - static_cast<int32_t>(p)
+                                     : static_cast<int32_t>(random_() % 200000));
+        positions_.push_back(static_cast<int32_t>(i));
+        slots_.push_back(static_cast<int32_t>(
+            block_of(piece.sequence, i / kBlockSize) * kBlockSize + i % kBlockSize));
+      }
+      starts_.push_back(static_cast<int32_t>(ids_.size()));
+      lens_.push_back(static_cast<int32_t>(piece.begin + piece.count));
+      rows_.push_back(static_cast<int32_t>(ids_.size()) - 1);
+      for (int64_t b = 0; b < width; ++b)
+        tables_.push_back(static_cast<int32_t>(block_of(piece.sequence, b)));
+    }
+    if (eager_) {  // one row too few for a recorded step, or one of nobody's
+      if (rows_.size() > 1) rows_.pop_back();
+    }
+    sampling_.assign(rows_.size(), {});
+    for (ops::SampleRow& row : sampling_) {
+      row.temperature = 1;
+      row.top_k = 40;
+      row.top_p = 0.95f;
+      row.noise_first = static_cast<uint32_t>(random_());
+    }
+    const auto start = SteadyTime::now();
+    model_->enqueue({ids_, positions_, slots_, starts_, lens_, tables_, width, rows_},
+                    {sampling_, {}, {}});
+    host_seconds_ = elapsed(start);
+  }
+
+  int64_t block_of(int64_t sequence, int64_t block) const {
+    return block < per_sequence_ ? sequence * per_sequence_ + block : block;
+  }
+
+  void collect() {
+    const Result<StepResult> result = model_->collect();
+    M2_CHECK(result.ok(), "{}", result.error().text);
+    for (const ops::SampledRow& row : result->rows)
+      M2_CHECK(row.status == ops::SampleStatus::ok, "status {}", static_cast<int>(row.status));
+  }
+
+  const ModelConfig config_;
+  const int64_t context_;
+  int64_t per_sequence_ = 0;
+  Stream stream_;
+  Exec exec_;
+  std::unique_ptr<parallel::Comm> comm_;
+  std::unique_ptr<StepModel> model_;
+  std::mt19937 random_{1};
+  bool eager_ = false;
+  double host_seconds_ = 0;
+  std::vector<int32_t> ids_, positions_, slots_, starts_, lens_, tables_, rows_;
+  std::vector<ops::SampleRow> sampling_;
+};
+
+// Bytes a second over memory that was written to.
+double read_rate(const Exec& exec) {
+  constexpr int64_t kBytes = int64_t{2} << 30;
+  const Buffer memory(exec.device, kBytes), sink(exec.device, 1 << 20);
+  bench::fill_f8(memory.data(), kBytes, 3);
+  std::vector<double> times;
+  for (int i = 0; i < 12; ++i) {
+    synchronize(exec);
+    const auto start = SteadyTime::now();
+    for (int k = 0; k < 4; ++k)
+      bench::read_all(exec.stream, memory.data(), kBytes, 264,
+                      reinterpret_cast<float*>(sink.data()));
+    synchronize(exec);
+    times.push_back(elapsed(start));
+  }
+  std::sort(times.begin(), times.end());
+  return 4.0 * static_cast<double>(kBytes) / times[times.size() / 2];
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int64_t layers = argc > 1 ? std::stoll(argv[1]) : 16;
+  const int64_t experts = argc > 2 ? std::stoll(argv[2]) : 256;
+  const int64_t context = argc > 3 ? std::stoll(argv[3]) : 2048;
+  const Result<void> usable = check_device(Bench::kGpu);
+  if (!usable.ok()) {
+    fmt::print("{}\n", usable.error().text);
+    return 1;
+  }
+  const ModelConfig config = config_of(layers, experts);
+  double rate = 0;
+  {
+    const Stream stream(Bench::kGpu);
+    rate = read_rate({Bench::kGpu, nullptr, stream.handle()});
+  }
+  fmt::print("{}; {} layers, {} experts, top 8, FP8; read {:.0f} GB/s\n",
+             describe_device(Bench::kGpu), layers, experts, rate / 1e9);
+  Bench bench(config, context);
+  const double chunk = bench.prefill(context);
+  fmt::print("prompts of {}: {:.1f} ms a chunk of {}, {:.0f} tokens/s\n", context, chunk * 1e3,
+             kChunk, static_cast<double>(kChunk) / chunk);
+  fmt::print(
+      "\n| batch | context | launched by | us a step | tokens/s | GB | share of read | host us |\n"
+      "| --: | --: | --- | --: | --: | --: | --: | --: |\n");
+  for (const int64_t batch : {1, 8, 64})
+    for (const bool graphs : {true, false}) {
+      if (batch == 1 && !graphs) continue;  // one row cannot be left out
+      bench.decode(batch, graphs, rate);
+    }
+  const double whole = bench.long_chunk(0);
+  fmt::print("\none prompt of {}: {:.1f} ms, {:.0f} tokens/s\n", kChunk, whole * 1e3,
+             static_cast<double>(kChunk) / whole);
+}

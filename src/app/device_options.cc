@@ -1,0 +1,120 @@
+#include "app/device_options.h"
+
+#include <algorithm>
+#include <charconv>
+#include <string>
+
+#include "base/log.h"
+#include "tensor/stream.h"
+
+namespace m2::app {
+namespace {
+
+constexpr int64_t kGiB = int64_t{1} << 30;
+constexpr int64_t kLargestGraph = 512;
+
+std::string upper(std::string text) {
+  for (char& c : text)
+    if (c >= 'a' && c <= 'z') c = static_cast<char>(c - 'a' + 'A');
+  return text;
+}
+
+// The mode by name, upper case: of the config, else of the optimisation level.
+Result<std::string> graph_mode(const Values& values, const Json& config) {
+  if (values.flag("enforce-eager")) return std::string("NONE");
+  const auto given = config.find("cudagraph_mode");
+  if (given == config.end() || given->is_null()) {
+    const int64_t level = values.integer("optimization-level").value_or(2);
+    return std::string(level <= 0 ? "NONE" : level == 1 ? "PIECEWISE" : "FULL_AND_PIECEWISE");
+  }
+  const std::string mode = given->is_string() ? upper(given->get<std::string>()) : "";
+  for (const char* known : {"NONE", "PIECEWISE", "FULL", "FULL_DECODE_ONLY", "FULL_AND_PIECEWISE"})
+    if (mode == known) return mode;
+  return fail(Code::invalid_argument,
+              "--compilation-config: cudagraph_mode {} is none of NONE, PIECEWISE, FULL, "
+              "FULL_DECODE_ONLY, FULL_AND_PIECEWISE",
+              given->dump());
+}
+
+Result<int64_t> positive(const Json& value, const char* key) {
+  if (!value.is_number_integer() || value.get<int64_t>() < 1)
+    return fail(Code::invalid_argument, "--compilation-config: {} takes integers from 1 on, not {}",
+                key, value.dump());
+  return value.get<int64_t>();
+}
+
+// 1, 2, 4, then 8 to 248 by eights, then 256 to 512 by sixteens.
+std::vector<int64_t> usual_sizes() {
+  std::vector<int64_t> out{1, 2, 4};
+  for (int64_t size = 8; size < 256; size += 8) out.push_back(size);
+  for (int64_t size = 256; size <= kLargestGraph; size += 16) out.push_back(size);
+  return out;
+}
+
+}  // namespace
+
+Result<Device> choose_device(const Values& values) {
+  const std::string name = values.text("device");
+  if (name == "cpu") return Device{};
+  Device device{DeviceKind::cuda, 0};
+  if (name == "auto") return check_device(device).ok() ? device : Device{};
+  if (name.rfind("cuda:", 0) == 0) {
+    const auto [end, error] =
+        std::from_chars(name.data() + 5, name.data() + name.size(), device.index);
+    if (error == std::errc{} && end == name.data() + name.size() && device.index >= 0) {
+      M2_TRY_VOID(check_device(device));
+      return device;
+    }
+  } else if (name == "cuda") {
+    M2_TRY_VOID(check_device(device));
+    return device;
+  }
+  return fail(Code::invalid_argument, "--device {} is none of auto, cpu, cuda, cuda:N", name);
+}
+
+StepDefaults step_defaults(Device device) {
+  if (device.kind == DeviceKind::cpu) return {256, 512};
+  const bool large = device_memory(device).total >= 70 * kGiB &&
+                     describe_device(device).find("A100") == std::string::npos;
+  return large ? StepDefaults{1024, 8192} : StepDefaults{256, 2048};
+}
+
+Result<std::vector<int64_t>> graph_sizes(const Values& values, int64_t max_num_seqs,
+                                         int64_t max_num_batched_tokens) {
+  const Json config = values.json("compilation-config");
+  M2_TRY(const std::string mode, graph_mode(values, config));
+  int64_t largest = std::min({2 * max_num_seqs, kLargestGraph, max_num_batched_tokens});
+  std::vector<int64_t> sizes = usual_sizes();
+  if (const auto given = config.find("cudagraph_capture_sizes");
+      given != config.end() && !given->is_null()) {
+    if (!given->is_array())
+      return fail(Code::invalid_argument,
+                  "--compilation-config: cudagraph_capture_sizes takes a list, not {}",
+                  given->dump());
+    sizes.clear();
+    for (const Json& value : *given) {
+      M2_TRY(const int64_t size, positive(value, "cudagraph_capture_sizes"));
+      sizes.push_back(size);
+    }
+    std::ranges::sort(sizes);
+    sizes.erase(std::unique(sizes.begin(), sizes.end()), sizes.end());
+    largest = max_num_batched_tokens;
+  }
+  if (const auto given = config.find("max_cudagraph_capture_size");
+      given != config.end() && !given->is_null()) {
+    M2_TRY(const int64_t most, positive(*given, "max_cudagraph_capture_size"));
+    largest = std::min(most, max_num_batched_tokens);
+  }
+  if (mode == "NONE") return std::vector<int64_t>();
+  if (mode == "PIECEWISE") {
+    log_warning("cudagraph_mode PIECEWISE: steps are launched kernel by kernel, without graphs");
+    return std::vector<int64_t>();
+  }
+  std::erase_if(sizes, [&](int64_t size) { return size > largest; });
+  // No step decodes more sequences than run.
+  const auto enough = std::ranges::lower_bound(sizes, max_num_seqs);
+  if (enough != sizes.end()) sizes.erase(enough + 1, sizes.end());
+  return sizes;
+}
+
+}  // namespace m2::app

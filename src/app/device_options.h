@@ -1,0 +1,33 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "app/options.h"
+#include "tensor/exec.h"
+
+// What the flags of `m2 serve` mean for the device that runs the model.
+
+namespace m2::app {
+
+// --device: auto (a GPU if there is a usable one, else the CPU), cpu, cuda or cuda:N. Asking for a
+// GPU that cannot be used fails and says what is missing.
+Result<Device> choose_device(const Values& values);
+
+// Defaults of --max-num-seqs and --max-num-batched-tokens: 256 and 512 on the CPU; 1024 and 8192 on
+// GPUs of 70 GiB and more but the A100, 256 and 2048 on others.
+struct StepDefaults {
+  int64_t sequences;
+  int64_t tokens;
+};
+StepDefaults step_defaults(Device device);
+
+// Sizes of decoding steps to record, of --compilation-config {cudagraph_mode,
+// cudagraph_capture_sizes, max_cudagraph_capture_size}, -O and --enforce-eager (contract.md 5.1).
+// Ascending; the last is the first that holds max_num_seqs, or the largest allowed. Empty: none.
+// FULL, FULL_DECODE_ONLY and FULL_AND_PIECEWISE record decoding steps whole. Steps with prompts
+// are long compared with their launches and are never recorded, so PIECEWISE records nothing.
+Result<std::vector<int64_t>> graph_sizes(const Values& values, int64_t max_num_seqs,
+                                         int64_t max_num_batched_tokens);
+
+}  // namespace m2::app

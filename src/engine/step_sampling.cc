@@ -1,0 +1,117 @@
+#include "engine/step_sampling.h"
+
+#include <algorithm>
+
+#include "engine/random.h"
+#include "engine/sampler.h"
+
+namespace m2::engine {
+namespace {
+
+using ops::LogitEdit;
+
+int64_t output_size(const Sequence& sequence) {
+  return static_cast<int64_t>(sequence.output().size());
+}
+
+}  // namespace
+
+bool depends_on_pending(const Sequence& sequence) {
+  const SamplingParams& params = sequence.params;
+  return has_penalties(params) || !params.bad_words.empty() ||
+         output_size(sequence) == params.thinking_budget;
+}
+
+StepSampling::StepSampling(const model::StepModel::Limits& limits,
+                           std::vector<TokenId> eos_token_ids, int64_t max_rows)
+    : limits_(limits), eos_token_ids_(std::move(eos_token_ids)) {
+  rows_.reserve(static_cast<size_t>(max_rows));
+}
+
+bool StepSampling::build(std::span<const StepBatch::Row> rows) {
+  rows_.clear();
+  edits_.clear();
+  masks_.clear();
+  for (const StepBatch::Row& row : rows) {
+    add_row(row);
+    if (std::ssize(edits_) > limits_.most_edits) return false;
+  }
+  return true;
+}
+
+void StepSampling::add_row(const StepBatch::Row& batch_row) {
+  const Sequence& sequence = *batch_row.sequence;
+  const SamplingParams& params = sequence.params;
+  ops::SampleRow& row = rows_.emplace_back();
+  if (!batch_row.samples) {
+    row.given = sequence.tokens[static_cast<size_t>(batch_row.position) + 1];
+    row.logprobs = params.prompt_logprobs;
+    return;
+  }
+  row.logprobs = params.logprobs;
+  const SampleInput input{params, sequence.output(), &sequence.counts, sequence.seed};
+  row.given = forced_token(input);
+  if (row.given >= 0) return;
+  row.temperature = params.temperature;
+  row.top_p = params.top_p;
+  row.top_k = params.top_k;
+  row.min_p = params.min_p;
+  row.repetition_penalty = params.repetition_penalty;
+  const NoiseKey key = noise_key(sequence.seed, sequence.output().size());
+  row.noise_first = key.first;
+  row.noise_second = key.second;
+  if (!params.allowed_token_ids.empty()) add_mask(params.allowed_token_ids, row);
+  add_edits(sequence, row);
+}
+
+void StepSampling::add_mask(const std::vector<TokenId>& allowed, ops::SampleRow& row) {
+  row.mask = static_cast<int32_t>(std::ssize(masks_) / limits_.mask_words);
+  const size_t begin = masks_.size();
+  masks_.resize(begin + static_cast<size_t>(limits_.mask_words));
+  for (const TokenId id : allowed)
+    masks_[begin + static_cast<size_t>(id / 32)] |= uint32_t{1} << (id % 32);
+}
+
+void StepSampling::edit(TokenId id, uint32_t flags, float bias, float penalty) {
+  edits_.push_back({id, bias, penalty, flags});
+}
+
+void StepSampling::add_edits(const Sequence& sequence, ops::SampleRow& row) {
+  const SamplingParams& params = sequence.params;
+  const std::span<const TokenId> output = sequence.output();
+  const auto begin = std::ssize(edits_);
+  for (const std::vector<TokenId>& word : params.bad_words) {
+    if (completes(word, output)) edit(word.back(), LogitEdit::kMasked);
+  }
+  if (output_size(sequence) < params.min_tokens) {
+    for (const TokenId id : eos_token_ids_) edit(id, LogitEdit::kMasked);
+    for (const TokenId id : params.stop_token_ids) edit(id, LogitEdit::kMasked);
+  }
+  for (const auto& [id, bias] : params.logit_bias) edit(id, 0, bias);
+  if (has_penalties(params)) {
+    for (const auto& [id, seen] : sequence.counts.seen()) {
+      const float presence = seen.in_output > 0 ? params.presence_penalty : 0;
+      edit(id, LogitEdit::kPenalised | LogitEdit::kRepeated, 0,
+           params.frequency_penalty * static_cast<float>(seen.in_output) + presence);
+    }
+  }
+  // Ascending, and one edit for each id.
+  std::sort(edits_.begin() + begin, edits_.end(),
+            [](const LogitEdit& a, const LogitEdit& b) { return a.id < b.id; });
+  auto last = edits_.begin() + begin;
+  for (auto next = last; next != edits_.end(); ++next) {
+    if (next == last) continue;
+    if (next->id != last->id) {
+      *++last = *next;
+      continue;
+    }
+    last->bias += next->bias;
+    last->penalty += next->penalty;
+    last->flags |= next->flags;
+  }
+  if (last != edits_.end()) edits_.erase(last + 1, edits_.end());
+  row.first_edit = static_cast<int32_t>(begin);
+  row.edits = static_cast<int32_t>(std::ssize(edits_) - begin);
+}
+
+}  // namespace m2::engine

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "engine/step_batch.h"
+#include "model/step_model.h"
+
+namespace m2::engine {
+
+// Whether the next token of this sequence depends on which tokens are still being computed, and not
+// only on how many: then its next step cannot be enqueued before the present one is collected.
+bool depends_on_pending(const Sequence& sequence);
+
+// What the rows of a batch ask for, written out for a model that samples on its device. Equal to
+// what engine::Sampler would do.
+class StepSampling {
+ public:
+  // `limits` of the model.
+  StepSampling(const model::StepModel::Limits& limits, std::vector<TokenId> eos_token_ids,
+               int64_t max_rows);
+
+  // False if the rows change more logits than one step may: then the host has to sample.
+  bool build(std::span<const StepBatch::Row> rows);
+  // Good until the next build().
+  model::StepSampling view() const { return {rows_, edits_, masks_}; }
+
+ private:
+  void add_row(const StepBatch::Row& row);
+  void add_edits(const Sequence& sequence, ops::SampleRow& row);
+  void add_mask(const std::vector<TokenId>& allowed, ops::SampleRow& row);
+  void edit(TokenId id, uint32_t flags, float bias = 0, float penalty = 0);
+
+  const model::StepModel::Limits limits_;
+  const std::vector<TokenId> eos_token_ids_;
+  std::vector<ops::SampleRow> rows_;
+  std::vector<ops::LogitEdit> edits_;
+  std::vector<uint32_t> masks_;
+};
+
+}  // namespace m2::engine

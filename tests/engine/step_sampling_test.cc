@@ -1,0 +1,256 @@
+// Covers: engine/step_sampling.h, engine/engine.cc where the model samples
+#include "engine/step_sampling.h"
+
+#include <gtest/gtest.h>
+
+#include <deque>
+#include <random>
+
+#include "tests/engine/engine_fixture.h"
+#include "tests/ops/naive_sample.h"
+
+// An engine whose model samples, and runs a step ahead, against the engine that samples its logits
+// itself: the same requests must end in the same tokens, logprobs and reasons.
+
+namespace m2::engine {
+namespace {
+
+using test::HistoryModel;
+using test::RecordingSink;
+using test::World;
+
+// A HistoryModel that samples what it computes. Results are held back until they are collected.
+class SamplingModel : public HistoryModel, model::LogitsSink {
+ public:
+  SamplingModel(const Limits& limits, int64_t id_limit, int64_t most_edits)
+      : HistoryModel(limits, id_limit), id_limit_(id_limit), most_edits_(most_edits) {}
+
+  Limits limits() const override {
+    Limits out = HistoryModel::limits();
+    out.most_edits = most_edits_;
+    out.mask_words = (id_limit_ + 31) / 32;
+    out.most_logprobs = kMost;
+    return out;
+  }
+  bool samples() const override { return true; }
+
+  void enqueue(const model::StepInput& input, const model::StepSampling& sampling) override {
+    std::vector<int32_t> ids(input.token_ids.begin(), input.token_ids.end());
+    for (int32_t& id : ids) {
+      if (id < 0 && !last_.empty()) id = last_.at(static_cast<size_t>(-1 - id)).token;
+    }
+    model::StepInput resolved = input;
+    resolved.token_ids = ids;
+    sampling_ = &sampling;
+    made_ = {};
+    const Result<void> ran = step(resolved, *this);
+    made_.error = ran.ok() ? "" : ran.error().text;
+    last_ = made_.rows;
+    under_way_.push_back(std::move(made_));
+    most_under_way_ = std::max(most_under_way_, under_way_.size());
+  }
+
+  Result<model::StepResult> collect() override {
+    collected_ = std::move(under_way_.front());
+    under_way_.pop_front();
+    if (!collected_.error.empty()) return fail(Code::internal, "{}", collected_.error);
+    return model::StepResult{collected_.rows, collected_.ids, collected_.logprobs, kMost};
+  }
+
+  size_t most_under_way() const { return most_under_way_; }
+
+ private:
+  static constexpr int64_t kMost = 5;
+  struct Made {
+    std::vector<ops::SampledRow> rows;
+    std::vector<int32_t> ids;
+    std::vector<float> logprobs;
+    std::string error;
+  };
+
+  void on_logits(int64_t first, Tensor logits) override {
+    for (int64_t i = 0; i < logits.size(0); ++i) {
+      const ops::SampleRow& row = sampling_->rows[static_cast<size_t>(first + i)];
+      const auto words = static_cast<size_t>((id_limit_ + 31) / 32);
+      const m2::test::NaiveSample made = m2::test::naive_sample(
+          {logits.at(i).as<float>(), static_cast<size_t>(id_limit_)}, row,
+          sampling_->edits.subspan(static_cast<size_t>(row.first_edit),
+                                   static_cast<size_t>(row.edits)),
+          row.mask < 0 ? std::span<const uint32_t>()
+                       : sampling_->masks.subspan(static_cast<size_t>(row.mask) * words, words));
+      made_.rows.push_back(made.row);
+      for (size_t k = 0; k < kMost; ++k) {
+        made_.ids.push_back(k < made.top_ids.size() ? made.top_ids[k] : -1);
+        made_.logprobs.push_back(k < made.top_ids.size() ? static_cast<float>(made.top_logprobs[k])
+                                                         : 0);
+      }
+    }
+  }
+
+  const int64_t id_limit_;
+  const int64_t most_edits_;
+  const model::StepSampling* sampling_ = nullptr;
+  Made made_, collected_;
+  std::vector<ops::SampledRow> last_;
+  std::deque<Made> under_way_;
+  size_t most_under_way_ = 0;
+};
+
+// An engine over either model.
+template <class Model>
+struct Setting {
+  template <class... Args>
+  explicit Setting(const EngineConfig& config, const model::StepModel::Limits& limits,
+                   const Args&... args)
+      : model(limits, config.id_limit, args...),
+        pool(1),
+        engine(config, model, pool, clock, sink, metrics) {}
+
+  ManualClock clock;
+  Model model;
+  ThreadPool pool;
+  RecordingSink sink;
+  Metrics metrics;
+  Engine engine;
+};
+
+TokenId some_id(std::mt19937& random) {
+  return static_cast<TokenId>(random() % World::kIdLimit);
+}
+
+Request random_request(std::mt19937& random) {
+  Request out;
+  const size_t size = 1 + random() % 40;
+  for (size_t i = 0; i < size; ++i) out.prompt.push_back(some_id(random));
+  SamplingParams& params = out.params;
+  params.seed = random();
+  params.max_tokens = 1 + random() % 30;
+  if (random() % 3 == 0) params.temperature = 0;
+  if (random() % 3 == 0) params.top_k = 1 + static_cast<int32_t>(random() % 20);
+  if (random() % 3 == 0) params.top_p = 0.5f + static_cast<float>(random() % 50) / 100;
+  if (random() % 5 == 0) params.min_p = 0.1f;
+  if (random() % 4 == 0)
+    params.min_tokens = static_cast<int64_t>(random()) % (params.max_tokens + 1);
+  if (random() % 4 == 0) params.logprobs = static_cast<int32_t>(random() % 5);
+  if (random() % 8 == 0) params.prompt_logprobs = static_cast<int32_t>(random() % 3);
+  if (random() % 6 == 0) params.stop_token_ids = {some_id(random)};
+  if (random() % 6 == 0) params.logit_bias = {{some_id(random), 3.0f}, {some_id(random), -2.0f}};
+  if (random() % 8 == 0) params.allowed_token_ids = {1, 2, 5, 7, 9, 30, 31, 32, 33, 40, 59, 60};
+  if (random() % 8 == 0) params.repetition_penalty = 1.3f;
+  if (random() % 8 == 0) params.frequency_penalty = 0.4f;
+  if (random() % 8 == 0) params.presence_penalty = -0.3f;
+  if (random() % 8 == 0) params.bad_words = {{some_id(random)}, {some_id(random), some_id(random)}};
+  if (random() % 8 == 0) {
+    params.thinking_budget = static_cast<int64_t>(random() % 6);
+    params.thinking_ends = {some_id(random)};
+  }
+  return out;
+}
+
+void expect_same(const RecordingSink::Record& ahead, const RecordingSink::Record& plain,
+                 RequestId id) {
+  ASSERT_EQ(ahead.tokens, plain.tokens) << id;
+  EXPECT_EQ(ahead.finish, plain.finish) << id;
+  EXPECT_EQ(ahead.stop_token, plain.stop_token) << id;
+  EXPECT_EQ(ahead.error, plain.error) << id;
+  const auto same = [&](const TokenLogprob& a, const TokenLogprob& b) {
+    EXPECT_EQ(a.id, b.id) << id;
+    EXPECT_EQ(a.rank, b.rank) << id;
+    EXPECT_NEAR(a.logprob, b.logprob, 1e-4) << id;
+  };
+  const auto same_all = [&](const Logprobs& a, const Logprobs& b) {
+    same(a.chosen, b.chosen);
+    ASSERT_EQ(a.top.size(), b.top.size()) << id;
+    for (size_t i = 0; i < a.top.size(); ++i) same(a.top[i], b.top[i]);
+  };
+  ASSERT_EQ(ahead.events.size(), plain.events.size()) << id;
+  for (size_t i = 0; i < ahead.events.size(); ++i) {
+    const Event &a = ahead.events[i], &b = plain.events[i];
+    ASSERT_EQ(a.logprobs.has_value(), b.logprobs.has_value()) << id;
+    if (a.logprobs) same_all(*a.logprobs, *b.logprobs);
+    ASSERT_EQ(a.prompt_logprobs.size(), b.prompt_logprobs.size()) << id;
+    for (size_t k = 0; k < a.prompt_logprobs.size(); ++k)
+      same_all(a.prompt_logprobs[k], b.prompt_logprobs[k]);
+  }
+}
+
+// Requests come in between the steps, some are cancelled, some meet NaN; blocks are so few that
+// sequences are preempted.
+void run_both(int64_t blocks, int64_t most_edits, uint64_t nan_every, unsigned seed) {
+  EngineConfig config = World::config();
+  const model::StepModel::Limits limits = World::limits(blocks);
+  Setting<SamplingModel> ahead(config, limits, most_edits);
+  Setting<HistoryModel> plain(config, limits);
+  ahead.model.set_nan_every(nan_every);
+  plain.model.set_nan_every(nan_every);
+  std::mt19937 random(seed);
+  std::set<RequestId> cancelled;
+  for (int round = 0; round < 400; ++round) {
+    if (random() % 4 == 0) {
+      const Request request = random_request(random);
+      const Result<RequestId> a = ahead.engine.submit(request), b = plain.engine.submit(request);
+      ASSERT_TRUE(a.ok()) << a.error().text;
+      ASSERT_TRUE(b.ok() && *a == *b);
+      if (random() % 10 == 0) cancelled.insert(*a);
+    }
+    if (random() % 20 == 0)
+      for (const RequestId id : cancelled) {
+        ahead.engine.cancel(id);
+        plain.engine.cancel(id);
+      }
+    ahead.engine.step();
+    plain.engine.step();
+    const Result<void> good = ahead.engine.audit();
+    ASSERT_TRUE(good.ok()) << good.error().text;
+  }
+  for (int i = 0; ahead.engine.step() && i < 10000; ++i) {
+  }
+  for (int i = 0; plain.engine.step() && i < 10000; ++i) {
+  }
+  EXPECT_EQ(ahead.model.fault(), "");
+  ASSERT_EQ(ahead.sink.records.size(), plain.sink.records.size());
+  size_t compared = 0;
+  for (auto& [id, record] : plain.sink.records) {
+    ASSERT_NE(ahead.sink.records[id].finish, FinishReason::none) << id;
+    if (cancelled.count(id)) continue;  // when a cancelled request ends is a matter of timing
+    expect_same(ahead.sink.records[id], record, id);
+    ++compared;
+  }
+  EXPECT_GT(compared, 50u);
+  EXPECT_EQ(ahead.model.most_under_way(), 2u);
+}
+
+TEST(StepSampling, RunningAheadGivesTheSameTokens) {
+  run_both(64, 1 << 20, 0, 1);
+  run_both(64, 1 << 20, 0, 2);
+}
+
+TEST(StepSampling, RunningAheadThroughPreemptions) {
+  run_both(52, 1 << 20, 0, 3);
+}
+
+TEST(StepSampling, RunningAheadPastBrokenLogits) {
+  run_both(64, 1 << 20, 37, 4);
+}
+
+TEST(StepSampling, TheHostSamplesWhatIsTooMuchForTheDevice) {
+  run_both(64, 100, 0, 5);
+  run_both(64, 60, 0, 6);
+}
+
+// A step that fails under way ends the engine, and every request hears of it once.
+TEST(StepSampling, AFailedStepEndsTheEngine) {
+  const EngineConfig config = World::config();
+  Setting<SamplingModel> world(config, World::limits(), 1 << 20);
+  const Result<RequestId> id = world.engine.submit(test::greedy_request(9, 20));
+  ASSERT_TRUE(id.ok());
+  for (int i = 0; i < 5; ++i) world.engine.step();
+  world.model.break_next_step();
+  for (int i = 0; i < 5; ++i) world.engine.step();
+  EXPECT_EQ(world.sink.records[*id].finish, FinishReason::error);
+  EXPECT_TRUE(world.engine.stats().dead);
+  EXPECT_FALSE(world.engine.submit(test::greedy_request(9, 20)).ok());
+}
+
+}  // namespace
+}  // namespace m2::engine
