@@ -56,6 +56,8 @@ HttpRefusal framing_problem(const Fields& message) {
 }
 
 HttpRefusal size_problem(const Fields& message, const Limits& limits) {
+  constexpr size_t kLongestMethod = 32;
+  if (message.method_string().size() > kLongestMethod) return {400, "the method is too long"};
   if (message.target().size() > limits.max_target) return {414, "the request target is too long"};
   size_t lines = 0;
   for (const auto& field : message) {
@@ -103,6 +105,7 @@ void HttpParser::next() {
   machine_->beast.body_limit(limits_.max_body);
   request_ = HttpRequest();
   state_ = State::header;
+  lines_ = {};
 }
 
 HttpParser::State HttpParser::refuse(int status, std::string message) {
@@ -117,6 +120,8 @@ HttpParser::State HttpParser::accept_header() {
   const std::string target = origin_form(text(message.target()));
   if (target.empty()) return refuse(400, "the request target should be a path");
 
+  if (std::any_of(target.begin(), target.end(), [](char c) { return c <= ' ' || c > '~'; }))
+    return refuse(400, "the request target should be ASCII");
   const size_t question = std::min(target.find('?'), target.size());
   request_.method = text(message.method_string());
   request_.path = path_of(target);
@@ -135,7 +140,34 @@ HttpParser::State HttpParser::accept_header() {
   return state_ = State::body;
 }
 
+// Whether a header line goes on on the next one (RFC 9112, 5.2): the library joins the two without
+// a word, where others see two lines. Each byte is looked at once.
+bool HttpParser::folds(const std::string& input) {
+  Lines& at = lines_;
+  for (; at.scanned < input.size() && !at.over; ++at.scanned) {
+    const char c = input[at.scanned];
+    if (at.ended_line && (c == ' ' || c == '\t')) return true;
+    at.ended_line = c == '\n' && at.line_bytes > 0;
+    if (c == '\n') {
+      at.over = at.line_bytes == 0 && at.begun;
+      at.begun = at.begun || at.line_bytes > 0;
+      at.line_bytes = 0;
+    } else if (c != '\r') {
+      ++at.line_bytes;
+    }
+  }
+  return false;
+}
+
 HttpParser::State HttpParser::feed(std::string& input) {
+  // One empty line before a request is forgiven (RFC 9112, 2.2).
+  if (state_ == State::header && lines_.scanned == 0 && !lines_.skipped) {
+    if (input == "\r") return state_;
+    lines_.skipped = !input.empty();
+    if (input.starts_with("\r\n")) input.erase(0, 2);
+  }
+  if (state_ == State::header && folds(input))
+    return refuse(400, "malformed HTTP request: a header line is folded");
   auto& beast = machine_->beast;
   size_t taken = 0;
   while (state_ == State::header || state_ == State::body) {
@@ -162,6 +194,7 @@ HttpParser::State HttpParser::feed(std::string& input) {
     }
   }
   input.erase(0, taken);
+  lines_.scanned -= std::min(lines_.scanned, taken);
   return state_;
 }
 

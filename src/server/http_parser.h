@@ -34,6 +34,7 @@ class HttpParser {
 
  private:
   struct Machine;  // the Beast parser
+  bool folds(const std::string& input);
   State refuse(int status, std::string message);
   State accept_header();
 
@@ -42,6 +43,17 @@ class HttpParser {
   HttpRequest request_;
   HttpRefusal refusal_;
   State state_ = State::header;
+
+  // The header's lines, as far as `input` has been looked at.
+  struct Lines {
+    size_t scanned = 0;       // bytes at the front of `input`
+    size_t line_bytes = 0;    // of the line at hand
+    bool skipped = false;     // an empty line before the request
+    bool begun = false;       // a line that is not empty has ended
+    bool ended_line = false;  // the last byte ended one
+    bool over = false;
+  };
+  Lines lines_;
 };
 
 }  // namespace m2::server

@@ -101,6 +101,118 @@ class Raw(ServerCase):
         self.refused(b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414, 431)
         self.refused(b"POST /ping HTTP/1.1\r\nHost: a\r\nContent-Length: 1048577\r\n\r\n", 413)
 
+    # ---- one request after another on one connection: nothing may be read as what it is not
+
+    def conversation(self, data):
+        """Statuses of all answers, then whether the connection was closed by the server."""
+        with self.server.connect() as connection:
+            try:
+                connection.sendall(data)
+            except (BrokenPipeError, ConnectionResetError):
+                pass
+            connection.settimeout(1.5)
+            reply = b""
+            try:
+                while chunk := connection.recv(65536):
+                    reply += chunk
+                return statuses(reply), True
+            except socket.timeout:
+                return statuses(reply), False
+            except ConnectionResetError:
+                return statuses(reply), True
+
+    def refuses_and_closes(self, request, *expected):
+        """What follows a request whose end is unsure is not read."""
+        found, closed = self.conversation(request + LIVE.replace(b"/livez", b"/smuggled"))
+        self.assertEqual(len(found), 1, (request, found))
+        self.assertIn(found[0], expected or (400,), request)
+        self.assertTrue(closed, request)
+
+    def test_ambiguous_lines(self):
+        get, end = b"GET /livez HTTP/1.1\r\nHost: a\r\n", b"\r\n"
+        for header in (
+                b"X: a\r\n folded\r\n", b"X: a\r\n\tfolded\r\n", b": no name\r\n", b"X\r\n",
+                b"X Y: a\r\n", b"X\t: a\r\n", b"X\x00Y: a\r\n", b"X: a\x00\r\n", b"X: a\rb\r\n",
+                b"X: a\x7f\r\n", b"X[: a\r\n", b"X: a\x01\r\n", b" X: a\r\n", b"\r: a\r\n"):
+            self.refuses_and_closes(get + header + end, 400)
+        for request in (
+                b"GET /livez HTTP/1.1\nHost: a\r\n\r\n", b"GET /livez HTTP/1.1\r\nHost: a\n\r\n",
+                b"GET\t/livez\tHTTP/1.1\r\nHost: a\r\n\r\n", b"GET /livez  HTTP/1.1\r\nHost: a\r\n\r\n",
+                b"GET /livez HTTP/1.1 \r\nHost: a\r\n\r\n", b" GET /livez HTTP/1.1\r\nHost: a\r\n\r\n",
+                b"GET /li vez HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /livez\x00 HTTP/1.1\r\nHost: a\r\n\r\n",
+                b"GET /livez http/1.1\r\nHost: a\r\n\r\n", b"GET /livez HTTP/01.1\r\nHost: a\r\n\r\n",
+                b"GET /livez HTTP/1\r\nHost: a\r\n\r\n", b"GET /livez HTTP/1.1.1\r\nHost: a\r\n\r\n",
+                b"GET /livez HTTX/1.1\r\nHost: a\r\n\r\n", b"G[T /livez HTTP/1.1\r\nHost: a\r\n\r\n",
+                b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET /\x80 HTTP/1.1\r\nHost: a\r\n\r\n"):
+            self.refuses_and_closes(request, 400, 505)
+
+    def test_ambiguous_ends(self):
+        post = b"POST /ping HTTP/1.1\r\nHost: a\r\n"
+        for fields in (
+                b"Content-Length: 5\r\nContent-Length: 5\r\n", b"Content-Length: 5,5\r\n",
+                b"Content-Length:\r\n", b"Content-Length: 5_0\r\n", b"Content-Length: 5;\r\n",
+                b"Content-Length: 5.0\r\n", b"Content-Length: 5e0\r\n", b"Content-Length: a\r\n",
+                b"Content-Length : 5\r\n", b"Content-Length: \x0b5\r\n", b"Content-Length: 18446744073709551621\r\n",
+                b"Content-Length\x00: 5\r\n", b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n",
+                b"Transfer-Encoding: chunked, chunked\r\n", b"Transfer-Encoding: chunked;q=1\r\n",
+                b"Transfer-Encoding: \"chunked\"\r\n", b"Transfer-Encoding: chun ked\r\n",
+                b"Transfer-Encoding:\r\n chunked\r\n", b"Transfer-Encoding: identity\r\n",
+                b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n",
+                b"Transfer-Encoding\t: chunked\r\n", b"Transfer_Encoding: chunked\r\nTransfer-Encoding: x\r\n"):
+            self.refuses_and_closes(post + fields + b"\r\n" + b"0\r\n\r\n", 400, 413, 501)
+        chunked = post + b"Transfer-Encoding: chunked\r\n\r\n"
+        for body in (b"5\nhello\r\n0\r\n\r\n", b"5\r\nhello\n0\r\n\r\n", b"5\rhello\r\n0\r\n\r\n",
+                     b"5\r\nhello0\r\n\r\n", b"+5\r\nhello\r\n0\r\n\r\n", b"0x5\r\nhello\r\n0\r\n\r\n",
+                     b"5_\r\nhello\r\n0\r\n\r\n", b"10000000000000005\r\nhello\r\n0\r\n\r\n",
+                     b"5;\n\r\nhello\r\n0\r\n\r\n", b"-0\r\n\r\n", b"\r\n5\r\nhello\r\n0\r\n\r\n",
+                     b"0\r\nContent-Length: 7\r\n\r\n", b"0\r\nTransfer-Encoding: x\r\n\r\n", b"0\r\nno colon\r\n\r\n"):
+            self.refuses_and_closes(chunked + body, 400, 413)
+
+    def test_clear_ends(self):
+        """Bodies that are framed well leave the next request where it is."""
+        post = b"POST /ping HTTP/1.1\r\nHost: a\r\n"
+        for request in (
+                post + b"Content-Length: 5\r\n\r\nhello", post + b"Content-Length:   5  \r\n\r\nhello",
+                post + b"Content-Length: 0\r\n\r\n", post + b"\r\n",
+                post + b"Transfer-Encoding: CHUNKED\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+                post + b"Transfer-Encoding: chunked\r\n\r\n5;a=b;c=\"d\"\r\nhello\r\n000\r\nX: y\r\n\r\n",
+                post + b"Transfer-Encoding: chunked\r\n\r\n0000005\r\nhello\r\n0\r\n\r\n",
+                b"GET /livez HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello",
+                b"GET http://b/livez?x=1#f HTTP/1.1\r\nHost: a\r\n\r\n",
+                b"GET /livez HTTP/1.1\r\nHost: a\r\nX:\r\nY: \xff\r\n\r\n",
+                b"\r\nGET /livez HTTP/1.1\r\nHost: a\r\n\r\n"):
+            found, _ = self.conversation(
+                request + b"GET /nothing HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            self.assertEqual(found, [200, 404], request)
+
+    def test_methods_and_targets(self):
+        for line, status in ((b"TRACE /livez", 405), (b"CONNECT a:443", 400), (b"PUT /livez", 405),
+                             (b"BREW /livez", 405), (b"OPTIONS *", 200), (b"GET *", 404),
+                             (b"get /livez", 405), (b"GET /livez/../v1/models", 404),
+                             (b"GET //livez", 404), (b"GET /LIVEZ", 404), (b"GET /livez%00", 404),
+                             (b"GET /%6civez", 404), (b"GET /livez?a=%zz", 200), (b"HEAD /livez", 200),
+                             (b"M" * 9000 + b" /livez", 400)):
+            found, _ = self.conversation(line + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            self.assertEqual(found, [status], line[:60])
+
+    def test_upgrades_and_expectations(self):
+        get = b"GET /livez HTTP/1.1\r\nHost: a\r\nConnection: close"
+        for extra in (b", Upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk",
+                      b", Upgrade\r\nUpgrade: websocket", b"\r\nExpect: 100-continue"):
+            self.assertEqual(self.conversation(get + extra + b"\r\n\r\n")[0], [200], extra)
+
+    def test_many_headers_leave_no_memory_behind(self):
+        """Headers without end cost the connection its bound and no more."""
+        def resident():
+            with open(f"/proc/{self.server.process.pid}/statm") as file:
+                return int(file.read().split()[1]) * 4096
+        before = resident()
+        for line in (b"X: " + b"a" * (64 << 20), b"X: a\r\n" * 4_000_000, b"a" * (32 << 20)):
+            found, closed = self.conversation(b"GET /livez HTTP/1.1\r\nHost: a\r\n" + line)
+            self.assertIn(found, ([431], [400], []))
+            self.assertTrue(closed)
+        self.assertLess(resident() - before, 8 << 20)
+
     def test_slow_header_and_body(self):
         for start in (b"GET /livez HT", b"POST /ping HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nab"):
             with self.server.connect() as connection:

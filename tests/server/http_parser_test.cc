@@ -33,13 +33,25 @@ TEST(HttpParser, ResultDoesNotDependOnTheCut) {
         std::string("Transfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n"),
         std::string("Transfer-Encoding: chunked\r\n\r\n-2\r\nhello\r\n0\r\n\r\n"),
         std::string("Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello"),
+        std::string("X: folded\r\n line\r\n\r\n"), std::string("X: folded\r\n\tline\r\n\r\n"),
         std::string("Bad Header: 5\r\n\r\n")}) {
-    const std::string bytes = head + rest;
-    const Outcome whole = parse(bytes, bytes.size());
-    EXPECT_NE(whole.state, HttpParser::State::header) << rest;
-    for (size_t cut = 0; cut < bytes.size(); ++cut)
-      ASSERT_EQ(parse(bytes, cut), whole) << rest << " cut at " << cut;
+    for (const char* blank : {"", "\r\n"}) {
+      const std::string bytes = blank + head + rest;
+      const Outcome whole = parse(bytes, bytes.size());
+      EXPECT_NE(whole.state, HttpParser::State::header) << rest;
+      for (size_t cut = 0; cut < bytes.size(); ++cut)
+        ASSERT_EQ(parse(bytes, cut), whole) << rest << " cut at " << cut;
+    }
   }
+}
+
+TEST(HttpParser, FoldedLinesAreRefusedAndBodiesAreNotLookedAt) {
+  const std::string head = "POST /a HTTP/1.1\r\nHost: x\r\n";
+  const std::string folded = head + "Transfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n";
+  EXPECT_EQ(parse(folded, 0).status, 400);
+  const std::string body = head + "Content-Length: 6\r\n\r\na\r\n b\n";
+  EXPECT_EQ(parse(body, 0).body, "a\r\n b\n");
+  EXPECT_EQ(parse("\r\n\r\n" + head + "\r\n", 0).status, 400);
 }
 
 TEST(HttpParser, ReadsRequestsOneAfterTheOther) {
