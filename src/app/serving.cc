@@ -420,6 +420,7 @@ Result<void> Serving::start_engine() {
 }
 
 void Serving::announce_ready() {
+  log_info("Supported tasks: ['generate']");
   if (!settings_.generation_json.empty())
     log_info(
         "Default sampling parameters have been overridden by the model's "
@@ -433,7 +434,10 @@ void Serving::announce_ready() {
   } else {
     log_info("Starting m2 API server 0 on unix:{}", uds);
   }
+  log_info("Available routes are:");
+  for (const std::string& line : server_->route_lines()) log_info("Route: {}", line);
   log_info("Started server process [{}]", getpid());
+  log_info("Waiting for application startup.");
   log_info("Application startup complete.");
 }
 

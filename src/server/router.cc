@@ -94,12 +94,17 @@ HttpReply unauthorized() {
   return reply;
 }
 
+// "GET, HEAD" of "GET HEAD".
+std::string comma_separated(std::string_view methods) {
+  std::string out(methods);
+  for (size_t at = 0; (at = out.find(' ', at)) != std::string::npos; at += 2)
+    out.replace(at, 1, ", ");
+  return out;
+}
+
 HttpReply wrong_method(std::string_view methods) {
   HttpReply reply = error_reply(api::http_error(405, "Method Not Allowed"));
-  std::string allowed(methods);
-  for (size_t at = 0; (at = allowed.find(' ', at)) != std::string::npos; at += 2)
-    allowed.replace(at, 1, ", ");
-  reply.headers.emplace_back("allow", allowed);
+  reply.headers.emplace_back("allow", comma_separated(methods));
   return reply;
 }
 
@@ -150,6 +155,13 @@ Router::Router(Context& context, Metrics& metrics) : context_(context), metrics_
 }
 
 Router::~Router() = default;
+
+std::vector<std::string> Router::route_lines() const {
+  std::vector<std::string> out;
+  for (const Route& route : routes_)
+    out.push_back(fmt::format("{}, Methods: {}", route.path, comma_separated(route.methods)));
+  return out;
+}
 
 void Router::describe_routes() {
   std::vector<RouteDescription> rows;

@@ -24,6 +24,9 @@ class Router {
   // Answers the exchange, now or later, on `thread`.
   void handle(std::shared_ptr<Exchange> exchange, IoThread& thread);
 
+  // "/health, Methods: GET, HEAD" of every route.
+  std::vector<std::string> route_lines() const;
+
   // Counts and logs an answered request.
   void on_answered(const HttpRequest& request, int status, double seconds);
 

@@ -248,6 +248,10 @@ int Server::port() const {
   return state_->port;
 }
 
+std::vector<std::string> Server::route_lines() const {
+  return state_->router.route_lines();
+}
+
 void Server::set_progress(std::string progress) {
   state_->context.set_progress(std::move(progress));
 }

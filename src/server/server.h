@@ -30,6 +30,9 @@ class Server : public engine::EventSink {
   Result<void> start();
   int port() const;  // bound; after start()
 
+  // "/health, Methods: GET, HEAD" of every route, for the log.
+  std::vector<std::string> route_lines() const;
+
   // One line for clients that ask before ready(): "loading weights, 40%".
   void set_progress(std::string progress);
   void ready(ModelServices services);

@@ -65,6 +65,40 @@ class ConfigFile(unittest.TestCase):
             self.assertIn(line, done.stderr)
 
 
+class Guide(unittest.TestCase):
+    """Every launch line of the usage guide, as a shell reads it: no flag is unknown, and what stops
+    it is that the model is not in the cache of this machine."""
+
+    GUIDE = os.path.join(os.environ.get("M2_DATA_DIR", ""), "..", "docs", "guide.md")
+
+    def launches(self):
+        with open(self.GUIDE) as file:
+            blocks = re.findall(r"^ *```bash\n(.*?)^ *```", file.read(), re.M | re.S)
+        lines = [b.strip().replace("\\\n", " ") for b in blocks]
+        for line in lines:
+            if line.startswith("vllm serve "):
+                yield line[len("vllm serve "):]
+            elif line.startswith("docker run "):
+                yield line.split("vllm/vllm-openai:nightly ", 1)[1]
+
+    @unittest.skipUnless(os.path.exists(GUIDE), "the guide is not beside the data")
+    def test_launch_lines(self):
+        launches = list(self.launches())
+        self.assertEqual(len(launches), 6)
+        with tempfile.TemporaryDirectory() as cache:
+            for line in launches:
+                done = subprocess.run(["sh", "-c", f"exec {BINARY} serve {line}"], text=True,
+                                      capture_output=True, timeout=60,
+                                      env={**os.environ, "HF_HOME": cache,
+                                           "VLLM_USE_FLASHINFER_MOE_FP8": "0"})
+                self.assertEqual(done.returncode, 1)
+                self.assertIn("serving model MiniMaxAI/MiniMax-M2.5", done.stderr)
+                last = done.stderr.strip().splitlines()[-1]
+                self.assertRegex(last, "MiniMaxAI/MiniMax-M2.5|only 1 is supported yet")
+                self.assertNotIn("unknown option", done.stderr)
+                self.assertIn("VLLM_USE_FLASHINFER_MOE_FP8 has no effect here", done.stderr)
+
+
 class Completion(unittest.TestCase):
     def script(self, shell):
         done = m2("completion", shell)

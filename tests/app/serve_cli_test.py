@@ -90,7 +90,10 @@ class Serve(WithCheckpoint):
     def test_answers_and_ends(self):
         with Server(self.model, "--served-model-name", "small", "other") as server:
             log = "".join(server.log)
-            for line in ("Model loading took ", "GPU KV cache size: ", "Maximum concurrency for "):
+            for line in ("Model loading took ", "GPU KV cache size: ", "Maximum concurrency for ",
+                         "Supported tasks: ['generate']", "Available routes are:",
+                         "Route: /v1/chat/completions, Methods: POST",
+                         "Started server process [", "Waiting for application startup."):
                 self.assertIn(line, log)
             self.assertRegex(log, r"non-default args: \{.*\"served-model-name\":\[\"small\",\"other\"\]")
             status, models = server.request("GET", "/v1/models")
