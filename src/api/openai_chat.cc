@@ -11,21 +11,6 @@ Error invalid(std::string_view param, std::string text) {
 
 // ---- messages
 
-Result<void> check_content(const Json& content) {
-  if (content.is_null() || content.is_string()) return {};
-  if (!content.is_array())
-    return invalid("messages", "message content should be a string or a list of parts");
-  for (const Json& part : content) {
-    if (part.is_string()) continue;
-    if (!part.is_object() || !part.contains("type") || !part["type"].is_string())
-      return invalid("messages",
-                     "each part of a message's content should be an object with a type");
-    if (part["type"] == "text" && (!part.contains("text") || !part["text"].is_string()))
-      return invalid("messages", "a text part of a message should have a string `text`");
-  }
-  return {};
-}
-
 // Reasoning is sent back as `reasoning`, `reasoning_content` or in `reasoning_details`.
 std::optional<std::string> reasoning_of(const Json& message) {
   for (const char* name : {"reasoning", "reasoning_content"}) {
@@ -83,7 +68,7 @@ Result<ChatMessage> message_from(const Json& value) {
   ChatMessage message;
   message.role = *role;
   if (value.contains("content")) message.content = value["content"];
-  M2_TRY_VOID(check_content(message.content));
+  M2_TRY_VOID(check_content(message.content, "messages"));
   message.reasoning = reasoning_of(value);
   if (value.contains("tool_calls"))
     M2_TRY_VOID(read_tool_calls(value["tool_calls"], message.tool_calls));
@@ -208,6 +193,20 @@ Result<void> check_prompt_shape(const ChatRequest& request) {
 }
 
 }  // namespace
+
+Result<void> check_content(const Json& content, std::string_view param) {
+  if (content.is_null() || content.is_string()) return {};
+  if (!content.is_array())
+    return invalid(param, "message content should be a string or a list of parts");
+  for (const Json& part : content) {
+    if (part.is_string()) continue;
+    if (!part.is_object() || !part.contains("type") || !part["type"].is_string())
+      return invalid(param, "each part of a message's content should be an object with a type");
+    if (part["type"] == "text" && (!part.contains("text") || !part["text"].is_string()))
+      return invalid(param, "a text part of a message should have a string `text`");
+  }
+  return {};
+}
 
 Result<void> read_messages(const Json& value, std::vector<ChatMessage>& out) {
   if (!value.is_array()) return invalid("messages", "messages: Input should be a valid list");

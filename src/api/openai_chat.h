@@ -58,6 +58,9 @@ Result<ChatRequest> chat_request_from_json(const Json& body, std::vector<std::st
 
 Json chat_request_schema();
 
+// A message's content is null, a string, or a list of parts, and text parts have a text.
+Result<void> check_content(const Json& content, std::string_view param);
+
 // The chat form of /tokenize reads its messages and tools the same way.
 Result<void> read_messages(const Json& value, std::vector<ChatMessage>& out);
 Result<void> read_tools(const Json& value, Json& out);

@@ -60,12 +60,7 @@ class InputReader {
     const std::string role = string_of(item, "role");
     if (role.empty()) return invalid("input", "each message of input should have a string `role`");
     Json content = item.contains("content") ? item["content"] : Json();
-    if (!content.is_null() && !content.is_string() && !content.is_array())
-      return invalid("input", "message content should be a string or a list of parts");
-    if (content.is_array())
-      for (const Json& part : content)
-        if (!part.is_object() || string_of(part, "type").empty())
-          return invalid("input", "each part of a message should be an object with a type");
+    M2_TRY_VOID(check_content(content, "input"));
     if (role != "assistant") {
       in_turn_ = false;
       ChatMessage& message = out_.emplace_back();

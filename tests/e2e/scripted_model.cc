@@ -17,8 +17,9 @@ constexpr int64_t kSliceRows = 8;
 }  // namespace
 
 ScriptedModel::ScriptedModel(Limits limits, std::shared_ptr<const text::Tokenizer> tokenizer,
-                             const Json& scripts)
+                             const Json& scripts, size_t window)
     : limits_(limits),
+      window_(window),
       tokenizer_(std::move(tokenizer)),
       cells_(static_cast<size_t>(limits.num_blocks * limits.block_size), -1),
       logits_(static_cast<size_t>(kSliceRows * limits.vocab_size)) {
@@ -56,8 +57,7 @@ size_t ScriptedModel::answer_begin(const std::vector<int32_t>& history) const {
 }
 
 const Script* ScriptedModel::script_of(const std::vector<int32_t>& history, size_t answer) const {
-  constexpr size_t kWindow = 96;
-  const size_t begin = answer - std::min(answer, kWindow);
+  const size_t begin = answer - std::min(answer, window_);
   const std::string text = tokenizer_->decode({history.data() + begin, answer - begin}, false);
   const size_t name = text.rfind("script:");
   const size_t end = text.find(';', name);

@@ -25,9 +25,10 @@ struct Script {
 // kept by slot, so wrong paging changes answers.
 class ScriptedModel : public model::StepModel {
  public:
-  // `scripts`: {"name": {"text": ..., "repeat": bool, "delay_ms": n, "nan_at": n}}.
+  // `scripts`: {"name": {"text": ..., "repeat": bool, "delay_ms": n, "nan_at": n}}. A name is looked
+  // for in the last `window` tokens before the answer.
   ScriptedModel(Limits limits, std::shared_ptr<const text::Tokenizer> tokenizer,
-                const Json& scripts);
+                const Json& scripts, size_t window);
 
   Limits limits() const override { return limits_; }
   Result<void> step(const model::StepInput& input, model::LogitsSink& sink) override;
@@ -40,6 +41,7 @@ class ScriptedModel : public model::StepModel {
   int32_t next_token(const std::vector<int32_t>& history);
 
   const Limits limits_;
+  const size_t window_;
   const std::shared_ptr<const text::Tokenizer> tokenizer_;
   std::map<std::string, Script> scripts_;
   std::vector<int32_t> cells_;  // token in each slot

@@ -94,7 +94,8 @@ Result<int> run(const std::string& data, const Json& config) {
                        .max_model_len = config.value("max_model_len", 8192),
                        .max_step_tokens = 2048,
                        .max_sequences = 256},
-                      tokenizer, config.value("scripts", Json::object()));
+                      tokenizer, config.value("scripts", Json::object()),
+                      config.value("script_window", size_t{96}));
   ThreadPool pool(config.value("threads", 1));
   const SteadyClock clock;
   engine::Engine engine(engine_config(config), model, pool, clock, server, metrics);

@@ -1,18 +1,20 @@
-"""The openai SDKs for Python and Node as clients of the scripted server."""
+"""The openai and anthropic SDKs for Python and Node as clients of the scripted server."""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 import unittest
 
 from scripted import ServerCase, main
 
 try:
+    import anthropic
     import openai
-except ImportError:
-    print("skipped: the openai package is not installed")
+except ImportError as missing:
+    print(f"skipped: {missing}")
     sys.exit(77)
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -29,6 +31,10 @@ TOOLS = [{
 
 def user(script):
     return {"role": "user", "content": f"script:{script};"}
+
+
+HELLO = "Hello, world! 你好 🎉"
+PARIS = {"city": "Paris", "days": 3}
 
 
 class Python(ServerCase):
@@ -113,18 +119,261 @@ class Python(ServerCase):
                 pass
 
 
+class Responses(ServerCase):
+    CONFIG = {"store_responses": True}
+    TOOLS = [{"type": "function", **TOOLS[0]["function"], "strict": False},
+             {"type": "web_search_preview"}]
+
+    def setUp(self):
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{self.server.port}/v1", api_key="x",
+                               max_retries=0)
+        self.addCleanup(client.close)
+        self.api = client.responses
+
+    def create(self, script, **fields):
+        return self.api.create(model="scripted", input=f"script:{script};", **fields)
+
+    def test_plain(self):
+        reply = self.create("hello", instructions="Be brief.", metadata={"a": "b"})
+        self.assertEqual((reply.status, reply.output_text), ("completed", HELLO))
+        self.assertEqual([item.type for item in reply.output], ["reasoning", "message"])
+        self.assertEqual(reply.output[0].content[0].text, "A greeting is due.")
+        self.assertEqual((reply.instructions, reply.metadata), ("Be brief.", {"a": "b"}))
+        self.assertGreater(reply.usage.output_tokens_details.reasoning_tokens, 0)
+        self.assertEqual(reply.usage.total_tokens,
+                         reply.usage.input_tokens + reply.usage.output_tokens)
+
+    def test_stream_is_the_response(self):
+        with self.api.stream(model="scripted", input="script:tool;", tools=self.TOOLS) as stream:
+            events = list(stream)
+            final = stream.get_final_response()
+        self.assertEqual([e.sequence_number for e in events], list(range(len(events))))
+        kinds = []
+        for event in events:
+            if not kinds or kinds[-1] != event.type:
+                kinds.append(event.type)
+        item = ["response.output_item.added", "response.content_part.added"]
+        self.assertEqual(kinds, [
+            "response.created", "response.in_progress",
+            *item, "response.reasoning_text.delta", "response.reasoning_text.done",
+            "response.output_item.done",
+            *item, "response.output_text.delta", "response.output_text.done",
+            "response.content_part.done", "response.output_item.done",
+            "response.output_item.added", "response.function_call_arguments.delta",
+            "response.function_call_arguments.done", "response.output_item.done",
+            "response.completed"])
+        call = final.output[2]
+        self.assertEqual((call.name, json.loads(call.arguments)), ("get_weather", PARIS))
+        for kind, done in (("reasoning_text", final.output[0].content[0].text),
+                           ("output_text", final.output[1].content[0].text),
+                           ("function_call_arguments", call.arguments)):
+            self.assertEqual("".join(e.delta for e in events
+                                     if e.type == f"response.{kind}.delta"), done)
+
+    def test_tool_round_trip(self):
+        reply = self.create("tool", tools=self.TOOLS, include=["reasoning.encrypted_content"])
+        call = reply.output[-1]
+        items = [{"role": "user", "content": "script:tool;"},
+                 *(item.model_dump(exclude_none=True) for item in reply.output),
+                 {"type": "function_call_output", "call_id": call.call_id,
+                  "output": "Sunny. script:hello;"}]
+        answer = self.api.create(model="scripted", input=items, tools=self.TOOLS)
+        self.assertEqual(answer.output_text, HELLO)
+        # What a client keeps of reasoning may be the sealed text alone.
+        self.assertTrue(reply.output[0].encrypted_content)
+
+    def test_goes_on_from_a_stored_one(self):
+        first = self.create("tool", tools=self.TOOLS, instructions="One.")
+        answer = self.api.create(
+            model="scripted", previous_response_id=first.id, tools=self.TOOLS,
+            input=[{"type": "function_call_output", "call_id": first.output[-1].call_id,
+                    "output": "Sunny. script:hello;"}])
+        self.assertEqual(answer.output_text, HELLO)
+        self.assertEqual(answer.previous_response_id, first.id)
+        self.assertGreater(answer.usage.input_tokens, first.usage.input_tokens)
+        again = self.api.retrieve(answer.id)
+        self.assertEqual(again.model_dump(), answer.model_dump())
+        self.api.delete(answer.id)
+        with self.assertRaises(openai.NotFoundError) as caught:
+            self.api.retrieve(answer.id)
+        self.assertIn(f"Response with id '{answer.id}' not found.", str(caught.exception))
+
+    def test_store_false_is_not_kept(self):
+        reply = self.create("hello", store=False)
+        with self.assertRaises(openai.NotFoundError):
+            self.api.retrieve(reply.id)
+
+    def test_background(self):
+        reply = self.create("hello", background=True)
+        self.assertEqual(reply.status, "queued")
+        done = self.until(reply.id, "completed")
+        self.assertEqual(done.output_text, HELLO)
+
+    def test_cancel(self):
+        reply = self.create("slow", background=True)
+        self.until(reply.id, "in_progress")
+        self.assertEqual(self.api.cancel(reply.id).status, "cancelled")
+        for _ in range(100):
+            if self.server.metric("vllm:num_requests_running") == 0:
+                break
+            time.sleep(0.05)
+        self.assertEqual(self.server.metric("vllm:num_requests_running"), 0)
+        self.assertEqual(self.api.retrieve(reply.id).status, "cancelled")
+        whole = self.create("hello")
+        with self.assertRaises(openai.BadRequestError) as caught:
+            self.api.cancel(whole.id)
+        self.assertIn("Cannot cancel a synchronous response.", str(caught.exception))
+
+    def until(self, name, status):
+        for _ in range(200):
+            reply = self.api.retrieve(name)
+            if reply.status == status:
+                return reply
+            time.sleep(0.05)
+        self.fail(f"{reply.status} instead of {status}")
+
+    def test_incomplete(self):
+        reply = self.create("long", max_output_tokens=5)
+        self.assertEqual((reply.status, reply.incomplete_details.reason),
+                         ("incomplete", "max_output_tokens"))
+
+    def test_logprobs_are_those_of_the_text(self):
+        reply = self.create("hello", include=["message.output_text.logprobs"], top_logprobs=2)
+        part = reply.output[1].content[0]
+        self.assertEqual(b"".join(bytes(item.bytes) for item in part.logprobs).decode(), HELLO)
+        self.assertEqual(len(part.logprobs[0].top_logprobs), 2)
+
+    def test_errors(self):
+        with self.assertRaises(openai.NotFoundError):
+            self.api.create(model="nope", input="a")
+        with self.assertRaises(openai.BadRequestError):
+            self.create("hello", top_p=2)
+        with self.assertRaises(openai.NotFoundError):
+            self.create("hello", previous_response_id="resp_nope")
+        with self.api.stream(model="scripted", input="script:nan;") as stream:
+            last = list(stream)[-1]
+        self.assertEqual((last.type, last.response.error.code),
+                         ("response.failed", "server_error"))
+
+
+class Anthropic(ServerCase):
+    CONFIG = {"api_keys": ["secret"], "max_body": 100_000}
+    TOOLS = [{"name": "get_weather", "description": "The weather of a city.",
+              "input_schema": TOOLS[0]["function"]["parameters"]},
+             {"type": "web_search_20250305", "name": "web_search"}]
+
+    def setUp(self):
+        self.client = anthropic.Anthropic(base_url=f"http://127.0.0.1:{self.server.port}",
+                                          api_key="secret", max_retries=0)
+        self.addCleanup(self.client.close)
+        self.api = self.client.messages
+
+    def create(self, script, **fields):
+        fields = {"model": "scripted", "max_tokens": 200, "messages": [user(script)], **fields}
+        return self.api.create(**fields)
+
+    def test_plain(self):
+        reply = self.create("hello", system=[{"type": "text", "text": "Be brief."}],
+                            extra_headers={"anthropic-version": "2023-06-01"})
+        self.assertEqual([block.type for block in reply.content], ["thinking", "text"])
+        self.assertEqual(reply.content[0].thinking, "A greeting is due.")
+        self.assertTrue(reply.content[0].signature)
+        self.assertEqual((reply.content[1].text, reply.stop_reason), (HELLO, "end_turn"))
+        self.assertTrue(reply._request_id.startswith("req_"))
+
+    def test_stream_is_the_message(self):
+        with self.api.stream(model="scripted", max_tokens=200, messages=[user("tool")],
+                             tools=self.TOOLS) as stream:
+            kinds = []
+            for event in stream:
+                if not kinds or kinds[-1] != event.type:
+                    kinds.append(event.type)
+            streamed = stream.get_final_message()
+        whole = self.create("tool", tools=self.TOOLS)
+        self.assertEqual(streamed.stop_reason, "tool_use")
+
+        def without_ids(message):
+            blocks = [block.model_dump() for block in message.content]
+            for block in blocks:
+                block.pop("id", None)
+                block.pop("parsed_output", None)
+            return blocks
+
+        self.assertEqual(without_ids(streamed), without_ids(whole))
+        self.assertEqual(streamed.content[2].input, PARIS)
+        self.assertEqual(streamed.usage.output_tokens, whole.usage.output_tokens)
+
+    def test_tool_round_trip(self):
+        reply = self.create("tool", tools=self.TOOLS)
+        history = [user("tool"), {"role": "assistant", "content": reply.content},
+                   {"role": "user", "content": [{
+                       "type": "tool_result", "tool_use_id": reply.content[-1].id,
+                       "content": [{"type": "text", "text": "Sunny. script:hello;"}]}]}]
+        answer = self.create("", messages=history, tools=self.TOOLS)
+        self.assertEqual(answer.content[-1].text, HELLO)
+        self.assertGreater(answer.usage.cache_read_input_tokens, 0)
+
+    def test_stops(self):
+        reply = self.create("plain", stop_sequences=["STOP"], thinking={"type": "disabled"})
+        self.assertEqual((reply.stop_reason, reply.stop_sequence), ("stop_sequence", "STOP"))
+        self.assertEqual([(b.type, b.text) for b in reply.content], [("text", "one two three ")])
+        self.assertEqual(self.create("long", max_tokens=3).stop_reason, "max_tokens")
+
+    def test_count_tokens(self):
+        fields = {"model": "scripted", "messages": [user("hello")], "tools": self.TOOLS}
+        counted = self.api.count_tokens(**fields)
+        usage = self.create("hello", tools=self.TOOLS).usage
+        self.assertEqual(counted.input_tokens, usage.input_tokens + usage.cache_read_input_tokens)
+
+    def test_billing_header_changes_nothing(self):
+        prompts = [self.create("hello", system=[
+            {"type": "text", "text": f"x-anthropic-billing-header: cch={i};"},
+            {"type": "text", "text": "You code. " * 40}]).usage for i in range(2)]
+        self.assertLess(prompts[1].input_tokens, 17)  # all but the last block came from the cache
+
+    def test_errors(self):
+        for error, fields in (
+                (anthropic.NotFoundError, {"model": "nope"}),
+                (anthropic.BadRequestError, {"extra_body": {"top_p": 2}}),
+                (anthropic.BadRequestError, {"messages": []}),
+                (anthropic.BadRequestError, {"messages": [{"role": "user", "content": [
+                    {"type": "image", "source": {"type": "url", "url": "http://x/y.png"}}]}]}),
+                (anthropic.RequestTooLargeError, {"system": "x" * 200_000})):
+            with self.assertRaises(error) as caught:
+                self.create("hello", **fields)
+            body = caught.exception.body
+            self.assertEqual((body["type"], set(body["error"])), ("error", {"type", "message"}))
+        with self.assertRaises(anthropic.AuthenticationError) as caught:
+            anthropic.Anthropic(base_url=self.client.base_url, api_key="wrong").messages.create(
+                model="scripted", max_tokens=5, messages=[user("hello")])
+        self.assertEqual(caught.exception.body["error"]["type"], "authentication_error")
+        with self.assertRaises(anthropic.APIError):
+            with self.api.stream(model="scripted", max_tokens=50, messages=[user("nan")]) as stream:
+                list(stream)
+        bearer = anthropic.Anthropic(base_url=self.client.base_url, auth_token="secret")
+        self.assertTrue(bearer.messages.create(model="scripted", max_tokens=5,
+                                               messages=[user("hello")]).content)
+
+
 class Node(ServerCase):
+    CONFIG = {"store_responses": True}
+
     def test_openai_node(self):
+        self.run_script("sdk_test.mjs", "openai")
+
+    def test_anthropic_node(self):
+        self.run_script("anthropic_test.mjs", "@anthropic-ai/sdk")
+
+    def run_script(self, script, package):
         node = shutil.which("node")
         if not node:
             self.skipTest("node is not installed")
         places = [os.path.join(p, "node_modules") for p in (HERE, ROOT)]
-        modules = next((p for p in places if os.path.isdir(os.path.join(p, "openai"))), None)
+        modules = next((p for p in places if os.path.isdir(os.path.join(p, package))), None)
         if not modules:
-            self.skipTest("the openai package for node is not installed: npm install in tests/e2e")
+            self.skipTest(f"{package} for node is not installed: npm install in tests/e2e")
         result = subprocess.run(
-            [node, os.path.join(HERE, "sdk_test.mjs"), modules,
-             f"http://127.0.0.1:{self.server.port}/v1"],
+            [node, os.path.join(HERE, script), modules, f"http://127.0.0.1:{self.server.port}"],
             capture_output=True, text=True, timeout=60)
         self.assertEqual((result.returncode, result.stdout.strip()), (0, "ok"), result.stderr)
 
