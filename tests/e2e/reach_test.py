@@ -290,5 +290,47 @@ class Describes(ServerCase):
             self.assertEqual(families[name].type, "histogram", name)
 
 
+class Log(unittest.TestCase):
+    """What is said of requests, on standard error."""
+
+    def said(self, ask, **config):
+        with tempfile.TemporaryFile("w+") as log:
+            with Server(log=log, **config) as server:
+                ask(server)
+            log.seek(0)
+            return log.read()
+
+    def test_unknown_fields_are_named_once(self):
+        def ask(server):
+            for _ in range(3):
+                self.assertEqual(server.complete("plain", max_tokens=1, foo=1, guided_json={})[0], 200)
+            server.complete("plain", max_tokens=1, bar="\n(scripted) INFO forged")
+            server.complete("plain", max_tokens=1, **{"x\n(scripted) INFO forged": 1})
+        text = self.said(ask)
+        line = "The following fields were present in the request but ignored: "
+        self.assertEqual(text.count(line + "{'foo', 'guided_json'}"), 1, text)
+        self.assertEqual(text.count(line), 3)
+        self.assertNotIn("\n(scripted) INFO forged", text)
+
+    def test_priority_is_mentioned_where_it_is_ignored(self):
+        def ask(server):
+            for priority in (0, 5, 5):
+                self.assertEqual(server.complete("plain", max_tokens=1, priority=priority)[0], 200)
+        self.assertEqual(self.said(ask).count("priority is ignored"), 1)
+        self.assertNotIn("priority is ignored", self.said(ask, priority=True))
+
+    def test_access_log(self):
+        def ask(server):
+            for path in ("/version", "/health", "/metrics", "/v1/models"):
+                server.request("GET", path)
+            server.complete("plain", max_tokens=1, user="canary")
+        text = self.said(ask, access_log=True, log_level="info",
+                         unlogged_paths=["/metrics", "/health"])
+        self.assertRegex(text, r'127\.0\.0\.1:\d+ - "GET /version" 200 \d+\.\d ms')
+        self.assertRegex(text, r'"POST /v1/completions" 200')
+        for word in ("/metrics", "/health", "canary", "script:plain"):
+            self.assertNotIn(word, text)
+
+
 if __name__ == "__main__":
     main()

@@ -35,12 +35,14 @@ SCRIPTS = {
 
 
 class Server:
-    """A running scripted_server. Config keys are those of scripted_server_main.cc."""
+    """A running scripted_server. Config keys are those of scripted_server_main.cc; its log goes to
+    the file `log` if one is given."""
 
-    def __init__(self, wait_ready=True, **config):
+    def __init__(self, wait_ready=True, log=None, **config):
         config.setdefault("scripts", SCRIPTS)
         self.process = subprocess.Popen(
-            [PROGRAM, DATA, json.dumps(config)], stdout=subprocess.PIPE, text=True)
+            [PROGRAM, DATA, json.dumps(config)], stdout=subprocess.PIPE, stderr=log,
+            text=True)
         self.port = int(self._line("PORT ").split()[1])
         if wait_ready:
             self.wait_ready()

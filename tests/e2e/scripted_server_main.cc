@@ -38,6 +38,7 @@ server::ServerOptions server_options(const Json& config) {
   options.enable_request_id_headers = config.value("request_id_headers", false);
   options.log_requests = config.value("log_requests", false);
   options.enable_prompt_tokens_details = config.value("prompt_tokens_details", false);
+  options.priority_scheduling = config.value("priority", false);
   options.root_path = config.value("root_path", std::string());
   options.tls.certificate_file = config.value("ssl_certfile", std::string());
   options.tls.key_file = config.value("ssl_keyfile", std::string());
@@ -68,6 +69,7 @@ engine::EngineConfig engine_config(const Json& config) {
   engine::EngineConfig out;
   out.max_num_seqs = config.value("max_num_seqs", 256);
   out.max_num_batched_tokens = config.value("max_num_batched_tokens", 2048);
+  if (config.value("priority", false)) out.policy = engine::SchedulingPolicy::priority;
   out.max_queued_requests = config.value("max_queued_requests", 1024);
   out.eos_token_ids = {200020};
   out.id_limit = 200054;
