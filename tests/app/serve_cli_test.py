@@ -7,6 +7,7 @@ import pathlib
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -37,7 +38,7 @@ class Server:
         else:
             raise RuntimeError("".join(self.log))
         self.ready_seconds = time.monotonic() - self.started
-        self.port = int(re.search(r"http://127\.0\.0\.1:(\d+)", "".join(self.log)).group(1))
+        self.port = int(re.search(r"https?://127\.0\.0\.1:(\d+)", "".join(self.log)).group(1))
 
     def __enter__(self):
         return self
@@ -129,6 +130,26 @@ class Serve(WithCheckpoint):
             self.assertEqual(server.request("GET", "/v1/models", headers={
                 "Authorization": "Bearer secret"})[0], 200)
             self.assertEqual(server.request("GET", "/health")[0], 200)
+
+    def test_https(self):
+        with tempfile.TemporaryDirectory() as folder:
+            certificate, key = os.path.join(folder, "c.pem"), os.path.join(folder, "k.pem")
+            subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt",
+                            "ec_paramgen_curve:P-256", "-nodes", "-keyout", key, "-out", certificate,
+                            "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"],
+                           check=True, capture_output=True)
+            with Server(self.model, "--ssl-certfile", certificate, "--ssl-keyfile", key,
+                        "--root-path", "/llm/", "--allowed-origins", '["https://a"]') as server:
+                connection = http.client.HTTPSConnection(
+                    "127.0.0.1", server.port, timeout=20,
+                    context=ssl.create_default_context(cafile=certificate))
+                connection.request("GET", "/llm/v1/models", headers={"Origin": "https://a"})
+                reply = connection.getresponse()
+                self.assertEqual(reply.status, 200)
+                self.assertEqual(reply.headers["Access-Control-Allow-Origin"], "https://a")
+                connection.close()
+            self.assertIn(certificate, refused(self.model, "--ssl-certfile", certificate + "x")[1])
+            self.assertIn("--ssl-certfile", refused(self.model, "--ssl-keyfile", key)[1])
 
     def test_dummy_weights_need_config_json_alone(self):
         with tempfile.TemporaryDirectory() as folder:

@@ -3,7 +3,7 @@
 import json
 import re
 
-from scripted import ServerCase, main
+from scripted import Server, ServerCase, main
 
 CHAT = "/v1/chat/completions"
 
@@ -159,6 +159,14 @@ class Chat(ServerCase):
         self.assertIsNone(message["reasoning"])
         self.assertEqual(message["content"], "one two three STOP four five")
         self.assertEqual(reply["usage"]["completion_tokens_details"]["reasoning_tokens"], 0)
+
+    def test_thinking_off_by_default_of_the_server(self):
+        with Server(default_kwargs={"enable_thinking": False}) as server:
+            for fields, off in (({}, True), ({"enable_thinking": True}, False),
+                                ({"chat_template_kwargs": {"thinking": True}}, False),
+                                ({"reasoning_effort": "high"}, True)):
+                _, prompts = server.post(CHAT + "/render", {"messages": user("x"), **fields})[1]
+                self.assertEqual(prompts[0]["prompt"].endswith("</think>\n\n"), off, fields)
 
     def test_thinking_budget_forces_the_end(self):
         for budget in (0, 1, 5):

@@ -39,6 +39,7 @@ server::ServerOptions server_options(const Json& config) {
   options.log_requests = config.value("log_requests", false);
   options.enable_prompt_tokens_details = config.value("prompt_tokens_details", false);
   options.priority_scheduling = config.value("priority", false);
+  options.default_chat_template_kwargs = config.value("default_kwargs", Json::object());
   options.root_path = config.value("root_path", std::string());
   options.tls.certificate_file = config.value("ssl_certfile", std::string());
   options.tls.key_file = config.value("ssl_keyfile", std::string());
