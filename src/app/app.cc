@@ -12,6 +12,7 @@
 #include "app/chat.h"
 #include "app/completion.h"
 #include "app/config.h"
+#include "app/doctor.h"
 #include "app/environment.h"
 #include "app/inspect.h"
 #include "app/options.h"
@@ -197,7 +198,8 @@ Result<void> batch(const Words& words) {
 
 // Every command there is, for completion and the manual page.
 std::vector<const Command*> all_commands() {
-  std::vector<const Command*> out = {&serve_command(), &kChat, &run_batch_command()};
+  std::vector<const Command*> out = {&serve_command(), &kChat, &run_batch_command(),
+                                     &doctor_command()};
   for (const Command* command : bench::commands()) out.push_back(command);
   for (const Command& command : inspect_commands()) out.push_back(&command);
   for (const Command* command : {&kCompletion, &kMan}) out.push_back(command);
@@ -217,6 +219,11 @@ Result<void> man(const Words&) {
   return {};
 }
 
+Result<void> check_machine(const Words& words) {
+  M2_TRY(const Values values, parse_command_line(doctor_command(), words, environment_variable));
+  return doctor(values);
+}
+
 void print_overview() {
   std::puts(
       "m2 serves the MiniMax-M2 family.\n\n"
@@ -224,6 +231,7 @@ void print_overview() {
       "  m2 chat URL-or-MODEL   chat in the terminal\n"
       "  m2 bench WHAT          measure a server, the engine, its parts\n"
       "  m2 run-batch           answer a file of requests\n"
+      "  m2 doctor              check this machine: device, memory, what it computes\n"
       "  m2 inspect WHAT MODEL  look at tokens, prompts, outputs, weights\n"
       "  m2 completion SHELL    completion for bash, zsh or fish\n"
       "  m2 man                 the manual page\n"
@@ -258,6 +266,7 @@ int run(int argc, char** argv) {
   if (all[0] == "bench") return bench::run(rest);
   if (all[0] == "inspect") return inspect(rest);
   if (all[0] == "run-batch") return with_help(run_batch_command(), rest, batch);
+  if (all[0] == "doctor") return with_help(doctor_command(), rest, check_machine);
   if (all[0] == "completion") return with_help(kCompletion, rest, completion);
   if (all[0] == "man") return with_help(kMan, rest, man);
   std::fprintf(stderr, "m2: no command '%s' (see m2 --help)\n", all[0].c_str());

@@ -53,6 +53,7 @@ inline NaiveSample naive_sample(std::span<const float> logits, const ops::Sample
   std::vector<int32_t> order(static_cast<size_t>(size));
   for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int32_t>(i);
   const auto sort_by = [&](std::span<const float> x) {
+    std::sort(order.begin(), order.end());
     std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
       return x[static_cast<size_t>(a)] > x[static_cast<size_t>(b)];
     });

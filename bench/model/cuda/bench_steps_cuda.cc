@@ -2,7 +2,7 @@
 // under way, tokens staying on the device. M2's full width with random weights and as many layers
 // as are asked for.
 //   bench_steps_cuda [LAYERS [EXPERTS [CONTEXT]]]
-#include <cuda_runtime_api.h>
+//   bench_steps_cuda profile     a few steps of two layers without graphs, for a profiler
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -10,6 +10,8 @@
 #include <cmath>
 #include <functional>
 #include <random>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "bench/ops/cuda/ceilings.h"
@@ -67,7 +69,7 @@ double decode_bytes(const ModelConfig& config, double batch, double context) {
 
 class Bench {
  public:
-  Bench(const ModelConfig& config, int64_t context)
+  Bench(const ModelConfig& config, int64_t context, bool graphs)
       : config_(config), context_(context), stream_(kGpu), comm_(parallel::make_single_comm()) {
     const auto start = SteadyTime::now();
     Result<Weights> weights = dummy_weights(config, {}, kGpu, 1);
@@ -82,9 +84,11 @@ class Bench {
     request.num_blocks =
         std::max(per_sequence_ * kMostSequences, config.max_position_embeddings / kBlockSize);
     RunnerOptions options;
-    options.graph_sizes = {1, 2, 4};
-    for (int64_t size = 8; size <= 256; size += 8) options.graph_sizes.push_back(size);
-    request.padded_rows = options.graph_sizes.back();
+    if (graphs) {
+      options.graph_sizes = {1, 2, 4};
+      for (int64_t size = 8; size <= 256; size += 8) options.graph_sizes.push_back(size);
+      request.padded_rows = options.graph_sizes.back();
+    }
     Result<MemoryPlan> plan = plan_memory(config, *weights, request, kGpu);
     M2_CHECK(plan.ok(), "{}", plan.error().text);
     exec_ = {kGpu, nullptr, stream_.handle()};
@@ -131,16 +135,13 @@ class Bench {
   }
 
   void decode(int64_t batch, bool graphs, double read_rate) {
-    // Without graphs: one row of logits less than a decoding step has, or one token more.
     std::vector<double> host;
     const auto step = [&](int i) {
       std::vector<Piece> pieces;
       for (int64_t s = 0; s < batch; ++s) pieces.push_back({s, context_ + i, 1, i > 0});
       eager_ = !graphs;
-      const auto start = SteadyTime::now();
       enqueue(pieces);
       host.push_back(host_seconds_);
-      (void)start;
     };
     step(0);
     const int kWarm = 10;
@@ -155,9 +156,24 @@ class Bench {
     std::sort(host.begin(), host.end());
     const double bytes =
         decode_bytes(config_, static_cast<double>(batch), static_cast<double>(context_));
-    fmt::print("| {} | {} | {} | {:.0f} | {:.0f} | {:.2f} | {:.1f} % | {:.1f} |\n", batch, context_,
+    // How many experts a larger batch hits is the router's affair: no share can be told.
+    const std::string over =
+        batch == 1 ? fmt::format("{:.2f}", each * read_rate / bytes) : std::string("-");
+    fmt::print("| {} | {} | {} | {:.0f} | {:.0f} | {:.2f} | {} | {:.1f} |\n", batch, context_,
                graphs ? "graph" : "eager", each * 1e6, static_cast<double>(batch) / each,
-               bytes / 1e9, 100 * bytes / each / read_rate, host[host.size() / 2] * 1e6);
+               bytes / 1e9, over, host[host.size() / 2] * 1e6);
+  }
+
+  // One chunk of a prompt, then one step each of 1, 8 and 64 sequences.
+  void profile() {
+    enqueue({{0, 0, kChunk}});
+    collect();
+    for (const int64_t batch : {1, 8, 64}) {
+      std::vector<Piece> pieces;
+      for (int64_t s = 0; s < batch; ++s) pieces.push_back({0, context_ + s, 1});
+      enqueue(pieces);
+      collect();
+    }
   }
 
   static constexpr Device kGpu{DeviceKind::cuda, 0};
@@ -191,9 +207,7 @@ class Bench {
       for (int64_t b = 0; b < width; ++b)
         tables_.push_back(static_cast<int32_t>(block_of(piece.sequence, b)));
     }
-    if (eager_) {  // one row too few for a recorded step, or one of nobody's
-      if (rows_.size() > 1) rows_.pop_back();
-    }
+    if (eager_) rows_.pop_back();  // with a row too few it is not a step that was recorded
     sampling_.assign(rows_.size(), {});
     for (ops::SampleRow& row : sampling_) {
       row.temperature = 1;
@@ -254,7 +268,11 @@ double read_rate(const Exec& exec) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const int64_t layers = argc > 1 ? std::stoll(argv[1]) : 16;
+  if (argc > 1 && std::string_view(argv[1]) == "profile") {
+    Bench(config_of(2, 256), 2048, false).profile();
+    return 0;
+  }
+  const int64_t layers = argc > 1 ? std::stoll(argv[1]) : 15;
   const int64_t experts = argc > 2 ? std::stoll(argv[2]) : 256;
   const int64_t context = argc > 3 ? std::stoll(argv[3]) : 2048;
   const Result<void> usable = check_device(Bench::kGpu);
@@ -270,12 +288,13 @@ int main(int argc, char** argv) {
   }
   fmt::print("{}; {} layers, {} experts, top 8, FP8; read {:.0f} GB/s\n",
              describe_device(Bench::kGpu), layers, experts, rate / 1e9);
-  Bench bench(config, context);
+  Bench bench(config, context, true);
   const double chunk = bench.prefill(context);
   fmt::print("prompts of {}: {:.1f} ms a chunk of {}, {:.0f} tokens/s\n", context, chunk * 1e3,
              kChunk, static_cast<double>(kChunk) / chunk);
   fmt::print(
-      "\n| batch | context | launched by | us a step | tokens/s | GB | share of read | host us |\n"
+      "\n| batch | context | launched by | us a step | tokens/s | GB if choices are even | time "
+      "over bytes / read | host us |\n"
       "| --: | --: | --- | --: | --: | --: | --: | --: |\n");
   for (const int64_t batch : {1, 8, 64})
     for (const bool graphs : {true, false}) {

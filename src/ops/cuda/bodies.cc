@@ -117,6 +117,10 @@ void route(const Exec& exec, Tensor x, Tensor gate, Tensor bias, Tensor slots, T
   args.experts = static_cast<int>(gate.size(0));
   args.top = static_cast<int>(ids.size(1));
   args.slots = slots.empty() ? nullptr : slots.as<int32_t>();
+  const int64_t scores_bytes = x.size(0) * gate.size(0) * 4;
+  args.scores = exec.workspace && exec.workspace_bytes >= scores_bytes
+                    ? static_cast<float*>(exec.workspace)
+                    : nullptr;
   args.ids = ids.as<int32_t>();
   args.weights = weights.as<float>();
   launch_route(exec.stream, args);

@@ -41,9 +41,10 @@ file(GLOB_RECURSE cuda_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/ops/cud
 add_library(m2_cuda_kernels STATIC ${cuda_sources})
 target_include_directories(m2_cuda_kernels PRIVATE ${CMAKE_SOURCE_DIR}/src)
 target_compile_options(m2_cuda_kernels PRIVATE --expt-relaxed-constexpr -lineinfo)
-target_link_libraries(m2_cuda_kernels PUBLIC m2_cudart)
-target_link_libraries(m2_ops PUBLIC m2_cuda_kernels)
-target_link_libraries(m2_tensor PUBLIC m2_cudart)
+# PRIVATE: nothing above sees CUDA's headers, so all else compiles as it does without CUDA.
+target_link_libraries(m2_cuda_kernels PRIVATE m2_cudart)
+target_link_libraries(m2_ops PRIVATE m2_cuda_kernels m2_cudart)
+target_link_libraries(m2_tensor PRIVATE m2_cudart)
 
 if(M2_TESTS)
   enable_testing()

@@ -66,6 +66,7 @@ struct Route {
   int experts;
   int top;
   const int32_t* slots;  // or null
+  float* scores;         // [T, experts] to work in, or null: then many tokens take longer
   int32_t* ids;
   float* weights;
 };

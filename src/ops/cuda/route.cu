@@ -10,6 +10,7 @@ namespace cg = cooperative_groups;
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / kWarp;
 
+constexpr int kProductTokens = 512;
 constexpr int kMaxEach = 32;  // experts a lane looks after: up to 1024 in all
 
 // The largest of the warp's values, and the smallest.
@@ -191,6 +192,121 @@ __global__ void __launch_bounds__(kThreads) route_kernel(Route args, int cluster
       choose<kMaxEach>(scores + t * args.experts, args, first + t);
 }
 
+// Many tokens: the logits as one product on the FP32 units, 64 tokens by 64 experts a block, 8 by 4
+// a thread; a second kernel chooses. FLOPs: 2 T E H, bound by the FP32 units. Sums of 256 columns
+// are added up one after another, so that errors stay those of short sums.
+constexpr int kTile = 64, kDepth = 32, kShortSum = 256;
+constexpr int kProductThreads = 128;
+
+__global__ void __launch_bounds__(kProductThreads) route_scores(Route args) {
+  __shared__ __align__(16) float tokens[kDepth][kTile], gates[kDepth][kTile];
+  wait_for_previous();
+  let_next_start();
+  const int hidden = static_cast<int>(args.x.columns);
+  const int first_token = blockIdx.x * kTile, first_expert = blockIdx.y * kTile;
+  // Loading: a thread takes 16 columns of one token and of one gate row.
+  const int row = threadIdx.x % kTile, column = threadIdx.x / kTile * 16;
+  const int64_t token = min(static_cast<int64_t>(first_token + row), args.x.rows - 1);
+  const auto* from_x =
+      static_cast<const __nv_bfloat16*>(args.x.data) + token * args.x.stride + column;
+  const float* from_gate =
+      args.gate + static_cast<int64_t>(min(first_expert + row, args.experts - 1)) * hidden + column;
+  uint4 x[2];
+  float4 gate[4];
+  const auto load = [&](int k) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) x[i] = *reinterpret_cast<const uint4*>(from_x + k + 8 * i);
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      gate[i] = __ldg(reinterpret_cast<const float4*>(from_gate + k + 4 * i));
+  };
+  load(0);
+
+  // Multiplying: tokens 8 m .. 8 m + 7 and experts 4 n .. 4 n + 3 of the tile.
+  const int m = threadIdx.x / 16 * 8, n = threadIdx.x % 16 * 4;
+  float total[8][4] = {}, sum[8][4] = {};
+  for (int k = 0; k < hidden; k += kDepth) {
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t words[4] = {x[i].x, x[i].y, x[i].z, x[i].w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        tokens[column + 8 * i + 2 * j][row] = __uint_as_float(words[j] << 16);
+        tokens[column + 8 * i + 2 * j + 1][row] = __uint_as_float(words[j] & 0xffff0000u);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      gates[column + 4 * i][row] = gate[i].x;
+      gates[column + 4 * i + 1][row] = gate[i].y;
+      gates[column + 4 * i + 2][row] = gate[i].z;
+      gates[column + 4 * i + 3][row] = gate[i].w;
+    }
+    __syncthreads();
+    if (k + kDepth < hidden) load(k + kDepth);
+#pragma unroll 8
+    for (int d = 0; d < kDepth; ++d) {
+      const float4 a0 = *reinterpret_cast<const float4*>(&tokens[d][m]);
+      const float4 a1 = *reinterpret_cast<const float4*>(&tokens[d][m + 4]);
+      const float4 b = *reinterpret_cast<const float4*>(&gates[d][n]);
+      const float a[8] = {a0.x, a0.y, a0.z, a0.w, a1.x, a1.y, a1.z, a1.w};
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        sum[i][0] = fmaf(a[i], b.x, sum[i][0]);
+        sum[i][1] = fmaf(a[i], b.y, sum[i][1]);
+        sum[i][2] = fmaf(a[i], b.z, sum[i][2]);
+        sum[i][3] = fmaf(a[i], b.w, sum[i][3]);
+      }
+    }
+    if ((k + kDepth) % kShortSum != 0 && k + kDepth < hidden) continue;
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        total[i][j] += sum[i][j];
+        sum[i][j] = 0.0f;
+      }
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    if (first_token + m + i >= args.x.rows) continue;
+    float* to = args.scores + (first_token + m + i) * static_cast<int64_t>(args.experts);
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      if (first_expert + n + j < args.experts)
+        to[first_expert + n + j] = 1.0f / (1.0f + expf(-total[i][j]));
+  }
+}
+
+// One warp a token.
+__global__ void __launch_bounds__(256) route_choose(Route args) {
+  wait_for_previous();
+  let_next_start();
+  const int64_t token = static_cast<int64_t>(blockIdx.x) * (256 / kWarp) + threadIdx.x / kWarp;
+  if (token >= args.x.rows) return;
+  const float* scores = args.scores + token * args.experts;
+  if (args.experts <= 8 * kWarp)
+    choose<8>(scores, args, token);
+  else
+    choose<kMaxEach>(scores, args, token);
+}
+
+bool fits_product(const Route& args) {
+  const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
+  return args.scores && args.x.dtype == DType::bf16 && args.x.columns % kDepth == 0 &&
+         args.x.stride % 8 == 0 && aligned(args.x.data) && aligned(args.gate) &&
+         args.experts <= kMaxEach * kWarp;
+}
+
+void launch_product(void* stream, const Route& args) {
+  launch(stream, route_scores,
+         {dim3(blocks_for(args.x.rows, kTile), blocks_for(args.experts, kTile)),
+          dim3(kProductThreads)},
+         args);
+  launch(stream, route_choose, {dim3(blocks_for(args.x.rows, 256 / kWarp)), dim3(256)}, args);
+}
+
 template <int kTokens, int kRows>
 void launch_form(void* stream, const Route& args, int cluster) {
   const int64_t padded = (args.x.columns + 127) / 128 * 128;
@@ -207,6 +323,7 @@ void launch_form(void* stream, const Route& args, int cluster) {
 
 void launch_route(void* stream, const Route& args) {
   if (args.x.rows == 0) return;
+  if (args.x.rows >= kProductTokens && fits_product(args)) return launch_product(stream, args);
   // Few tokens: spread the gate over many blocks. Many: share what is read of it.
   if (args.x.rows <= 4)
     launch_form<1, 1>(stream, args, 16);

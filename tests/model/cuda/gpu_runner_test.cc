@@ -178,16 +178,26 @@ class GpuRunner : public testing::Test {
 
 std::vector<int32_t> blocks_from(int32_t first, int32_t count) {
   std::vector<int32_t> out;
-  for (int32_t i = 0; i < count; ++i) out.push_back(first + i * 3 % count);
+  for (int32_t i = 0; i < count; ++i) out.push_back(first + i * 5 % count);
   return out;
 }
 
-// Activations are bf16 on the GPU and f32 on the CPU: 0.4 % a rounding, several a layer. Now and
-// then a router's near tie falls the other way, which moves a row further: few rows may.
-void expect_as_on_the_cpu(const ModelConfig& config, std::mt19937& random, const char* name) {
+// Largest median and 90 % quantile of |gpu - cpu| / |cpu| over the rows.
+struct Tolerance {
+  double middle, most;
+};
+// Activations are bf16 on the GPU and f32 on the CPU: 0.4 % a rounding, several a layer.
+constexpr Tolerance kRounded{0.03, 0.07};
+// Steps of more than 64 tokens round them to FP8 as well: some 3 % a product.
+constexpr Tolerance kQuantised{0.06, 0.25};
+
+// Now and then a router's near tie falls the other way, which moves a row by a third: few rows may.
+void expect_as_on_the_cpu(const ModelConfig& config, std::mt19937& random, size_t longer,
+                          const Tolerance& tolerance, const char* name) {
   SmallModel cpu(config, weights_on(config, Device{}), 0);
   GpuModel gpu(config, {});
-  const auto prompt = random_tokens(random, 100, config), other = random_tokens(random, 20, config);
+  const auto prompt = random_tokens(random, longer, config);
+  const auto other = random_tokens(random, 20, config);
   const std::vector<Chunk> chunks{{prompt, 0, blocks_from(0, 7)}, {other, 0, blocks_from(10, 4)}};
   const Rows expected = cpu.run(chunks), rows = gpu.run(chunks);
   std::vector<double> distances;
@@ -199,44 +209,46 @@ void expect_as_on_the_cpu(const ModelConfig& config, std::mt19937& random, const
     ++sure;
     EXPECT_EQ(argmax(rows[i]), argmax(expected[i])) << name << " " << i;
   }
-  std::sort(distances.begin(), distances.end());
-  const double middle = distances[distances.size() / 2];
-  std::printf(
-      "%s: |gpu - cpu| / |cpu| median %.4f, 90 %% %.4f, largest %.4f; greedy %ld of %zu same, "
-      "%ld sure\n",
-      name, middle, distances[distances.size() * 9 / 10], distances.back(), same, rows.size(),
-      sure);
-  EXPECT_LT(middle, 0.03) << name;
-  EXPECT_LT(distances[distances.size() * 9 / 10], 0.08) << name;
-  EXPECT_GE(same, static_cast<int64_t>(rows.size()) * 9 / 10) << name;
-
   // Decoding goes on from what the prompts left in the cache.
   for (int32_t step = 0; step < 6; ++step) {
     const std::vector<Chunk> next{
-        {random_tokens(random, 1, config), 100 + step, blocks_from(0, 7)},
+        {random_tokens(random, 1, config), static_cast<int32_t>(longer) + step, blocks_from(0, 7)},
         {random_tokens(random, 1, config), 20 + step, blocks_from(10, 4)}};
     const Rows cpu_rows = cpu.run(next), gpu_rows = gpu.run(next);
-    for (size_t i = 0; i < 2; ++i)
-      EXPECT_LT(distance(gpu_rows[i], cpu_rows[i]), 0.1) << name << " " << step << " " << i;
+    for (size_t i = 0; i < 2; ++i) distances.push_back(distance(gpu_rows[i], cpu_rows[i]));
   }
+  std::sort(distances.begin(), distances.end());
+  const double middle = distances[distances.size() / 2],
+               most = distances[distances.size() * 9 / 10];
+  std::printf(
+      "%s, %zu tokens: |gpu - cpu| / |cpu| median %.4f, 90 %% %.4f, largest %.4f; greedy %ld of "
+      "%zu "
+      "same, %ld sure\n",
+      name, longer + 20, middle, most, distances.back(), same, rows.size(), sure);
+  EXPECT_LT(middle, tolerance.middle) << name;
+  EXPECT_LT(most, tolerance.most) << name;
+  EXPECT_GT(same, static_cast<int64_t>(rows.size()) * 8 / 10) << name;
 }
 
 TEST_F(GpuRunner, OddShapesAsOnTheCpu) {
-  expect_as_on_the_cpu(small_config(), random_, "odd shapes, FP8");
   ModelConfig config = small_config();
+  expect_as_on_the_cpu(config, random_, 40, kRounded, "odd shapes, FP8");
+  expect_as_on_the_cpu(config, random_, 90, kQuantised, "odd shapes, FP8");
   config.fp8_blocks = false;
-  expect_as_on_the_cpu(config, random_, "odd shapes, BF16");
+  expect_as_on_the_cpu(config, random_, 90, kRounded, "odd shapes, BF16");
 }
 
 TEST_F(GpuRunner, RegularShapesAsOnTheCpu) {
-  expect_as_on_the_cpu(regular_config(), random_, "regular shapes, FP8");
   ModelConfig config = regular_config();
+  expect_as_on_the_cpu(config, random_, 40, kRounded, "regular shapes, FP8");
+  expect_as_on_the_cpu(config, random_, 90, kQuantised, "regular shapes, FP8");
   config.fp8_blocks = false;
-  expect_as_on_the_cpu(config, random_, "regular shapes, BF16");
+  expect_as_on_the_cpu(config, random_, 90, kRounded, "regular shapes, BF16");
 }
 
 TEST_F(GpuRunner, FullWidthAsOnTheCpu) {
-  expect_as_on_the_cpu(wide_config(), random_, "full width, FP8");
+  expect_as_on_the_cpu(wide_config(), random_, 40, kRounded, "full width, FP8");
+  expect_as_on_the_cpu(wide_config(), random_, 90, kQuantised, "full width, FP8");
 }
 
 // Decoding with recorded graphs, padded, two steps under way, tokens staying on the device: the
@@ -252,8 +264,10 @@ TEST_F(GpuRunner, GraphsAndStepsAheadChooseTheSameTokens) {
 
       std::vector<std::vector<int32_t>> expected(count);
       GpuModel plain(config, {});
-      for (size_t s = 0; s < count; ++s)
-        expected[s].push_back(argmax(plain.run({{prompts[s], 0, blocks(s)}}, false)[0]));
+      std::vector<Chunk> first;
+      for (size_t s = 0; s < count; ++s) first.push_back({prompts[s], 0, blocks(s)});
+      const Rows after_prompt = plain.run(first, false);
+      for (size_t s = 0; s < count; ++s) expected[s].push_back(argmax(after_prompt[s]));
       for (int32_t step = 1; step < kSteps; ++step) {
         std::vector<Chunk> chunks;
         for (size_t s = 0; s < count; ++s)
@@ -268,8 +282,6 @@ TEST_F(GpuRunner, GraphsAndStepsAheadChooseTheSameTokens) {
         GpuModel model(config,
                        graphs ? std::vector<int64_t>{1, 2, 4, 8, 16, 64} : std::vector<int64_t>());
         std::vector<std::vector<int32_t>> got(count);
-        std::vector<Chunk> first;
-        for (size_t s = 0; s < count; ++s) first.push_back({prompts[s], 0, blocks(s)});
         model.enqueue(first);
         for (int32_t step = 1; step <= kSteps; ++step) {
           std::vector<Chunk> chunks;
@@ -281,12 +293,8 @@ TEST_F(GpuRunner, GraphsAndStepsAheadChooseTheSameTokens) {
           const std::vector<int32_t> tokens = model.collect();
           for (size_t s = 0; s < count; ++s) got[s].push_back(tokens[s]);
         }
-        // Prompts run in one step here and one by one there, so that sums may differ in the last
-        // bits; sequences that part because of it do so at a near tie.
-        size_t same = 0;
-        for (size_t s = 0; s < count; ++s) same += got[s] == expected[s];
-        EXPECT_GE(same + count / 10, count)
-            << "hidden " << config.hidden_size << ", " << count << " sequences, graphs " << graphs;
+        EXPECT_EQ(got, expected) << "hidden " << config.hidden_size << ", " << count
+                                 << " sequences, graphs " << graphs;
       }
     }
   }

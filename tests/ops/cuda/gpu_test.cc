@@ -395,9 +395,10 @@ TEST_F(Gpu, Route) {
     int64_t tokens, experts, hidden, top;
   };
   for (const DType dtype : {DType::bf16, DType::f32})
-    for (const Case& c : {Case{1, 256, 3072, 8}, Case{3, 256, 3072, 8}, Case{5, 256, 512, 8},
-                          Case{64, 256, 64, 8}, Case{65, 256, 320, 8}, Case{131, 192, 100, 8},
-                          Case{2, 10, 33, 3}, Case{70, 33, 65, 32}, Case{9, 1, 8, 1}}) {
+    for (const Case& c :
+         {Case{1, 256, 3072, 8}, Case{3, 256, 3072, 8}, Case{5, 256, 512, 8}, Case{64, 256, 64, 8},
+          Case{65, 256, 320, 8}, Case{131, 192, 100, 8}, Case{2, 10, 33, 3}, Case{70, 33, 65, 32},
+          Case{9, 1, 8, 1}, Case{513, 256, 3072, 8}, Case{640, 190, 352, 8}}) {
       const Numbers x = random_numbers(random_, c.tokens * c.hidden, dtype);
       const Numbers gate = random_numbers(random_, c.experts * c.hidden, DType::f32,
                                           1.0 / std::sqrt(static_cast<double>(c.hidden)));
