@@ -288,6 +288,25 @@ Result<void> read_tool_choice(const Json& body, MessagesRequest& request) {
 
 // ---- the request
 
+// {"type":"json_schema","schema":{...}} in the chat form.
+Result<void> read_output_format(const Json& value, MessagesRequest& request) {
+  if (!value.is_object() || string_of(value, "type") != "json_schema" ||
+      !value.contains("schema") || !value["schema"].is_object())
+    return fail(Code::invalid_argument,
+                "the format should be an object with type json_schema and an object `schema`");
+  request.response_format = {
+      {"type", "json_schema"},
+      {"json_schema", {{"name", "output"}, {"schema", value["schema"]}, {"strict", true}}}};
+  return {};
+}
+
+Result<void> read_output_config(const Json& value, MessagesRequest& request) {
+  if (!value.is_object()) return fail(Code::invalid_argument, "Input should be a valid dictionary");
+  const auto format = value.find("format");
+  return format == value.end() || format->is_null() ? Result<void>()
+                                                    : read_output_format(*format, request);
+}
+
 const Fields<MessagesRequest>& message_fields() {
   static const Fields<MessagesRequest> table = [] {
     Fields<MessagesRequest> fields;
@@ -303,10 +322,11 @@ const Fields<MessagesRequest>& message_fields() {
         .field("chat_template_kwargs", &MessagesRequest::chat_template_kwargs)
         .field("thinking",
                [](const Json& value, MessagesRequest& r) { return read_thinking(value, r); })
+        .field("output_config", read_output_config)
+        .field("output_format", read_output_format)
         .ignored({"messages", "system", "tools", "tool_choice", "metadata", "service_tier",
-                  "output_config", "output_format", "context_management", "container",
-                  "mcp_servers", "betas", "inference_geo", "speed", "cache_control",
-                  "diagnostics"});
+                  "context_management", "container", "mcp_servers", "betas", "inference_geo",
+                  "speed", "cache_control", "diagnostics"});
     return fields;
   }();
   return table;

@@ -11,20 +11,46 @@ Error invalid(std::string_view param, std::string text) {
 
 // ---- messages
 
-// Reasoning is sent back as `reasoning`, `reasoning_content` or in `reasoning_details`.
+// The texts of a list of reasoning parts; {text} as in reasoning_details, {thinking} as Anthropic
+// has it.
+std::string reasoning_texts(const Json& parts) {
+  std::string text;
+  if (!parts.is_array()) return text;
+  for (const Json& part : parts)
+    for (const char* name : {"text", "thinking"})
+      if (part.is_object() && part.contains(name) && part[name].is_string())
+        text += part[name].get_ref<const std::string&>();
+  return text;
+}
+
+// Whichever of its spellings clients send reasoning back under.
 std::optional<std::string> reasoning_of(const Json& message) {
-  for (const char* name : {"reasoning", "reasoning_content"}) {
+  for (const char* name : {"reasoning", "reasoning_content", "reason", "thinking"}) {
     const auto field = message.find(name);
     if (field != message.end() && field->is_string()) return field->get<std::string>();
   }
-  const auto details = message.find("reasoning_details");
-  if (details == message.end() || !details->is_array()) return std::nullopt;
-  std::string text;
-  for (const Json& detail : *details)
-    if (detail.is_object() && detail.contains("text") && detail["text"].is_string())
-      text += detail["text"].get_ref<const std::string&>();
-  if (text.empty()) return std::nullopt;
-  return text;
+  for (const char* name : {"reasoning_details", "reasoning_detail", "thinking_blocks"})
+    if (const auto field = message.find(name); field != message.end())
+      if (std::string text = reasoning_texts(*field); !text.empty()) return text;
+  return std::nullopt;
+}
+
+bool is_reasoning_part(const Json& part) {
+  if (!part.is_object()) return false;
+  for (const char* type : {"thinking", "reasoning", "redacted_thinking"})
+    if (part["type"] == type) return true;
+  return false;
+}
+
+// Reasoning among the parts of an assistant's content goes where reasoning belongs.
+void take_reasoning_parts(ChatMessage& message) {
+  if (message.role != "assistant" || !message.content.is_array()) return;
+  Json reasoning = Json::array(), rest = Json::array();
+  for (Json& part : message.content)
+    (is_reasoning_part(part) ? reasoning : rest).push_back(std::move(part));
+  message.content = std::move(rest);
+  const std::string text = reasoning_texts(reasoning);
+  if (!text.empty() && !message.reasoning) message.reasoning = text;
 }
 
 Result<ChatToolCall> tool_call_from(const Json& value) {
@@ -51,10 +77,21 @@ Result<void> read_tool_calls(const Json& value, std::vector<ChatToolCall>& out) 
 }
 
 bool is_read_elsewhere(std::string_view name) {
-  constexpr std::string_view kNames[] = {
-      "role",      "content",           "tool_calls",        "tool_call_id",
-      "reasoning", "reasoning_content", "reasoning_details", "refusal",
-      "audio",     "annotations",       "function_call"};
+  constexpr std::string_view kNames[] = {"role",
+                                         "content",
+                                         "tool_calls",
+                                         "tool_call_id",
+                                         "reasoning",
+                                         "reason",
+                                         "reasoning_content",
+                                         "reasoning_details",
+                                         "reasoning_detail",
+                                         "thinking",
+                                         "refusal",
+                                         "thinking_blocks",
+                                         "audio",
+                                         "annotations",
+                                         "function_call"};
   for (const std::string_view known : kNames)
     if (name == known) return true;
   return false;
@@ -70,6 +107,7 @@ Result<ChatMessage> message_from(const Json& value) {
   if (value.contains("content")) message.content = value["content"];
   M2_TRY_VOID(check_content(message.content, "messages"));
   message.reasoning = reasoning_of(value);
+  take_reasoning_parts(message);
   if (value.contains("tool_calls"))
     M2_TRY_VOID(read_tool_calls(value["tool_calls"], message.tool_calls));
   if (value.contains("tool_call_id") && value["tool_call_id"].is_string())

@@ -79,6 +79,10 @@ void handle_response(const HandlerCall& call) {
   const HttpRequest& request = call.exchange->request();
   const std::string id = response_id(request.path);
   if (request.method == "DELETE") return call.exchange->send(deleted(call, id));
+  if (("&" + request.query + "&").find("&stream=true&") != std::string::npos)
+    return call.exchange->send(
+        error_reply({400, "invalid_request_error",
+                     "a stored response is not streamed: retrieve it whole", "stream"}));
   const auto found = find_response(call, id);
   call.exchange->send(found ? json_reply(found->json) : no_such_response(id));
 }

@@ -24,7 +24,12 @@ Planned plan_message(const HttpRequest& request, Context& context) {
   const auto parse = [](const Json& body, std::vector<std::string>& unknown) {
     return api::messages_request_from_json(body, api::MessagesUse::create, unknown);
   };
-  return plan_with(request, context, parse, make_message_plan);
+  Planned planned = plan_with(request, context, parse, make_message_plan);
+  // Words by which Claude Code knows that it should compact the conversation.
+  if (auto* error = std::get_if<api::ApiError>(&planned);
+      error && (error->param == "input_tokens" || error->param == "input_text"))
+    error->message = "prompt is too long: " + error->message;
+  return planned;
 }
 
 }  // namespace m2::server

@@ -118,6 +118,7 @@ const Turn* TurnReplay::turn_at(std::string_view text, size_t number, size_t& in
 std::optional<std::vector<KnownTurn>> TurnReplay::place(std::vector<TextPiece>& pieces) const {
   std::vector<KnownTurn> known;
   if (turns_.empty()) return known;
+  size_t found = 0;
   std::vector<TextPiece> out;
   const auto add = [&out](std::string text, AddedTokens added) {
     if (!text.empty()) out.push_back({std::move(text), added});
@@ -132,6 +133,7 @@ std::optional<std::vector<KnownTurn>> TurnReplay::place(std::vector<TextPiece>& 
     size_t index = 0;
     const Turn* turn = turn_at(piece.text, mark + mark_.size(), index);
     if (!turn) return std::nullopt;
+    ++found;
     add(piece.text.substr(0, mark), piece.added);
 
     const std::string before = opening_of(out);
@@ -150,6 +152,7 @@ std::optional<std::vector<KnownTurn>> TurnReplay::place(std::vector<TextPiece>& 
     i = close.piece;
     add(pieces[i].text.substr(close.offset + turn->end_text.size()), pieces[i].added);
   }
+  if (found != turns_.size()) return std::nullopt;
   pieces = std::move(out);
   return known;
 }

@@ -32,8 +32,8 @@ class TurnReplay {
   TurnReplay(std::vector<text::Message>& messages, TurnStore& store);
 
   // Cuts the marked turns out of a rendered prompt. Where one did not come out as it was sampled
-  // (another template, say), its reasoning stands again. Nothing, with `pieces` in pieces, if the
-  // template altered a mark: then the unmarked messages must be rendered.
+  // (another template, say), its reasoning stands again. Nothing, with `pieces` spoilt, if the
+  // template altered a mark or left one out: then the unmarked messages must be rendered.
   std::optional<std::vector<KnownTurn>> place(std::vector<text::TextPiece>& pieces) const;
 
   // Messages whose reasoning was put back.

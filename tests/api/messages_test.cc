@@ -134,6 +134,20 @@ TEST(MessagesRequest, ChoicesOfTools) {
   EXPECT_EQ(request(kHello)->tool_choice.kind, Kind::none);
 }
 
+TEST(MessagesRequest, AFormatBecomesAResponseFormat) {
+  for (const char* field :
+       {"output_format\":", "output_config\":{\"effort\":\"low\",\"format\":"}) {
+    const std::string end = std::string_view(field).ends_with("format\":") &&
+                                    std::string_view(field).starts_with("output_config")
+                                ? "}"
+                                : "";
+    const auto read = request(std::string(kHello) + ",\"" + field +
+                              R"({"type":"json_schema","schema":{"type":"object"}})" + end);
+    ASSERT_TRUE(read.ok()) << read.error().text;
+    EXPECT_EQ(read->response_format["json_schema"]["schema"]["type"], "object");
+  }
+}
+
 TEST(MessagesRequest, WhatIsWrongIsNamed) {
   const std::pair<std::string, const char*> cases[] = {
       {R"("messages":[])", "messages: at least one is required"},

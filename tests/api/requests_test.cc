@@ -31,6 +31,30 @@ TEST(ChatRequest, NullIsNotGiven) {
   EXPECT_EQ(request->n, 1);
 }
 
+TEST(ChatRequest, ReasoningIsReadUnderEverySpelling) {
+  const char* spellings[] = {
+      R"("content":"c","reasoning":"r")",
+      R"("content":"c","reasoning_content":"r")",
+      R"("content":"c","reason":"r")",
+      R"("content":"c","thinking":"r")",
+      R"("content":"c","reasoning_details":[{"type":"reasoning.text","text":"r"}])",
+      R"("content":"c","reasoning_detail":[{"text":"r"}])",
+      R"("content":"c","thinking_blocks":[{"type":"thinking","thinking":"r","signature":"s"}])",
+      R"("content":[{"type":"thinking","thinking":"r"},{"type":"text","text":"c"}])",
+      R"("content":[{"type":"reasoning","text":"r"},{"type":"text","text":"c"}])"};
+  for (const char* fields : spellings) {
+    std::vector<std::string> unknown;
+    const auto body =
+        parse_json(std::string(R"({"messages":[{"role":"assistant",)") + fields + "}]}");
+    const auto request = chat_request_from_json(*body, unknown);
+    ASSERT_TRUE(request.ok()) << request.error().text;
+    const ChatMessage& message = request->messages[0];
+    EXPECT_EQ(message.reasoning, "r") << fields;
+    EXPECT_EQ(message.content.is_string() ? message.content : message.content[0]["text"], "c");
+    EXPECT_TRUE(message.extra.empty()) << fields;
+  }
+}
+
 TEST(ChatRequest, IntegersAreStrict) {
   for (const char* bad : {"\"7\"", "true", "1.5", "1e30", "18446744073709551616", "[]"})
     EXPECT_FALSE(chat(std::string(R"(,"n":)") + bad).ok()) << bad;

@@ -8,7 +8,7 @@ import sys
 import time
 import unittest
 
-from scripted import ServerCase, main
+from scripted import Server, ServerCase, main
 
 try:
     import anthropic
@@ -353,6 +353,35 @@ class Anthropic(ServerCase):
         bearer = anthropic.Anthropic(base_url=self.client.base_url, auth_token="secret")
         self.assertTrue(bearer.messages.create(model="scripted", max_tokens=5,
                                                messages=[user("hello")]).content)
+
+
+class AnthropicOverload(unittest.TestCase):
+    """Errors from before the request is looked at have Anthropic's form too."""
+
+    def refused(self, server, error, kind):
+        client = anthropic.Anthropic(base_url=f"http://127.0.0.1:{server.port}", api_key="x",
+                                     max_retries=0)
+        with client, self.assertRaises(error) as caught:
+            client.messages.create(model="scripted", max_tokens=5, messages=[user("hello")])
+        self.assertEqual(caught.exception.body["error"]["type"], kind)
+        self.assertTrue(caught.exception.response.headers["retry-after"])
+
+    def test_too_many(self):
+        with Server(max_requests=0) as server:
+            self.refused(server, anthropic.RateLimitError, "rate_limit_error")
+
+    def test_loading(self):
+        with Server(wait_ready=False, load_ms=1500) as server:
+            self.refused(server, anthropic.InternalServerError, "overloaded_error")
+            server.wait_ready()
+
+    def test_context_length(self):
+        with Server(max_model_len=64) as server:
+            client = anthropic.Anthropic(base_url=f"http://127.0.0.1:{server.port}", api_key="x")
+            with client, self.assertRaises(anthropic.BadRequestError) as caught:
+                client.messages.create(model="scripted", max_tokens=5,
+                                       messages=[{"role": "user", "content": "a b " * 100}])
+            self.assertIn("prompt is too long", str(caught.exception))
 
 
 class Node(ServerCase):
