@@ -49,7 +49,10 @@ const Fields<CompletionRequest>& completion_fields() {
                  r.has_suffix = true;
                  return Result<void>();
                })
-        .ignored({"prompt_embeds"});
+        .field("prompt_embeds", [](const Json&, CompletionRequest&) -> Result<void> {
+          return invalid("prompt_embeds",
+                         "You must set `--enable-prompt-embeds` to input `prompt_embeds`.");
+        });
     return fields;
   }();
   return table;

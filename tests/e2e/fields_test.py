@@ -103,6 +103,9 @@ class Texts(ServerCase):
         self.refused({"prompt": ""},
                      "Either prompt or prompt_embeds must be provided and non-empty.",
                      "Bad Request", TEXT)
+        self.refused({"prompt_embeds": "x"},
+                     "You must set `--enable-prompt-embeds` to input `prompt_embeds`.",
+                     "Bad Request", TEXT)
         self.refused({"suffix": "x"}, "suffix is not currently supported", path=TEXT)
         self.refused({"prompt": [[]]}, "The decoder prompt cannot be empty", path=TEXT)
         self.refused({"prompt": [200064]}, "Token id 200064 is out of vocabulary", path=TEXT)

@@ -1,9 +1,10 @@
 """The shapes of replies, byte by byte where clients look (contract.md 4.4 - 4.8, 4.13)."""
 
 import json
+import os
 import re
 
-from scripted import Server, ServerCase, main
+from scripted import DATA, Server, ServerCase, main
 
 CHAT = "/v1/chat/completions"
 
@@ -379,6 +380,15 @@ class Small(ServerCase):
         self.assertEqual(json.loads(self.server.request("GET", "/version")[2]), {"version": "0"})
         self.assertEqual(json.loads(self.server.request("GET", "/load")[2]), {"server_load": 0})
         self.assertIn("vllm:num_requests_running", self.server.request("GET", "/metrics")[2])
+
+    def test_tokenizer_info_by_flag(self):
+        self.assertEqual(self.server.request("GET", "/tokenizer_info")[0], 404)
+        with Server(tokenizer_info=True) as server:
+            status, _, text = server.request("GET", "/tokenizer_info")
+            info = json.loads(text)
+            self.assertEqual((status, info["eos_token"]), (200, "[e~["))
+            with open(os.path.join(DATA, "chat_template.jinja")) as file:
+                self.assertEqual(info["chat_template"], file.read())
 
     def test_unknown_route_and_method(self):
         status, _, text = self.server.request("GET", "/nothing")

@@ -40,6 +40,7 @@ server::ServerOptions server_options(const Json& config) {
   options.enable_prompt_tokens_details = config.value("prompt_tokens_details", false);
   options.priority_scheduling = config.value("priority", false);
   options.default_chat_template_kwargs = config.value("default_kwargs", Json::object());
+  options.enable_tokenizer_info_endpoint = config.value("tokenizer_info", false);
   options.root_path = config.value("root_path", std::string());
   options.tls.certificate_file = config.value("ssl_certfile", std::string());
   options.tls.key_file = config.value("ssl_keyfile", std::string());
@@ -90,6 +91,7 @@ Result<int> run(const std::string& data, const Json& config) {
 
   M2_TRY(const auto tokenizer, text::Tokenizer::load(data + "/tokenizer.json"));
   M2_TRY(std::string source, file_text(data + "/chat_template.jinja"));
+  const std::string source_text = source;
   M2_TRY(const auto chat_template, text::ChatTemplate::parse(std::move(source)));
   ScriptedModel model({.vocab_size = 200064,
                        .num_blocks = config.value("num_blocks", 8192),
@@ -111,6 +113,7 @@ Result<int> run(const std::string& data, const Json& config) {
   services.max_model_len = model.limits().max_model_len;
   services.vocab_size = model.limits().vocab_size;
   services.eos_token = "[e~[";
+  services.chat_template_source = source_text;
   server.ready(std::move(services));
   std::printf("READY\n");
   std::fflush(stdout);
