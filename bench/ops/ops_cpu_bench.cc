@@ -1,6 +1,7 @@
 // Measures the CPU operations at MiniMax-M2's shapes against bounds measured in the same run: the
 // read bandwidth and the FP32 multiply-add rate of all threads. Prints a Markdown table.
-//   ops_cpu_bench [commit]
+//   ops_cpu_bench [COMMIT [PART [INSTRUCTION_SET [THREADS]]]]
+// PART: linear, experts, attention, small; "" for all.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -13,6 +14,7 @@
 #include "bench/ops/bounds.h"
 #include "ops/attention.h"
 #include "ops/experts.h"
+#include "ops/instruction_set.h"
 #include "ops/linear.h"
 #include "ops/norm.h"
 #include "ops/qk_norm_rope.h"
@@ -77,7 +79,11 @@ struct Row {
 
 class Bench {
  public:
-  explicit Bench(int64_t bytes) : buffer_(Device{}, bytes), pool_(0), exec_{Device{}, &pool_} {
+  Bench(int64_t bytes, int threads)
+      : buffer_(Device{}, bytes),
+        workspace_(Device{}, ops::linear_workspace_bytes(Device{}, 512, 2 * kHidden) + 1),
+        pool_(threads),
+        exec_{Device{}, &pool_, nullptr, workspace_.data(), workspace_.bytes()} {
     Arena arena(buffer_);
     const Tensor all = random_tensor(arena, DType::f32, {bytes / 4});
     read_bandwidth_ = bench::read_bandwidth(pool_, all.data(), bytes);
@@ -251,7 +257,7 @@ class Bench {
                100 * row.flops / row.time / flops_);
   }
 
-  Buffer buffer_;
+  Buffer buffer_, workspace_;
   ThreadPool pool_;
   Exec exec_;
   double read_bandwidth_ = 0;
@@ -262,8 +268,10 @@ class Bench {
 }  // namespace
 
 int main(int argc, char** argv) {
-  Bench bench(int64_t{3} << 30);
   const std::string only = argc > 2 ? argv[2] : "";
+  const Result<void> chosen = ops::choose_instruction_set(argc > 3 ? argv[3] : "auto");
+  M2_CHECK(chosen.ok(), "{}", chosen.error().text);
+  Bench bench(int64_t{3} << 30, argc > 4 ? std::stoi(argv[4]) : 0);
   const auto wanted = [&only](const char* name) { return only.empty() || only == name; };
   if (wanted("linear")) {
     for (const int64_t tokens : {1, 2, 4, 6})

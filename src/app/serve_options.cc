@@ -129,6 +129,7 @@ constexpr Option kOptions[] = {
 
   // device
   {"device", "", "device", text, "auto", "auto (a GPU if one can be used), cpu, cuda or cuda:N."},
+  {"cpu-isa", "", "device", text, "auto", "Instructions of operations on the CPU: amx (rounds the inputs of products to BF16), avx512, avx2, neon or baseline; auto takes the first there is."},
   {"threads", "", "device", integer, "0", "Threads of a step; 0: one per CPU this process may use."},
 
   // cache

@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "model/runner.h"
 #include "model/weight_table.h"
+#include "ops/instruction_set.h"
 
 namespace m2::app {
 namespace {
@@ -260,6 +261,7 @@ Serving::~Serving() {
 
 Result<void> Serving::build(const std::string& model) {
   M2_TRY_VOID(refuse_unmodelled(values_));
+  M2_TRY_VOID(ops::choose_instruction_set(values_.text("cpu-isa")));
   M2_TRY_VOID(check_sizes(values_));
   M2_TRY_VOID(check_tls(values_));
   M2_TRY(folder_, model_folder(model, values_));
@@ -379,6 +381,8 @@ Result<void> Serving::make_model(model::Weights weights) {
 
   const int64_t tokens = plan.num_blocks * model::kBlockSize;
   log_info("Running on {}", describe_device(exec.device));
+  if (exec.device.kind == DeviceKind::cpu)
+    log_info("Instructions of the CPU's operations: {}", ops::instruction_set());
   log_info("Available KV cache memory: {:.2f} GiB", gib(plan.kv_bytes));
   log_info("GPU KV cache size: {} tokens", grouped(tokens));
   log_info("Maximum concurrency for {} tokens per request: {:.2f}x", grouped(max_model_len_),

@@ -35,7 +35,7 @@ void check_weight(const Linear& linear, int64_t columns) {
 
 int64_t linear_workspace_bytes(Device device, int64_t tokens, int64_t columns) {
   if (device.kind == DeviceKind::cuda) return cuda::linear_workspace_bytes(tokens, columns);
-  return 0;
+  return cpu::linear_workspace_bytes(tokens, columns);
 }
 
 void linear(const Exec& exec, Tensor x, const Linear& weight, Tensor out) {

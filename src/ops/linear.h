@@ -18,8 +18,8 @@ struct Linear {
   int64_t first_column = 0;
 };
 
-// Bytes of Exec::workspace with which linear() takes the fast form for that many tokens of that
-// many columns. With less it is right but slow.
+// Bytes of Exec::workspace with which linear() takes the fast form for that many tokens of at most
+// that many columns. With less it is right but slow; on a CPU with tiles one token must fit.
 int64_t linear_workspace_bytes(Device device, int64_t tokens, int64_t columns);
 
 // out = x * W^T, accumulated in FP32. Every output element is summed in an order that depends on K

@@ -21,8 +21,9 @@ struct Exec {
   Device device;
   ThreadPool* pool = nullptr;  // cpu: the threads to use; never null there
   void* stream = nullptr;      // cuda: a cudaStream_t
-  // cuda: device memory for the operation that runs on `stream` now (attention's partial results,
-  // ops/cuda/attention/plan.h says how much); its contents belong to nobody between operations.
+  // Memory of the device for the operation that runs now; its contents belong to nobody between
+  // operations. cpu: linear()'s packed inputs (ops/linear.h says how much); cuda: attention's
+  // partial results (ops/cuda/attention/plan.h).
   void* workspace = nullptr;
   int64_t workspace_bytes = 0;
 };

@@ -1,9 +1,15 @@
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "model/runner.h"
+#include "ops/instruction_set.h"
 #include "parallel/comm.h"
 
 // A small model with random weights behind the real runner, and the simplest way to run it.
@@ -40,6 +46,21 @@ inline MemoryRequest small_memory(const ModelConfig& config) {
   request.num_blocks = 64;
   request.available_bytes = int64_t{1} << 30;
   return request;
+}
+
+// Runs body(rounds_inputs) once for each way this machine has to compute: with the inputs of
+// products rounded to BF16 (tiles), and in FP32. The name of the instruction set is in the trace.
+template <class Body>
+void for_each_arithmetic(Body&& body) {
+  bool done[2] = {};
+  for (const std::string_view set : ops::instruction_sets()) {
+    M2_CHECK(ops::choose_instruction_set(set).ok());
+    const bool rounds = ops::cpu::use_tiles();
+    if (std::exchange(done[rounds], true)) continue;
+    SCOPED_TRACE(std::string(set));
+    body(rounds);
+  }
+  M2_CHECK(ops::choose_instruction_set("auto").ok());
 }
 
 // One piece of a sequence for a step: tokens from position `begin` on, in the sequence's own

@@ -1,6 +1,7 @@
 #include "ops/linear.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "tests/ops/oracle.h"
 
@@ -37,11 +38,12 @@ struct Matrix {
 
 void expect_product(const Tensor& x, const Matrix& matrix, const Tensor& out,
                     const std::string& where) {
+  const bool rounded = rounds_inputs(matrix.linear.weight.dtype());
   for (int64_t t = 0; t < x.size(0); ++t) {
     for (int64_t n = 0; n < out.size(1); ++n) {
       double sum = 0, magnitude = 0;
       for (int64_t k = 0; k < x.size(1); ++k) {
-        const double product = load(x, t, k) * matrix.at(n, k);
+        const double product = as_input(load(x, t, k), rounded) * matrix.at(n, k);
         sum += product;
         magnitude += std::fabs(product);
       }
@@ -58,8 +60,13 @@ struct Shape {
 
 class LinearTest : public testing::Test {
  protected:
+  Exec exec(ThreadPool& pool) {
+    return {Device{}, &pool, nullptr, workspace_.data(), workspace_.bytes()};
+  }
+
   ThreadPool pool_{2};
-  Exec exec_{Device{}, &pool_};
+  const Buffer workspace_{Device{}, linear_workspace_bytes(Device{}, 512, 20000) + 1};
+  const Exec exec_ = exec(pool_);
 };
 
 TEST_F(LinearTest, MatchesDoublePrecision) {
@@ -78,7 +85,9 @@ TEST_F(LinearTest, MatchesDoublePrecision) {
                           {40, 1000, 8, 120, 61},
                           {200, 19000, 1},
                           {7, 7000, 3},
-                          {7, 7000, 11}};
+                          {7, 7000, 11},
+                          {20, 130, 530},
+                          {33, 260, 40, 128, 84}};
   Random random(1);
   for (const DType dtype : {DType::f8_e4m3, DType::bf16, DType::f16, DType::f32}) {
     for (const Shape& s : shapes) {
@@ -175,13 +184,17 @@ TEST_F(LinearTest, NanCodeOfALaterColumnBlockIsSeen) {
     Host x(DType::f32, {tokens, kColumns});
     for (int64_t i = 0; i < tokens * kColumns; ++i) store(x, i, 0);
     Host out(DType::f32, {tokens, 9});
-    linear(exec_, x, Linear{weight, scale}, out);
-    for (int64_t t = 0; t < tokens; ++t)
-      for (int64_t n = 0; n < 9; ++n)
-        EXPECT_EQ(std::isnan(load(out, t, n)), n == 3 || n == 8) << tokens << " " << n;
+    for_each_target([&](const char* target, bool) {
+      linear(exec_, x, Linear{weight, scale}, out);
+      for (int64_t t = 0; t < tokens; ++t)
+        for (int64_t n = 0; n < 9; ++n)
+          EXPECT_EQ(std::isnan(load(out, t, n)), n == 3 || n == 8)
+              << target << " " << tokens << " " << n;
+    });
   }
 }
 
+// One set of bytes where tiles multiply, one everywhere else.
 TEST_F(LinearTest, ATokensResultDoesNotDependOnItsBatchThreadsOrInstructionSet) {
   Random random(3);
   for (const DType dtype : {DType::f8_e4m3, DType::bf16, DType::f16, DType::f32}) {
@@ -189,23 +202,57 @@ TEST_F(LinearTest, ATokensResultDoesNotDependOnItsBatchThreadsOrInstructionSet) 
       Matrix matrix(random, dtype, s.rows, s.columns, s.first_row, s.first_column);
       Host x(DType::f32, {s.tokens, s.columns});
       x.fill(random);
-      Host all(DType::f32, {s.tokens, s.rows});
-      linear(exec_, x, matrix.linear, all);
+      Host by_tiles(DType::f32, {s.tokens, s.rows}), by_rows(DType::f32, {s.tokens, s.rows});
+      bool have[2] = {};
       for_each_target([&](const char* target, bool has_fma) {
         if (!has_fma) return;
-        for (const int threads : {1, 2, 3}) {
+        const bool tiles = rounds_inputs(dtype);
+        const Host& all = tiles ? by_tiles : by_rows;
+        if (!std::exchange(have[tiles], true)) linear(exec_, x, matrix.linear, all);
+        for (const int threads : {1, 2, 3, 19}) {
           ThreadPool pool(threads);
-          const Exec exec{Device{}, &pool};
-          for (const int64_t count : {1, 2, 3, 4, 5, 6, 7, 37}) {
+          for (const int64_t count : {1, 2, 3, 4, 5, 6, 7, 15, 16, 17, 37}) {
             Host part(DType::f32, {count, s.rows});
             const int64_t begin = s.tokens - count;
-            linear(exec, x.view().rows(begin, count), matrix.linear, part);
+            linear(exec(pool), x.view().rows(begin, count), matrix.linear, part);
             ASSERT_TRUE(same_bytes(part, all.view().rows(begin, count)))
                 << name(dtype) << " " << target << " " << threads << " threads, " << count;
           }
         }
       });
     }
+  }
+}
+
+// Long prompts are done in slabs and, if the workspace is small, in parts: the same bytes.
+TEST_F(LinearTest, ManyTokensEqualFew) {
+  Random random(6);
+  Matrix matrix(random, DType::f8_e4m3, 130, 300);
+  constexpr int64_t kTokens = 700;
+  Host x(DType::f32, {kTokens, 300});
+  x.fill(random);
+  Host all(DType::f32, {kTokens, 130}), part(DType::f32, {kTokens, 130});
+  linear(exec_, x, matrix.linear, all);
+  for (const int64_t fitting : {3, 16, 50, 333}) {
+    Exec small = exec_;
+    small.workspace_bytes = linear_workspace_bytes(Device{}, 1, 300) * fitting;
+    part.poison();
+    linear(small, x, matrix.linear, part);
+    EXPECT_TRUE(same_bytes(part, all)) << fitting;
+  }
+}
+
+// BF16 of a product's input is to nearest even; weights are exact.
+TEST_F(LinearTest, TilesRoundInputsToNearestEven) {
+  if (!cpu::use_tiles()) GTEST_SKIP() << "no tiles on this machine";
+  Host weight(DType::bf16, {1, 8});
+  for (int64_t i = 0; i < 8; ++i) store(weight, i, 1);
+  const float inputs[] = {1 + 0x1p-8f, 1 + 3 * 0x1p-8f, 1 + 0x1p-9f, -1 - 0x1p-8f, 3e38f, 1e-30f};
+  for (const float input : inputs) {
+    Host x(DType::f32, {1, 8}), out(DType::f32, {1, 1});
+    for (int64_t i = 0; i < 8; ++i) store(x, i, i == 5 ? input : 0);
+    linear(exec_, x, Linear{weight, Tensor()}, out);
+    EXPECT_EQ(load(out, 0), to_float(to_bf16(input))) << input;
   }
 }
 

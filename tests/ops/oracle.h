@@ -10,12 +10,10 @@
 #include <cstring>
 #include <limits>
 #include <string>
+#include <string_view>
 #include <vector>
 
-#include "ops/cpu/targets.h"
-// After targets.h, which says what to compile for.
-#include "hwy/highway.h"
-#include "hwy/targets.h"
+#include "ops/instruction_set.h"
 #include "tensor/buffer.h"
 #include "tensor/exec.h"
 #include "tensor/tensor.h"
@@ -152,7 +150,8 @@ class Host {
 
 // Tolerances, by the dtype of the output. An element may be off by `sum` times the sum of the
 // magnitudes that were added for it (FP32 accumulation), plus `round` of its own value (storing
-// it).
+// it). Where tiles round the inputs of products to BF16 (ops/cpu/tiles.h), references round them
+// too; `slack` is for numbers so near the middle of two BF16 numbers that either may be taken.
 struct Tolerance {
   double sum;
   double round;
@@ -162,9 +161,10 @@ inline Tolerance tolerance_of(DType out) {
 }
 
 inline void expect_close(double actual, double expected, double magnitude, DType out,
-                         const std::string& where) {
+                         const std::string& where, double slack = 0) {
   const Tolerance tolerance = tolerance_of(out);
-  const double allowed = tolerance.sum * magnitude + tolerance.round * std::fabs(expected) + 1e-37;
+  const double allowed =
+      tolerance.sum * magnitude + tolerance.round * std::fabs(expected) + slack + 1e-37;
   // Not EXPECT_NEAR: NaN must fail, and nothing is printed for the many that pass.
   if (!(std::fabs(actual - expected) <= allowed))
     ADD_FAILURE() << where << ": " << actual << " instead of " << expected << " +- " << allowed;
@@ -180,20 +180,22 @@ inline bool same_bytes(const Tensor& a, const Tensor& b) {
   return true;
 }
 
-// Runs body(name, has_fma) under every instruction set compiled in that this machine has.
+// Runs body(name, has_fma) under every instruction set that this machine has.
 template <class Body>
 void for_each_target(Body&& body) {
-  const int64_t here = hwy::SupportedTargets();
-  for (const int64_t target : {HWY_AVX3, HWY_AVX2, HWY_NEON}) {
-    if (!(HWY_TARGETS & target) || !(here & target)) continue;
-    hwy::GetChosenTarget().Update(target);
-    body(hwy::TargetName(target), true);
+  for (const std::string_view set : instruction_sets()) {
+    M2_CHECK(choose_instruction_set(set).ok());
+    body(std::string(set).c_str(), set != "baseline");
   }
-  if (HWY_STATIC_TARGET != HWY_NEON) {
-    hwy::GetChosenTarget().Update(HWY_STATIC_TARGET);
-    body(hwy::TargetName(HWY_STATIC_TARGET), (HWY_STATIC_TARGET & (HWY_AVX3 | HWY_AVX2)) != 0);
-  }
-  hwy::GetChosenTarget().DeInit();
+  M2_CHECK(choose_instruction_set("auto").ok());
+}
+
+// Whether products with such weights round their inputs to BF16 now.
+inline bool rounds_inputs(DType weight) {
+  return cpu::use_tiles() && (weight == DType::f8_e4m3 || weight == DType::bf16);
+}
+inline double as_input(double value, bool rounded) {
+  return rounded ? to_float(to_bf16(static_cast<float>(value))) : value;
 }
 
 inline std::string name(DType dtype) {

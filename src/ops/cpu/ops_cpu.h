@@ -23,6 +23,7 @@ void gather_rows(const Exec& exec, Tensor x, Tensor rows, Tensor out);
 int64_t experts_scratch_bytes(const Experts& experts, int64_t tokens, int64_t top);
 void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Tensor weights,
              Tensor scratch, Tensor out);
+int64_t linear_workspace_bytes(int64_t tokens, int64_t columns);
 void linear(const Exec& exec, Tensor x, std::span<const Linear> weights, Tensor out);
 void rms_norm(const Exec& exec, Tensor x, Tensor weight, float eps, Tensor out);
 void add_rms_norm(const Exec& exec, Tensor residual, Tensor delta, Tensor weight, float eps,
