@@ -3,10 +3,12 @@
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "base/log.h"
 #include "engine/engine.h"
+#include "engine/scheduler.h"
 
 namespace m2::engine {
 namespace {
@@ -67,8 +69,45 @@ BENCHMARK(BM_DecodeStep)
     ->Arg(16)
     ->Arg(64)
     ->Arg(256)
+    ->Arg(1024)
     ->Unit(benchmark::kMicrosecond)
     ->Iterations(4000);
+
+// The scheduler alone: so many sequences decode, so many wait for a place.
+void BM_Plan(benchmark::State& state) {
+  const int64_t running = state.range(0), waiting = state.range(1);
+  constexpr int64_t kPrompt = 256, kBlock = 16;
+  kv::PagedCache cache({running * 64, kBlock, true, 1});
+  Scheduler scheduler({running, 16384, 16384, true, 256}, cache);
+  std::vector<std::unique_ptr<Sequence>> sequences;
+  for (int64_t i = 0; i < running + waiting; ++i) {
+    Sequence& sequence = *sequences.emplace_back(std::make_unique<Sequence>());
+    sequence.id = static_cast<RequestId>(i + 1);
+    sequence.tokens.assign(kPrompt, static_cast<TokenId>(i % kVocab));
+    sequence.tokens[0] = static_cast<TokenId>(i);
+    sequence.tokens.reserve(16384);
+    sequence.table.blocks.reserve(1024);
+    sequence.prompt_size = kPrompt;
+    sequence.max_size = 16384;
+    scheduler.add(&sequence);
+  }
+  int64_t steps = 0;
+  const auto step = [&] {
+    for (const Scheduler::Share& share : scheduler.plan(0)) {
+      share.sequence->computed += share.tokens;
+      if (share.sequence->pending() == 0) share.sequence->tokens.push_back(1);
+    }
+    ++steps;
+  };
+  while (std::ssize(scheduler.running()) < running) step();
+  for (auto _ : state) step();
+}
+BENCHMARK(BM_Plan)
+    ->Args({64, 0})
+    ->Args({1024, 0})
+    ->Args({1024, 10000})
+    ->Unit(benchmark::kMicrosecond)
+    ->Iterations(500);
 
 }  // namespace
 }  // namespace m2::engine

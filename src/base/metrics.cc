@@ -9,8 +9,7 @@ namespace m2 {
 namespace {
 
 std::string number(double value) {
-  if (value == std::floor(value) && std::abs(value) < 1e15)
-    return fmt::format("{:.1f}", value);
+  if (value == std::floor(value) && std::abs(value) < 1e15) return fmt::format("{:.1f}", value);
   return fmt::format("{}", value);
 }
 
@@ -26,10 +25,10 @@ Histogram::Histogram(std::vector<double> bounds)
   M2_CHECK(std::is_sorted(bounds_.begin(), bounds_.end()));
 }
 
-void Histogram::observe(double value) {
+void Histogram::observe(double value, uint64_t times) {
   const auto bucket = std::lower_bound(bounds_.begin(), bounds_.end(), value) - bounds_.begin();
-  counts_[static_cast<size_t>(bucket)].fetch_add(1, std::memory_order_relaxed);
-  sum_.add(value);
+  counts_[static_cast<size_t>(bucket)].fetch_add(times, std::memory_order_relaxed);
+  sum_.add(value * static_cast<double>(times));
 }
 
 Metrics::Series& Metrics::add_series(const std::string& name, const std::string& help,
@@ -56,8 +55,7 @@ Counter& Metrics::counter(const std::string& name, const std::string& help,
   return *series.counter;
 }
 
-Gauge& Metrics::gauge(const std::string& name, const std::string& help,
-                      const std::string& labels) {
+Gauge& Metrics::gauge(const std::string& name, const std::string& help, const std::string& labels) {
   Series& series = add_series(name, help, "gauge", labels);
   series.gauge = std::make_unique<Gauge>();
   return *series.gauge;

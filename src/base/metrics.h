@@ -38,7 +38,7 @@ class Histogram {
  public:
   // `bounds` are the inclusive upper bounds, ascending, without +Inf.
   explicit Histogram(std::vector<double> bounds);
-  void observe(double value);
+  void observe(double value, uint64_t times = 1);
 
   const std::vector<double>& bounds() const { return bounds_; }
   uint64_t count_in_bucket(size_t i) const { return counts_[i].load(std::memory_order_relaxed); }
@@ -57,8 +57,8 @@ class Metrics {
   // twice is a bug.
   Counter& counter(const std::string& name, const std::string& help, const std::string& labels);
   Gauge& gauge(const std::string& name, const std::string& help, const std::string& labels);
-  Histogram& histogram(const std::string& name, const std::string& help,
-                       const std::string& labels, std::vector<double> bounds);
+  Histogram& histogram(const std::string& name, const std::string& help, const std::string& labels,
+                       std::vector<double> bounds);
 
   // The whole registry as Prometheus text. Thread-safe.
   std::string render() const;

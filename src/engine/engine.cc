@@ -473,10 +473,15 @@ void Engine::State::read_row(int64_t index, Tensor logits, int thread) {
 // Enters what the step computed: every sequence's progress, tokens, ends and events.
 void Engine::State::commit(Flight& flight) {
   const Nanos now = clock.now();
+  constexpr size_t kFar = 8, kNear = 4;
   step_tokens += flight.tokens;
   size_t row = 0;
   // By index: ending a sequence takes it out of the flight.
   for (size_t i = 0; i < flight.shares.size(); ++i) {
+    if (i + kFar < flight.shares.size()) prefetch(flight.shares[i + kFar].sequence);
+    if (i + kNear < flight.shares.size()) prefetch_end(flight.shares[i + kNear].sequence);
+    if (events.capacity() > events.size() + kNear)
+      __builtin_prefetch(events.data() + events.size() + kNear, 1);
     const auto [sequence, computed] = flight.shares[i];
     if (!sequence) continue;
     while (row < flight.rows.size() && !flight.rows[row].sequence) ++row;

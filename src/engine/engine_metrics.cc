@@ -128,6 +128,7 @@ void EngineMetrics::on_step(const EngineStats& stats, int64_t step_tokens) {
   prefix_queries_.add(static_cast<double>(stats.prefix_queries - last_.prefix_queries));
   prefix_hits_.add(static_cast<double>(stats.prefix_hits - last_.prefix_hits));
   preemptions_.add(static_cast<double>(stats.preemptions - last_.preemptions));
+  show_waits();
   if (step_tokens > 0) iteration_tokens_.observe(static_cast<double>(step_tokens));
   last_ = stats;
 }
@@ -144,8 +145,16 @@ void EngineMetrics::on_prompt_done(const Sequence& sequence) {
 }
 
 void EngineMetrics::on_token(Nanos since_last) {
-  generation_tokens_.add();
-  inter_token_.observe(seconds(since_last));
+  if (since_last != waited_) show_waits();
+  waited_ = since_last;
+  ++waited_tokens_;
+}
+
+void EngineMetrics::show_waits() {
+  if (waited_tokens_ == 0) return;
+  generation_tokens_.add(static_cast<double>(waited_tokens_));
+  inter_token_.observe(seconds(waited_), waited_tokens_);
+  waited_tokens_ = 0;
 }
 
 void EngineMetrics::on_finish(const Sequence& sequence, FinishReason reason, Nanos now) {

@@ -21,11 +21,12 @@ class EngineMetrics {
   // After each step or idle wait (0 tokens); counters grow by what changed since the last call.
   void on_step(const EngineStats& stats, int64_t step_tokens);
   void on_prompt_done(const Sequence& sequence);  // with its first token, first_token set
-  void on_token(Nanos since_last);                // with each later one
+  void on_token(Nanos since_last);                // with each later one; shown by on_step()
   void on_corrupted() { corrupted_.add(); }
   void on_finish(const Sequence& sequence, FinishReason reason, Nanos now);
 
  private:
+  void show_waits();
   struct Register;
   static void register_fixed(Register series, const std::string& cache_info);
   EngineMetrics(Register series, const std::vector<double>& lengths);
@@ -40,6 +41,9 @@ class EngineMetrics {
   Histogram &ttft_, &inter_token_, &per_token_;
   Histogram &e2e_, &queue_, &prefill_, &decode_, &inference_;
   EngineStats last_;  // as of the last call
+  // Most tokens of a step waited equally long: those are counted first, and observed at once.
+  Nanos waited_ = 0;
+  uint64_t waited_tokens_ = 0;
 };
 
 }  // namespace m2::engine

@@ -109,6 +109,7 @@ bool Scheduler::admit(Sequence* sequence, Nanos now) {
   waiting_.erase(sequence);
   running_.insert(std::ranges::upper_bound(running_, sequence, RunsBefore()), sequence);
   sequence->running = true;
+  sequence->admission = ++admissions_;
   share(sequence, tokens);
   return true;
 }

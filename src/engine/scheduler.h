@@ -67,6 +67,7 @@ class Scheduler {
   std::vector<Share> plan_;
   int64_t budget_ = 0;      // tokens left in the step being planned
   bool preempted_ = false;  // in the step being planned
+  uint64_t admissions_ = 0;
   int64_t preemptions_ = 0;
   int64_t prefix_queries_ = 0;
   int64_t prefix_hits_ = 0;

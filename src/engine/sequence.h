@@ -32,7 +32,8 @@ struct Sequence {
 
   int64_t computed = 0;  // leading tokens whose K and V are in the blocks
   kv::BlockTable table;
-  bool queued = true;  // never ran yet: counts towards the queue's limits
+  uint64_t admission = 0;  // numbers each time it begins to run: until the next, `table` only grows
+  bool queued = true;      // never ran yet: counts towards the queue's limits
   bool running = false;
   bool damaged = false;  // its K and V may not be what its tokens say
 
@@ -65,6 +66,21 @@ struct Sequence {
   // Prompt logprobs come from the rows of the prompt, so those must be computed, not found.
   bool reads_cache() const { return params.prompt_logprobs < 0; }
 };
+
+// Asks for the memory of a sequence (or null) that a loop over all of them will soon work on: there
+// are too many for the caches to hold from step to step.
+inline void prefetch(const Sequence* sequence) {
+  constexpr size_t kLine = 64;
+  const auto* bytes = reinterpret_cast<const char*>(sequence);
+  for (size_t i = 0; sequence && i < sizeof(Sequence); i += kLine) __builtin_prefetch(bytes + i);
+}
+
+// The last token's place and the last block, of a sequence (or null) that is in the cache already.
+inline void prefetch_end(const Sequence* sequence) {
+  if (!sequence || sequence->table.blocks.empty()) return;
+  __builtin_prefetch(sequence->tokens.data() + sequence->tokens.size() - 1, 1);
+  __builtin_prefetch(sequence->table.blocks.data() + sequence->table.blocks.size() - 1);
+}
 
 // Who goes first: smaller priority, then earlier arrival (ids grow with arrival).
 struct RunsBefore {

@@ -5,16 +5,24 @@
 #include "base/check.h"
 
 namespace m2::engine {
+namespace {
+
+// Sequences ahead of the one at work whose memory is asked for.
+constexpr size_t kFar = 8, kNear = 4;
+
+}  // namespace
 
 StepBatch::StepBatch(int64_t max_tokens, int64_t max_sequences, int64_t max_sequence_blocks,
                      int64_t block_size)
     : block_size_(block_size),
+      most_blocks_(static_cast<size_t>(max_sequence_blocks)),
       block_tables_(static_cast<size_t>(max_sequences * max_sequence_blocks)) {
   for (auto* per_token : {&token_ids_, &positions_, &slots_, &logit_rows_})
     per_token->reserve(static_cast<size_t>(max_tokens));
   rows_.reserve(static_cast<size_t>(max_tokens));
   query_starts_.reserve(static_cast<size_t>(max_sequences) + 1);
   context_lens_.reserve(static_cast<size_t>(max_sequences));
+  placed_.reserve(static_cast<size_t>(max_sequences));
 }
 
 const model::StepInput& StepBatch::build(std::span<const Scheduler::Share> plan) {
@@ -22,7 +30,11 @@ const model::StepInput& StepBatch::build(std::span<const Scheduler::Share> plan)
        {&token_ids_, &positions_, &slots_, &query_starts_, &context_lens_, &logit_rows_})
     array->clear();
   rows_.clear();
-  for (const Scheduler::Share& share : plan) add(share);
+  for (size_t i = 0; i < plan.size(); ++i) {
+    if (i + kFar < plan.size()) prefetch(plan[i + kFar].sequence);
+    if (i + kNear < plan.size()) prefetch_end(plan[i + kNear].sequence);
+    add(plan[i]);
+  }
   query_starts_.push_back(static_cast<int32_t>(token_ids_.size()));
   input_.token_ids = token_ids_;
   input_.positions = positions_;
@@ -55,18 +67,33 @@ void StepBatch::add(const Scheduler::Share& share) {
   }
 }
 
-// Rows as wide as the longest table of the step, so that what travels to a device stays small.
+// Rows as wide as the longest table of the step, so that what travels to a device stays small. A
+// row whose sequence was there in the step before has all but the newest blocks already: copying
+// them all would be most of a large step's work. Widths grow in strides, since another width moves
+// every row.
 void StepBatch::add_block_tables(std::span<const Scheduler::Share> plan) {
-  size_t width = 0;
+  constexpr size_t kStride = 8;
+  size_t longest = 0;
   for (const Scheduler::Share& share : plan)
-    width = std::max(width, share.sequence->table.blocks.size());
+    longest = std::max(longest, share.sequence->table.blocks.size());
+  const size_t width =
+      std::min((longest + kStride - 1) / kStride * kStride, std::max(longest, most_blocks_));
   M2_CHECK(plan.size() * width <= block_tables_.size());
-  auto row = block_tables_.begin();
-  for (const Scheduler::Share& share : plan) {
-    const auto& blocks = share.sequence->table.blocks;
-    const auto end = std::ranges::copy(blocks, row).out;
-    row += static_cast<std::ptrdiff_t>(width);
-    std::fill(end, row, 0);
+  if (width != width_) placed_.clear();
+  width_ = width;
+  placed_.resize(plan.size());
+  for (size_t i = 0; i < plan.size(); ++i) {
+    const Sequence& sequence = *plan[i].sequence;
+    const auto& blocks = sequence.table.blocks;
+    Placed& placed = placed_[i];
+    const auto row = block_tables_.begin() + static_cast<std::ptrdiff_t>(i * width);
+    if (placed.admission != sequence.admission || placed.blocks > blocks.size()) {
+      std::fill(row, row + static_cast<std::ptrdiff_t>(width), 0);
+      placed = {sequence.admission, 0};
+    }
+    const auto known = static_cast<std::ptrdiff_t>(placed.blocks);
+    std::copy(blocks.begin() + known, blocks.end(), row + known);
+    placed.blocks = blocks.size();
   }
   input_.max_blocks_per_sequence = static_cast<int64_t>(width);
   input_.block_tables = std::span(block_tables_).first(plan.size() * width);

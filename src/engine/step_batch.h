@@ -31,7 +31,16 @@ class StepBatch {
   void add(const Scheduler::Share& share);
   void add_block_tables(std::span<const Scheduler::Share> plan);
 
+  // What a row of the block tables holds.
+  struct Placed {
+    uint64_t admission = UINT64_MAX;  // of its sequence
+    size_t blocks = 0;
+  };
+
   const int64_t block_size_;
+  const size_t most_blocks_;  // of one block table
+  size_t width_ = 0;          // of the rows of block_tables_
+  std::vector<Placed> placed_;
   std::vector<int32_t> token_ids_, positions_, slots_;
   std::vector<int32_t> query_starts_, context_lens_, block_tables_, logit_rows_;
   std::vector<Row> rows_;

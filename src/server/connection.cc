@@ -231,10 +231,12 @@ void Connection::end_turn() {
 void Connection::queue_flush() {
   last_queued_ = now();
   if (std::exchange(flush_queued_, true)) return;
-  boost::asio::post(socket_.get_executor(), [self = shared_from_this()] {
-    self->flush_queued_ = false;
-    self->flush();
-  });
+  host_.flush_soon(shared_from_this());
+}
+
+void Connection::flush_now() {
+  flush_queued_ = false;
+  flush();
 }
 
 void Connection::flush() {
@@ -266,14 +268,24 @@ void Connection::flush() {
   write_some();
 }
 
+// As a rule the kernel takes all of it at once; only what it does not take is waited for.
 void Connection::write_some() {
-  const auto rest = boost::asio::buffer(sending_.data() + sent_, sending_.size() - sent_);
-  socket_.async_write_some(rest, [self = shared_from_this()](ErrorCode error, size_t count) {
+  while (sent_ < sending_.size()) {
+    ErrorCode error;
+    sent_ += socket_.write_some(
+        boost::asio::buffer(sending_.data() + sent_, sending_.size() - sent_), error);
+    if (error == boost::asio::error::would_block || error == boost::asio::error::try_again)
+      return wait_writable();
+    if (error) return lose_client();
+    last_progress_ = now();
+  }
+  on_written();
+}
+
+void Connection::wait_writable() {
+  socket_.async_wait(Socket::wait_write, [self = shared_from_this()](ErrorCode error) {
     if (self->phase_ == Phase::closed) return;
-    if (error) return self->lose_client();
-    self->sent_ += count;
-    self->last_progress_ = now();
-    self->sent_ < self->sending_.size() ? self->write_some() : self->on_written();
+    error ? self->lose_client() : self->write_some();
   });
 }
 

@@ -16,6 +16,8 @@
 
 namespace m2::server {
 
+class Connection;
+
 // What a connection reports to, and asks.
 class ConnectionHost {
  public:
@@ -24,6 +26,8 @@ class ConnectionHost {
   virtual void on_answered(const HttpRequest& request, int status, double seconds) = 0;
   // Whether connections should end with the answer they are giving.
   virtual bool closing() const = 0;
+  // Calls connection->flush_now() at the end of this turn of the io thread.
+  virtual void flush_soon(std::shared_ptr<Connection> connection) = 0;
 };
 
 // One client's connection: reads requests one after the other, has each answered before the next
@@ -40,6 +44,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   // Checks the deadlines; false once the connection is closed and can be forgotten.
   bool on_tick(Nanos now);
   void close();
+  // Sends what was queued. For ConnectionHost::flush_soon().
+  void flush_now();
 
  private:
   class Turn;  // the Exchange of the request being answered
@@ -56,6 +62,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void queue_flush();
   void flush();
   void write_some();
+  void wait_writable();
   void on_written();
   void linger();
   void lose_client();

@@ -23,6 +23,7 @@ IoLoop::~IoLoop() {
   // Connections hold handlers of io_, and io_ holds connections: let go of both in order.
   for (const auto& connection : connections_) connection->close();
   connections_.clear();
+  unflushed_.clear();
   listeners_.clear();
 }
 
@@ -105,6 +106,15 @@ void IoLoop::handle(std::shared_ptr<Exchange> exchange) {
 
 void IoLoop::on_answered(const HttpRequest& request, int status, double seconds) {
   router_.on_answered(request, status, seconds);
+}
+
+void IoLoop::flush_soon(std::shared_ptr<Connection> connection) {
+  unflushed_.push_back(std::move(connection));
+  if (unflushed_.size() > 1) return;
+  boost::asio::post(io_, [this] {
+    const auto connections = std::exchange(unflushed_, {});
+    for (const auto& waiting : connections) waiting->flush_now();
+  });
 }
 
 bool IoLoop::closing() const {

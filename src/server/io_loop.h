@@ -47,6 +47,7 @@ class IoLoop : public IoThread, public ConnectionHost {
   void handle(std::shared_ptr<Exchange> exchange) override;
   void on_answered(const HttpRequest& request, int status, double seconds) override;
   bool closing() const override;
+  void flush_soon(std::shared_ptr<Connection> connection) override;
 
  private:
   struct Listener {
@@ -67,6 +68,7 @@ class IoLoop : public IoThread, public ConnectionHost {
   std::vector<std::shared_ptr<Connection>> connections_;
   std::atomic<size_t> connection_count_{0};
   std::unordered_map<engine::RequestId, Listener> listeners_;
+  std::vector<std::shared_ptr<Connection>> unflushed_;  // one handler flushes them all
 };
 
 }  // namespace m2::server

@@ -291,6 +291,10 @@ TEST(BenchChunk, BothProtocols) {
       read_chunk(R"({"choices":[{"delta":{"reasoning_content":"r","content":null}}]})", chunk)
           .ok());
   EXPECT_EQ(chunk.text, "r");
+  ASSERT_TRUE(read_chunk(R"({"choices":[{"delta":{"reasoning":"r","reasoning_content":"r"}}]})",
+                         chunk)
+                  .ok());
+  EXPECT_EQ(chunk.text, "r");
   ASSERT_TRUE(
       read_chunk(R"({"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":9}})", chunk)
           .ok());

@@ -3,7 +3,9 @@
 #include <cstdio>
 #include <span>
 
+#include "app/bench/offline.h"
 #include "app/bench/serve.h"
+#include "app/bench/sim.h"
 #include "app/config.h"
 #include "app/options.h"
 
@@ -15,7 +17,10 @@ struct Entry {
   Result<void> (*body)(const Values&);
 };
 
-constexpr Entry kEntries[] = {{serve_bench_command, run_serve_bench}};
+constexpr Entry kEntries[] = {{serve_bench_command, run_serve_bench},
+                              {sim_command, run_sim},
+                              {latency_command, run_latency},
+                              {throughput_command, run_throughput}};
 
 void print_overview() {
   std::fputs("usage: m2 bench WHAT [options]\n\n", stdout);

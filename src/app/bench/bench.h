@@ -10,7 +10,6 @@ namespace m2::app::bench {
 // `m2 bench WHAT ...`: measures servers, the engine and its parts. Returns the exit status.
 int run(const std::vector<std::string>& words);
 
-
 // Its commands, for completion and the manual page.
 std::vector<const Command*> commands();
 

@@ -20,10 +20,14 @@ Result<void> append_string(JsonCursor& cursor, std::string& out) {
   return {};
 }
 
+// Reasoning goes by two names; a delta may have it under both.
 Result<void> read_delta(JsonCursor& cursor, Chunk& out) {
+  bool reasoned = false;
   return cursor.object([&](Key key) {
-    const bool text = key == "content" || key == "reasoning_content" || key == "reasoning";
-    return text ? append_string(cursor, out.text) : skip(cursor);
+    if (key == "content") return append_string(cursor, out.text);
+    const bool reasoning = key == "reasoning_content" || key == "reasoning";
+    return reasoning && !std::exchange(reasoned, true) ? append_string(cursor, out.text)
+                                                       : skip(cursor);
   });
 }
 

@@ -28,12 +28,13 @@ struct Gpu {
   const char* name;
   double bandwidth, fp8, bf16;
   double reached_bandwidth, reached_fp8, reached_bf16, reached_attention;
+  double memory;
 };
 constexpr Gpu kGpus[] = {
-    {"h200", 4.80e12, 1979e12, 989e12, 4.30e12, 1500e12, 790e12, 620e12},
-    {"h100", 3.35e12, 1979e12, 989e12, 3.05e12, 1500e12, 760e12, 620e12},
-    {"h20-3e", 4.80e12, 296e12, 148e12, 4.30e12, 270e12, 140e12, 135e12},
-    {"h20", 4.00e12, 296e12, 148e12, 3.60e12, 270e12, 140e12, 135e12},
+    {"h200", 4.80e12, 1979e12, 989e12, 4.30e12, 1500e12, 790e12, 620e12, 143771.0 * (1 << 20)},
+    {"h100", 3.35e12, 1979e12, 989e12, 3.05e12, 1500e12, 760e12, 620e12, 80e9},
+    {"h20-3e", 4.80e12, 296e12, 148e12, 4.30e12, 270e12, 140e12, 135e12, 141e9},
+    {"h20", 4.00e12, 296e12, 148e12, 3.60e12, 270e12, 140e12, 135e12, 96e9},
 };
 
 const Gpu* gpu_named(std::string_view name) {
@@ -149,6 +150,16 @@ Result<void> check_case(const RooflineCase& at) {
   if (at.gpus != 1 && at.gpus != 2 && at.gpus != 4 && at.gpus != 8)
     return fail(Code::invalid_argument, "{} GPUs: 1, 2, 4 or 8", at.gpus);
   return {};
+}
+
+double kv_capacity_tokens(const RooflineCase& at) {
+  constexpr double kKept = 3e9;
+  const double weights =
+      kLayers * (kExperts * kExpert * weight_bytes(at.weights) +
+                 kAttention * weight_bytes(attention_format(at.weights)) + kRouter * kRouterBytes) +
+      2 * kHead * kHeadBytes;
+  const double memory = static_cast<double>(at.gpus) * (gpu_named(at.gpu)->memory - kKept);
+  return std::max(memory - weights, 0.0) / kv_bytes_per_token(at.kv);
 }
 
 DecodeCost decode_cost(const RooflineCase& at, double batch, double context) {

@@ -35,6 +35,9 @@ struct RooflineCase {
 // Fails on an unknown GPU, or a number of GPUs other than 1, 2, 4, 8.
 Result<void> check_case(const RooflineCase& at);
 
+// Tokens whose K and V fit beside the weights, with 3 GB of each GPU kept for other things.
+double kv_capacity_tokens(const RooflineCase& at);
+
 struct DecodeCost {
   double experts_hit;        // of a layer, expected
   double bytes;              // read by one GPU, experts spread evenly

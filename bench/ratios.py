@@ -1,0 +1,162 @@
+#!/usr/bin/env python3
+"""Ratios out of the measured tables, and whether any has become worse.
+
+  bench/ratios.py RESULTS [--margin 0.25]   reads RESULTS/*.md and sim.json, writes RESULTS/*.csv, and
+                                            exits 1 if a ratio is worse than in the CSV before by more
+                                            than the margin (ratios that are new are only written)
+  bench/ratios.py --self-test
+
+A ratio is a share of a bound, or a quotient of two figures, of one run on one machine: unlike times,
+it can be compared between machines and moments. A margin of a quarter is what a shared machine makes
+of equal code.
+"""
+
+import argparse
+import csv
+import io
+import json
+import pathlib
+import re
+import sys
+import tempfile
+
+HIGHER, LOWER = "higher", "lower"
+
+
+def of_operations(text):
+    """Of reads and of multiply-adds: whichever bound the operation is nearer to."""
+    rows = re.findall(r"^\| (.+?) \| [\d.]+ \| [\d.]+ \| (\d+) % \| \d+ \| (\d+) % \|$", text, re.M)
+    return [(name, max(int(reads), int(sums)) / 100, HIGHER) for name, reads, sums in rows]
+
+
+def of_steps(text):
+    out = [(name, int(share) / 100, HIGHER) for name, share in re.findall(
+        r"^\| (decode.*?) \| [\d.]+ \| .* = (\d+) % of", text, re.M)]
+    bound = re.search(r"would make ([\d.]+) times", text)
+    for name, times in re.findall(r"^\| (prompt.*?) \| [\d.]+ \| ([\d.]+) times decode", text, re.M):
+        if bound:
+            out.append((f"{name}, times decode of the bound's", float(times) / float(bound[1]), HIGHER))
+    return out
+
+
+def of_engine(text):
+    """CPU times of Google Benchmark, against each other."""
+    cpu = {name: float(time) for name, time in re.findall(
+        r"^BM_(\S+?)(?:/iterations:\d+)? +[\d.]+ us +([\d.]+) us", text, re.M)}
+    pairs = [("a step's cost a sequence, 1024 over 64", "DecodeStep/1024", "DecodeStep/64", 16),
+             ("a step's cost a sequence, 64 over 16", "DecodeStep/64", "DecodeStep/16", 4),
+             ("planning, 10000 waiting over none", "Plan/1024/10000", "Plan/1024/0", 1),
+             ("greedy over a copy of the row", "Greedy", "CopyRow", 1),
+             ("top-k and top-p over a copy of the row", "TopK40TopP95", "CopyRow", 1),
+             ("temperature over a copy of the row", "Temperature", "CopyRow", 1)]
+    return [(name, cpu[a] / cpu[b] / times, LOWER) for name, a, b, times in pairs
+            if a in cpu and b in cpu]
+
+
+def of_tokenizer(text):
+    return [(f"{name.strip()} over tokenizers", float(ratio), HIGHER) for name, ratio in re.findall(
+        r"^(encode/\w+) .*; tokenizers [\d.]+ MB/s, ratio ([\d.]+)", text, re.M)]
+
+
+def of_simulation(text):
+    numbers = json.loads(text)
+    return [("CPU a streamed token over the client's CPU an event",
+             numbers["token_cpu_us"] / numbers["client_event_us"], LOWER),
+            ("engine's CPU a token over the connections'",
+             numbers["token_engine_us"] / numbers["token_io_us"], LOWER)]
+
+
+SOURCES = {"ops-cpu": ("ops-cpu.md", of_operations), "steps-cpu": ("steps-cpu.md", of_steps),
+           "engine-cpu": ("engine-cpu.md", of_engine), "tokenizer": ("tokenizer.md", of_tokenizer),
+           "sim": ("sim.json", of_simulation)}
+
+
+def read_csv(text):
+    return {row["what"]: float(row["ratio"]) for row in csv.DictReader(io.StringIO(text))}
+
+
+def write_csv(rows):
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow(["what", "ratio", "better"])
+    for what, ratio, better in rows:
+        table.writerow([what, f"{ratio:.4g}", better])
+    return out.getvalue()
+
+
+def regressions(rows, before, margin):
+    for what, ratio, better in rows:
+        old = before.get(what)
+        if old is None:
+            continue
+        worse = ratio < old * (1 - margin) if better == HIGHER else ratio > old * (1 + margin)
+        if worse:
+            yield f"{what}: {old:.3g} before, {ratio:.3g} now ({better} is better)"
+
+
+def update(results, margin):
+    faults, count = [], 0
+    for name, (source, read) in SOURCES.items():
+        path = results / source
+        if not path.exists():
+            continue
+        rows = read(path.read_text())
+        if not rows:
+            faults.append(f"{source}: no ratio found in it")
+        table = results / f"{name}.csv"
+        before = read_csv(table.read_text()) if table.exists() else {}
+        faults += [f"{name}: {fault}" for fault in regressions(rows, before, margin)]
+        table.write_text(write_csv(rows))
+        count += len(rows)
+    return faults, count
+
+
+def self_test():
+    tables = {
+        "ops-cpu.md": "| operation | ms | GB/s | of reads | GFLOP/s | of multiply-adds |\n"
+                      "| linear, 1 token | 0.567 | 44.4 | 87 % | 89 | 17 % |\n",
+        "steps-cpu.md": "| decode, batch 1 | 114.6 | 37.6 GB/s of weights = 75 % of the 49.9 GB/s |\n"
+                        "| prompt of 512 | 486.9 | 4.2 times decode |\n\nwould make 5.25 times.\n",
+        "engine-cpu.md": "BM_DecodeStep/64/iterations:4000   26.4 us   10.0 us  4000 x=1\n"
+                         "BM_DecodeStep/1024/iterations:4000  634 us  320 us  4000 x=1\n",
+        "tokenizer.md": "encode/english 4.6 ms 102.5 MB/s 4 bytes; tokenizers 3.7 MB/s, ratio 27.6\n",
+        "sim.json": json.dumps({"token_cpu_us": 4, "client_event_us": 2, "token_engine_us": 1,
+                                "token_io_us": 2}),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        results = pathlib.Path(folder)
+        for name, text in tables.items():
+            (results / name).write_text(text)
+        assert update(results, 0.25) == ([], 7), update(results, 0.25)
+        assert read_csv((results / "engine-cpu.csv").read_text()) == {
+            "a step's cost a sequence, 1024 over 64": 2.0}
+        assert update(results, 0.25)[0] == []
+        (results / "ops-cpu.md").write_text(tables["ops-cpu.md"].replace("87 %", "64 %"))
+        (results / "sim.json").write_text(tables["sim.json"].replace(": 4", ": 5.1"))
+        faults, _ = update(results, 0.25)
+        assert len(faults) == 2 and "linear, 1 token: 0.87 before, 0.64 now" in faults[0], faults
+        (results / "ops-cpu.md").write_text("nothing")
+        assert "no ratio found" in update(results, 0.25)[0][0]
+    print("ratios: self-test passed")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="?", type=pathlib.Path)
+    parser.add_argument("--margin", type=float, default=0.25)
+    parser.add_argument("--self-test", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.self_test:
+        return self_test()
+    if not arguments.results:
+        parser.error("which folder of results?")
+    faults, count = update(arguments.results, arguments.margin)
+    for fault in faults:
+        print(f"worse: {fault}")
+    print(f"ratios: {count} written, {len(faults)} worse by more than {arguments.margin:.0%}")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,497 @@
+#include "app/bench/sim.h"
+
+#include <fmt/format.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <optional>
+#include <set>
+#include <thread>
+#include <unordered_map>
+
+#include "app/bench/load_generator.h"
+#include "app/bench/metrics.h"
+#include "app/bench/numpy_random.h"
+#include "app/bench/progress.h"
+#include "app/bench/sim_model.h"
+#include "app/bench/statistics.h"
+#include "app/config.h"
+#include "app/model_files.h"
+#include "base/log.h"
+#include "base/thread_pool.h"
+#include "engine/engine.h"
+#include "server/server.h"
+#include "text/python_json.h"
+
+namespace m2::app::bench {
+namespace {
+
+using enum OptionKind;
+
+// clang-format off
+constexpr Option kOptions[] = {
+  {"preset", "", "hardware", text, "guide", "guide (4x H20-3e, 10 streams, 2048/1024), h200x4, h200x8 (64 streams), or none."},
+  {"gpu", "", "hardware", text, "", "h200, h100, h20-3e or h20."},
+  {"gpus", "", "hardware", integer, "", "1, 2, 4 or 8."},
+  {"layout", "", "hardware", text, "", "tp, tpep or dpep."},
+  {"weights", "", "hardware", text, "fp8", "bf16, fp8, int4 or int4g32."},
+  {"kv", "", "hardware", text, "bf16", "bf16 or fp8."},
+  {"step-scale", "", "hardware", number, "1", "Multiplies every step's time."},
+
+  {"streams", "", "load", integer, "", "Requests at once, up to 10,000."},
+  {"num-prompts", "", "load", integer, "", "Requests in all [as many as streams; guide: 100]."},
+  {"input-len", "", "load", integer, "", "Prompt tokens."},
+  {"output-len", "", "load", integer, "", "Output tokens."},
+  {"backend", "", "load", text, "vllm", "vllm (completions), or openai-chat, which goes through template and parsers."},
+  {"seed", "", "load", integer, "0", "Of the prompts."},
+
+  {"tokenizer", "", "server", text, "", "Folder with tokenizer.json, and chat_template.jinja for openai-chat. Needed."},
+  {"chat-template", "", "server", text, "", "Chat template: a file, or the template itself."},
+  {"max-num-seqs", "", "server", integer, "1024", "Sequences running at once."},
+  {"max-num-batched-tokens", "", "server", integer, "8192", "Tokens of one step."},
+  {"io-threads", "", "server", integer, "2", "Threads of connections."},
+
+  {"save-result", "", "result", text, "", "Write the numbers to this JSON file."},
+  {"disable-tqdm", "", "result", flag, "false", "No progress bar."},
+};
+// clang-format on
+
+// Ids of the words that prompts and answers are made of are below this.
+constexpr int32_t kWordLimit = 2048;
+
+struct SimSetup {
+  RooflineCase hardware;
+  double scale = 1;
+  int64_t streams = 10, prompts = 10, input_len = 2048, output_len = 1024;
+  int64_t max_num_seqs = 1024, max_num_batched_tokens = 8192;
+  int io_threads = 2;
+  bool chat = false;
+  uint64_t seed = 0;
+};
+
+struct Preset {
+  const char* name;
+  const char* gpu;
+  int64_t gpus, streams, prompts;
+};
+constexpr Preset kPresets[] = {{"guide", "h20-3e", 4, 10, 100},
+                               {"h200x4", "h200", 4, 64, 64},
+                               {"h200x8", "h200", 8, 64, 64},
+                               {"none", "h200", 8, 10, 10}};
+
+Result<int64_t> bounded(const Values& values, const char* name, int64_t fallback, int64_t most) {
+  const int64_t value = values.integer(name).value_or(fallback);
+  if (value < 1 || value > most)
+    return fail(Code::invalid_argument, "--{} must be from 1 to {}, got {}", name, most, value);
+  return value;
+}
+
+Result<SimSetup> read_setup(const Values& values) {
+  const std::string name = values.text("preset");
+  const auto preset = std::ranges::find(kPresets, name, &Preset::name);
+  if (preset == std::end(kPresets))
+    return fail(Code::invalid_argument,
+                "--preset {}: unknown (chose from guide, h200x4, h200x8, none)", name);
+  SimSetup out;
+  out.hardware.gpu = values.given("gpu") ? values.text("gpu") : preset->gpu;
+  out.hardware.gpus = values.integer("gpus").value_or(preset->gpus);
+  M2_TRY(out.hardware.layout,
+         layout_named(values.given("layout") ? values.text("layout") : std::string("tp")));
+  M2_TRY(out.hardware.weights, weights_named(values.text("weights")));
+  M2_TRY(out.hardware.kv, kv_named(values.text("kv")));
+  M2_TRY_VOID(check_case(out.hardware));
+  out.scale = *values.number("step-scale");
+  if (!(out.scale >= 0 && out.scale <= 1000))
+    return fail(Code::invalid_argument, "--step-scale must be from 0 to 1000");
+  M2_TRY(out.streams, bounded(values, "streams", preset->streams, 10'000));
+  const int64_t requests = values.given("streams") ? out.streams : preset->prompts;
+  M2_TRY(out.prompts, bounded(values, "num-prompts", requests, 1'000'000));
+  M2_TRY(out.input_len, bounded(values, "input-len", 2048, 190'000));
+  M2_TRY(out.output_len, bounded(values, "output-len", 1024, 190'000));
+  M2_TRY(out.max_num_seqs, bounded(values, "max-num-seqs", 1024, 65536));
+  M2_TRY(out.max_num_batched_tokens, bounded(values, "max-num-batched-tokens", 8192, 1 << 20));
+  M2_TRY(const int64_t threads, bounded(values, "io-threads", 2, 64));
+  out.io_threads = static_cast<int>(threads);
+  const std::string backend = values.text("backend");
+  if (backend != "vllm" && backend != "openai" && backend != "openai-chat")
+    return fail(Code::unsupported, "--backend {}: vllm, openai or openai-chat", backend);
+  out.chat = backend == "openai-chat";
+  out.seed = static_cast<uint64_t>(std::max<int64_t>(0, *values.integer("seed")));
+  return out;
+}
+
+// Every stream is a socket at both ends.
+Result<void> allow_descriptors(int64_t streams) {
+  rlimit limit{};
+  getrlimit(RLIMIT_NOFILE, &limit);
+  const auto needed = static_cast<rlim_t>(2 * streams + 256);
+  if (limit.rlim_cur >= needed) return {};
+  if (limit.rlim_max < needed)
+    return fail(Code::resource_exhausted, "{} streams need {} file descriptors; the limit is {}",
+                streams, needed, limit.rlim_max);
+  limit.rlim_cur = needed;
+  setrlimit(RLIMIT_NOFILE, &limit);
+  return {};
+}
+
+// CPU time of this process's threads, by id.
+std::set<int> thread_ids() {
+  std::set<int> out;
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/task", ignored)) {
+    int id = 0;
+    for (const char c : entry.path().filename().string()) id = id * 10 + (c - '0');
+    out.insert(id);
+  }
+  return out;
+}
+
+std::set<int> less(const std::set<int>& all, const std::set<int>& known) {
+  std::set<int> out;
+  std::ranges::set_difference(all, known, std::inserter(out, out.end()));
+  return out;
+}
+
+double cpu_seconds(const std::set<int>& threads) {
+  double total = 0;
+  for (const int id : threads) {
+    std::ifstream file(fmt::format("/proc/self/task/{}/schedstat", id));
+    double nanos = 0;
+    if (file >> nanos) total += nanos * 1e-9;
+  }
+  return total;
+}
+
+// Words that are one token each, below the logits' columns.
+struct Words {
+  std::vector<int32_t> ids;
+  std::unordered_map<std::string, size_t> index;  // by text
+};
+
+Words find_words(const text::Tokenizer& tokenizer) {
+  Words out;
+  for (int32_t id = 0; id < std::min(kWordLimit, tokenizer.base_vocab_size()); ++id) {
+    const std::string_view bytes = tokenizer.bytes(id);
+    const bool word = bytes.size() >= 2 &&
+                      std::ranges::all_of(bytes, [](char c) { return c >= 'a' && c <= 'z'; });
+    if (!word) continue;
+    out.index.emplace(std::string(bytes), out.ids.size());
+    out.ids.push_back(id);
+  }
+  return out;
+}
+
+// Prompts of about `length` tokens, all of them ids below the logits' columns, none the beginning
+// of another.
+std::vector<std::string> make_prompts(const text::Tokenizer& tokenizer, const SimSetup& setup,
+                                      int64_t& tokens) {
+  std::vector<std::string> words;
+  for (int32_t id = 0; id < std::min(kWordLimit, tokenizer.base_vocab_size()); ++id) {
+    const std::string_view bytes = tokenizer.bytes(id);
+    const bool word =
+        bytes.size() >= 3 && bytes[0] == ' ' &&
+        std::ranges::all_of(bytes.substr(1), [](char c) { return c >= 'a' && c <= 'z'; });
+    if (word) words.emplace_back(bytes);
+  }
+  NumpyGenerator random(setup.seed);
+  std::vector<std::string> out(static_cast<size_t>(setup.prompts));
+  for (std::string& prompt : out) {
+    for (const int64_t i :
+         random.integers(0, std::ssize(words), static_cast<size_t>(setup.input_len)))
+      prompt += words[static_cast<size_t>(i)];
+  }
+  tokens = std::ssize(tokenizer.encode(out[0], text::AddedTokens::all));
+  return out;
+}
+
+// The server, its engine and the model beneath, in the order they are built.
+struct World {
+  World(const SimSetup& given, const text::Tokenizer& tokenizer)
+      : setup(given),
+        vocabulary(tokenizer.id_limit()),
+        words(find_words(tokenizer)),
+        model(limits(), setup.hardware, words.ids, setup.scale) {}
+
+  model::StepModel::Limits limits() const {
+    constexpr int64_t kBlock = 16, kMostBlocks = 4'000'000;
+    const auto blocks =
+        static_cast<int64_t>(kv_capacity_tokens(setup.hardware) / static_cast<double>(kBlock));
+    return {.vocab_size = vocabulary,
+            .num_blocks = std::clamp<int64_t>(blocks, 1, kMostBlocks),
+            .block_size = kBlock,
+            .max_model_len = 196'608,
+            .max_step_tokens = setup.max_num_batched_tokens,
+            .max_sequences = setup.max_num_seqs,
+            .most_edits = 1024 * setup.max_num_seqs,
+            .mask_words = (vocabulary + 31) / 32};
+  }
+
+  Result<void> start(std::shared_ptr<const text::Tokenizer> tokenizer,
+                     std::shared_ptr<const text::ChatTemplate> chat_template) {
+    server::ServerOptions options;
+    options.host = "127.0.0.1";
+    options.port = 0;
+    options.served_model_names = {"sim"};
+    options.io_threads = setup.io_threads;
+    options.handle_signals = false;
+    options.access_log = false;
+    options.drain_seconds = 1;
+    options.limits.max_requests = 2 * setup.streams + 64;
+    std::set<int> before = thread_ids();
+    server = std::make_unique<server::Server>(std::move(options), metrics);
+    workers = less(thread_ids(), before);
+    before = thread_ids();
+    M2_TRY_VOID(server->start());
+    io = less(thread_ids(), before);
+    engine::EngineConfig config;
+    config.max_num_seqs = setup.max_num_seqs;
+    config.max_num_batched_tokens = setup.max_num_batched_tokens;
+    config.max_queued_requests = setup.streams + 64;
+    config.max_queued_tokens = (setup.streams + 64) * (setup.input_len + 512);
+    config.metric_labels = "model_name=\"sim\",engine=\"0\"";
+    config.log_interval = 0;
+    engine =
+        std::make_unique<engine::Engine>(std::move(config), model, pool, clock, *server, metrics);
+    before = thread_ids();
+    engine_thread = std::jthread([this](std::stop_token stop) { engine->run(stop); });
+    server::ModelServices services;
+    services.tokenizer = std::move(tokenizer);
+    services.chat_template = std::move(chat_template);
+    services.engine = engine.get();
+    services.max_model_len = model.limits().max_model_len;
+    services.vocab_size = vocabulary;
+    server->ready(std::move(services));
+    return {};
+  }
+
+  ~World() {
+    if (server) server->stop();
+    if (server) server->wait();
+    engine_thread.request_stop();
+    if (engine_thread.joinable()) engine_thread.join();
+  }
+
+  const SimSetup setup;
+  const int64_t vocabulary;
+  const Words words;
+  SimModel model;
+  ThreadPool pool{1};
+  SteadyClock clock;
+  Metrics metrics;
+  std::unique_ptr<server::Server> server;
+  std::unique_ptr<engine::Engine> engine;
+  std::jthread engine_thread;
+  std::set<int> io, workers;
+};
+
+struct Costs {
+  double io = 0, workers = 0;  // CPU seconds
+};
+
+std::string request_body(const SimSetup& setup, const std::string& prompt) {
+  Json body{{"model", "sim"}};
+  if (setup.chat) {
+    body["messages"] = Json::array({{{"role", "user"}, {"content", prompt}}});
+    body["max_completion_tokens"] = setup.output_len;
+  } else {
+    body["prompt"] = prompt;
+    body["max_tokens"] = setup.output_len;
+  }
+  body["temperature"] = 0;
+  body["ignore_eos"] = true;
+  body["stream"] = true;
+  body["stream_options"] = {{"include_usage", true}};
+  return to_text(body);
+}
+
+double at_percent(std::vector<double> values, double percent) {
+  std::ranges::sort(values);
+  return percentile(values, percent);
+}
+
+// One line of the report: what, the figure, and the goal if there is one.
+class Report {
+ public:
+  void line(const std::string& key, const std::string& label, double value, const char* unit,
+            std::optional<double> goal = {}) {
+    numbers_[key] = value;
+    text_ += fmt::format("{:<44} {:>12.3f} {:<6}", label, value, unit);
+    if (goal) text_ += fmt::format(" goal <= {:g}: {}", *goal, value <= *goal ? "met" : "NOT met");
+    while (text_.ends_with(' ')) text_.pop_back();
+    text_ += '\n';
+  }
+  void heading(const std::string& title) { text_ += title + "\n"; }
+  const std::string& text() const { return text_; }
+  const Json& numbers() const { return numbers_; }
+
+ private:
+  std::string text_;
+  Json numbers_ = Json::object();
+};
+
+// The steps of one size, where most of the run happened.
+std::vector<SimStep> steady_steps(const std::vector<SimStep>& steps) {
+  std::unordered_map<int64_t, int64_t> counts;
+  for (const SimStep& step : steps) {
+    if (step.tokens == step.sequences) ++counts[step.sequences];
+  }
+  int64_t usual = 0, most = 0;
+  for (const auto& [sequences, count] : counts) {
+    if (count > most || (count == most && sequences > usual)) usual = sequences, most = count;
+  }
+  std::vector<SimStep> out;
+  for (const SimStep& step : steps) {
+    if (step.tokens == step.sequences && step.sequences == usual) out.push_back(step);
+  }
+  if (out.size() > 20) out.erase(out.begin(), out.begin() + 5);
+  return out;
+}
+
+template <class Member>
+std::vector<double> micros(const std::vector<SimStep>& steps, Member member) {
+  std::vector<double> out;
+  for (const SimStep& step : steps) out.push_back(static_cast<double>(step.*member) * 1e-3);
+  return out;
+}
+
+void report_steps(const World& world, Report& out) {
+  const std::vector<SimStep>& all = world.model.steps();
+  const std::vector<SimStep> steady = steady_steps(all);
+  double busy = 0, idle = 0;
+  for (size_t i = 1; i < all.size(); ++i) {
+    busy += static_cast<double>(all[i].gpu);
+    idle += static_cast<double>(all[i].idle);
+  }
+  const double batch = steady.empty() ? 0 : static_cast<double>(steady[0].sequences);
+  std::optional<double> goal;
+  if (batch > 0 && batch <= 64) goal = 30;
+  if (batch > 64 && batch <= 1024) goal = 30 + (batch - 64) * 170 / 960;
+  out.heading(
+      fmt::format("{} steps; {} of them decode {} sequences:", all.size(), steady.size(), batch));
+  const std::vector<double> host = micros(steady, &SimStep::host);
+  out.line("gpu_step_ms", "  GPU time of a step, mean", mean(micros(steady, &SimStep::gpu)) / 1000,
+           "ms");
+  out.line("host_step_us", "  engine's host CPU a step, mean", mean(host), "us");
+  out.line("host_step_p50_us", "  engine's host CPU a step, median", at_percent(host, 50), "us",
+           goal);
+  out.line("host_step_p99_us", "  engine's host CPU a step, p99", at_percent(host, 99), "us");
+  out.line("idle_steady_us", "  GPU idle before a step, mean", mean(micros(steady, &SimStep::idle)),
+           "us", 0);
+  out.line("gpu_idle_percent", "GPU idle, of the whole run",
+           busy > 0 ? 100 * idle / (busy + idle) : 0, "%", 0);
+}
+
+}  // namespace
+
+const Command& sim_command() {
+  static const Command command{
+      "bench sim", "",
+      "The real engine and server over a model whose steps take the time real GPUs would.",
+      "CPU times are of threads, so a busy machine does not spoil them; latencies are wall clock.",
+      kOptions};
+  return command;
+}
+
+Result<void> run_sim(const Values& values) {
+  start_logging(log_level("warning"), "");
+  M2_TRY(const SimSetup setup, read_setup(values));
+  M2_TRY_VOID(allow_descriptors(setup.streams));
+  if (!values.given("tokenizer"))
+    return fail(Code::invalid_argument, "--tokenizer FOLDER is needed: it has tokenizer.json");
+  const std::filesystem::path folder = values.text("tokenizer");
+  M2_TRY(const auto tokenizer, read_tokenizer(folder, values));
+  std::shared_ptr<const text::ChatTemplate> chat_template;
+  if (setup.chat) {
+    M2_TRY(chat_template, read_chat_template(folder, values));
+  }
+  World world(setup, *tokenizer);
+  if (world.words.ids.size() < 16)
+    return fail(Code::unsupported, "the tokenizer has too few words below id {}", kWordLimit);
+  M2_TRY_VOID(world.start(tokenizer, chat_template));
+
+  int64_t prompt_tokens = 0;
+  const std::vector<std::string> prompts = make_prompts(*tokenizer, setup, prompt_tokens);
+  std::printf("%lldx %s, %lld streams, %lld requests of %lld + %lld tokens\n",
+              static_cast<long long>(setup.hardware.gpus), setup.hardware.gpu.c_str(),
+              static_cast<long long>(setup.streams), static_cast<long long>(setup.prompts),
+              static_cast<long long>(prompt_tokens), static_cast<long long>(setup.output_len));
+  Target target{false,
+                true,
+                "127.0.0.1",
+                world.server->port(),
+                setup.chat ? "/v1/chat/completions" : "/v1/completions",
+                {}};
+  LoadGenerator generator(std::move(target), setup.streams);
+  std::vector<double> added;  // us from the GPU's end to the client
+  added.reserve(static_cast<size_t>(setup.prompts * setup.output_len));
+  RequestBar bar(prompts.size(), !values.flag("disable-tqdm"));
+  LoadGenerator::Run run;
+  run.count = prompts.size();
+  run.body = [&](size_t i) { return request_body(setup, prompts[i]); };
+  run.request_id = [](size_t i) { return std::to_string(i); };
+  run.on_done = [&](size_t done) { bar.update(done); };
+  run.on_event = [&](size_t, const std::string& text, Nanos now) {
+    const auto word = world.words.index.find(text);
+    if (word == world.words.index.end()) return;
+    added.push_back(static_cast<double>(now - world.model.ended(word->second)) * 1e-3);
+  };
+  const Costs before{cpu_seconds(world.io), cpu_seconds(world.workers)};
+  M2_TRY(LoadReport report, generator.run(run));
+  bar.finish();
+  const Costs after{cpu_seconds(world.io), cpu_seconds(world.workers)};
+  const engine::EngineStats stats = world.engine->stats();
+  world.server->stop();
+  world.server->wait();
+  world.engine_thread.request_stop();
+  world.engine_thread.join();
+
+  int64_t failed = 0;
+  for (const RequestResult& result : report.results) {
+    if (!result.success && failed++ == 0)
+      std::fprintf(stderr, "a request failed: %s\n", result.error.c_str());
+  }
+  for (size_t i = 0; i < report.results.size(); ++i) report.results[i].prompt_len = prompt_tokens;
+  const double percents[] = {99};
+  const Summary summary = summarise(report.results, report.duration, percents, {});
+  const auto tokens = static_cast<double>(std::max<int64_t>(1, stats.generation_tokens));
+  double engine_cpu = 0;
+  for (const SimStep& step : world.model.steps())
+    engine_cpu += static_cast<double>(step.host) * 1e-9;
+  const double io = after.io - before.io, workers = after.workers - before.workers;
+
+  Report out;
+  report_steps(world, out);
+  out.heading("Streams:");
+  out.line("failed", "  failed requests", static_cast<double>(failed), "", 0);
+  out.line("output_tokens_per_s", "  output tokens a second", summary.output_throughput, "");
+  out.line("ttft_ms", "  TTFT, mean", summary.ttft.mean, "ms");
+  out.line("tpot_ms", "  TPOT, mean", summary.tpot.mean, "ms");
+  out.line("token_cpu_us", "  CPU a streamed token, engine and connections",
+           (engine_cpu + io) / tokens * 1e6, "us", 5);
+  out.line("token_engine_us", "    of it the engine", engine_cpu / tokens * 1e6, "us");
+  out.line("token_io_us", "    of it the connections", io / tokens * 1e6, "us");
+  out.line("prompt_cpu_ms", "  CPU a prompt (JSON, template, tokens)",
+           workers / static_cast<double>(setup.prompts) * 1e3, "ms");
+  out.line("added_p50_ms", "  added latency, median", at_percent(added, 50) / 1000, "ms");
+  const bool stated = setup.streams <= 1000;
+  out.line("added_p99_ms", "  added latency, p99", at_percent(added, 99) / 1000, "ms",
+           stated ? std::optional(2.0) : std::nullopt);
+  out.line("timed_events", "  events it was measured on", static_cast<double>(added.size()), "");
+  out.line("client_event_us", "  this client's CPU an event",
+           report.cpu_seconds / static_cast<double>(std::max<int64_t>(1, report.events)) * 1e6,
+           "us", 5);
+  std::fputs(out.text().c_str(), stdout);
+  if (const std::string file = values.text("save-result"); !file.empty()) {
+    std::ofstream to(file, std::ios::trunc);
+    to << text::python_json(out.numbers(), true) << '\n';
+    to.flush();
+    if (!to) return fail(Code::unavailable, "cannot write {}", file);
+  }
+  if (failed > 0) return fail(Code::unavailable, "{} requests failed", failed);
+  return {};
+}
+
+}  // namespace m2::app::bench
