@@ -129,8 +129,12 @@ std::vector<std::string> split_at_commas(std::string_view text) {
   return out;
 }
 
-// A key without its certificate would mean plain HTTP where HTTPS was meant.
-Result<void> check_tls(const Values& values) {
+// Options that mean nothing without another. A key without its certificate would even mean plain
+// HTTP where HTTPS was meant.
+Result<void> check_pairs(const Values& values) {
+  if (values.flag("enable-log-outputs") && !values.flag("enable-log-requests"))
+    return fail(Code::invalid_argument,
+                "Error: --enable-log-outputs requires --enable-log-requests");
   if (!values.given("ssl-certfile"))
     for (const char* flag : {"ssl-keyfile", "ssl-ca-certs", "ssl-ciphers", "enable-ssl-refresh"})
       if (values.given(flag))
@@ -263,7 +267,7 @@ Result<void> Serving::build(const std::string& model) {
   M2_TRY_VOID(refuse_unmodelled(values_));
   M2_TRY_VOID(ops::choose_instruction_set(values_.text("cpu-isa")));
   M2_TRY_VOID(check_sizes(values_));
-  M2_TRY_VOID(check_tls(values_));
+  M2_TRY_VOID(check_pairs(values_));
   M2_TRY(folder_, model_folder(model, values_));
   M2_TRY(settings_, read_settings(folder_, values_));
   M2_TRY(max_model_len_, choose_max_model_len(values_, settings_.config));

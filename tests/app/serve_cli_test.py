@@ -250,7 +250,12 @@ class Flags(WithCheckpoint):
                             (["--num-gpu-blocks-override", "1"], "max seq len"),
                             (["--gpu-memory-utilization", "7"], "gpu-memory-utilization"),
                             (["--kv-cache-dtype", "fp8"], "kv-cache-dtype"),
-                            (["--config", "/nowhere.yaml"], "/nowhere.yaml")):
+                            (["--config", "/nowhere.yaml"], "/nowhere.yaml"),
+                            (["--enable-log-outputs"], "Error: --enable-log-outputs requires "
+                             "--enable-log-requests"),
+                            (["--tool-call-parser", "x"], "invalid tool call parser: x (chose from {"),
+                            (["--reasoning-parser", "x"], "invalid reasoning parser: x (chose from {"),
+                            (["--ssl-cert-reqs", "3"], "--ssl-cert-reqs must be from 0 to 2")):
             self.assertIn(word, refused(self.model, *flags)[1], flags)
 
     def test_port_in_use(self):
