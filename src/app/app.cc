@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <filesystem>
 #include <iostream>
 #include <span>
 #include <string>
@@ -14,8 +15,11 @@
 #include "app/config.h"
 #include "app/doctor.h"
 #include "app/environment.h"
+#include "app/eval/eval.h"
 #include "app/inspect.h"
+#include "app/micro_model.h"
 #include "app/options.h"
+#include "app/own_server.h"
 #include "app/run_batch.h"
 #include "app/serve_options.h"
 #include "app/serving.h"
@@ -51,8 +55,9 @@ constexpr Command kCompletion{
 constexpr Command kMan{"man", "", "Print the manual page, for man -l -.", "", {}};
 
 constexpr Command kChat{
-    "chat", "URL-or-MODEL",
-    "Chat in the terminal with a server (http://host:port), or with a model served just for that.",
+    "chat", "[URL-or-MODEL]",
+    "Chat in the terminal with a server (http://host:port), or with a model served just for that; "
+    "without either, with m2-micro.",
     "/clear forgets the conversation, /quit ends it.", kChatOptions};
 
 int report(const Error& error) {
@@ -68,14 +73,28 @@ Json loggable(const Values& values) {
   return out;
 }
 
+Result<void> serve(const Words& words);
+
+// `m2 serve` without a MODEL: the one that comes with the program, under its name.
+Result<void> serve_micro(Words words) {
+  M2_TRY(const std::filesystem::path folder, micro_model());
+  log_info("No model was given: serving {}, a small model that comes with m2", kMicroName);
+  M2_TRY(const Values values, parse_command_line(serve_command(), words, environment_variable));
+  if (!values.given("served-model-name"))
+    words.insert(words.end(), {"--served-model-name", kMicroName});
+  words.insert(words.end(), {"--model", folder.string()});
+  return serve(words);
+}
+
 // `m2 serve`: the world in reading order is Serving::build.
 Result<void> serve(const Words& words) {
   M2_TRY(const Values values, parse_command_line(serve_command(), words, environment_variable));
   start_logging(log_level(values.text("uvicorn-log-level")),
                 fmt::format("APIServer pid={}", getpid()));
   std::string model = values.positionals().empty() ? values.text("model") : values.positionals()[0];
-  if (model.empty() || values.positionals().size() > 1)
-    return fail(Code::invalid_argument, "usage: m2 serve MODEL [options] (see m2 serve --help)");
+  if (values.positionals().size() > 1)
+    return fail(Code::invalid_argument, "usage: m2 serve [MODEL] [options] (see m2 serve --help)");
+  if (model.empty()) return serve_micro(words);
   log_info("m2 server version {}, serving model {}", kVersion, model);
   log_info("non-default args: {}", to_text(loggable(values)));
   for (const std::string& note : notes_on_options(values, serve_command().options))
@@ -88,38 +107,19 @@ Result<void> serve(const Words& words) {
   return {};
 }
 
-// A server of our own, on a free port of this machine alone.
-const Words kPrivateServer{"--host", "127.0.0.1", "--port", "0", "--disable-uvicorn-access-log"};
-
-Result<Values> private_server_values() {
-  Words words = kPrivateServer;
-  words.insert(words.end(), {"--served-model-name", "chat"});
-  return parse_command_line(serve_command(), words, environment_variable);
-}
-
-Result<std::string> first_model(const HttpClient& client) {
-  M2_TRY(const Json models, client.get("/v1/models"));
-  const Json data = models.is_object() ? models.value("data", Json()) : Json();
-  if (!data.is_array() || data.empty() || !data[0].is_object() || !data[0]["id"].is_string())
-    return fail(Code::unavailable, "the server names no model; give one with --model");
-  return data[0]["id"].get<std::string>();
-}
-
 Result<void> chat(const Words& words) {
   M2_TRY(const Values values, parse_command_line(kChat, words, environment_variable));
-  if (values.positionals().size() != 1)
-    return fail(Code::invalid_argument, "usage: m2 chat URL-or-MODEL (see m2 chat --help)");
-  std::string url = values.positionals()[0];
-
-  M2_TRY(const Values serve_values, private_server_values());
-  std::unique_ptr<Serving> own;
-  if (url.find("://") == std::string::npos) {
-    start_logging("warning", "");
-    M2_TRY(own, Serving::start(url, serve_values));
-    url = fmt::format("http://127.0.0.1:{}", own->port());
-  }
+  if (values.positionals().size() > 1)
+    return fail(Code::invalid_argument, "usage: m2 chat [URL-or-MODEL] (see m2 chat --help)");
+  const std::string asked = values.positionals().empty() ? "" : values.positionals()[0];
+  if (asked.empty()) std::fprintf(stderr, "m2: no model was given; this is %s\n", kMicroName);
+  M2_TRY(const Values serve_values,
+         parse_command_line(serve_command(), with_private_server({"--served-model-name", "chat"}),
+                            environment_variable));
+  start_logging("warning", "");
+  M2_TRY(const ServerToAsk server, server_to_ask(asked, serve_values));
   const std::string key = values.text("api-key");
-  const HttpClient client(url, key.empty() ? client_api_key() : key);
+  const HttpClient client(server.url, key.empty() ? client_api_key() : key);
   std::string model = values.text("model");
   if (model.empty()) {
     M2_TRY(model, first_model(client));
@@ -171,35 +171,37 @@ Result<BatchJob> batch_job(const Values& values) {
 }
 
 Result<void> batch(const Words& words) {
-  Words all = words;
-  all.insert(all.end(), kPrivateServer.begin(), kPrivateServer.end());
-  M2_TRY(const Values values, parse_command_line(run_batch_command(), all, environment_variable));
+  M2_TRY(const Values values,
+         parse_command_line(run_batch_command(), with_private_server(words), environment_variable));
   M2_TRY(const BatchJob job, batch_job(values));
   start_logging("info", "");
   std::string url = values.text("url");
   std::string key = client_api_key();
   if (!values.list("api-key").empty()) key = values.list("api-key").front();
-  std::unique_ptr<Serving> own;
   if (url.empty()) {
-    const std::string model =
-        values.positionals().empty() ? values.text("model") : values.positionals()[0];
-    if (model.empty() || values.given("uds") || values.given("ssl-certfile"))
+    url = values.positionals().empty() ? values.text("model") : values.positionals()[0];
+    if (url.empty() || values.given("uds") || values.given("ssl-certfile"))
       return fail(Code::invalid_argument,
                   "m2 run-batch needs MODEL or --url, and no --uds or --ssl-certfile");
-    M2_TRY(own, Serving::start(model, values));
-    url = fmt::format("http://127.0.0.1:{}", own->port());
   }
-  M2_TRY(const BatchOutcome outcome, run_batch(job, HttpClient(url, key)));
+  M2_TRY(const ServerToAsk server, server_to_ask(url, values));
+  M2_TRY(const BatchOutcome outcome, run_batch(job, HttpClient(server.url, key)));
   std::fprintf(stderr, "m2: %ld requests: %ld answered, %ld failed, %ld were there\n",
                outcome.lines, outcome.answered, outcome.failed, outcome.kept);
   if (outcome.stopped) return fail(Code::unavailable, "stopped early; run again for the rest");
   return {};
 }
 
+Result<void> evaluate(const Words& words) {
+  M2_TRY(const Values values, parse_command_line(eval::eval_command(), with_private_server(words),
+                                                 environment_variable));
+  return eval::run_eval(values);
+}
+
 // Every command there is, for completion and the manual page.
 std::vector<const Command*> all_commands() {
   std::vector<const Command*> out = {&serve_command(), &kChat, &run_batch_command(),
-                                     &doctor_command()};
+                                     &eval::eval_command(), &doctor_command()};
   for (const Command* command : bench::commands()) out.push_back(command);
   for (const Command& command : inspect_commands()) out.push_back(&command);
   for (const Command* command : {&kCompletion, &kMan}) out.push_back(command);
@@ -229,6 +231,7 @@ void print_overview() {
       "m2 serves the MiniMax-M2 family.\n\n"
       "  m2 serve MODEL         serve a checkpoint over HTTP (OpenAI chat and completions)\n"
       "  m2 chat URL-or-MODEL   chat in the terminal\n"
+      "  m2 eval URL-or-MODEL   ask questions of files and count the right answers\n"
       "  m2 bench WHAT          measure a server, the engine, its parts\n"
       "  m2 run-batch           answer a file of requests\n"
       "  m2 doctor              check this machine: device, memory, what it computes\n"
@@ -236,6 +239,7 @@ void print_overview() {
       "  m2 completion SHELL    completion for bash, zsh or fish\n"
       "  m2 man                 the manual page\n"
       "  m2 --version\n\n"
+      "Without a MODEL the first three take m2-micro, a small model that comes with m2.\n"
       "m2 COMMAND --help tells more.");
 }
 
@@ -263,6 +267,7 @@ int run(int argc, char** argv) {
   const Words rest(all.begin() + 1, all.end());
   if (all[0] == "serve") return with_help(serve_command(), rest, serve);
   if (all[0] == "chat") return with_help(kChat, rest, chat);
+  if (all[0] == "eval") return with_help(eval::eval_command(), rest, evaluate);
   if (all[0] == "bench") return bench::run(rest);
   if (all[0] == "inspect") return inspect(rest);
   if (all[0] == "run-batch") return with_help(run_batch_command(), rest, batch);

@@ -36,6 +36,10 @@ double stats_interval_seconds() {
   return error == std::errc{} && end == text.data() + text.size() && value > 0 ? value : kDefault;
 }
 
+std::string micro_model_variable() {
+  return variable("M2_MICRO");
+}
+
 std::string client_api_key() {
   return variable("OPENAI_API_KEY");
 }

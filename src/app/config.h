@@ -21,6 +21,9 @@ std::string log_level(const std::string& fallback);
 // Seconds between the engine's statistics lines (VLLM_LOG_STATS_INTERVAL, 10).
 double stats_interval_seconds();
 
+// M2_MICRO: the folder of the model that commands take without a MODEL; naming one is its flag.
+std::string micro_model_variable();
+
 // OPENAI_API_KEY, for `m2 chat`.
 std::string client_api_key();
 

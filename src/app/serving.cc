@@ -239,9 +239,9 @@ engine::EngineConfig engine_config(const Values& values, const model::ModelConfi
 
 const Command& serve_command() {
   static const Command command{
-      "serve", "MODEL",
+      "serve", "[MODEL]",
       "Serve a MiniMax-M2 checkpoint over HTTP. MODEL is a folder, or a name such as "
-      "MiniMaxAI/MiniMax-M2.5 in the local Hugging Face cache.",
+      "MiniMaxAI/MiniMax-M2.5 in the local Hugging Face cache; without it, m2-micro is served.",
       "--help=GROUP shows one group. Names take _ for -, unique prefixes and --no-x; integers take "
       "1k "
       "= 1000 and\n1K = 1024; JSON options take dotted keys (-cc.cudagraph_mode NONE).",

@@ -268,7 +268,7 @@ class Flags(WithCheckpoint):
     def test_help(self):
         text = subprocess.run([BINARY, "serve", "--help"], capture_output=True, text=True).stdout
         self.assertIn("--tensor-parallel-size, -tp", text)
-        self.assertIn("usage: m2 serve MODEL", text)
+        self.assertIn("usage: m2 serve [MODEL]", text)
         for words in ([], ["--help"]):
             done = subprocess.run([BINARY, *words], capture_output=True, text=True)
             self.assertIn("m2 serve", done.stdout)

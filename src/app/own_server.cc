@@ -1,0 +1,33 @@
+#include "app/own_server.h"
+
+#include "app/micro_model.h"
+#include "base/log.h"
+
+namespace m2::app {
+
+std::vector<std::string> with_private_server(std::vector<std::string> words) {
+  words.insert(words.end(), {"--host", "127.0.0.1", "--port", "0", "--disable-uvicorn-access-log"});
+  return words;
+}
+
+Result<ServerToAsk> server_to_ask(const std::string& url_or_model, const Values& serve_values) {
+  if (url_or_model.find("://") != std::string::npos) return ServerToAsk{nullptr, url_or_model};
+  std::string model = url_or_model;
+  if (model.empty()) {
+    M2_TRY(model, micro_model());
+  }
+  ServerToAsk out;
+  M2_TRY(out.own, Serving::start(model, serve_values));
+  out.url = fmt::format("http://127.0.0.1:{}", out.own->port());
+  return out;
+}
+
+Result<std::string> first_model(const HttpClient& client) {
+  M2_TRY(const Json models, client.get("/v1/models"));
+  const Json data = models.is_object() ? models.value("data", Json()) : Json();
+  if (!data.is_array() || data.empty() || !data[0].is_object() || !data[0]["id"].is_string())
+    return fail(Code::unavailable, "the server names no model; give one with --model");
+  return data[0]["id"].get<std::string>();
+}
+
+}  // namespace m2::app
