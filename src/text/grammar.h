@@ -1,0 +1,97 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/result.h"
+#include "text/tokenizer.h"
+
+// Grammars over token ids: what the sampler may choose so that the text stays within a language.
+// Languages are given as xgrammar's EBNF; text/grammar/ makes it from schemas, patterns and tools.
+
+namespace m2::text {
+
+struct GrammarLimits {
+  size_t max_ebnf_bytes = 1 << 20;
+  // States of the automata, weighed by how much of the vocabulary each is compared with, which is
+  // the time that compiling takes. One in which any text may come weighs 1, about 20 ms.
+  double max_cost = 50;
+  size_t max_cached = 1024;  // grammars kept
+  size_t max_cached_bytes = 256 << 20;
+};
+
+// Words of a mask over `ids` token ids: bit i % 32 of word i / 32 is id i.
+constexpr size_t mask_words(size_t ids) {
+  return (ids + 31) / 32;
+}
+
+// A grammar compiled for one vocabulary. Immutable; shared by any number of matchers.
+class Grammar {
+ public:
+  struct Compiled;  // xgrammar's
+  explicit Grammar(std::unique_ptr<const Compiled> compiled);
+  ~Grammar();
+  Grammar(const Grammar&) = delete;
+  Grammar& operator=(const Grammar&) = delete;
+
+  const Compiled& compiled() const { return *compiled_; }
+  size_t bytes() const;  // of memory, about
+
+ private:
+  std::unique_ptr<const Compiled> compiled_;
+};
+
+// How far one output has come in a grammar. One per output; not thread-safe.
+class GrammarMatcher {
+ public:
+  explicit GrammarMatcher(std::shared_ptr<const Grammar> grammar);
+  ~GrammarMatcher();
+  GrammarMatcher(GrammarMatcher&&) noexcept;
+
+  // Sets the bits of the ids that may come next, and clears all others. The stop ids are among them
+  // once the text is complete. `words` [mask_words(ids of the vocabulary)].
+  void fill(std::span<uint32_t> words);
+
+  // Takes the next token. False, and nothing changes, if it may not come here.
+  bool accept(TokenId token);
+  // The same for bytes of text.
+  bool accept_text(std::string_view text);
+
+  // Whether the text so far is a sentence of the language.
+  bool complete() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+// Compiles grammars, and keeps those used last. Thread-safe.
+class GrammarCompiler {
+ public:
+  // Base tokens stand for their bytes; of the added tokens only those in `spelled` may appear in a
+  // text. `stop_ids` end one. Ids from the tokenizer's id_limit() on are never allowed.
+  GrammarCompiler(std::shared_ptr<const Tokenizer> tokenizer, std::vector<TokenId> stop_ids,
+                  std::span<const TokenId> spelled, GrammarLimits limits = {});
+  ~GrammarCompiler();
+
+  // The grammar of this EBNF, whose first symbol is "root". Errors: invalid_argument (not a
+  // grammar), resource_exhausted (more than the limits allow).
+  Result<std::shared_ptr<const Grammar>> compile(const std::string& ebnf);
+
+  // Ids of the vocabulary: masks have mask_words() of them.
+  size_t ids() const;
+  size_t cached() const;
+  size_t cached_bytes() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace m2::text

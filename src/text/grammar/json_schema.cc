@@ -1,0 +1,1172 @@
+#include "text/grammar/json_schema.h"
+
+#include <algorithm>
+#include <cmath>
+#include <unordered_set>
+
+#include "base/log.h"
+#include "text/python_json.h"
+
+namespace m2::text {
+namespace {
+
+constexpr int kMaxDepth = 64;  // of schemas within schemas
+constexpr size_t kMaxAlternatives = 256;
+constexpr int64_t kMaxVisited = 20'000;
+constexpr int64_t kMostCounted = 10'000;  // minItems, maxItems, minProperties, maxProperties
+
+// Keywords that say nothing about values, or whose say is heard elsewhere.
+const std::unordered_set<std::string>& annotations() {
+  static const std::unordered_set<std::string> names = {"title",
+                                                        "description",
+                                                        "default",
+                                                        "examples",
+                                                        "example",
+                                                        "deprecated",
+                                                        "readOnly",
+                                                        "writeOnly",
+                                                        "$comment",
+                                                        "$schema",
+                                                        "$id",
+                                                        "id",
+                                                        "$defs",
+                                                        "definitions",
+                                                        "$anchor",
+                                                        "contentEncoding",
+                                                        "contentMediaType",
+                                                        "contentSchema",
+                                                        "nullable",
+                                                        "discriminator",
+                                                        "xml",
+                                                        "externalDocs",
+                                                        "strict",
+                                                        "name",
+                                                        "$vocabulary",
+                                                        "markdownDescription",
+                                                        "enumDescriptions",
+                                                        "propertyOrdering"};
+  return names;
+}
+
+const std::unordered_set<std::string>& assertions() {
+  static const std::unordered_set<std::string> names = {"type",
+                                                        "enum",
+                                                        "const",
+                                                        "properties",
+                                                        "required",
+                                                        "additionalProperties",
+                                                        "minProperties",
+                                                        "maxProperties",
+                                                        "patternProperties",
+                                                        "propertyNames",
+                                                        "items",
+                                                        "prefixItems",
+                                                        "additionalItems",
+                                                        "minItems",
+                                                        "maxItems",
+                                                        "minLength",
+                                                        "maxLength",
+                                                        "pattern",
+                                                        "format",
+                                                        "minimum",
+                                                        "maximum",
+                                                        "exclusiveMinimum",
+                                                        "exclusiveMaximum",
+                                                        "multipleOf",
+                                                        "uniqueItems",
+                                                        "$ref",
+                                                        "allOf",
+                                                        "anyOf",
+                                                        "oneOf"};
+  return names;
+}
+
+const std::unordered_set<std::string>& refused() {
+  static const std::unordered_set<std::string> names = {"not",
+                                                        "if",
+                                                        "then",
+                                                        "else",
+                                                        "dependentRequired",
+                                                        "dependentSchemas",
+                                                        "dependencies",
+                                                        "contains",
+                                                        "minContains",
+                                                        "maxContains",
+                                                        "unevaluatedProperties",
+                                                        "unevaluatedItems",
+                                                        "$dynamicRef",
+                                                        "$dynamicAnchor",
+                                                        "$recursiveRef",
+                                                        "$recursiveAnchor"};
+  return names;
+}
+
+const Json* find(const Json& schema, const char* key) {
+  if (!schema.is_object()) return nullptr;
+  const auto found = schema.find(key);
+  return found == schema.end() ? nullptr : &*found;
+}
+
+bool asserts(const Json& schema) {
+  if (schema.is_boolean()) return !schema.get<bool>();
+  for (const auto& [key, value] : schema.items())
+    if (!annotations().contains(key) && !key.starts_with("x-")) return true;
+  return false;
+}
+
+Error malformed(const std::string& keyword, const std::string& should) {
+  return fail(Code::invalid_argument, "Invalid JSON schema: '{}' should be {}.", keyword, should);
+}
+
+// A count of the keyword, or `otherwise`.
+Result<int64_t> count_of(const Json& schema, const char* keyword, int64_t otherwise) {
+  const Json* value = find(schema, keyword);
+  if (!value) return otherwise;
+  if (value->is_number_float() && value->get<double>() == std::trunc(value->get<double>()) &&
+      value->get<double>() >= 0 && value->get<double>() < 1e15)
+    return static_cast<int64_t>(value->get<double>());
+  if (!value->is_number_integer() || (!value->is_number_unsigned() && value->get<int64_t>() < 0))
+    return malformed(keyword, "a non-negative integer");
+  return static_cast<int64_t>(std::min<uint64_t>(value->get<uint64_t>(), INT64_MAX));
+}
+
+const char* type_name(const Json& value) {
+  if (value.is_null()) return "null";
+  if (value.is_boolean()) return "boolean";
+  if (value.is_number_integer()) return "integer";
+  if (value.is_number())
+    return value.get<double>() == std::trunc(value.get<double>()) ? "integer" : "number";
+  if (value.is_string()) return "string";
+  return value.is_array() ? "array" : "object";
+}
+
+bool is_type(const Json& value, const std::string& type) {
+  const std::string own = type_name(value);
+  return own == type || (own == "integer" && type == "number");
+}
+
+std::string alternatives(const std::vector<std::string>& parts) {
+  if (parts.size() == 1) return parts[0];
+  std::string out;
+  for (const std::string& part : parts) out += (out.empty() ? "" : " | ") + part;
+  return "(" + out + ")";
+}
+
+// {m,n} of an expression that is one symbol.
+std::string times(const std::string& symbol, int64_t low, int64_t high) {
+  if (high == 0) return "\"\"";
+  if (low == 0 && high < 0) return symbol + "*";
+  if (low == 1 && high < 0) return symbol + "+";
+  if (low == 1 && high == 1) return symbol;
+  if (low == 0 && high == 1) return symbol + "?";
+  return high < 0 ? fmt::format("{}{{{},}}", symbol, low)
+                  : fmt::format("{}{{{},{}}}", symbol, low, high);
+}
+
+// Formats with a grammar of their own; the others are annotations, as the specification says.
+const char* format_regex(const std::string& format) {
+  static const std::map<std::string, const char*> known = {
+      {"date", "^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])$"},
+      {"time",
+       "^([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,6})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-"
+       "9])$"},
+      {"date-time",
+       "^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]("
+       "\\.[0-9]{1,6})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"},
+      {"uuid", "^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$"},
+      {"ipv4",
+       "^((25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])\\.){3}(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?["
+       "0-9])$"},
+  };
+  const auto found = known.find(format);
+  return found == known.end() ? nullptr : found->second;
+}
+
+// What stops the reader of tool calls in the middle of a value.
+bool has_tag(std::string_view text) {
+  for (const char* tag :
+       {"<parameter name=", "</parameter>", "</invoke>", "<invoke name=", "</minimax:tool_call>"})
+    if (text.find(tag) != std::string_view::npos) return true;
+  return false;
+}
+
+}  // namespace
+
+// ---- rules
+
+std::string Rules::add(const std::string& body) {
+  const auto [found, is_new] = names_.try_emplace(body);
+  if (is_new) {
+    found->second = reserve();
+    define(found->second, body);
+  }
+  return found->second;
+}
+
+std::string Rules::reserve() {
+  return fmt::format("r{}", ++count_);
+}
+
+void Rules::define(const std::string& name, const std::string& body) {
+  if (!full()) text_ += name + " ::= " + body + "\n";
+}
+
+std::string Rules::add_limited(const std::string& body, int64_t characters) {
+  const std::string name = reserve();
+  define(fmt::format("{}[max_chars={}]", name, characters), body);
+  return name;
+}
+
+std::string Rules::grammar(const std::string& root) const {
+  return "root ::= " + root + "\n" + text_;
+}
+
+std::string ebnf_literal(std::string_view text) {
+  std::string out = "\"";
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (c == '"' || c == '\\') out += '\\';
+    if (byte < 0x20 || byte == 0x7f)
+      out += fmt::format("\\u{:04x}", byte);
+    else
+      out += c;
+  }
+  return out + "\"";
+}
+
+// ---- schemas
+
+SchemaGrammar::SchemaGrammar(const Json& root, SchemaOptions options, Rules& rules)
+    : root_(root), options_(std::move(options)), rules_(rules) {
+  if (options_.whitespace) {
+    blank_ = gap_ = rules_.add(regex_terminal(*options_.whitespace));
+  } else if (options_.any_whitespace) {
+    blank_ = gap_ = rules_.add(regex_terminal("(?:| |\\u{a}[ \\u{9}]{0,32})"));
+  } else {
+    blank_ = "\"\"";
+    gap_ = "\" \"";
+  }
+}
+
+Result<void> SchemaGrammar::unsupported(const std::string& keyword, const std::string& why) {
+  if (options_.lenient) return ignored_.insert(keyword), Result<void>{};
+  return fail(Code::invalid_argument, "The JSON schema keyword '{}' is not supported{}{}.",
+              printable(keyword, 80), why.empty() ? "" : " ", why);
+}
+
+Result<void> SchemaGrammar::check_keywords(const Json& schema) {
+  for (const auto& [key, value] : schema.items()) {
+    if (annotations().contains(key) || assertions().contains(key) || key.starts_with("x-"))
+      continue;
+    if (refused().contains(key)) M2_TRY_VOID(unsupported(key));
+    // Any other name means nothing in JSON Schema.
+  }
+  if (const Json* unique = find(schema, "uniqueItems"); unique && *unique != Json(false)) {
+    M2_TRY(const int64_t most, count_of(schema, "maxItems", INT64_MAX));
+    if (most > 1) M2_TRY_VOID(unsupported("uniqueItems"));
+  }
+  return {};
+}
+
+Result<const Json*> SchemaGrammar::target(const Json& schema) {
+  const Json& reference = schema["$ref"];
+  if (!reference.is_string()) return malformed("$ref", "a string");
+  const std::string& text = reference.get_ref<const std::string&>();
+  const auto nowhere = [&] {
+    return fail(Code::invalid_argument,
+                "The JSON schema keyword '$ref' is only supported within the schema; '{}' is not "
+                "there.",
+                printable(text, 80));
+  };
+  if (!text.starts_with('#')) return nowhere();
+  const Json* at = &root_;
+  std::string_view rest = std::string_view(text).substr(1);
+  while (!rest.empty()) {
+    if (rest[0] != '/') return nowhere();
+    rest.remove_prefix(1);
+    const size_t end = std::min(rest.find('/'), rest.size());
+    std::string token;
+    for (size_t i = 0; i < end; ++i) {
+      const bool escape = rest[i] == '~' && i + 1 < end;
+      const char c = escape ? (rest[i + 1] == '1' ? '/' : '~') : rest[i];
+      if (escape) ++i;
+      token += c;
+    }
+    rest.remove_prefix(end);
+    if (at->is_array()) {
+      size_t index = 0;
+      for (const char c : token)
+        index = c >= '0' && c <= '9' && index < 1'000'000
+                    ? index * 10 + static_cast<size_t>(c - '0')
+                    : at->size();
+      if (token.empty() || index >= at->size()) return nowhere();
+      at = &(*at)[index];
+    } else {
+      at = find(*at, token.c_str());
+      if (!at) return nowhere();
+    }
+  }
+  return at;
+}
+
+Result<std::vector<Json>> SchemaGrammar::expand(const Json& schema) {
+  return expand(schema, 0);
+}
+
+Result<std::vector<Json>> SchemaGrammar::branches(const Json& list, const std::string& keyword,
+                                                  int depth) {
+  if (!list.is_array() || list.empty()) return malformed(keyword, "a non-empty list of schemas");
+  std::vector<Json> out;
+  std::vector<size_t> ends;
+  for (const Json& branch : list) {
+    M2_TRY(auto part, expand(branch, depth + 1));
+    for (Json& one : part) out.push_back(std::move(one));
+    ends.push_back(out.size());
+    if (out.size() > kMaxAlternatives)
+      return fail(Code::resource_exhausted, "The JSON schema's '{}' has too many alternatives.",
+                  keyword);
+  }
+  if (keyword != "oneOf") return out;
+  // At most one may hold: where two could, the keyword has no grammar.
+  for (size_t a = 0, first = 0; a < ends.size(); first = ends[a++])
+    for (size_t i = first; i < ends[a]; ++i)
+      for (size_t j = ends[a]; j < out.size(); ++j) {
+        M2_TRY(const bool apart, disjoint(out[i], out[j]));
+        if (apart) continue;
+        M2_TRY_VOID(unsupported("oneOf", "where more than one branch may hold"));
+        return out;
+      }
+  return out;
+}
+
+Result<std::vector<Json>> SchemaGrammar::expand(const Json& schema, int depth) {
+  if (depth > kMaxDepth)
+    return fail(Code::invalid_argument,
+                "The JSON schema's combinations or '$ref's are nested too deeply, or in a circle.");
+  if (++visited_ > kMaxVisited)
+    return fail(Code::resource_exhausted, "The JSON schema is too large.");
+  if (schema.is_boolean()) {
+    if (!schema.get<bool>()) return std::vector<Json>{};
+    return std::vector<Json>{Json::object()};
+  }
+  if (!schema.is_object())
+    return fail(Code::invalid_argument,
+                "Invalid JSON schema: a schema should be an object or a boolean.");
+  M2_TRY_VOID(check_keywords(schema));
+  Json base = Json::object();
+  for (const auto& [key, value] : schema.items())
+    if (!annotations().contains(key) && key != "$ref" && key != "allOf" && key != "anyOf" &&
+        key != "oneOf")
+      base[key] = value;
+  std::vector<Json> out{std::move(base)};
+  const auto combine = [&](const std::vector<Json>& others) -> Result<void> {
+    std::vector<Json> next;
+    for (const Json& a : out)
+      for (const Json& b : others) {
+        M2_TRY(Json both, merge(a, b));
+        if (!both.is_boolean()) next.push_back(std::move(both));
+        if (next.size() > kMaxAlternatives || ++visited_ > kMaxVisited)
+          return fail(Code::resource_exhausted, "The JSON schema has too many alternatives.");
+      }
+    out = std::move(next);
+    return {};
+  };
+  if (schema.contains("$ref")) {
+    M2_TRY(const Json* at, target(schema));
+    M2_TRY(const auto others, expand(*at, depth + 1));
+    M2_TRY_VOID(combine(others));
+  }
+  if (const Json* all = find(schema, "allOf")) {
+    if (!all->is_array() || all->empty()) return malformed("allOf", "a non-empty list of schemas");
+    for (const Json& branch : *all) {
+      M2_TRY(const auto others, expand(branch, depth + 1));
+      M2_TRY_VOID(combine(others));
+    }
+  }
+  for (const char* keyword : {"anyOf", "oneOf"})
+    if (const Json* list = find(schema, keyword)) {
+      M2_TRY(const auto others, branches(*list, keyword, depth));
+      M2_TRY_VOID(combine(others));
+    }
+  return out;
+}
+
+Result<std::vector<std::string>> SchemaGrammar::types_of(const Json& schema) {
+  static const std::vector<std::string> all = {"null",   "boolean", "integer", "number",
+                                               "string", "array",   "object"};
+  std::vector<std::string> out;
+  const auto add = [&](const Json& name) -> Result<void> {
+    if (!name.is_string() || std::ranges::count(all, name.get<std::string>()) == 0)
+      return fail(Code::invalid_argument, "Invalid JSON schema: 'type' is unknown: {}.",
+                  printable(name.dump(-1, ' ', false, Json::error_handler_t::replace), 80));
+    if (std::ranges::count(out, name.get<std::string>()) == 0) out.push_back(name);
+    return {};
+  };
+  if (const Json* type = find(schema, "type")) {
+    if (type->is_array() && type->empty()) return malformed("type", "a name or a list of names");
+    if (!type->is_array()) M2_TRY_VOID(add(*type));
+    if (type->is_array())
+      for (const Json& name : *type) M2_TRY_VOID(add(name));
+    if (std::ranges::count(out, "number") > 0) std::erase(out, "integer");
+    return out;
+  }
+  const auto any = [&](std::initializer_list<const char*> keys) {
+    return std::ranges::any_of(keys, [&](const char* key) { return schema.contains(key); });
+  };
+  if (any({"properties", "required", "additionalProperties", "minProperties", "maxProperties",
+           "patternProperties", "propertyNames"}))
+    out.emplace_back("object");
+  if (any({"items", "prefixItems", "minItems", "maxItems", "uniqueItems", "additionalItems"}))
+    out.emplace_back("array");
+  if (any({"minLength", "maxLength", "pattern", "format"})) out.emplace_back("string");
+  if (any({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}))
+    out.emplace_back("number");
+  return out;
+}
+
+bool SchemaGrammar::admits(const Json& schema, const Json& value) {
+  if (const Json* type = find(schema, "type")) {
+    bool fits = type->is_string() && is_type(value, *type);
+    if (type->is_array())
+      for (const Json& name : *type) fits = fits || (name.is_string() && is_type(value, name));
+    if (!fits) return false;
+  }
+  if (const Json* one = find(schema, "const"); one && *one != value) return false;
+  if (const Json* values = find(schema, "enum"); values && std::ranges::count(*values, value) == 0)
+    return false;
+  if (value.is_number()) {
+    const double number = value.get<double>();
+    const auto bound = [&](const char* key) {
+      const Json* b = find(schema, key);
+      return b && b->is_number() ? b->get<double>() : std::nan("");
+    };
+    if (number < bound("minimum") || number > bound("maximum") ||
+        number <= bound("exclusiveMinimum") || number >= bound("exclusiveMaximum"))
+      return false;
+  }
+  if (value.is_string()) {
+    const std::string& text = value.get_ref<const std::string&>();
+    const double size =
+        static_cast<double>(std::ranges::count_if(text, [](char c) { return (c & 0xC0) != 0x80; }));
+    const Json *least = find(schema, "minLength"), *most = find(schema, "maxLength");
+    if ((least && least->is_number() && size < least->get<double>()) ||
+        (most && most->is_number() && size > most->get<double>()))
+      return false;
+  }
+  return true;
+}
+
+// Whether no value fits both. May say no where it cannot tell.
+Result<bool> SchemaGrammar::disjoint(const Json& a, const Json& b) {
+  M2_TRY(const auto types_a, types_of(a));
+  M2_TRY(const auto types_b, types_of(b));
+  const auto finite = [](const Json& schema) -> std::optional<Json> {
+    if (const Json* one = find(schema, "const")) return Json::array({*one});
+    if (const Json* list = find(schema, "enum"); list && list->is_array()) return *list;
+    return std::nullopt;
+  };
+  const auto set_a = finite(a), set_b = finite(b);
+  if (set_a &&
+      std::ranges::none_of(*set_a, [&](const Json& v) { return admits(a, v) && admits(b, v); }))
+    return true;
+  if (set_b &&
+      std::ranges::none_of(*set_b, [&](const Json& v) { return admits(a, v) && admits(b, v); }))
+    return true;
+  if (a.contains("type") && b.contains("type")) {
+    const auto meets = [](const std::string& x, const std::string& y) {
+      return x == y || (x == "integer" && y == "number") || (x == "number" && y == "integer");
+    };
+    bool apart = true;
+    for (const auto& x : types_a)
+      for (const auto& y : types_b) apart = apart && !meets(x, y);
+    if (apart) return true;
+  }
+  // Objects told apart by a property: required by one, and of other values in the other.
+  if (types_a != std::vector<std::string>{"object"} || types_b != types_a || !a.contains("type") ||
+      !b.contains("type"))
+    return false;
+  const auto required = [](const Json& schema, const std::string& name) {
+    const Json* list = find(schema, "required");
+    return list && list->is_array() && std::ranges::count(*list, Json(name)) > 0;
+  };
+  for (const auto& [x, y] : {std::pair(&a, &b), std::pair(&b, &a)}) {
+    const Json* properties = find(*x, "properties");
+    if (!properties || !properties->is_object()) continue;
+    for (const auto& [name, schema] : properties->items()) {
+      if (!required(*x, name)) continue;
+      const Json* others = find(*y, "properties");
+      const Json* other = others ? find(*others, name.c_str()) : nullptr;
+      if (!other) {
+        const Json* additional = find(*y, "additionalProperties");
+        if (additional && *additional == Json(false)) return true;
+        continue;
+      }
+      const auto values = finite(schema);
+      if (values && finite(*other) && std::ranges::none_of(*values, [&](const Json& v) {
+            return admits(schema, v) && admits(*other, v);
+          }))
+        return true;
+    }
+  }
+  return false;
+}
+
+// Both at once; false if that is plainly impossible.
+Result<Json> SchemaGrammar::merge(const Json& a, const Json& b) {
+  if (a.empty()) return b;
+  if (b.empty()) return a;
+  Json out = a;
+  const auto both = [](const Json& x, const Json& y) {
+    if (x == y || y == Json(true)) return x;
+    if (x == Json(true)) return y;
+    if (x == Json(false) || y == Json(false)) return Json(false);
+    return Json{{"allOf", Json::array({x, y})}};
+  };
+  const auto schema_for = [](const Json& schema, const std::string& name) -> Json {
+    const Json* properties = find(schema, "properties");
+    if (const Json* own = properties ? find(*properties, name.c_str()) : nullptr) return *own;
+    const Json* additional = find(schema, "additionalProperties");
+    return additional ? *additional : Json(true);
+  };
+  for (const auto& [key, value] : b.items()) {
+    const Json* mine = find(a, key.c_str());
+    if (key == "properties" || key == "additionalProperties") continue;
+    if (!mine || *mine == value) {
+      out[key] = value;
+    } else if (key == "type") {
+      M2_TRY(const auto x, types_of(a));
+      M2_TRY(const auto y, types_of(b));
+      Json types = Json::array();
+      for (const auto& t : x)
+        for (const auto& u : y) {
+          if (t == u) types.push_back(t);
+          if ((t == "integer" && u == "number") || (t == "number" && u == "integer"))
+            types.push_back("integer");
+        }
+      if (types.empty()) return Json(false);
+      out[key] = types;
+    } else if (key == "enum" && mine->is_array() && value.is_array()) {
+      Json kept = Json::array();
+      for (const Json& one : *mine)
+        if (std::ranges::count(value, one) > 0) kept.push_back(one);
+      if (kept.empty()) return Json(false);
+      out[key] = kept;
+    } else if (key == "const") {
+      return Json(false);
+    } else if (key == "required" && mine->is_array() && value.is_array()) {
+      for (const Json& name : value)
+        if (std::ranges::count(out[key], name) == 0) out[key].push_back(name);
+    } else if (mine->is_number() && value.is_number() && key != "multipleOf") {
+      const bool keeps_larger = key.starts_with("min") || key == "exclusiveMinimum";
+      out[key] = (mine->get<double>() > value.get<double>()) == keeps_larger ? *mine : value;
+    } else if (key == "items" && !a.contains("prefixItems") && !b.contains("prefixItems")) {
+      out[key] = both(*mine, value);
+    } else if (key == "uniqueItems") {
+      out[key] = true;
+    } else {
+      M2_TRY_VOID(unsupported(key, "in more than one part of an 'allOf' or '$ref'"));
+    }
+  }
+  if (a.contains("patternProperties") != b.contains("patternProperties") &&
+      (a.contains("properties") || b.contains("properties")))
+    M2_TRY_VOID(unsupported("patternProperties", "in an 'allOf' with properties"));
+  if (a.contains("items") != b.contains("items") &&
+      (a.contains("prefixItems") || b.contains("prefixItems")))
+    M2_TRY_VOID(unsupported("prefixItems", "in an 'allOf' with items"));
+  if (a.contains("properties") || b.contains("properties")) {
+    Json properties = Json::object();
+    for (const Json* from : {&a, &b})
+      if (const Json* own = find(*from, "properties"); own && own->is_object())
+        for (const auto& [name, schema] : own->items())
+          if (!properties.contains(name))
+            properties[name] = both(schema_for(a, name), schema_for(b, name));
+    out["properties"] = properties;
+  }
+  const Json *x = find(a, "additionalProperties"), *y = find(b, "additionalProperties");
+  if (x || y) out["additionalProperties"] = both(x ? *x : Json(true), y ? *y : Json(true));
+  return out;
+}
+
+// ---- schemas to languages
+
+Result<Language> SchemaGrammar::values(const Json& schema) {
+  if (depth_ >= kMaxDepth)
+    return fail(Code::invalid_argument, "The JSON schema is nested more than {} deep.", kMaxDepth);
+  if (++visited_ > kMaxVisited || rules_.full())
+    return fail(Code::resource_exhausted, "The JSON schema is too large.");
+  if (schema.is_boolean() || !schema.is_object()) {
+    M2_TRY(const auto parts, expand(schema));
+    if (parts.empty()) return Language();
+    return Language(any_value());
+  }
+  M2_TRY_VOID(check_keywords(schema));
+  ++depth_;
+  Result<Language> out = rule_of(schema);
+  --depth_;
+  return out;
+}
+
+// Schemas met again, as those that refer to themselves are, become references to one rule.
+Result<Language> SchemaGrammar::rule_of(const Json& schema) {
+  const Json* at = &schema;
+  const bool only_reference = schema.contains("$ref") && [&] {
+    Json rest = schema;
+    rest.erase("$ref");
+    return !asserts(rest);
+  }();
+  std::string key;
+  if (only_reference) {
+    M2_TRY(at, target(schema));
+    if (!at->is_object()) return values(*at);
+    M2_TRY_VOID(check_keywords(*at));
+    key = "#" + std::to_string(reinterpret_cast<uintptr_t>(at));
+  } else if (schema.contains("$ref") || schema.contains("allOf")) {
+    key = schema.dump(-1, ' ', false, Json::error_handler_t::replace);
+  }
+  const auto inside = [&]() -> Result<Language> {
+    if (at != &schema && at->contains("$ref")) return values(*at);
+    for (const char* keyword : {"anyOf", "oneOf"})
+      if (const Json* list = find(*at, keyword)) {
+        Json rest = *at;
+        rest.erase(keyword);
+        if (asserts(rest)) continue;
+        if (std::string_view(keyword) == "oneOf") M2_TRY_VOID(branches(*list, keyword, 0));
+        return union_of(*list);
+      }
+    if (const Json* all = find(*at, "allOf"); all && all->is_array() && all->size() == 1) {
+      Json rest = *at;
+      rest.erase("allOf");
+      if (!asserts(rest)) return values((*all)[0]);
+    }
+    M2_TRY(const auto parts, expand(*at));
+    std::vector<std::string> found;
+    for (const Json& part : parts) {
+      M2_TRY(const Language one, flat(part));
+      if (one && std::ranges::count(found, *one) == 0) found.push_back(*one);
+    }
+    if (found.empty()) return Language();
+    return Language(alternatives(found));
+  };
+  if (key.empty()) return inside();
+  if (const auto known = known_.find(key); known != known_.end()) return Language(known->second);
+  const std::string name = rules_.reserve();
+  known_[key] = name;
+  M2_TRY(const Language body, inside());
+  if (!body)  // others may have referred to it: the grammar would have a rule without a text
+    return fail(Code::invalid_argument,
+                "The JSON schema has a '$ref' or 'allOf' that nothing satisfies.");
+  if (*body == name)
+    return fail(Code::invalid_argument, "The JSON schema has a circle of '$ref's.");
+  rules_.define(name, *body);
+  return Language(name);
+}
+
+Result<Language> SchemaGrammar::union_of(const Json& list) {
+  if (!list.is_array() || list.empty()) return malformed("anyOf", "a non-empty list of schemas");
+  std::vector<std::string> found;
+  for (const Json& branch : list) {
+    M2_TRY(const Language one, values(branch));
+    if (one && std::ranges::count(found, *one) == 0) found.push_back(*one);
+  }
+  if (found.empty()) return Language();
+  return Language(alternatives(found));
+}
+
+Result<Language> SchemaGrammar::flat(const Json& schema) {
+  if (const Json* one = find(schema, "const")) return finite(schema, Json::array({*one}));
+  if (const Json* members = find(schema, "enum")) {
+    if (!members->is_array() || members->empty()) return malformed("enum", "a non-empty list");
+    return finite(schema, *members);
+  }
+  M2_TRY(const auto types, types_of(schema));
+  if (types.empty()) return Language(any_value());
+  std::vector<std::string> found;
+  for (const std::string& type : types) {
+    M2_TRY(const Language one, of_type(schema, type));
+    if (one) found.push_back(*one);
+  }
+  if (found.empty()) return Language();
+  return Language(alternatives(found));
+}
+
+Result<Language> SchemaGrammar::finite(const Json& schema, const Json& members) {
+  for (const auto& [key, value] : schema.items())
+    if (key != "enum" && key != "const" && key != "type" && key != "minimum" && key != "maximum" &&
+        key != "exclusiveMinimum" && key != "exclusiveMaximum" && key != "minLength" &&
+        key != "maxLength" && assertions().contains(key) && key != "format")
+      M2_TRY_VOID(unsupported(key, "beside 'enum' or 'const'"));
+  M2_TRY_VOID(types_of(schema));
+  std::vector<std::string> found;
+  Json rest = schema;  // the members are what `enum` says already
+  rest.erase("enum");
+  std::set<std::string> seen;
+  for (const Json& member : members) {
+    if (!admits(rest, member)) continue;
+    const std::string text = python_json(member);
+    if (options_.spelling == Spelling::json_value && has_tag(text)) continue;
+    if (seen.insert(text).second) found.push_back(ebnf_literal(text));
+  }
+  if (found.empty()) return Language();
+  return Language(rules_.add(alternatives(found)));
+}
+
+Result<Language> SchemaGrammar::of_type(const Json& schema, const std::string& type) {
+  if (type == "null") return Language("\"null\"");
+  if (type == "boolean") return Language("(\"true\" | \"false\")");
+  if (type == "integer") return integers(schema);
+  if (type == "number") return numbers(schema);
+  if (type == "string") return strings(schema);
+  return type == "array" ? arrays(schema) : objects(schema);
+}
+
+namespace {
+
+struct Bounds {
+  std::optional<DecimalBound> low, high;
+  bool empty = false;
+};
+
+Result<Bounds> bounds_of(const Json& schema) {
+  Bounds out;
+  for (const char* key : {"minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"}) {
+    const Json* value = find(schema, key);
+    if (!value) continue;
+    if (!value->is_number()) return malformed(key, "a number");
+    const bool exclusive = key[0] == 'e';
+    auto& side = std::string_view(key).ends_with("inimum") ? out.low : out.high;
+    const double mine = value->get<double>();
+    if (exclusive && side) {
+      // The stricter of the two counts.
+      const double other = find(schema, &side == &out.low ? "minimum" : "maximum")->get<double>();
+      if (&side == &out.low ? mine < other : mine > other) continue;
+    }
+    if (std::abs(mine) > 1e17) {  // beyond what is written at all, or nothing is left
+      if ((&side == &out.low) == (mine > 0)) out.empty = true;
+      continue;
+    }
+    auto decimal = to_decimal(value->dump());
+    if (!decimal)
+      return fail(Code::invalid_argument, "The JSON schema keyword '{}': {}.", key,
+                  decimal.error().text);
+    side = DecimalBound{std::move(*decimal), exclusive};
+  }
+  return out;
+}
+
+// The least integer at or above (above, if exclusive) the bound.
+int64_t integer_from(const DecimalBound& bound, bool is_low) {
+  int64_t whole = 0;
+  for (const char c : bound.value.whole) whole = whole * 10 + (c - '0');
+  const bool exact = bound.value.fraction.empty();
+  if (bound.value.negative) whole = -whole;
+  if (!exact) {
+    if (is_low && !bound.value.negative) ++whole;
+    if (!is_low && bound.value.negative) --whole;
+  } else if (bound.exclusive) {
+    whole += is_low ? 1 : -1;
+  }
+  return whole;
+}
+
+}  // namespace
+
+Result<Language> SchemaGrammar::integers(const Json& schema) {
+  if (const Json* step = find(schema, "multipleOf"); step && *step != Json(1) && *step != Json(1.0))
+    M2_TRY_VOID(unsupported("multipleOf"));
+  M2_TRY(const Bounds bounds, bounds_of(schema));
+  if (bounds.empty) return Language();
+  if (!bounds.low && !bounds.high)
+    return Language(rules_.add(regex_terminal("\\u{2d}?(?:0|[1-9][0-9]{0,17})")));
+  const int64_t low = bounds.low ? integer_from(*bounds.low, true) : -kMostInteger;
+  const int64_t high = bounds.high ? integer_from(*bounds.high, false) : kMostInteger;
+  if (low > high) return Language();
+  return Language(rules_.add(regex_terminal(integer_pattern(low, high))));
+}
+
+Result<Language> SchemaGrammar::numbers(const Json& schema) {
+  if (const Json* step = find(schema, "multipleOf")) {
+    if (*step == Json(1) || *step == Json(1.0)) return integers(schema);
+    M2_TRY_VOID(unsupported("multipleOf"));
+  }
+  M2_TRY(const Bounds bounds, bounds_of(schema));
+  if (bounds.empty) return Language();
+  if (!bounds.low && !bounds.high)
+    return Language(
+        rules_.add(regex_terminal("\\u{2d}?(?:0|[1-9][0-9]{0,17})(?:|[.][0-9]{1,16})"
+                                  "(?:|[eE](?:|[\\u{2b}\\u{2d}])[0-9]{1,2})")));
+  const std::string pattern =
+      number_pattern(bounds.low ? &*bounds.low : nullptr, bounds.high ? &*bounds.high : nullptr);
+  if (pattern.empty()) return Language();
+  return Language(rules_.add(regex_terminal(pattern)));
+}
+
+namespace {
+
+std::string json_escape() {
+  return "\\u{5c}(?:[\"\\u{5c}\\u{2f}bfnrt]|u(?:[0-9A-Ca-cEFef][0-9a-fA-F]{3}|[Dd][0-7][0-9a-fA-F]{"
+         "2}))";
+}
+
+// A character of a JSON string, in every way it may be written.
+std::string json_char(Spelling spelling) {
+  CharSet plain = any_char().without(CharSet({{0, 0x1f}, {'"', '"'}, {'\\', '\\'}}));
+  if (spelling == Spelling::json_value) plain = plain.without(CharSet({{'<', '<'}}));
+  return "(?:" + char_pattern(plain, Spelling::raw) + "|" + json_escape() + ")";
+}
+
+// After a '<': what begins none of the tags from their character `at` on, up to the next '<'.
+std::string after_less(const std::vector<std::string>& tags, size_t at, const std::string& run) {
+  std::map<char, std::vector<std::string>> next;
+  for (const std::string& tag : tags)
+    if (tag.size() > at) next[tag[at]].push_back(tag);
+  CharSet set = any_char().without(CharSet({{0, 0x1f}, {'"', '"'}, {'<', '<'}, {'\\', '\\'}}));
+  std::string out;
+  for (const auto& [c, rest] : next) {
+    const auto code = static_cast<char32_t>(static_cast<unsigned char>(c));
+    set = set.without(CharSet({{code, code}}));
+    const bool ends =
+        std::ranges::any_of(rest, [&](const auto& tag) { return tag.size() == at + 1; });
+    if (!ends)
+      out +=
+          literal_pattern(std::string(1, c), Spelling::raw) + after_less(rest, at + 1, run) + "|";
+  }
+  out += "(?:" + char_pattern(set, Spelling::raw) + "|" + json_escape() + ")" + run;
+  return optional_pattern(out);
+}
+
+// Inside of a JSON string, without the tags that would end a tool call's value.
+const std::string& tagless_json_pattern() {
+  static const std::string pattern = [] {
+    const std::string run = json_char(Spelling::json_value) + "*";
+    // Their beginnings: fewer states, and '<' can be written as \u003c where it must be.
+    const std::vector<std::string> tags = {"par", "inv", "/inv", "/mi"};
+    return run + "(?:\\u{3c}" + after_less(tags, 0, run) + ")*";
+  }();
+  return pattern;
+}
+
+// Text free of the tags that would end a tool call's value.
+const char* const kFreeValue =
+    "TagDispatch(loop_after_dispatch=false, excludes=(\"<parameter name=\", \"</invoke>\", "
+    "\"<invoke name=\", \"</minimax:tool_call>\"))";
+
+}  // namespace
+
+Result<Language> SchemaGrammar::string_body(const Json& schema, Spelling spelling) {
+  M2_TRY(const int64_t least, count_of(schema, "minLength", 0));
+  M2_TRY(int64_t most, count_of(schema, "maxLength", INT64_MAX));
+  if (least > most) return Language();
+  const Json* pattern = find(schema, "pattern");
+  const Json* format = find(schema, "format");
+  std::string regex;
+  if (pattern) {
+    if (!pattern->is_string()) return malformed("pattern", "a string");
+    regex = pattern->get<std::string>();
+  } else if (format) {
+    if (!format->is_string()) return malformed("format", "a string");
+    if (const char* known = format_regex(*format)) regex = known;
+  }
+  const bool bounded = least > 0 || most != INT64_MAX;
+  if (pattern && regex.empty()) pattern = nullptr;  // found in any string
+  if (!regex.empty()) {
+    if (bounded && pattern)
+      M2_TRY_VOID(unsupported("pattern", "beside 'minLength' or 'maxLength'"));
+    if (bounded && !pattern) regex.clear();
+  }
+  if (!regex.empty()) {
+    auto text = regex_pattern(regex, spelling, /*whole=*/false);
+    if (!text && !options_.lenient)
+      return fail(text.error().code, "The JSON schema keyword 'pattern' is not supported here: {}.",
+                  text.error().text);
+    if (!text) ignored_.insert("pattern");
+    if (text && (spelling == Spelling::raw_value || spelling == Spelling::json_value) &&
+        has_tag(regex))
+      M2_TRY_VOID(unsupported("pattern", "with the tags of tool calls in it"));
+    if (text) return Language(rules_.add(regex_terminal(*text)));
+  }
+  const bool raw = spelling == Spelling::raw_value || spelling == Spelling::raw;
+  const std::string one = raw ? char_pattern(any_char(), spelling) : json_char(spelling);
+  constexpr int64_t kFewCharacters = 6, kMostPrefix = 16, kMostInValue = 512;
+  if (most <= kFewCharacters)
+    return Language(rules_.add(regex_terminal(fmt::format("{}{{{},{}}}", one, least, most))));
+  if (least > kMostPrefix) {
+    M2_TRY_VOID(unsupported("minLength", fmt::format("above {}", kMostPrefix)));
+  }
+  const int64_t prefix = std::min(least, kMostPrefix);
+  const bool in_value = spelling == Spelling::raw_value;
+  if (in_value && most > kMostInValue && most != INT64_MAX) {
+    M2_TRY_VOID(unsupported("maxLength", fmt::format("above {}", kMostInValue)));
+    most = INT64_MAX;
+  }
+  std::string body;
+  if (in_value && most == INT64_MAX) {
+    const std::string free = rules_.add(kFreeValue);
+    body = prefix == 0
+               ? free
+               : regex_terminal(fmt::format("{}{{{},{}}}", one, prefix, prefix)) + " " + free;
+    if (prefix == 1) body = "(" + body + " | \"<\" [^</pi] " + free + ")";
+  } else if (spelling == Spelling::json_value && prefix == 0) {
+    body = regex_terminal(tagless_json_pattern());
+  } else {
+    body = regex_terminal(prefix == 0 ? one + "*" : fmt::format("{}{{{},}}", one, prefix));
+  }
+  if (most == INT64_MAX) return Language(rules_.add(body));
+  return Language(rules_.add_limited(body, std::min<int64_t>(most, INT32_MAX)));
+}
+
+Result<Language> SchemaGrammar::strings(const Json& schema) {
+  M2_TRY(const Language body, string_body(schema, options_.spelling));
+  if (!body) return Language();
+  return Language(rules_.add("\"\\\"\" " + *body + " \"\\\"\""));
+}
+
+Result<Language> SchemaGrammar::arrays(const Json& schema) {
+  M2_TRY(const int64_t least, count_of(schema, "minItems", 0));
+  M2_TRY(const int64_t most, count_of(schema, "maxItems", INT64_MAX));
+  if (least > most) return Language();
+  const int64_t high = most == INT64_MAX ? -1 : most;
+  if (least > kMostCounted)
+    M2_TRY_VOID(unsupported("minItems", fmt::format("above {}", kMostCounted)));
+  const Json* items = find(schema, "items");
+  const Json* prefix = find(schema, "prefixItems");
+  if (items && items->is_array()) {  // of drafts before 2020-12
+    prefix = items;
+    items = find(schema, "additionalItems");
+  }
+  if (prefix && (!prefix->is_array() || prefix->empty()))
+    return malformed("prefixItems", "a non-empty list of schemas");
+  const auto list = [&](const std::string& body) {
+    return Language(rules_.add("\"[\" " + blank_ + " " + body + "\"]\""));
+  };
+  const Json anything = true;
+  Language rest;
+  const bool closed_tuple = prefix && !items;  // further items only where they are asked for
+  if (!closed_tuple || least > static_cast<int64_t>(prefix->size())) {
+    M2_TRY(rest, values(items ? *items : anything));
+  }
+  const std::string item = rest ? rules_.add(*rest) : "";
+  const std::string next = rest ? rules_.add(comma() + " " + item) : "";
+  const int64_t counted = high < 0 ? -1 : std::min(high, kMostCounted);
+  if (!prefix) {
+    if (!rest || high == 0) return least > 0 ? Language() : list("");
+    const std::string some =
+        item + " " + times(next, std::max<int64_t>(least - 1, 0), counted < 0 ? -1 : counted - 1) +
+        " " + blank_ + " ";
+    return list(least == 0 ? "(" + some + ")? " : some);
+  }
+  // Tuples may end early: ((a ("," b ("," rest)*)?)?
+  std::vector<std::string> heads;
+  for (const Json& one : *prefix) {
+    M2_TRY(const Language head, values(one));
+    if (!head) break;
+    heads.push_back(rules_.add(*head));
+  }
+  if (heads.size() < prefix->size()) rest.reset();
+  const auto fixed = static_cast<int64_t>(heads.size());
+  if (!rest && least > fixed) return Language();
+  std::string body;
+  if (rest && (high < 0 || high > fixed))
+    body = times(next, std::max<int64_t>(least - fixed, 0), counted < 0 ? -1 : counted - fixed);
+  for (int64_t i = std::min(fixed, high < 0 ? fixed : high) - 1; i >= 0; --i) {
+    const std::string part =
+        (i > 0 ? comma() + " " : "") + heads[static_cast<size_t>(i)] + " " + body;
+    body = i < least ? part : "(" + part + ")?";
+  }
+  if (least == 0 && !body.empty()) return list(body + " " + blank_ + " ");
+  return list(body.empty() ? "" : body + " " + blank_ + " ");
+}
+
+// "key": value of names that are not declared, the names by `key`'s schema or any others.
+Result<std::string> SchemaGrammar::map_members(const Json& schema, const Json& value_schema,
+                                               const Json* key) {
+  M2_TRY(const Language value, values(value_schema));
+  if (!value) return std::string();
+  std::string name;
+  if (key) {
+    M2_TRY(const auto parts, expand(*key));
+    std::vector<std::string> found;
+    for (Json part : parts) {
+      if (!part.contains("type")) part["type"] = "string";
+      M2_TRY(const Language one, flat(part));
+      if (one) found.push_back(*one);
+    }
+    if (found.empty()) return std::string();
+    name = alternatives(found);
+  } else {
+    std::vector<std::string> names;
+    if (const Json* properties = find(schema, "properties"))
+      for (const auto& [declared, ignored] : properties->items()) names.push_back(declared);
+    size_t bytes = 0;
+    for (const std::string& declared : names) bytes += declared.size();
+    constexpr size_t kMostNames = 2 << 10;
+    if (bytes > kMostNames) {
+      M2_TRY_VOID(unsupported("additionalProperties", "beside so many or so long names"));
+      return std::string();
+    }
+    name = "\"\\\"\" " +
+           rules_.add(regex_terminal(other_strings_pattern(names, options_.spelling))) +
+           " \"\\\"\"";
+  }
+  return rules_.add(name + " \":\" " + gap_ + " " + *value);
+}
+
+Result<Language> SchemaGrammar::objects(const Json& schema) {
+  M2_TRY(const Language inside, members(schema));
+  if (!inside) return Language();
+  return Language(rules_.add("\"{\" " + blank_ + " " + *inside + " \"}\""));
+}
+
+Result<Language> SchemaGrammar::members(const Json& schema) {
+  static const Json none = Json::object();
+  const Json* properties = find(schema, "properties");
+  if (!properties) properties = &none;
+  if (!properties->is_object()) return malformed("properties", "an object");
+  std::set<std::string> required;
+  if (const Json* names = find(schema, "required")) {
+    if (!names->is_array()) return malformed("required", "a list of strings");
+    for (const Json& name : *names) {
+      if (!name.is_string()) return malformed("required", "a list of strings");
+      required.insert(name);
+    }
+  }
+  M2_TRY(const int64_t least, count_of(schema, "minProperties", 0));
+  M2_TRY(const int64_t most, count_of(schema, "maxProperties", INT64_MAX));
+  if (least > most) return Language();
+
+  // The names that are not declared.
+  const Json* additional = find(schema, "additionalProperties");
+  const Json* patterns = find(schema, "patternProperties");
+  const Json* names = find(schema, "propertyNames");
+  if (names && *names == Json(true)) names = nullptr;
+  if (patterns && patterns->is_object() && patterns->empty()) patterns = nullptr;
+  if (names && !properties->empty()) {
+    M2_TRY_VOID(unsupported("propertyNames", "beside 'properties'"));
+    names = nullptr;
+  }
+  const Json open = true;
+  Json by_pattern;
+  if (patterns) {
+    if (!patterns->is_object()) return malformed("patternProperties", "an object");
+    const bool alone = patterns->size() == 1 && properties->empty() && !names;
+    if (!alone) M2_TRY_VOID(unsupported("patternProperties", "beside others or 'properties'"));
+    if (alone) {
+      by_pattern = Json{{"pattern", patterns->begin().key()}};
+      names = &by_pattern;
+      additional = &patterns->begin().value();
+    }
+  }
+  if (!additional && properties->empty()) additional = &open;
+
+  struct Member {
+    std::string text;
+    bool required;
+  };
+  std::vector<Member> declared;
+  for (const auto& [name, value] : properties->items()) {
+    const bool needed = required.erase(name) > 0;
+    const std::string key = python_json(Json(name));
+    M2_TRY(Language language, values(value));
+    if (options_.spelling == Spelling::json_value && has_tag(key)) language.reset();
+    if (!language && needed) return Language();
+    if (language)
+      declared.push_back(
+          {rules_.add(ebnf_literal(key + ":") + " " + gap_ + " " + *language), needed});
+  }
+  // Required but not declared: declared now, as what the rest of the schema says of such names.
+  for (const std::string& name : required) {
+    if (additional && *additional == Json(false)) return Language();
+    if (names)
+      M2_TRY_VOID(unsupported("required", "beside 'propertyNames' or 'patternProperties'"));
+    M2_TRY(const Language language, values(additional ? *additional : open));
+    if (!language) return Language();
+    declared.push_back(
+        {rules_.add(ebnf_literal(python_json(Json(name)) + ":") + " " + gap_ + " " + *language),
+         true});
+  }
+  if (!required.empty() && additional && *additional != Json(false)) {
+    // Names not declared could be these again.
+    if (properties->empty())
+      additional = nullptr;
+    else
+      M2_TRY_VOID(unsupported("required", "of undeclared names beside 'additionalProperties'"));
+  }
+
+  std::string map;
+  if (additional && *additional != Json(false)) {
+    M2_TRY(map, map_members(schema, *additional, names));
+  }
+  const auto needed = static_cast<int64_t>(
+      std::ranges::count_if(declared, [](const Member& m) { return m.required; }));
+  const auto all = static_cast<int64_t>(declared.size());
+  if (most < needed) return Language();
+  if (map.empty() && least > all) return Language();
+
+  const std::string next_map = map.empty() ? "" : rules_.add(comma() + " " + map);
+  if (declared.empty()) {
+    if (map.empty() || most == 0) return least > 0 ? Language() : Language("\"\"");
+    if (least > 1) M2_TRY_VOID(unsupported("minProperties", "above 1 where names are free"));
+    const std::string some =
+        map + " " + times(next_map, 0, most == INT64_MAX ? -1 : std::min(most, kMostCounted) - 1) +
+        " " + blank_;
+    return Language(least > 0 ? some : "(" + some + ")?");
+  }
+  if (least > needed && !(least == 1 && needed == 0 && map.empty()) && least > 1)
+    M2_TRY_VOID(unsupported("minProperties", "above the number of required properties"));
+  if (most < all || (!map.empty() && most != INT64_MAX))
+    M2_TRY_VOID(unsupported("maxProperties", "below the number of properties"));
+  const bool some_needed = least >= 1 && needed == 0;
+  const std::string tail = next_map.empty() ? "" : " " + next_map + "*";
+
+  std::string body;
+  const auto first = std::ranges::find_if(declared, [](const Member& m) { return m.required; });
+  if (first != declared.end()) {
+    for (auto at = declared.begin(); at != first; ++at)
+      body += "(" + at->text + " " + comma() + ")? ";
+    body += first->text;
+    for (auto at = first + 1; at != declared.end(); ++at) {
+      const std::string part = rules_.add(comma() + " " + at->text);
+      body += " " + part + (at->required ? "" : "?");
+    }
+    return Language(body + tail + " " + blank_);
+  }
+  // All optional: begin with any of them, go on with those after it.
+  std::string after = map.empty() ? "\"\"" : rules_.add(next_map + "*");
+  std::vector<std::string> starts;
+  if (!map.empty()) starts.push_back(map + " " + after);
+  for (size_t i = declared.size(); i-- > 0;) {
+    starts.push_back(declared[i].text + " " + after);
+    after = rules_.add("(" + comma() + " " + declared[i].text + ")? " + after);
+  }
+  std::ranges::reverse(starts);
+  body = alternatives(starts) + " " + blank_;
+  return Language(some_needed ? body : "(" + body + ")?");
+}
+
+// ---- anything
+
+const std::string& SchemaGrammar::any_value() {
+  if (!any_.empty()) return any_;
+  any_ = rules_.reserve();
+  const Language string = strings(Json::object()).value();
+  const Language number = numbers(Json::object()).value();
+  const std::string item = rules_.add(comma() + " " + any_);
+  const std::string member = rules_.add(*string + " \":\" " + gap_ + " " + any_);
+  const std::string next = rules_.add(comma() + " " + member);
+  rules_.define(any_, *string + " | " + *number + " | \"true\" | \"false\" | \"null\" | \"[\" " +
+                          blank_ + " (" + any_ + " " + item + "* " + blank_ + ")? \"]\" | \"{\" " +
+                          blank_ + " (" + member + " " + next + "* " + blank_ + ")? \"}\"");
+  return any_;
+}
+
+Result<std::string> json_schema_grammar(const Json& schema, const SchemaOptions& options) {
+  static const Json any_object = Json{{"type", "object"}};
+  const Json& root = schema.is_null() ? any_object : schema;
+  Rules rules;
+  SchemaGrammar grammar(root, options, rules);
+  M2_TRY(const Language language, grammar.values(root));
+  if (!language) return fail(Code::invalid_argument, "The JSON schema accepts no value at all.");
+  if (rules.full()) return fail(Code::resource_exhausted, "The JSON schema is too large.");
+  return rules.grammar(*language);
+}
+
+}  // namespace m2::text

@@ -1,0 +1,122 @@
+#pragma once
+
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "base/json.h"
+#include "base/result.h"
+#include "text/grammar/pattern.h"
+
+// JSON Schema to grammar rules. What a keyword says is kept exactly or the keyword is refused by
+// name; nothing is passed over in silence. Of the values that a schema accepts the grammar writes
+// those a model should: properties in the order declared, undeclared ones only where the schema
+// asks for them, a schema without `type` read as the type its keywords speak of, numbers of at most
+// 18 digits, a few forms of blanks.
+
+namespace m2::text {
+
+// Named rules in xgrammar's EBNF. Equal bodies share a name.
+class Rules {
+ public:
+  static constexpr size_t kMaxRules = 10'000;
+  static constexpr size_t kMaxBytes = 1 << 20;
+
+  // A rule with this body; its name.
+  std::string add(const std::string& body);
+  // A name whose body define() gives later.
+  std::string reserve();
+  void define(const std::string& name, const std::string& body);
+  // A rule whose text is at most so many characters long.
+  std::string add_limited(const std::string& body, int64_t characters);
+
+  bool full() const { return count_ > kMaxRules || text_.size() > kMaxBytes; }
+  // The grammar whose whole text is `root`.
+  std::string grammar(const std::string& root) const;
+
+ private:
+  std::map<std::string, std::string> names_;  // by body
+  std::string text_;
+  size_t count_ = 0;
+};
+
+// An expression of EBNF; nothing: no text at all fits.
+using Language = std::optional<std::string>;
+
+// "text" as an expression.
+std::string ebnf_literal(std::string_view text);
+
+struct SchemaOptions {
+  Spelling spelling = Spelling::json;  // or json_value
+  // Keywords that have no grammar are passed over and noted, instead of refused.
+  bool lenient = false;
+  bool any_whitespace = true;  // else one blank after ',' and ':'
+  std::optional<std::string> whitespace =
+      {};  // blanks between tokens, as regex_pattern() gives them
+};
+
+class SchemaGrammar {
+ public:
+  // `root` is what "$ref"s point into. Both outlive this.
+  SchemaGrammar(const Json& root, SchemaOptions options, Rules& rules);
+
+  // JSON texts of the values `schema` accepts. Errors: invalid_argument (names the keyword that is
+  // malformed or not supported), resource_exhausted.
+  Result<Language> values(const Json& schema);
+
+  // The schema as alternatives free of $ref, allOf, anyOf and oneOf, one of which must hold.
+  Result<std::vector<Json>> expand(const Json& schema);
+
+  // Whether `value` fits a schema that expand() made; of its keywords only those of single values.
+  static bool admits(const Json& schema, const Json& value);
+
+  // The types that such a schema names or its keywords speak of; none: any.
+  static Result<std::vector<std::string>> types_of(const Json& schema);
+
+  // A string's characters by minLength, maxLength, pattern and format, without quotes.
+  Result<Language> string_body(const Json& schema, Spelling spelling);
+  Result<Language> integers(const Json& schema);
+  Result<Language> numbers(const Json& schema);
+
+  const std::set<std::string>& ignored() const { return ignored_; }
+  const std::string& any_value();
+
+ private:
+  Result<void> unsupported(const std::string& keyword, const std::string& why = "");
+  Result<void> check_keywords(const Json& schema);
+  Result<const Json*> target(const Json& schema);
+  Result<std::vector<Json>> expand(const Json& schema, int depth);
+  Result<std::vector<Json>> branches(const Json& list, const std::string& keyword, int depth);
+  Result<bool> disjoint(const Json& a, const Json& b);
+  Result<Json> merge(const Json& a, const Json& b);
+
+  Result<Language> rule_of(const Json& schema);
+  Result<Language> union_of(const Json& list);
+  Result<Language> flat(const Json& schema);
+  Result<Language> finite(const Json& schema, const Json& members);
+  Result<Language> of_type(const Json& schema, const std::string& type);
+  Result<Language> strings(const Json& schema);
+  Result<Language> arrays(const Json& schema);
+  Result<Language> objects(const Json& schema);
+  Result<std::string> map_members(const Json& schema, const Json& value_schema, const Json* key);
+  Result<Language> members(const Json& schema);
+  std::string blanks();
+  std::string comma() { return "\",\" " + gap_; }
+
+  const Json& root_;
+  const SchemaOptions options_;
+  Rules& rules_;
+  std::string blank_, gap_;  // between brackets and values; after ',' and ':'
+  std::string any_;
+  std::map<std::string, std::string> known_;  // rule by schema text
+  std::set<std::string> ignored_;
+  int64_t visited_ = 0;
+  int depth_ = 0;
+};
+
+// Whole grammars. `schema` null means any JSON object.
+Result<std::string> json_schema_grammar(const Json& schema, const SchemaOptions& options);
+
+}  // namespace m2::text

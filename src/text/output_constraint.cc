@@ -1,0 +1,222 @@
+#include "text/output_constraint.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+
+namespace m2::text {
+namespace {
+
+constexpr std::array<std::string_view, TagTokens::kTags> kTagTexts = {"<think>", "</think>",
+                                                                      "<minimax:tool_call>"};
+
+void allow(TokenId id, std::span<uint32_t> words) {
+  if (id >= 0) words[static_cast<size_t>(id) / 32] |= 1u << (static_cast<size_t>(id) % 32);
+}
+
+void forbid(TokenId id, std::span<uint32_t> words) {
+  if (id >= 0) words[static_cast<size_t>(id) / 32] &= ~(1u << (static_cast<size_t>(id) % 32));
+}
+
+}  // namespace
+
+TagTokens::TagTokens(std::shared_ptr<const Tokenizer> tokenizer, std::vector<TokenId> stop_ids)
+    : tokenizer_(std::move(tokenizer)), stop_ids_(std::move(stop_ids)) {
+  for (size_t tag = 0; tag < kTags; ++tag) {
+    const std::string_view text = kTagTexts[tag];
+    ids_[tag] = tokenizer_->id_of(text);
+    completing_[tag].resize(text.size());
+    for (TokenId id = 0; id < tokenizer_->id_limit(); ++id) {
+      const std::string_view bytes = tokenizer_->bytes(id);
+      if (id == ids_[tag] || bytes.empty()) continue;
+      if (bytes.find(text) != std::string_view::npos) completing_[tag][0].push_back(id);
+      for (size_t begun = 1; begun < text.size(); ++begun)
+        if (bytes.starts_with(text.substr(begun))) completing_[tag][begun].push_back(id);
+    }
+  }
+  for (const char* text : {"\n", "\n\n"})
+    if (const TokenId id = tokenizer_->id_of(text); id >= 0) newlines_.push_back(id);
+}
+
+bool TagTokens::complete() const {
+  return std::ranges::all_of(ids_, [](TokenId id) { return id >= 0; }) && !newlines_.empty();
+}
+
+// No tag holds a '<' but its first character, so what is begun is one beginning at most.
+void TagTokens::advance(Begun& begun, std::string_view bytes) {
+  if (bytes.empty()) return;
+  const size_t less = bytes.rfind('<');
+  const std::string_view rest = less == std::string_view::npos ? bytes : bytes.substr(less);
+  for (size_t tag = 0; tag < kTags; ++tag) {
+    size_t at = less == std::string_view::npos ? begun[tag] : 0;
+    if (less == std::string_view::npos && at == 0) continue;
+    const std::string_view text = kTagTexts[tag];
+    const bool goes_on = at + rest.size() < text.size() && text.substr(at).starts_with(rest);
+    begun[tag] = goes_on ? static_cast<uint8_t>(at + rest.size()) : 0;
+  }
+}
+
+void TagTokens::forbid_spelled(const Begun& begun, std::span<uint32_t> words) const {
+  for (size_t tag = 0; tag < kTags; ++tag) {
+    for (const TokenId id : completing_[tag][0]) forbid(id, words);
+    if (begun[tag] > 0)
+      for (const TokenId id : completing_[tag][begun[tag]]) forbid(id, words);
+  }
+}
+
+OutputConstraint::OutputConstraint(OutputShape shape, std::shared_ptr<const TagTokens> tags)
+    : shape_(std::move(shape)), tags_(std::move(tags)) {
+  if (shape_.starts_in_reasoning)
+    phase_ = Phase::reasoning;
+  else
+    begin_answer(false);
+}
+
+void OutputConstraint::begin_answer(bool after_reasoning) {
+  begun_ = {};
+  if (shape_.calls_required) {
+    phase_ = Phase::newline;
+  } else if (shape_.content) {
+    matcher_ = std::make_unique<GrammarMatcher>(shape_.content);
+    phase_ = Phase::opening;
+    newlines_due_ = after_reasoning;
+  } else {
+    phase_ = Phase::free;
+  }
+}
+
+void OutputConstraint::enter_calls() {
+  matcher_ = std::make_unique<GrammarMatcher>(shape_.calls);
+  phase_ = Phase::calls;
+  ++blocks_;
+}
+
+void OutputConstraint::allow_only(std::span<const TokenId> ids, std::span<uint32_t> words) const {
+  std::ranges::fill(words, 0u);
+  for (const TokenId id : ids) allow(id, words);
+}
+
+bool OutputConstraint::fill(std::span<uint32_t> words) {
+  M2_CHECK(words.size() >= mask_words(tags_->ids()));
+  switch (phase_) {
+    case Phase::reasoning: {
+      const bool must_answer = shape_.calls_required || shape_.content;
+      if (!must_answer && !TagTokens::any_begun(begun_)) return false;
+      fill_free(words);
+      return true;
+    }
+    case Phase::free:
+      fill_free(words);
+      return true;
+    case Phase::opening:
+    case Phase::content:
+      matcher_->fill(words);
+      if (shape_.reads_tags) tags_->forbid_spelled(begun_, words);
+      if (phase_ == Phase::content) return true;
+      if (newlines_due_)
+        for (const TokenId id : tags_->newlines()) allow(id, words);
+      if (shape_.calls) allow(tags_->id(TagTokens::block_open), words);
+      return true;
+    case Phase::calls:
+      matcher_->fill(words);
+      return true;
+    case Phase::newline: {
+      const TokenId newline = tags_->newline();
+      allow_only({&newline, 1}, words);
+      return true;
+    }
+    case Phase::tag: {
+      const TokenId tag = tags_->id(TagTokens::block_open);
+      allow_only({&tag, 1}, words);
+      return true;
+    }
+    case Phase::over:
+      allow_only(tags_->stop_ids(), words);
+      return true;
+    case Phase::broken:
+      break;
+  }
+  std::ranges::fill(words, 0u);
+  return true;
+}
+
+// Reasoning and free text: all but the tags that have no place there, and their spelling.
+void OutputConstraint::fill_free(std::span<uint32_t> words) const {
+  std::ranges::fill(words, ~0u);
+  tags_->forbid_spelled(begun_, words);
+  if (phase_ == Phase::reasoning) {
+    if (shape_.calls_required || shape_.content)
+      for (const TokenId id : tags_->stop_ids()) forbid(id, words);
+    if (!shape_.calls) forbid(tags_->id(TagTokens::block_open), words);
+    return;
+  }
+  forbid(tags_->id(TagTokens::think_open), words);
+  forbid(tags_->id(TagTokens::think_close), words);
+  if (!shape_.calls || (shape_.one_block && blocks_ > 0))
+    forbid(tags_->id(TagTokens::block_open), words);
+}
+
+void OutputConstraint::accept(TokenId token) {
+  const TokenId open = tags_->id(TagTokens::block_open);
+  const bool stops = std::ranges::count(tags_->stop_ids(), token) > 0;
+  switch (phase_) {
+    case Phase::reasoning:
+      if (token == tags_->id(TagTokens::think_close)) return begin_answer(true);
+      if (token == open && shape_.calls) return enter_calls();
+      return TagTokens::advance(begun_, tags_->bytes(token));
+    case Phase::free:
+      if (token == open && shape_.calls) return enter_calls();
+      return TagTokens::advance(begun_, tags_->bytes(token));
+    case Phase::opening:
+      if (newlines_due_ && std::ranges::count(tags_->newlines(), token) > 0) {
+        newlines_due_ = false;
+        return;
+      }
+      if (token == open && shape_.calls) return enter_calls();
+      phase_ = Phase::content;
+      return match(token);
+    case Phase::content:
+      return match(token);
+    case Phase::calls:
+      if (!matcher_->accept(token))
+        phase_ = Phase::broken;
+      else if (matcher_->complete())
+        phase_ = shape_.calls_required || shape_.content ? Phase::over : Phase::free;
+      begun_ = {};
+      return;
+    case Phase::newline:
+      phase_ = token == tags_->newline() ? Phase::tag : Phase::broken;
+      return;
+    case Phase::tag:
+      if (token == open) return enter_calls();
+      phase_ = Phase::broken;
+      return;
+    case Phase::over:
+      if (!stops) phase_ = Phase::broken;
+      return;
+    case Phase::broken:
+      return;
+  }
+}
+
+void OutputConstraint::match(TokenId token) {
+  TagTokens::advance(begun_, tags_->bytes(token));
+  if (!matcher_->accept(token)) phase_ = Phase::broken;
+}
+
+bool OutputConstraint::complete() const {
+  switch (phase_) {
+    case Phase::reasoning:
+      return !shape_.calls_required && !shape_.content;
+    case Phase::free:
+    case Phase::over:
+      return true;
+    case Phase::opening:
+    case Phase::content:
+      return matcher_->complete();
+    default:
+      return false;
+  }
+}
+
+}  // namespace m2::text

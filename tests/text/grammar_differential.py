@@ -1,0 +1,345 @@
+"""Schema grammars against the jsonschema package, and random walks against it and the output reader.
+
+  grammar_differential.py GRAMMAR_MAIN TOKENIZER.JSON [WALKS]
+
+Covers: text/grammar/json_schema.h, text/grammar/pattern.h, text/grammar/tool_calls.h,
+text/output_constraint.h, text/grammar.h.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import jsonschema
+
+# (schema, values): the grammar must accept the JSON of exactly those values that validate, but for
+# those listed in UNDER, which it leaves out on purpose.
+EXACT = [
+    ({"type": "integer"}, [0, 1, -7, 123456789, 1.5, "1", None, True, [], {}]),
+    ({"type": "integer", "minimum": 3, "maximum": 120}, [2, 3, 4, 9, 10, 99, 100, 119, 120, 121, 1000, -3, -50]),
+    ({"type": "integer", "minimum": -12, "maximum": 7}, [-13, -12, -11, -10, -9, -1, 0, 1, 7, 8, -100]),
+    ({"type": "integer", "exclusiveMinimum": 0}, [0, 1, 2, -1, 999999]),
+    ({"type": "integer", "exclusiveMaximum": 1000, "minimum": 98}, [97, 98, 99, 100, 998, 999, 1000, 9999]),
+    ({"type": "integer", "maximum": -5}, [-4, -5, -6, -50, 0, 5, -100000]),
+    ({"type": "integer", "minimum": 1.5, "maximum": 3.5}, [1, 2, 3, 4]),
+    ({"type": "number"}, [0, -1, 1.5, 2e3, -0.25, 1e-7, "1", None]),
+    ({"type": "number", "minimum": -1.5, "exclusiveMaximum": 2.25},
+     [-1.6, -1.5, -1.49, -1, -0.5, 0, 0.5, 2, 2.2, 2.24, 2.25, 2.26, 3, 10, -10]),
+    ({"type": "number", "minimum": 0, "maximum": 1}, [-0.1, 0, 0.0, 0.3, 0.999, 1, 1.0, 1.01, 2, 10]),
+    ({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}, [0, 0.1, 0.001, 0.99, 1, 1.5]),
+    ({"type": "number", "minimum": 0.25, "maximum": 0.75}, [0.2, 0.25, 0.3, 0.5, 0.7499, 0.75, 0.751, 1, 0]),
+    ({"type": "number", "minimum": 12.5}, [12, 12.4, 12.5, 12.51, 13, 99, 100.25, 1000]),
+    ({"type": "number", "maximum": -0.5}, [-0.4, -0.5, -0.51, -1, -20.5, 0, 1]),
+    ({"type": "number", "exclusiveMinimum": 5}, [5, 5.0, 5.1, 6, 4.9]),
+    ({"type": "string"}, ["", "a", "日本語 🎉", 'quo"te', "back\\slash", "\n\t", 1, None]),
+    ({"type": "string", "minLength": 2, "maxLength": 4}, ["", "a", "ab", "abcd", "abcde", "日本語", "\n\n", "🎉🎉🎉🎉🎉"]),
+    ({"type": "string", "maxLength": 20}, ["x" * 20, "x" * 21, "", "é" * 20]),
+    ({"type": "string", "minLength": 3}, ["ab", "abc", "x" * 50]),
+    ({"type": "string", "pattern": "^[a-z]+\\d{2}$"}, ["ab12", "ab1", "12", "a12x", "A12"]),
+    ({"type": "string", "pattern": "foo|^ba[rz]"}, ["foo", "xfoox", "bar", "bazaar", "xbar", "", "fo"]),
+    ({"type": "string", "pattern": "^(\\([0-9]{3}\\))?[0-9]{3}-[0-9]{4}$"}, ["555-1212", "(888)555-1212", "(888)5551212"]),
+    ({"type": "string", "pattern": "^a.c$"}, ["abc", "a\"c", "a\\c", "ac", "a日c"]),
+    ({"type": "string", "pattern": "^[^\\s/]{1,3}$"}, ["ab", "a/b", "a b", "", "abcd", "日本"]),
+    ({"type": "string", "pattern": "x*"}, ["", "abc"]),
+    ({"type": "string", "pattern": "^\\S+@\\S+$"}, ["a@b", "@b", "a@", "a b@c"]),
+    ({"type": "boolean"}, [True, False, 0, 1, "true", None]),
+    ({"type": "null"}, [None, 0, "", False]),
+    ({"type": ["string", "null"]}, ["x", None, 1]),
+    ({"type": ["integer", "boolean"]}, [1, True, "1", 1.5]),
+    ({"enum": ["a", 1, None, {"k": [1, 2]}, "b"]}, ["a", "b", "c", 1, 2, None, {"k": [1, 2]}, {"k": [1]}]),
+    ({"type": "string", "enum": ["a", 1, "b"]}, ["a", "b", 1]),
+    ({"type": "integer", "enum": [1, 5, 9], "minimum": 2}, [1, 5, 9]),
+    ({"const": {"a": 1}}, [{"a": 1}, {"a": 2}, {}]),
+    ({"const": "x\"y"}, ["x\"y", "xy"]),
+    ({"type": "array", "items": {"type": "integer"}}, [[], [1], [1, 2, 3], ["1"], [1, None], {}]),
+    ({"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 3}, [[], [1], [1, 2], [1, 2, 3], [1, 2, 3, 4]]),
+    ({"type": "array", "items": {"type": "null"}, "maxItems": 0}, [[], [None]]),
+    ({"type": "array", "items": False}, [[], [1]]),
+    ({"type": "array", "prefixItems": [{"type": "integer"}, {"type": "string"}], "items": False},
+     [[], [1], [1, "a"], [1, "a", 2], ["a"], ["a", 1]]),
+    ({"type": "array", "prefixItems": [{"type": "integer"}, {"type": "string"}], "items": False, "minItems": 2},
+     [[], [1], [1, "a"], [1, "a", 2]]),
+    ({"type": "array", "prefixItems": [{"type": "integer"}], "items": {"type": "string"}, "maxItems": 3},
+     [[], [1], [1, "a"], [1, "a", "b"], [1, "a", "b", "c"], [1, 2]]),
+    ({"type": "array", "items": {}}, [[], [1, "a", None, [2], {"x": {}}]]),
+    ({"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "string"}, "c": {"type": "null"}},
+      "required": ["b"], "additionalProperties": False},
+     [{"b": "x"}, {"a": 1, "b": "x"}, {"a": 1, "b": "x", "c": None}, {"b": "x", "c": None}, {"a": 1}, {}, {"b": 1}]),
+    ({"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "string"}, "c": {"type": "null"}},
+      "additionalProperties": False},
+     [{}, {"a": 1}, {"b": "x"}, {"c": None}, {"a": 1, "c": None}, {"a": 1, "b": "x", "c": None}, {"d": 1}, {"a": "1"}]),
+    ({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": {"type": "boolean"}},
+     [{"a": 1}, {"a": 1, "x": True}, {"a": 1, "x": 1}, {"a": 1, "x": True, "yy": False}, {"a": 1, "aa": True}]),
+    ({"type": "object", "additionalProperties": {"type": "integer"}}, [{}, {"x": 1}, {"x": 1, "y": 2}, {"x": "1"}]),
+    ({"type": "object", "additionalProperties": {"type": "integer"}, "minProperties": 1, "maxProperties": 2},
+     [{}, {"x": 1}, {"x": 1, "y": 2}, {"x": 1, "y": 2, "z": 3}]),
+    ({"type": "object", "patternProperties": {"^x-": {"type": "integer"}}, "additionalProperties": False},
+     [{}, {"x-a": 1}, {"y": 1}, {"x-a": "1"}]),
+    ({"type": "object", "propertyNames": {"pattern": "^[a-z]+$"}, "additionalProperties": {"type": "null"}},
+     [{}, {"ab": None}, {"AB": None}]),
+    ({"type": "object", "properties": {"a": False, "b": {"type": "integer"}}, "additionalProperties": False}, [{}, {"b": 1}, {"a": 1}]),
+    ({"type": "object"}, [{}, {"a": [1, {"b": None}]}, [], 1]),
+    ({}, [1, "a", None, True, [], {}, {"a": [1.5]}]),
+    (True, [1, "a", None, [], {}]),
+    ({"anyOf": [{"type": "integer"}, {"type": "string", "maxLength": 2}]}, [1, "ab", "abc", None]),
+    ({"oneOf": [{"type": "integer"}, {"type": "string"}]}, [1, "a", None]),
+    ({"oneOf": [{"type": "object", "properties": {"k": {"const": "a"}, "v": {"type": "integer"}}, "required": ["k", "v"], "additionalProperties": False},
+                {"type": "object", "properties": {"k": {"const": "b"}, "v": {"type": "string"}}, "required": ["k", "v"], "additionalProperties": False}]},
+     [{"k": "a", "v": 1}, {"k": "b", "v": "x"}, {"k": "a", "v": "x"}, {"k": "c", "v": 1}]),
+    ({"allOf": [{"type": "integer", "minimum": 3}, {"maximum": 5}]}, [2, 3, 4, 5, 6]),
+    ({"allOf": [{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
+                {"type": "object", "properties": {"b": {"type": "string"}}, "required": ["b"]}]},
+     [{"a": 1, "b": "x"}, {"a": 1}, {"b": "x"}]),
+    ({"type": "integer", "anyOf": [{"minimum": 10}, {"maximum": 3}]}, [3, 4, 9, 10, 2]),
+    ({"$ref": "#/$defs/p", "$defs": {"p": {"type": "integer", "minimum": 1}}}, [0, 1, 2]),
+    ({"$ref": "#/$defs/p", "maximum": 4, "$defs": {"p": {"type": "integer", "minimum": 1}}}, [0, 1, 4, 5]),
+    ({"$defs": {"n": {"type": "object", "properties": {"v": {"type": "integer"}, "next": {"anyOf": [{"$ref": "#/$defs/n"}, {"type": "null"}]}},
+                      "required": ["v", "next"], "additionalProperties": False}}, "$ref": "#/$defs/n"},
+     [{"v": 1, "next": None}, {"v": 1, "next": {"v": 2, "next": None}}, {"v": 1}, {"v": 1, "next": {"v": "2", "next": None}}]),
+    ({"type": "array", "items": {"$ref": "#"}}, [[], [[]], [[], [[]]], [1]]),
+    ({"properties": {"a~b": {"type": "integer"}, "c/d": {"$ref": "#/properties/a~0b"}}, "type": "object", "additionalProperties": False},
+     [{"a~b": 1}, {"c/d": 2}, {"c/d": "x"}]),
+    ({"type": "object", "properties": {"日": {"type": "integer"}, "q\"": {"type": "integer"}}, "additionalProperties": False},
+     [{"日": 1}, {"q\"": 2}, {"日": 1, "q\"": 2}, {"x": 1}]),
+]
+
+# Values that validate and are left out: (schema, value).
+UNDER = [
+    ({"type": "integer"}, 1.0),                                            # integers have no fraction
+    ({"type": "integer"}, 10 ** 20),                                       # 18 digits at most
+    ({"type": "object", "properties": {"a": {"type": "integer"}}}, {"z": 1}),  # only asked-for names
+    ({"properties": {"a": {"type": "integer"}}}, 5),                       # the type its keywords speak of
+    ({"type": "array", "prefixItems": [{"type": "integer"}]}, [1, "x"]),   # tuples end
+]
+
+# Keywords without a grammar: refused by name.
+REFUSED = [
+    ({"not": {"type": "integer"}}, "not"),
+    ({"if": {"type": "integer"}, "then": {"minimum": 1}}, "if"),
+    ({"type": "object", "dependentRequired": {"a": ["b"]}}, "dependentRequired"),
+    ({"type": "object", "dependentSchemas": {"a": {}}}, "dependentSchemas"),
+    ({"type": "array", "contains": {"type": "integer"}}, "contains"),
+    ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+    ({"type": "object", "unevaluatedProperties": False}, "unevaluatedProperties"),
+    ({"type": "integer", "multipleOf": 3}, "multipleOf"),
+    ({"type": "string", "pattern": "^a", "minLength": 3}, "pattern"),
+    ({"type": "string", "pattern": "(?=a)b"}, "pattern"),
+    ({"type": "string", "pattern": "(a)\\1"}, "pattern"),
+    ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
+    ({"$ref": "http://example.com/schema"}, "$ref"),
+    ({"$ref": "#/$defs/none"}, "$ref"),
+    ({"$dynamicRef": "#a"}, "$dynamicRef"),
+    ({"type": "text"}, "type"),
+    ({"type": "object", "properties": {"a": {}, "b": {}}, "minProperties": 2}, "minProperties"),
+    ({"type": "object", "properties": {"a": {}}, "patternProperties": {"^x": {}}}, "patternProperties"),
+    ({"type": "object", "properties": 3}, "properties"),
+    ({"type": "object", "required": "a"}, "required"),
+    ({"enum": []}, "enum"),
+    ({"type": "string", "minLength": -1}, "minLength"),
+    (False, "no value"),
+    ({"type": "integer", "minimum": 5, "maximum": 4}, "no value"),
+]
+
+TOOLS = [
+    [{"name": "get_weather", "parameters": {"type": "object", "properties": {
+        "city": {"type": "string"}, "days": {"type": "integer", "minimum": 1, "maximum": 14},
+        "unit": {"type": "string", "enum": ["c", "f"]}}, "required": ["city"]}},
+     {"name": "now", "parameters": {"type": "object", "properties": {}}},
+     {"name": "none"}],
+    [{"name": "edit", "parameters": {"type": "object", "properties": {
+        "path": {"type": "string", "minLength": 1},
+        "edits": {"type": "array", "minItems": 1, "items": {"type": "object", "properties": {
+            "old": {"type": "string"}, "new": {"type": "string"}, "all": {"type": "boolean"}},
+            "required": ["old", "new"], "additionalProperties": False}},
+        "mode": {"anyOf": [{"type": "string"}, {"type": "null"}]}}, "required": ["path", "edits"]}}],
+    [{"name": "mix", "parameters": {"type": "object", "properties": {
+        "a": {"type": ["string", "integer"]}, "b": {"type": ["number", "null"]},
+        "c": {"anyOf": [{"type": "integer", "minimum": 10}, {"type": "string"}]},
+        "d": {"enum": ["x", "5", 5, None, "none"]}, "e": {"type": "boolean"},
+        "f": {"oneOf": [{"type": "array", "items": {"type": "integer"}}, {"type": "string"}]},
+        "g": {}, "h": {"const": 7}}, "required": ["a", "c", "d", "f", "h"]}}],
+    [{"name": "aliases", "parameters": {"type": "object", "properties": {
+        "s": {"type": "str"}, "i": {"type": "int"}, "l": {"type": "list", "items": {"type": "float"}},
+        "o": {"type": "dict"}}, "required": ["s", "i", "l", "o"]}}],
+    [{"name": "bounded", "parameters": {"type": "object", "properties": {
+        "t": {"type": "string", "minLength": 2, "maxLength": 5}, "p": {"type": "string", "pattern": "^[a-z_]+$"},
+        "n": {"type": "number", "exclusiveMinimum": 0, "maximum": 2.5}, "u": {"type": "string", "format": "date"}},
+        "required": ["t", "p", "n", "u"]}}],
+    [{"name": "tree", "parameters": {"type": "object", "$defs": {"node": {"type": "object", "properties": {
+        "name": {"type": "string"}, "children": {"type": "array", "maxItems": 2, "items": {"$ref": "#/$defs/node"}}},
+        "required": ["name"], "additionalProperties": False}},
+        "properties": {"root": {"$ref": "#/$defs/node"}}, "required": ["root"]}}],
+    [{"name": "many", "parameters": {"type": "object", "properties": {
+        f"p{i}": {"type": ["string", "integer", "boolean"][i % 3]} for i in range(9)}, "required": ["p1", "p7"]}}],
+]
+
+# Schemas that must be answered, by a grammar or an error, soon.
+HOSTILE = {
+    "deep": lambda: nested(60),
+    "too deep": lambda: nested(400),
+    "huge enum": lambda: {"enum": [f"value number {i}" for i in range(60000)]},
+    "long enum strings": lambda: {"enum": ["x" * 2000 + str(i) for i in range(200)]},
+    "counted": lambda: {"type": "string", "pattern": "^(((a{30}){30}){30}){30}$"},
+    "counted wide": lambda: {"type": "string", "pattern": "^.{1,4000}$"},
+    "nested stars": lambda: {"type": "string", "pattern": "^((a+)+)+b$"},
+    "exponential": lambda: {"type": "string", "pattern": "^(a|b)*a(a|b){24}$"},
+    "alternation": lambda: {"type": "string", "pattern": "|".join(f"w{i}x" for i in range(700))},
+    "circle": lambda: {"$ref": "#"},
+    "circle of two": lambda: {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"},
+    "allOf circle": lambda: {"allOf": [{"$ref": "#"}, {"type": "object"}]},
+    "fan": lambda: {"$defs": {f"d{i}": {"anyOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(40)} | {"d40": {"type": "null"}}, "$ref": "#/$defs/d0"},
+    "product": lambda: {"allOf": [{"anyOf": [{"minimum": i}, {"maximum": i}]} for i in range(40)]},
+    "megabyte": lambda: {"type": "object", "properties": {f"property_{i}": {"type": "string", "description": "d" * 40} for i in range(9000)}},
+    "many bounded": lambda: {"type": "object", "properties": {f"p{i}": {"type": "string", "maxLength": 3 + i} for i in range(200)}},
+    "large counts": lambda: {"type": "array", "items": {"type": "array", "items": {"type": "integer"}, "minItems": 5000, "maxItems": 10000}, "minItems": 9000},
+    "long names": lambda: {"type": "object", "properties": {"n" * 5000 + str(i): {} for i in range(50)}, "additionalProperties": {}},
+}
+
+
+def nested(depth):
+    schema = {"type": "integer"}
+    for _ in range(depth):
+        schema = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+    return schema
+
+
+class Main:
+    def __init__(self, program, tokenizer):
+        self.process = subprocess.Popen([program, tokenizer], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, **request):
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+
+FAULTS = []
+
+
+def check(holds, *what):
+    if not holds:
+        FAULTS.append(what)
+        print("FAULT", *(str(w)[:600] for w in what))
+
+
+def validates(schema, value):
+    return jsonschema.Draft202012Validator(schema).is_valid(value)
+
+
+def spellings(value):
+    """One value as JSON texts: the forms the grammar must know."""
+    yield json.dumps(value, ensure_ascii=False)
+    yield json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    yield json.dumps(value, ensure_ascii=False, indent=2)
+
+
+def is_written_one_way(schema, value):
+    """Objects and arrays of an enum are written in one way only."""
+    return isinstance(value, (dict, list)) and isinstance(schema, dict) and ("enum" in schema or "const" in schema)
+
+
+def test_exact(main):
+    cases = 0
+    for schema, values in EXACT:
+        cases_of = [(t, validates(schema, v)) for v in values for t in spellings(v)
+                    if not is_written_one_way(schema, v) or t == json.dumps(v, ensure_ascii=False)]
+        texts = [text for text, _ in cases_of]
+        wanted = [valid for _, valid in cases_of]
+        answer = main.ask(schema=schema, texts=texts)
+        check("error" not in answer, schema, answer)
+        for text, want, got in zip(texts, wanted, answer.get("accepts", [])):
+            cases += 1
+            check(want == got, schema, text, "validates" if want else "does not validate", got)
+    for schema, value in UNDER:
+        check(validates(schema, value), schema, value)
+        check(main.ask(schema=schema, texts=[json.dumps(value)]).get("accepts") == [False], schema, value)
+    for schema, name in REFUSED:
+        answer = main.ask(schema=schema, texts=[])
+        check(name in answer.get("error", ""), schema, answer)
+    print(f"exact: {cases} texts over {len(EXACT)} schemas; {len(UNDER)} left out, {len(REFUSED)} refused")
+
+
+def test_schema_walks(main, walks):
+    done = cut = 0
+    for seed, (schema, _) in enumerate(EXACT):
+        answer = main.ask(schema=schema, walks=walks, seed=seed)
+        check(answer.get("dry", 1) == 0, "dry", schema, answer.get("dry_text"), answer.get("error"))
+        cut += answer.get("unfinished", 0)
+        for walk in answer.get("walks", []):
+            done += 1
+            try:
+                valid = validates(schema, json.loads(walk["content"]))
+            except ValueError as error:
+                valid = error
+            check(valid is True, "walk", schema, walk["text"], valid)
+    check(done > 10 * cut, "walks end", done, cut)
+    print(f"schema walks: {done} valid, {cut} cut")
+
+
+def test_tool_walks(main, walks):
+    done = cut = 0
+    for seed, functions in enumerate(TOOLS):
+        tools = [{"type": "function", "function": f} for f in functions]
+        schemas = {f["name"]: f.get("parameters", {}) for f in functions}
+        for one in (False, True):
+            answer = main.ask(tools=tools, walks=walks, seed=seed, one=one)
+            check(answer.get("dry", 1) == 0, "dry", functions, answer)
+            check(answer.get("ignored") == [], answer.get("ignored"))
+            cut += answer.get("unfinished", 0)
+            for walk in answer.get("walks", []):
+                done += 1
+                check(walk["content"] == "", "content", walk)
+                check(len(walk["calls"]) >= 1 and (not one or len(walk["calls"]) == 1), "calls", walk)
+                check(len(walk["calls"]) == walk["text"].count("<invoke name="), "calls", walk)
+                for call in walk["calls"]:
+                    schema = schemas.get(call["name"])
+                    check(schema is not None, "name", walk)
+                    try:
+                        arguments = json.loads(call["arguments"])
+                        named = functions_with_plain_types(schema)
+                        valid = isinstance(arguments, dict) and validates(named, arguments)
+                    except ValueError as error:
+                        valid = error
+                    check(valid is True, "arguments", call, walk["text"], valid)
+    print(f"tool walks: {done} valid, {cut} cut")
+
+
+def functions_with_plain_types(schema):
+    names = {"str": "string", "int": "integer", "list": "array", "float": "number", "dict": "object"}
+    if isinstance(schema, dict):
+        return {k: names.get(v, v) if k == "type" and isinstance(v, str) else functions_with_plain_types(v)
+                for k, v in schema.items()}
+    return [functions_with_plain_types(s) for s in schema] if isinstance(schema, list) else schema
+
+
+def test_hostile(main):
+    slowest = 0
+    for name, make in HOSTILE.items():
+        schema = make()
+        start = time.monotonic()
+        answer = main.ask(schema=schema, texts=[])
+        took = time.monotonic() - start
+        slowest = max(slowest, took)
+        print(f"  {name}: {took:.3f} s, {answer.get('error', 'a grammar')[:90]}")
+        check(took < 8, name, took)  # the machine may be loaded: the bound itself is 1 s
+    print(f"hostile: {len(HOSTILE)} answered, the slowest in {slowest:.2f} s")
+
+
+def main():
+    if not os.path.exists(sys.argv[2]):
+        print(f"skipped: no {sys.argv[2]}")
+        return
+    walks = int(sys.argv[3]) if len(sys.argv) > 3 else 12
+    process = Main(sys.argv[1], sys.argv[2])
+    test_exact(process)
+    test_schema_walks(process, walks)
+    test_tool_walks(process, walks)
+    test_hostile(process)
+    print(f"{len(FAULTS)} faults")
+    sys.exit(1 if FAULTS else 0)
+
+
+if __name__ == "__main__":
+    main()
