@@ -5,7 +5,7 @@ JOBS ?= $(shell nproc)
 
 .PHONY: help
 help:
-	@echo "make demo        install what is missing, build, serve a small checkpoint, ask it something"
+	@echo "make demo        install what is missing, build, serve m2-micro, talk with it"
 	@echo "make test        install what is missing, build, run every test but the long ones"
 	@echo "make test-all    the same with the long tests, then the suite under asan and under tsan"
 	@echo "make build       build build/m2 (release)"

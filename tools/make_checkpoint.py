@@ -179,12 +179,12 @@ def split_into_shards(entries, count):
     return [shard for shard in shards if shard]
 
 
-def write_weights(folder, options):
-    weights = Weights(options)
-    if options.shards == 0:
+def write_weights(folder, weights, shard_count):
+    """`weights` as the class above: entries in file order, makers by name. 0 shards: one file, no index."""
+    if shard_count == 0:
         write_safetensors(folder / "model.safetensors", weights, weights.entries)
         return
-    shards = split_into_shards(weights.entries, options.shards)
+    shards = split_into_shards(weights.entries, shard_count)
     weight_map = {}
     for number, shard in enumerate(shards):
         # The number of shards in the released names is larger than the number of files.
@@ -275,12 +275,20 @@ def join_pair(word, pair):
 
 def small_tokenizer():
     """tokenizer.json in the released form, with 256 byte tokens and at most 256 merges."""
-    merges = learn_merges(TRAINING_TEXT, 256)
-    vocabulary = byte_characters() + [left + right for left, right in merges]
-    contents = [
+    return tokenizer_of(learn_merges(TRAINING_TEXT, 256))
+
+
+def added_token_contents():
+    return [
         token.replace("_", " ") if any(part in token for part in SPACED) else token
         for token in ADDED_TOKENS
     ]
+
+
+def tokenizer_of(merges):
+    """tokenizer.json in the released form: byte b has id b, merge i has id 256 + i, then added tokens."""
+    vocabulary = byte_characters() + [left + right for left, right in merges]
+    contents = added_token_contents()
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     added = [
         {
@@ -383,6 +391,17 @@ CHAT_TEMPLATE = """\
 """
 
 
+TOKENIZER_CONFIG = {
+    "tokenizer_class": "GPT2Tokenizer",
+    "bos_token": "]~!b[",
+    "eos_token": "[e~[",
+    "unk_token": "]!d~[",
+    "add_prefix_space": False,
+    "clean_up_tokenization_spaces": False,
+    "model_max_length": 40960000,
+}
+
+
 def write_tokenizer(folder, options):
     """Copies the tokenizer's files, or writes small ones; returns the added tokens' ids."""
     if options.tokenizer:
@@ -395,16 +414,7 @@ def write_tokenizer(folder, options):
         tokenizer = small_tokenizer()
         write_json(folder / "tokenizer.json", tokenizer)
         (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-        config = {
-            "tokenizer_class": "GPT2Tokenizer",
-            "bos_token": "]~!b[",
-            "eos_token": "[e~[",
-            "unk_token": "]!d~[",
-            "add_prefix_space": False,
-            "clean_up_tokenization_spaces": False,
-            "model_max_length": 40960000,
-        }
-        write_json(folder / "tokenizer_config.json", config)
+        write_json(folder / "tokenizer_config.json", TOKENIZER_CONFIG)
     return {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
 
 
@@ -457,6 +467,19 @@ def config_of(options):
     return config
 
 
+def generation_config_of(added):
+    """`added`: ids of the added tokens by content."""
+    return {
+        "bos_token_id": added["]~b]"],
+        "do_sample": True,
+        "eos_token_id": added["[e~["],
+        "temperature": 1.0,
+        "top_p": 0.95,
+        "top_k": 40,
+        "transformers_version": "4.46.1",
+    }
+
+
 def make_checkpoint(folder, options):
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -466,18 +489,9 @@ def make_checkpoint(folder, options):
     added = write_tokenizer(folder, options)
     if options.vocab_size == 0:
         options.vocab_size = (max(added.values()) + 1 + 63) // 64 * 64  # 200064 for the released one
-    generation = {
-        "bos_token_id": added["]~b]"],
-        "do_sample": True,
-        "eos_token_id": added["[e~["],
-        "temperature": 1.0,
-        "top_p": 0.95,
-        "top_k": 40,
-        "transformers_version": "4.46.1",
-    }
     write_json(folder / "config.json", config_of(options))
-    write_json(folder / "generation_config.json", generation)
-    write_weights(folder, options)
+    write_json(folder / "generation_config.json", generation_config_of(added))
+    write_weights(folder, Weights(options), options.shards)
 
 
 def hash_weights(folder):

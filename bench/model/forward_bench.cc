@@ -2,11 +2,11 @@
 // at M2's widths with few layers and experts so that the weights fit in memory and not in the
 // cache. Decode is a share of the read bandwidth measured in the same run; the prompt is a ratio to
 // decode.
-//   forward_bench [LAYERS [EXPERTS]]
+//   forward_bench [LAYERS [EXPERTS [THREADS]]]
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
+#include <ctime>
 #include <functional>
 #include <numeric>
 #include <random>
@@ -16,6 +16,7 @@
 #include "bench/ops/bounds.h"
 #include "model/memory_plan.h"
 #include "model/runner.h"
+#include "ops/instruction_set.h"
 
 namespace {
 
@@ -98,13 +99,19 @@ double measured_bandwidth(const Exec& exec) {
   return bench::read_bandwidth(*exec.pool, memory.data(), kBytes);
 }
 
-double median_seconds(int times, const std::function<void(int)>& call) {
+// Of one thread, the time it ran: what others take of a busy machine does not count.
+double seconds_now(int threads) {
+  timespec now;
+  clock_gettime(threads == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
+double median_seconds(int threads, int times, const std::function<void(int)>& call) {
   std::vector<double> taken;
   for (int i = 0; i < times; ++i) {
-    const auto start = std::chrono::steady_clock::now();
+    const double start = seconds_now(threads);
     call(i);
-    taken.push_back(
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    taken.push_back(seconds_now(threads) - start);
   }
   std::sort(taken.begin(), taken.end());
   return taken[taken.size() / 2];
@@ -116,7 +123,7 @@ int main(int argc, char** argv) {
   const int64_t layers = argc > 1 ? std::stoll(argv[1]) : 2;
   const int64_t experts = argc > 2 ? std::stoll(argv[2]) : 32;
   const ModelConfig config = config_of(layers, experts);
-  ThreadPool pool(0);
+  ThreadPool pool(argc > 3 ? std::stoi(argv[3]) : 0);
   const Exec exec{Device{}, &pool, nullptr};
   const auto comm = parallel::make_single_comm();
   Result<Weights> weights = dummy_weights(config, {}, exec.device, 1);
@@ -131,27 +138,31 @@ int main(int argc, char** argv) {
   const auto model =
       make_runner(exec, *comm, config, *std::move(weights), *plan, request.max_model_len);
 
-  Sequence sequence(*model, config);
-  sequence.run(0, kPrompt);
-  const double prompt = median_seconds(5, [&](int) { sequence.run(0, kPrompt); });
-  const double decode = median_seconds(40, [&](int i) { sequence.run(kPrompt + i, 1); });
-  const double bandwidth = measured_bandwidth(exec);
-  const double operations = bench::multiply_add_rate(pool);
-
-  const double decode_rate = 1 / decode;
-  const double prompt_rate = kPrompt / prompt;
-  const double read = static_cast<double>(decode_bytes(config)) / decode;
   fmt::print("{} layers, {} experts, top 8, FP8; {:.2f} GB of weights; {}\n\n", layers, experts,
              static_cast<double>(plan->weight_bytes) / 1e9, describe_device(exec.device));
-  fmt::print("| step | tokens/s | |\n| --- | ---: | --- |\n");
+  const double bandwidth = measured_bandwidth(exec);
+  const double operations = bench::multiply_add_rate(pool);
   fmt::print(
-      "| decode, batch 1, context {} | {:.1f} | {:.1f} GB/s of weights = {:.0f} % of the "
-      "{:.1f} GB/s read in this run |\n",
-      kPrompt, decode_rate, read / 1e9, 100 * read / bandwidth, bandwidth / 1e9);
-  fmt::print("| prompt of {} | {:.1f} | {:.1f} times decode |\n", kPrompt, prompt_rate,
-             prompt_rate / decode_rate);
+      "Read {:.1f} GB/s, FP32 multiply-adds {:.0f} GFLOP/s in this run, {} threads. Medians.\n\n",
+      bandwidth / 1e9, operations / 1e9, pool.size());
+  fmt::print(
+      "| instructions | decode at 512, tokens/s | of read | prompt of 512, tokens/s | times decode "
+      "|\n");
+  fmt::print("| --- | ---: | ---: | ---: | ---: |\n");
+  Sequence sequence(*model, config);
+  for (const std::string_view set : ops::instruction_sets()) {
+    if (set == "baseline" || set == "avx2") continue;
+    M2_CHECK(ops::choose_instruction_set(set).ok());
+    sequence.run(0, kPrompt);
+    const double prompt = median_seconds(pool.size(), 3, [&](int) { sequence.run(0, kPrompt); });
+    const double decode =
+        median_seconds(pool.size(), 20, [&](int i) { sequence.run(kPrompt + i, 1); });
+    const double read = static_cast<double>(decode_bytes(config)) / decode;
+    fmt::print("| {} | {:.1f} | {:.0f} % | {:.1f} | {:.1f} |\n", set, 1 / decode,
+               100 * read / bandwidth, kPrompt / prompt, kPrompt / prompt * decode);
+  }
   // A decoded token reads each weight byte once, a prompt's token multiplies with it twice over: at
   // both bounds the ratio is operations / (2 * bytes).
-  fmt::print("\nBoth at their bounds ({:.0f} GFLOP/s, {:.1f} GB/s) would make {:.1f} times.\n",
-             operations / 1e9, bandwidth / 1e9, operations / (2 * bandwidth));
+  fmt::print("\nBoth at their bounds FP32 would make {:.1f} times.\n",
+             operations / (2 * bandwidth));
 }

@@ -8,6 +8,8 @@ import os
 import pathlib
 import random
 import re
+import shutil
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -303,6 +305,26 @@ class Run(WithModel):
             bench(*flags, "--append-result", "--result-filename", "all.json")
         objects = (target / "all.json").read_text().split("\n")
         self.assertEqual([json.loads(o)["completed"] for o in objects], [12, 12])
+
+    @unittest.skipUnless(shutil.which("openssl"), "no openssl to make a certificate")
+    def test_tls(self):
+        key, certificate = self.path / "key.pem", self.path / "certificate.pem"
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key,
+                        "-out", certificate, "-subj", "/CN=localhost", "-addext",
+                        "subjectAltName=DNS:localhost"], check=True, capture_output=True)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
+        flags = ("--model", "m", "--base-url", f"https://localhost:{self.server.port}",
+                 *self.flags("--disable-tqdm"))
+        result, _ = self.result(*flags, "--insecure")
+        self.assertEqual((result["completed"], result["total_output_tokens"]), (12, 120))
+        result, _ = self.result(*flags)
+        self.assertIn("certificate verify failed", result["errors"][0])
+        name = self.path / "trusted.json"
+        bench(*flags, "--save-result", "--result-filename", name,
+              env={"SSL_CERT_FILE": str(certificate)})
+        self.assertEqual(json.loads(name.read_text())["completed"], 12)
 
     def test_three_hundred_streams_at_once(self):
         self.server.gap = 0.05

@@ -114,12 +114,19 @@ class Completion(unittest.TestCase):
             done = subprocess.run([shell, *flags, file.name], capture_output=True, text=True)
         self.assertEqual((done.returncode, done.stderr), (0, ""))
 
+    def run_program(self, shell, program):
+        """A file, because the scripts outgrow one argument of a command."""
+        with tempfile.NamedTemporaryFile("w") as file:
+            file.write(program)
+            file.flush()
+            return subprocess.run([shell, file.name], capture_output=True, text=True)
+
     def bash(self, line):
         words = line.split(" ")
         program = self.script("bash") + (
             f'COMP_WORDS=({" ".join(repr(w) for w in words)}); COMP_CWORD={len(words) - 1}; _m2; '
             'printf "%s\\n" "${COMPREPLY[@]}"')
-        done = subprocess.run(["bash", "-c", program], capture_output=True, text=True)
+        done = self.run_program("bash", program)
         self.assertEqual(done.stderr, "")
         return done.stdout.split()
 
@@ -137,9 +144,8 @@ class Completion(unittest.TestCase):
     def test_fish(self):
         self.check_syntax("fish", "-n")
         if shutil.which("fish"):
-            done = subprocess.run(
-                ["fish", "-c", self.script("fish") + "\ncomplete -C 'm2 serve --tensor-par'"],
-                capture_output=True, text=True)
+            done = self.run_program(
+                "fish", self.script("fish") + "\ncomplete -C 'm2 serve --tensor-par'\n")
             self.assertIn("--tensor-parallel-size", done.stdout, done.stderr)
 
     def test_every_command_is_there(self):

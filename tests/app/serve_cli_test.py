@@ -250,7 +250,12 @@ class Flags(WithCheckpoint):
                             (["--num-gpu-blocks-override", "1"], "max seq len"),
                             (["--gpu-memory-utilization", "7"], "gpu-memory-utilization"),
                             (["--kv-cache-dtype", "fp8"], "kv-cache-dtype"),
-                            (["--config", "/nowhere.yaml"], "/nowhere.yaml")):
+                            (["--config", "/nowhere.yaml"], "/nowhere.yaml"),
+                            (["--enable-log-outputs"], "Error: --enable-log-outputs requires "
+                             "--enable-log-requests"),
+                            (["--tool-call-parser", "x"], "invalid tool call parser: x (chose from {"),
+                            (["--reasoning-parser", "x"], "invalid reasoning parser: x (chose from {"),
+                            (["--ssl-cert-reqs", "3"], "--ssl-cert-reqs must be from 0 to 2")):
             self.assertIn(word, refused(self.model, *flags)[1], flags)
 
     def test_port_in_use(self):
@@ -263,7 +268,7 @@ class Flags(WithCheckpoint):
     def test_help(self):
         text = subprocess.run([BINARY, "serve", "--help"], capture_output=True, text=True).stdout
         self.assertIn("--tensor-parallel-size, -tp", text)
-        self.assertIn("usage: m2 serve MODEL", text)
+        self.assertIn("usage: m2 serve [MODEL]", text)
         for words in ([], ["--help"]):
             done = subprocess.run([BINARY, *words], capture_output=True, text=True)
             self.assertIn("m2 serve", done.stdout)
