@@ -136,7 +136,7 @@ int main(int argc, char** argv) {
   const Result<MemoryPlan> plan = plan_memory(config, *weights, request, exec.device);
   M2_CHECK(plan.ok(), "{}", plan.error().text);
   const auto model =
-      make_runner(exec, *comm, config, *std::move(weights), *plan, request.max_model_len);
+      make_runner(exec, {{*comm}}, config, *std::move(weights), *plan, request.max_model_len);
 
   fmt::print("{} layers, {} experts, top 8, FP8; {:.2f} GB of weights; {}\n\n", layers, experts,
              static_cast<double>(plan->weight_bytes) / 1e9, describe_device(exec.device));

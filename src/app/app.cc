@@ -102,7 +102,7 @@ Result<void> serve(const Words& words) {
   for (const std::string& note : notes_on_environment(environ, serve_command().options))
     log_info("{}", note);
   M2_TRY(const std::unique_ptr<Serving> serving, Serving::start(model, values));
-  serving->wait();
+  M2_TRY_VOID(serving->wait());
   log_info("Shutting down.");
   return {};
 }

@@ -40,6 +40,18 @@ std::string micro_model_variable() {
   return variable("M2_MICRO");
 }
 
+MpiLaunch mpi_launch() {
+  const auto number = [](const char* name, int64_t fallback) {
+    const std::string text = variable(name);
+    int64_t value = fallback;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    return error == std::errc{} && end == text.data() + text.size() ? value : fallback;
+  };
+  const MpiLaunch out{number("OMPI_COMM_WORLD_SIZE", 1), number("OMPI_COMM_WORLD_RANK", 0)};
+  const bool sane = out.processes >= 1 && out.process >= 0 && out.process < out.processes;
+  return sane ? out : MpiLaunch{};
+}
+
 std::string client_api_key() {
   return variable("OPENAI_API_KEY");
 }

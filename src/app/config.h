@@ -24,6 +24,15 @@ double stats_interval_seconds();
 // M2_MICRO: the folder of the model that commands take without a MODEL; naming one is its flag.
 std::string micro_model_variable();
 
+// The processes that OpenMPI's mpirun has started with this one, and which of them this is
+// (OMPI_COMM_WORLD_SIZE, OMPI_COMM_WORLD_RANK; --distributed-executor-backend mp ignores them). One
+// process if there are none.
+struct MpiLaunch {
+  int64_t processes = 1;
+  int64_t process = 0;
+};
+MpiLaunch mpi_launch();
+
 // OPENAI_API_KEY, for `m2 chat`.
 std::string client_api_key();
 

@@ -113,7 +113,7 @@ Result<Rows> run_small_model(const Machine& machine) {
   M2_TRY(const model::MemoryPlan plan,
          model::plan_memory(config, weights, request, machine.device));
   const auto comm = parallel::make_single_comm();
-  const auto runner = model::make_runner(machine.exec, *comm, config, std::move(weights), plan,
+  const auto runner = model::make_runner(machine.exec, {{*comm}}, config, std::move(weights), plan,
                                          request.max_model_len);
   std::mt19937 random(1);
   std::vector<int32_t> blocks(static_cast<size_t>(request.num_blocks));

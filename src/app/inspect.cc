@@ -228,11 +228,7 @@ Result<void> weights(const std::filesystem::path& folder, const Values& values) 
   parallel::Topology topology;
   topology.tensor_size = *values.integer("tensor-parallel-size");
   topology.tensor_rank = *values.integer("rank");
-  if (values.flag("enable-expert-parallel")) {
-    topology.expert_parallel = true;
-    topology.expert_size = topology.tensor_size;
-    topology.expert_rank = topology.tensor_rank;
-  }
+  topology.expert_parallel = values.flag("enable-expert-parallel");
   M2_TRY(const std::string table, model::describe_weights(settings.config, checkpoint, topology));
   std::fwrite(table.data(), 1, table.size(), stdout);
   return {};

@@ -1,5 +1,8 @@
 #include "app/model_files.h"
 
+#include <fmt/ranges.h>
+#include <openssl/sha.h>
+
 #include <fstream>
 
 #include "app/config.h"
@@ -87,10 +90,21 @@ Result<fs::path> model_folder(const std::string& model, const Values& values) {
                              hub_locations(values.text("download-dir")));
 }
 
+namespace {
+
+std::string sha256(const std::string& text) {
+  unsigned char digest[SHA256_DIGEST_LENGTH];
+  SHA256(reinterpret_cast<const unsigned char*>(text.data()), text.size(), digest);
+  return fmt::format("{:02x}", fmt::join(digest, ""));
+}
+
+}  // namespace
+
 Result<ModelSettings> read_settings(const fs::path& folder, const Values& values) {
   M2_TRY(load::ModelDescription description, load::read_description(folder));
   model::apply_overrides(description.config, values.json("hf-overrides"));
   ModelSettings out;
+  out.fingerprint = sha256(to_text(description.config));
   M2_TRY(out.generation_json, generation_json(folder, values.text("generation-config")));
   model::apply_overrides(out.generation_json, values.json("override-generation-config"));
   M2_TRY(out.generation, model::read_generation_config(out.generation_json));

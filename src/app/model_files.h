@@ -22,7 +22,8 @@ Result<std::filesystem::path> model_folder(const std::string& model, const Value
 struct ModelSettings {
   model::ModelConfig config;
   model::GenerationDefaults generation;
-  Json generation_json;  // what `generation` was read from, for the start-up log line
+  std::string fingerprint;  // of config.json with its overrides: equal for equal ones
+  Json generation_json;     // what `generation` was read from, for the start-up log line
 };
 Result<ModelSettings> read_settings(const std::filesystem::path& folder, const Values& values);
 

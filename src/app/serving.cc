@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <csignal>
 #include <utility>
 
 #include "app/config.h"
@@ -11,7 +12,6 @@
 #include "app/terminal.h"
 #include "app/version.h"
 #include "base/log.h"
-#include "model/runner.h"
 #include "model/weight_table.h"
 #include "ops/instruction_set.h"
 
@@ -34,12 +34,6 @@ std::string grouped(int64_t number) {
 
 // Flags whose values this version does not model are refused, not ignored.
 Result<void> refuse_unmodelled(const Values& values) {
-  for (const char* size :
-       {"tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size"}) {
-    if (values.integer(size) != 1)
-      return fail(Code::unsupported, "--{} {}: only 1 is supported yet", size,
-                  *values.integer(size));
-  }
   if (values.given("speculative-config"))
     return fail(Code::unsupported, "--speculative-config is not supported yet");
   struct Choice {
@@ -82,6 +76,9 @@ Result<void> check_sizes(const Values& values) {
       {"h11-max-incomplete-event-size", 1024, 16 << 20},
       {"h11-max-header-count", 1, 10000},
       {"threads", 0, 1024},
+      {"master-port", 1, 65535},
+      {"rank-deadline-seconds", 1, 86400},
+      {"rank-start-seconds", 1, 86400},
       {"drain-seconds", 0, 86400},
       {"engine-deadline-seconds", 1, 86400},
       {"live-deadline-seconds", 1, 86400},
@@ -212,8 +209,9 @@ Result<int64_t> gpu_budget(const Values& values, Device device, const DeviceMemo
 
 engine::EngineConfig engine_config(const Values& values, const model::ModelConfig& config,
                                    const StepDefaults& defaults, engine::TokenId id_limit,
-                                   const std::string& name) {
+                                   const std::string& name, size_t index) {
   engine::EngineConfig out;
+  out.index = static_cast<int64_t>(index);
   out.max_num_seqs = values.integer("max-num-seqs").value_or(defaults.sequences);
   out.max_num_batched_tokens = values.integer("max-num-batched-tokens").value_or(defaults.tokens);
   out.max_queued_requests = *values.integer("max-queued-requests");
@@ -231,8 +229,16 @@ engine::EngineConfig engine_config(const Values& values, const model::ModelConfi
       values.flag("disable-log-stats")
           ? 0
           : static_cast<Nanos>(stats_interval_seconds() * static_cast<double>(kSecond));
-  out.metric_labels = fmt::format("model_name=\"{}\",engine=\"0\"", label_value(name));
+  out.metric_labels = fmt::format("model_name=\"{}\",engine=\"{}\"", label_value(name), index);
   return out;
+}
+
+// Ranks that follow end when node rank 0 has drained: a first signal to end is not for them.
+void leave_signals_to_first() {
+  struct sigaction once {};
+  once.sa_handler = [](int) {};
+  once.sa_flags = static_cast<int>(SA_RESETHAND | SA_RESTART);
+  for (const int signal : {SIGTERM, SIGINT}) ::sigaction(signal, &once, nullptr);
 }
 
 }  // namespace
@@ -257,9 +263,53 @@ Result<std::unique_ptr<Serving>> Serving::start(const std::string& model, const 
 
 Serving::~Serving() {
   if (server_) server_->stop();
-  if (engine_thread_.joinable()) {
-    engine_thread_.request_stop();
-    engine_thread_.join();
+  for (std::jthread& thread : engine_threads_) thread.request_stop();
+  for (std::jthread& thread : engine_threads_) thread.join();
+}
+
+// What all processes of one engine must agree on.
+Json Serving::terms() const {
+  Json out{{"version", kVersion}, {"config.json", settings_.fingerprint}};
+  out["max-num-seqs"] = values_.integer("max-num-seqs").value_or(step_defaults_.sequences);
+  out["max-num-batched-tokens"] =
+      values_.integer("max-num-batched-tokens").value_or(step_defaults_.tokens);
+  out["seed"] = *values_.integer("seed");
+  for (const char* flag : {"load-format", "kv-cache-dtype"}) out[flag] = values_.text(flag);
+  out["max-model-len"] = max_model_len_;
+  return out;
+}
+
+Nanos Serving::rank_deadline() const {
+  return *values_.integer("rank-deadline-seconds") * kSecond;
+}
+
+Result<void> Serving::wait() {
+  if (!server_) {
+    leave_signals_to_first();
+    const Result<void> ended = ranks_->wait();
+    if (!ended.ok()) log_error("this process's ranks stop: {}", ended.error().text);
+    return ended;
+  }
+  server_->wait();
+  if (!ranks_lost_) return {};
+  return fail(Code::unavailable, "the engine has lost ranks of other processes");
+}
+
+// With ranks in other processes, a dead engine cannot come back: the process answers 503 for a
+// while, so that probes and clients hear of it, and ends. What is left of the others ends with it.
+void Serving::watch_engines(std::stop_token stop) {
+  constexpr auto kLook = std::chrono::milliseconds(100);
+  constexpr Nanos kFarewell = 4 * kSecond;
+  Nanos dead_since = 0;
+  while (!stop.stop_requested()) {
+    std::this_thread::sleep_for(kLook);
+    if (!all_engines_->stats().dead) continue;
+    const Nanos now = clock_.now();
+    if (dead_since == 0) dead_since = now;
+    if (now - dead_since < kFarewell) continue;
+    ranks_lost_ = true;
+    server_->stop();
+    return;
   }
 }
 
@@ -273,14 +323,24 @@ Result<void> Serving::build(const std::string& model) {
   M2_TRY(max_model_len_, choose_max_model_len(values_, settings_.config));
   M2_TRY(device_, choose_device(values_));
   step_defaults_ = step_defaults(device_);
-  M2_TRY_VOID(start_server(model));
+  M2_TRY(spread_, read_spread(values_, settings_.config));
+  if (on_gpu() && spread_.ranks() > 1)
+    return fail(Code::unsupported,
+                "{} ranks on GPUs are not supported yet: ranks run on the CPU (--device cpu)",
+                spread_.ranks());
+  if (is_first_process()) M2_TRY_VOID(start_server(model));
+  M2_TRY(links_, meet_processes(spread_, values_, terms()));
 
   log_info("Starting to load model {}...", model);
-  server_->set_progress("loading the tokenizer");
-  M2_TRY_VOID(read_text_files());
-  M2_TRY(model::Weights weights, read_weights());
-  M2_TRY_VOID(make_model(std::move(weights)));
-  M2_TRY_VOID(start_engine());
+  if (server_) server_->set_progress("loading the tokenizer");
+  if (server_) M2_TRY_VOID(read_text_files());
+  M2_TRY_VOID(make_models());
+  if (!server_) {
+    ranks_->start(rank_deadline());
+    log_info("Ranks of node {} follow node rank 0.", spread_.process);
+    return {};
+  }
+  M2_TRY_VOID(start_engines());
   announce_ready();
   return {};
 }
@@ -289,6 +349,8 @@ Result<void> Serving::build(const std::string& model) {
 // get a 503 that says how far the loading is.
 Result<void> Serving::start_server(const std::string& model) {
   M2_TRY(server::ServerOptions options, server_options(values_, settings_));
+  // When a process dies mpirun ends all, and gives each a second to say so.
+  if (spread_.mpi && !values_.given("drain-seconds")) options.drain_seconds = 0;
   if (options.served_model_names.empty()) options.served_model_names = {model};
   served_name_ = options.served_model_names.front();
   server_ = std::make_unique<server::Server>(std::move(options), metrics_);
@@ -314,50 +376,40 @@ Result<void> Serving::read_text_files() {
   return {};
 }
 
-Result<model::Weights> Serving::read_weights() {
-  const Nanos start = clock_.now();
-  if (on_gpu()) {
-    const DeviceMemory memory = device_memory(device_);
-    M2_TRY(gpu_budget_, gpu_budget(values_, device_, memory));
-    // The dtypes the config promises; the files may differ a little.
-    const int64_t needed =
-        model::weight_bytes(settings_.config, {}, model::StoredTypes(settings_.config));
-    if (needed > memory.free)
-      return fail(Code::resource_exhausted,
-                  "the model's weights take {:.2f} GiB, and {:.2f} of {:.2f} GiB are free on "
-                  "device cuda:{}",
-                  gib(needed), gib(memory.free), gib(memory.total), device_.index);
-  }
-  Result<model::Weights> weights = [&]() -> Result<model::Weights> {
-    if (values_.text("load-format") == "dummy")
-      return model::dummy_weights(settings_.config, {}, device_,
-                                  static_cast<uint64_t>(*values_.integer("seed")));
-    M2_TRY(const load::Checkpoint checkpoint, load::Checkpoint::open(folder_));
-    ProgressBar bar("Loading safetensors checkpoint shards");
-    int64_t shown = -1;
-    const auto progress = [&](int64_t done, int64_t total) {
-      const int64_t percent = total > 0 ? done * 100 / total : 100;
-      if (percent == std::exchange(shown, percent)) return;
-      server_->set_progress(fmt::format("loading weights, {}%", percent));
-      if (values_.flag("use-tqdm-on-load")) bar.update(done, total);
-    };
-    return model::load_weights(settings_.config, checkpoint, {}, device_, progress);
-  }();
-  if (!weights.ok()) return weights;
-  const double elapsed = seconds(clock_.now() - start);
-  log_info("Loading weights took {:.2f} seconds", elapsed);
-  log_info("Model loading took {:.2f} GiB memory and {:.6f} seconds", gib(weights->buffer.bytes()),
-           elapsed);
-  return weights;
+Result<void> Serving::check_gpu_memory() {
+  const DeviceMemory memory = device_memory(device_);
+  M2_TRY(gpu_budget_, gpu_budget(values_, device_, memory));
+  // The dtypes the config promises; the files may differ a little.
+  const int64_t needed =
+      model::weight_bytes(settings_.config, {}, model::StoredTypes(settings_.config));
+  if (needed > memory.free)
+    return fail(Code::resource_exhausted,
+                "the model's weights take {:.2f} GiB, and {:.2f} of {:.2f} GiB are free on "
+                "device cuda:{}",
+                gib(needed), gib(memory.free), gib(memory.total), device_.index);
+  return {};
 }
 
-Result<void> Serving::make_model(model::Weights weights) {
-  pool_ = std::make_unique<ThreadPool>(static_cast<int>(*values_.integer("threads")));
-  comm_ = parallel::make_single_comm();
-  stream_.emplace(device_);
-  const Exec exec{device_, pool_.get(), stream_->handle()};
-  const Nanos start = clock_.now();
+Result<model::Weights> Serving::read_weights(const parallel::Topology& topology) {
+  if (values_.text("load-format") == "dummy")
+    return model::dummy_weights(settings_.config, topology, device_,
+                                static_cast<uint64_t>(*values_.integer("seed")));
+  M2_TRY(const load::Checkpoint checkpoint, load::Checkpoint::open(folder_));
+  ProgressBar bar("Loading safetensors checkpoint shards");
+  const int64_t ranks = spread_.ranks() / spread_.processes;
+  const int64_t before = topology.expert_rank() % ranks;
+  int64_t shown = -1;
+  const auto progress = [&](int64_t done, int64_t total) {
+    const int64_t share = total > 0 ? done * 100 / total : 100;
+    const int64_t percent = (before * 100 + share) / ranks;
+    if (percent == std::exchange(shown, percent)) return;
+    if (server_) server_->set_progress(fmt::format("loading weights, {}%", percent));
+    if (values_.flag("use-tqdm-on-load")) bar.update(before * total + done, ranks * total);
+  };
+  return model::load_weights(settings_.config, checkpoint, topology, device_, progress);
+}
 
+Result<void> Serving::make_models() {
   model::MemoryRequest request;
   request.max_model_len = max_model_len_;
   request.max_num_seqs = values_.integer("max-num-seqs").value_or(step_defaults_.sequences);
@@ -369,6 +421,7 @@ Result<void> Serving::make_model(model::Weights weights) {
   model::RunnerOptions options;
   options.id_limit = id_limit_;
   if (on_gpu()) {
+    M2_TRY_VOID(check_gpu_memory());
     M2_TRY(options.graph_sizes,
            graph_sizes(values_, request.max_num_seqs, request.max_num_batched_tokens));
     request.padded_rows = options.graph_sizes.empty() ? 0 : options.graph_sizes.back();
@@ -378,46 +431,66 @@ Result<void> Serving::make_model(model::Weights weights) {
     request.most_kv_bytes = gpu_budget_;
   } else {
     request.memory_utilization = *values_.number("gpu-memory-utilization");
-    request.available_bytes = model::available_host_memory() + weights.buffer.bytes();
   }
-  M2_TRY(const model::MemoryPlan plan,
-         model::plan_memory(settings_.config, weights, request, exec.device));
 
-  const int64_t tokens = plan.num_blocks * model::kBlockSize;
-  log_info("Running on {}", describe_device(exec.device));
-  if (exec.device.kind == DeviceKind::cpu)
-    log_info("Instructions of the CPU's operations: {}", ops::instruction_set());
+  const Nanos start = clock_.now();
+  ranks_ = std::make_unique<RankModels>(spread_, links_.get(), device_,
+                                        static_cast<int>(*values_.integer("threads")));
+  M2_TRY_VOID(ranks_->build(
+      settings_.config,
+      [this](const parallel::Topology& topology) { return read_weights(topology); }, request,
+      options));
+  const double elapsed = seconds(clock_.now() - start);
+  log_info("Loading weights took {:.2f} seconds", elapsed);
+  log_info("Model loading took {:.2f} GiB memory and {:.6f} seconds", gib(ranks_->weight_bytes()),
+           elapsed);
+
+  const model::MemoryPlan& plan = ranks_->plan();
+  const int64_t tokens = plan.num_blocks * model::kBlockSize * spread_.shape.data_size;
+  log_info("Running on {}", describe_device(device_));
+  if (!on_gpu()) log_info("Instructions of the CPU's operations: {}", ops::instruction_set());
+  if (spread_.ranks() > 1)
+    log_info("{} ranks: {} engines of {}, experts {}", spread_.ranks(), spread_.shape.data_size,
+             spread_.shape.tensor_size,
+             spread_.shape.expert_parallel ? "whole" : "cut over all ranks");
   log_info("Available KV cache memory: {:.2f} GiB", gib(plan.kv_bytes));
   log_info("GPU KV cache size: {} tokens", grouped(tokens));
   log_info("Maximum concurrency for {} tokens per request: {:.2f}x", grouped(max_model_len_),
            static_cast<double>(tokens) / static_cast<double>(max_model_len_));
-  server_->set_progress("preparing the engine");
-  model_ = model::make_runner(exec, *comm_, settings_.config, std::move(weights), plan,
-                              max_model_len_, options);
-  log_info("init engine (profile, create kv cache, warmup model) took {:.2f} seconds",
-           seconds(clock_.now() - start));
   return {};
 }
 
-Result<void> Serving::start_engine() {
+Result<void> Serving::start_engines() {
   for (const int64_t id : settings_.config.eos_token_ids) {
     if (id < 0 || id >= id_limit_)
       return fail(Code::invalid_argument, "eos_token_id {} is not a token of the tokenizer", id);
   }
-  engine_ = std::make_unique<engine::Engine>(
-      engine_config(values_, settings_.config, step_defaults_,
-                    static_cast<engine::TokenId>(id_limit_), served_name_),
-      *model_, *pool_, clock_, *server_, metrics_);
-  engine_thread_ = std::jthread([this](std::stop_token stop) {
-    use_device(device_);
-    engine_->run(stop);
-  });
+  std::vector<engine::Engine*> engines;
+  for (const RankModels::First& first : ranks_->firsts()) {
+    engines_.push_back(std::make_unique<engine::Engine>(
+        engine_config(values_, settings_.config, step_defaults_,
+                      static_cast<engine::TokenId>(id_limit_), served_name_, engines_.size()),
+        *first.model, *first.pool, clock_, *server_, metrics_));
+    engines.push_back(engines_.back().get());
+    if (first.ranks) first.ranks->set_wake([engine = engines.back()] { engine->wake(); });
+  }
+  all_engines_ = std::make_unique<engine::Engines>(engines);
+  ranks_->start(rank_deadline());
+  for (size_t i = 0; i < engines.size(); ++i)
+    engine_threads_.emplace_back(
+        [this, engine = engines[i], ranks = ranks_->firsts()[i].ranks](std::stop_token stop) {
+          use_device(device_);
+          engine->run(stop);
+          if (ranks) ranks->stop();
+        });
+  if (spread_.processes > 1)
+    watch_ = std::jthread([this](std::stop_token stop) { watch_engines(std::move(stop)); });
 
   server::ModelServices services;
   services.tokenizer = tokenizer_;
   services.chat_template = chat_template_;
   services.chat_template_source = template_source_;
-  services.engine = engine_.get();
+  services.engine = all_engines_.get();
   services.max_model_len = max_model_len_;
   services.vocab_size = settings_.config.vocab_size;
   if (!settings_.config.eos_token_ids.empty())

@@ -1,25 +1,22 @@
 #pragma once
 
+#include <atomic>
 #include <memory>
-#include <optional>
 #include <string>
 #include <thread>
 
 #include "app/device_options.h"
 #include "app/model_files.h"
 #include "app/options.h"
+#include "app/rank_models.h"
 #include "base/metrics.h"
-#include "base/thread_pool.h"
-#include "engine/engine.h"
-#include "model/memory_plan.h"
-#include "model/step_model.h"
-#include "parallel/comm.h"
+#include "engine/engines.h"
 #include "server/server.h"
-#include "tensor/stream.h"
 
 namespace m2::app {
 
-// The world of one server, built in the order of its members: device, model, engine, HTTP.
+// The world of one server, built in the order of its members: HTTP, ranks with their models,
+// engines.
 class Serving {
  public:
   // Reads `model` as `m2 serve` would with these values (of serve_options()), and starts to serve.
@@ -30,20 +27,26 @@ class Serving {
 
   int port() const { return server_->port(); }
   // Returns when the server has been stopped, by a signal or by stop().
-  void wait() { server_->wait(); }
+  // An error if ranks of other processes were lost.
+  Result<void> wait();
   void stop() { server_->stop(); }
 
  private:
   explicit Serving(const Values& values) : values_(values) {}
 
   Result<void> build(const std::string& model);
+  Json terms() const;
+  Nanos rank_deadline() const;
   Result<void> start_server(const std::string& model);
   Result<void> read_text_files();
-  Result<model::Weights> read_weights();
-  Result<void> make_model(model::Weights weights);
-  Result<void> start_engine();
+  Result<model::Weights> read_weights(const parallel::Topology& topology);
+  Result<void> check_gpu_memory();
+  Result<void> make_models();
+  Result<void> start_engines();
   void announce_ready();
   bool on_gpu() const { return device_.kind == DeviceKind::cuda; }
+  void watch_engines(std::stop_token stop);
+  bool is_first_process() const { return spread_.process == 0; }
 
   const Values& values_;
   std::filesystem::path folder_;
@@ -61,12 +64,14 @@ class Serving {
   Metrics metrics_;
   SteadyClock clock_;
   std::unique_ptr<server::Server> server_;
-  std::unique_ptr<ThreadPool> pool_;
-  std::optional<Stream> stream_;
-  std::unique_ptr<parallel::Comm> comm_;
-  std::unique_ptr<model::StepModel> model_;
-  std::unique_ptr<engine::Engine> engine_;
-  std::jthread engine_thread_;
+  Spread spread_;
+  std::unique_ptr<parallel::Links> links_;
+  std::unique_ptr<RankModels> ranks_;
+  std::vector<std::unique_ptr<engine::Engine>> engines_;
+  std::unique_ptr<engine::Engines> all_engines_;
+  std::vector<std::jthread> engine_threads_;
+  std::atomic<bool> ranks_lost_{false};
+  std::jthread watch_;
 };
 
 // `m2 serve`: its command, for parsing and help.

@@ -164,6 +164,7 @@ struct Engine::State final : model::LogitsSink {
   bool step();
   bool take_messages();
   void handle(Message& message);
+  bool idle();
   void admit(const std::vector<Scheduler::Share>& plan);
   void leave_queue(Sequence& sequence);
   Result<void> begin(const std::vector<Scheduler::Share>& plan);
@@ -246,7 +247,7 @@ Result<RequestId> Engine::State::submit(Request request) {
                 queued_tokens);
   ++queued_requests;
   queued_tokens += sequence.prompt_size;
-  const RequestId id = ++last_id;
+  const RequestId id = (static_cast<RequestId>(config.index) << kEngineShift) | ++last_id;
   sequence.id = id;
   sequence.seed = sequence.params.seed.value_or(mix64(config.seed) ^ id);
   inbox.push_always(std::move(message));
@@ -601,10 +602,22 @@ void Engine::State::run(std::stop_token stop) {
   std::stop_callback wake(stop, [&] { inbox.push_always({}); });
   next_log = clock.now() + config.log_interval;
   while (!stop.stop_requested()) {
-    if (!step()) inbox.drain(messages, kIdleWait);
+    if (!step() && !idle()) inbox.drain(messages, kIdleWait);
     if (config.log_interval > 0 && clock.now() >= next_log) log_throughput();
   }
   close();
+}
+
+// Lets the model see to its ranks. True if it wants to be asked again at once.
+bool Engine::State::idle() {
+  if (stats.dead) return false;
+  const Result<bool> again = model.idle();
+  if (!again.ok()) {
+    die(again.error());
+    send_events();
+    show_stats();
+  }
+  return again.ok() && *again;
 }
 
 // Ends everything that is still here, and what came in before the refusal.
@@ -636,10 +649,10 @@ void Engine::State::log_throughput() {
   const double generation = rate(&EngineStats::generation_tokens);
   const int64_t preemptions = stats.preemptions - logged.preemptions;
   const std::string line = fmt::format(
-      "Engine 000: Avg prompt throughput: {:.1f} tokens/s, Avg generation throughput: {:.1f} "
+      "Engine {:03}: Avg prompt throughput: {:.1f} tokens/s, Avg generation throughput: {:.1f} "
       "tokens/s, Running: {} reqs, Waiting: {} reqs, {}GPU KV cache usage: {:.1f}%, Prefix cache "
       "hit rate: {:.1f}%",
-      prompt, generation, stats.running, stats.waiting,
+      config.index, prompt, generation, stats.running, stats.waiting,
       preemptions > 0 ? fmt::format("Preemptions: {}, ", preemptions) : "",
       percent(stats.kv_blocks_used, stats.kv_blocks_total),
       percent(stats.prefix_hits, stats.prefix_queries));
@@ -703,6 +716,16 @@ void Engine::drain() {
 EngineStats Engine::stats() const {
   std::lock_guard lock(state_->showing);
   return state_->shown;
+}
+
+int64_t Engine::load() const {
+  const int64_t running = stats().running;
+  std::lock_guard lock(state_->intake);
+  return state_->queued_requests * 4 + running;
+}
+
+void Engine::wake() {
+  state_->inbox.push_always({});
 }
 
 Result<void> Engine::audit() const {

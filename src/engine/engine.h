@@ -16,7 +16,11 @@ namespace m2::engine {
 
 enum class SchedulingPolicy : uint8_t { fcfs, priority };
 
+// A request's id has its engine's index above this bit, so that ids differ over engines.
+constexpr int kEngineShift = 48;
+
 struct EngineConfig {
+  int64_t index = 0;                      // of several engines
   int64_t max_num_seqs = 256;             // sequences running at once
   int64_t max_num_batched_tokens = 512;   // tokens of one step
   int64_t max_queued_requests = 1024;     // waiting; more are refused
@@ -83,6 +87,12 @@ class Engine {
   void drain();
 
   EngineStats stats() const;
+
+  // How busy it is: waiting * 4 + running, of what was submitted until now. Thread-safe.
+  int64_t load() const;
+
+  // Ends an idle wait: the model wants to be asked. Thread-safe.
+  void wake();
 
   // Checks the bookkeeping (reliability.md 6.4: I1, I2, I4, list membership, queue counts) against
   // a recount. Linear in blocks; on the engine's thread; for tests and simulations.

@@ -46,6 +46,7 @@ struct Request {
   SamplingParams params;
   int32_t priority = 0;         // smaller runs first under the priority policy
   std::string cache_salt;       // prefix-cache entries are shared only within one salt
+  int64_t engine = -1;          // which of several engines; -1: the server's choice
 };
 
 struct TokenLogprob {

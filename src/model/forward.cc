@@ -19,18 +19,20 @@ Scratch first_rows(const Scratch& whole, int64_t tokens) {
   return step;
 }
 
-// delta = attention(hidden), of which the norm of q and k spans all heads of all ranks.
+// delta = attention(hidden), of which the norm of q and k spans all heads of all ranks. Where ranks
+// hold copies of a kv head, its squares are summed as often and divided by as many more channels.
 void attention(const ForwardContext& context, const Layer& layer, const ops::KvCache& kv,
                const ops::BatchLayout& layout, const Scratch& step) {
-  const auto& [exec, comm, config, weights, caches, scratch, heads] = context;
+  const auto& [exec, comm, config, weights, caches, scratch, heads, exchange] = context;
   const auto eps = static_cast<float>(config.rms_norm_eps);
 
   ops::linear(exec, step.hidden, layer.qkv, step.qkv);
   ops::qk_sum_squares(exec, step.qkv, heads, step.qk_sums);
   comm.all_reduce(exec, step.qk_sums);
   ops::qk_norm_rope_store(exec, step.qkv, step.qk_sums, layer.q_norm, layer.k_norm,
-                          config.q_width(), config.kv_width(), eps, step.angles, layout.slots,
-                          heads, kv);
+                          comm.size() * heads.q_heads * heads.head_dim,
+                          comm.size() * heads.kv_heads * heads.head_dim, eps, step.angles,
+                          layout.slots, heads, kv);
   const Tensor q = step.qkv.columns(0, heads.q_heads * heads.head_dim);
   ops::paged_attention(exec, q, kv, layout, heads, step.attended);
   ops::linear(exec, step.attended, layer.o, step.delta);
@@ -48,10 +50,27 @@ void moe(const ForwardContext& context, const Layer& layer, const ops::BatchLayo
   context.comm.all_reduce(exec, step.delta);
 }
 
+// The same where engines share experts: tokens go to the ranks that hold their experts and back,
+// each rank with its share of them.
+void shared_moe(const ForwardContext& context, const Layer& layer, const ops::BatchLayout& layout,
+                const Scratch& step) {
+  const Exec& exec = context.exec;
+  Exchange& exchange = *context.exchange;
+  const auto [first, count] = exchange.own_rows();
+  const RoutedTokens own{step.hidden.rows(first, count), step.expert_ids.rows(first, count),
+                         step.expert_weights.rows(first, count), step.delta.rows(first, count)};
+  ops::route(exec, own.hidden, layer.gate, layer.routing_bias, own.ids, own.weights,
+             layout.slots.rows(first, count));
+  const RoutedTokens here = exchange.dispatch(exec, own);
+  ops::experts(exec, here.hidden, layer.experts, here.ids, here.weights, step.experts, here.delta);
+  exchange.combine(exec, here, own.delta);
+  context.comm.all_gather(exec, own.delta, exchange.engine_rows(), step.delta);
+}
+
 }  // namespace
 
 void forward(const ForwardContext& context, const ops::BatchLayout& layout) {
-  const auto& [exec, comm, config, weights, kv, scratch, heads] = context;
+  const auto& [exec, comm, config, weights, kv, scratch, heads, exchange] = context;
   const auto eps = static_cast<float>(config.rms_norm_eps);
   const Scratch step = first_rows(scratch, layout.tokens());
 
@@ -64,7 +83,7 @@ void forward(const ForwardContext& context, const ops::BatchLayout& layout) {
     const Layer& layer = weights.layers[l];
     attention(context, layer, kv[l], layout, step);
     ops::add_rms_norm(exec, step.residual, step.delta, layer.post_attention_norm, eps, step.hidden);
-    moe(context, layer, layout, step);
+    exchange ? shared_moe(context, layer, layout, step) : moe(context, layer, layout, step);
     // The next layer's input norm, or the model's last, which logits() takes of the rows it needs.
     const bool last = l + 1 == weights.layers.size();
     const Tensor& norm = last ? weights.norm : weights.layers[l + 1].input_norm;
@@ -78,7 +97,11 @@ Tensor logits(const ForwardContext& context, Tensor rows) {
   const Tensor out = scratch.logits.rows(0, rows.size(0));
   ops::gather_rows(context.exec, scratch.hidden, rows, last);
   ops::linear(context.exec, last, context.weights.head, out);
-  return out;
+  if (context.comm.size() == 1) return out;
+  const Tensor all =
+      scratch.all_logits.empty() ? Tensor() : scratch.all_logits.rows(0, rows.size(0));
+  context.comm.gather_columns(context.exec, out, context.weights.vocabulary_rows, all, 0);
+  return all;
 }
 
 Scratch place_scratch(Arena& arena, const ModelConfig& config, const Weights& weights,
@@ -90,7 +113,8 @@ Scratch place_scratch(Arena& arena, const ModelConfig& config, const Weights& we
   const int64_t q = layer.qkv[0].weight.size(0);
   const int64_t kv = layer.qkv[1].weight.size(0);
   const int64_t tokens = std::max(limits.tokens, limits.padded_rows);
-  const int64_t expert_bytes = ops::experts_scratch_bytes(device, layer.experts, tokens, top);
+  const int64_t expert_bytes =
+      ops::experts_scratch_bytes(device, layer.experts, tokens * limits.engines, top);
   const ops::HeadShape heads{q / config.head_dim, kv / config.head_dim, config.head_dim,
                              config.rotary_dim};
   const int64_t workspace_bytes = std::max(
@@ -111,6 +135,8 @@ Scratch place_scratch(Arena& arena, const ModelConfig& config, const Weights& we
   out.experts = arena.place(DType::u8, {expert_bytes});
   out.last = arena.place(activation, {limits.logit_rows, hidden});
   out.logits = arena.place(DType::f32, {limits.logit_rows, weights.head.weight.size(0)});
+  if (weights.vocabulary_rows.size() > 1 && weights.first_id == 0)
+    out.all_logits = arena.place(DType::f32, {limits.logit_rows, config.vocab_size});
   out.workspace = arena.place(DType::u8, {workspace_bytes});
   return out;
 }

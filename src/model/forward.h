@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "model/config.h"
+#include "model/exchange.h"
 #include "model/weights.h"
 #include "ops/batch_layout.h"
 #include "ops/qk_norm_rope.h"
@@ -22,6 +23,7 @@ struct StepLimits {
   int64_t blocks_per_sequence = 0;
   int64_t padded_rows = 0;    // rows of the largest recorded graph, 0 without
   int64_t most_logprobs = 0;  // top logprobs of a row
+  int64_t engines = 1;        // that share experts: their steps' tokens meet
 };
 
 // Intermediate results of a step, sized once for StepLimits; the forward uses the first T rows.
@@ -38,7 +40,8 @@ struct Scratch {
   Tensor expert_weights;  // f32 [T, top]
   Tensor experts;         // u8 [experts_scratch_bytes]
   Tensor last;            // A [R, H] the rows whose logits are wanted
-  Tensor logits;          // f32 [R, V]
+  Tensor logits;          // f32 [R, V of this rank]
+  Tensor all_logits;      // f32 [R, V] on the first of several tensor ranks
   Tensor workspace;       // u8, for Exec::workspace
 };
 
@@ -54,14 +57,16 @@ struct ForwardContext {
   const Weights& weights;
   const std::vector<ops::KvCache>& kv;  // one per layer
   const Scratch& scratch;
-  ops::HeadShape heads;  // of this rank
+  ops::HeadShape heads;          // of this rank
+  Exchange* exchange = nullptr;  // where engines share experts
 };
 
 // Runs the layers (model.md 6) and leaves the normed last hidden states of the T tokens in
 // scratch.hidden.
 void forward(const ForwardContext& context, const ops::BatchLayout& layout);
 
-// Logits of `rows` (i32 [n], tokens of the step; n <= R) after forward(): f32 [n, V].
+// Logits of `rows` (i32 [n], tokens of the step; n <= R) after forward(): f32 [n, V] on the first
+// tensor rank, empty on the others.
 Tensor logits(const ForwardContext& context, Tensor rows);
 
 }  // namespace m2::model

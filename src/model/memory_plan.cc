@@ -46,12 +46,16 @@ Result<MemoryPlan> plan_memory(const ModelConfig& config, const Weights& weights
                  std::min(logit_rows, request.max_num_batched_tokens),
                  blocks_of(request.max_model_len),
                  request.padded_rows,
-                 request.most_logprobs};
+                 request.most_logprobs,
+                 request.topology.data_size};
   plan.weight_bytes = weights.buffer.bytes();
   Arena dry;
   place_scratch(dry, config, weights, plan.limits, device);
   place_step_arrays(dry, plan.limits, config.vocab_size, device);
   plan.scratch_bytes = dry.bytes();
+  if (request.topology.data_size > 1)
+    plan.exchange_bytes = Exchange::bytes(request.topology, request.exchange, config,
+                                          request.max_num_batched_tokens, device);
 
   const int64_t kv_heads = weights.layers[0].qkv[1].weight.size(0) / config.head_dim;
   const int64_t block_bytes = kv_bytes_per_token(config, kv_heads) * kBlockSize;
@@ -63,7 +67,7 @@ Result<MemoryPlan> plan_memory(const ModelConfig& config, const Weights& weights
   } else {
     const auto usable = static_cast<int64_t>(static_cast<double>(request.available_bytes) *
                                              request.memory_utilization) -
-                        plan.weight_bytes - plan.scratch_bytes;
+                        plan.weight_bytes - plan.scratch_bytes - plan.exchange_bytes;
     const int64_t most = std::max(request.most_kv_bytes / block_bytes, longest);
     plan.num_blocks = std::min(
         {std::max<int64_t>(usable, 0) / block_bytes, most, longest * request.max_num_seqs});

@@ -24,12 +24,15 @@ struct MemoryRequest {
   int64_t most_kv_bytes = int64_t{4} << 30;
   int64_t padded_rows = 0;     // of the largest recorded graph
   int64_t most_logprobs = 20;  // top logprobs of a row
+  parallel::Topology topology;
+  ExchangeKind exchange = ExchangeKind::all_gather;
 };
 
 struct MemoryPlan {
   int64_t weight_bytes = 0;
   int64_t kv_bytes = 0;
   int64_t scratch_bytes = 0;
+  int64_t exchange_bytes = 0;
   int64_t num_blocks = 0;
   StepLimits limits;
 };

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <optional>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -31,10 +32,10 @@ struct Mailbox {
 
 class Runner : public StepModel {
  public:
-  Runner(const Exec& exec, parallel::Comm& comm, ModelConfig config, Weights weights,
+  Runner(const Exec& exec, const RankPlace& place, ModelConfig config, Weights weights,
          const MemoryPlan& plan, int64_t max_model_len, const RunnerOptions& options)
       : exec_(exec),
-        comm_(comm),
+        groups_(place.groups),
         config_(std::move(config)),
         weights_(std::move(weights)),
         plan_(plan),
@@ -49,6 +50,9 @@ class Runner : public StepModel {
     exec_.workspace = scratch_.workspace.data();
     exec_.workspace_bytes = scratch_.workspace.elements();
     place_kv();
+    if (groups_.engines)
+      exchange_.emplace(*groups_.engines, place.topology, place.exchange, config_,
+                        plan.limits.tokens, exec.device);
     make_mailboxes();
     if (can_record(exec.device)) record_graphs(options.graph_sizes);
   }
@@ -68,10 +72,14 @@ class Runner : public StepModel {
     send(mail_[0], input, {}, sizes, 0);
     const ops::BatchLayout layout =
         layout_of(arrays_, sizes.tokens, sizes.sequences, sizes.rows, sizes.width);
+    if (exchange_) exchange_->begin(input.engine_tokens);
     forward(context(), layout);
+    M2_TRY_VOID(groups_status());
     for (int64_t first = 0; first < sizes.rows; first += plan_.limits.logit_rows) {
       const int64_t count = std::min(plan_.limits.logit_rows, sizes.rows - first);
       const Tensor slice = logits(context(), layout.logit_rows.rows(first, count));
+      M2_TRY_VOID(groups_status());
+      if (slice.empty()) continue;
       M2_TRY(const Tensor here, on_host(slice));
       sink.on_logits(first, here);
     }
@@ -117,8 +125,15 @@ class Runner : public StepModel {
     Graph graph;
   };
 
-  ForwardContext context() const {
-    return {exec_, comm_, config_, weights_, kv_, scratch_, heads_};
+  // A collective that failed has left numbers of no meaning.
+  Result<void> groups_status() const {
+    M2_TRY_VOID(groups_.tensor.status());
+    return groups_.engines ? groups_.engines->status() : Result<void>();
+  }
+
+  ForwardContext context() {
+    return {exec_, groups_.tensor, config_, weights_,
+            kv_,   scratch_,       heads_,  exchange_ ? &*exchange_ : nullptr};
   }
 
   void place_kv() {
@@ -266,7 +281,7 @@ class Runner : public StepModel {
   }
 
   Exec exec_;
-  parallel::Comm& comm_;
+  const parallel::Groups groups_;
   const ModelConfig config_;
   const Weights weights_;
   const MemoryPlan plan_;
@@ -278,6 +293,7 @@ class Runner : public StepModel {
   Scratch scratch_;
   StepArrays arrays_;
   std::vector<ops::KvCache> kv_;
+  std::optional<Exchange> exchange_;
   std::array<Mailbox, kMostInFlight> mail_;
   HostBuffer host_logits_;
   std::vector<Recording> recordings_;
@@ -286,11 +302,11 @@ class Runner : public StepModel {
 
 }  // namespace
 
-std::unique_ptr<StepModel> make_runner(const Exec& exec, parallel::Comm& comm, ModelConfig config,
+std::unique_ptr<StepModel> make_runner(const Exec& exec, const RankPlace& place, ModelConfig config,
                                        Weights weights, const MemoryPlan& plan,
                                        int64_t max_model_len, const RunnerOptions& options) {
   use_device(exec.device);
-  return std::make_unique<Runner>(exec, comm, std::move(config), std::move(weights), plan,
+  return std::make_unique<Runner>(exec, place, std::move(config), std::move(weights), plan,
                                   max_model_len, options);
 }
 

@@ -16,11 +16,19 @@ struct RunnerOptions {
   std::vector<int64_t> graph_sizes;
 };
 
+// Where a rank stands among the others, and its groups. The groups outlive the runner.
+struct RankPlace {
+  parallel::Groups groups;
+  parallel::Topology topology{};
+  ExchangeKind exchange = ExchangeKind::all_gather;
+};
+
 // The real StepModel: one rank's weights, its KV storage and scratch, and the forward. Records its
 // graphs before it returns, and says so in the log. `weights` and `plan` belong together
-// (plan_memory). `exec.pool`, `exec.stream` and `comm` outlive the runner. The thread that runs
-// steps calls use_device() first.
-std::unique_ptr<StepModel> make_runner(const Exec& exec, parallel::Comm& comm, ModelConfig config,
+// (plan_memory). `exec.pool` and `exec.stream` outlive the runner. The thread that runs steps
+// calls use_device() first. All ranks of an engine run the same steps; the sink is called on the
+// first of them alone.
+std::unique_ptr<StepModel> make_runner(const Exec& exec, const RankPlace& place, ModelConfig config,
                                        Weights weights, const MemoryPlan& plan,
                                        int64_t max_model_len, const RunnerOptions& options = {});
 

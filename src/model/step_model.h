@@ -20,6 +20,9 @@ struct StepInput {
   std::span<const int32_t> block_tables;  // [S * max_blocks_per_sequence], row-major
   int64_t max_blocks_per_sequence = 0;
   std::span<const int32_t> logit_rows;  // [R], ascending
+  // Tokens of this step of each engine, where engines share experts and step together; T of one
+  // without work is 0. Filled in by engine/ranks.
+  std::span<const int64_t> engine_tokens{};
 };
 
 // Receives a step's logits, slice after slice in ascending order.
@@ -69,6 +72,10 @@ class StepModel {
   // Runs one step and hands the wanted logits to `sink` before it returns. An error is fatal to
   // every running request (a device fault); bad input is a bug.
   virtual Result<void> step(const StepInput& input, LogitsSink& sink) = 0;
+
+  // Called while there is nothing to run, about once a second and when the engine is woken: time to
+  // see to other ranks and engines. True: call again at once. An error is as fatal as a step's.
+  virtual Result<bool> idle() { return false; }
 
   // Models that sample on their device run ahead of the host: enqueue() returns while the step
   // runs, and collect() waits for the oldest step enqueued and not yet collected. At most

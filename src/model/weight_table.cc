@@ -275,16 +275,29 @@ Range axis_share(Axis axis, const ModelConfig& config, const Topology& topology)
       return head_channels(config.num_kv_heads, config.head_dim, topology);
     case Axis::inner:
       if (topology.expert_parallel) return whole;
-      [[fallthrough]];
+      return parallel::split_evenly(whole.count, topology.expert_size(), topology.expert_rank());
     case Axis::vocabulary:
       return parallel::split_evenly(whole.count, topology.tensor_size, topology.tensor_rank);
   }
   return whole;
 }
 
-Range expert_share(const ModelConfig& config, const Topology& topology) {
+ExpertShare expert_share(const ModelConfig& config, const Topology& topology) {
+  const int64_t size = topology.expert_size();
+  const int64_t rank = topology.expert_rank();
   if (!topology.expert_parallel) return {0, config.num_experts};
-  return parallel::split_evenly(config.num_experts, topology.expert_size, topology.expert_rank);
+  if (topology.round_robin) return {rank, (config.num_experts - rank + size - 1) / size, size};
+  const Range run = parallel::split_evenly(config.num_experts, size, rank);
+  return {run.begin, run.count};
+}
+
+int64_t owner_of_expert(int64_t expert, const ModelConfig& config, const Topology& topology) {
+  const int64_t size = topology.expert_size();
+  if (topology.round_robin) return expert % size;
+  const int64_t base = config.num_experts / size;
+  const int64_t longer = config.num_experts % size * (base + 1);  // experts of the longer runs
+  return expert < longer ? expert / (base + 1)
+                         : config.num_experts % size + (expert - longer) / base;
 }
 
 Result<void> check_topology(const ModelConfig& config, const Topology& topology) {
@@ -299,15 +312,15 @@ Result<void> check_topology(const ModelConfig& config, const Topology& topology)
                 "tensor parallel size {} must divide the {} key-value heads or be a multiple of "
                 "them",
                 size, config.num_kv_heads);
-  if (!topology.expert_parallel && config.intermediate_size < size)
-    return fail(Code::invalid_argument,
-                "tensor parallel size {} is greater than the expert width {}", size,
-                config.intermediate_size);
-  if (topology.expert_parallel &&
-      (topology.expert_size < 1 || topology.expert_size > config.num_experts))
+  if (topology.data_size < 1)
+    return fail(Code::invalid_argument, "data parallel size {} is less than 1", topology.data_size);
+  if (!topology.expert_parallel && config.intermediate_size < topology.expert_size())
+    return fail(Code::invalid_argument, "{} ranks are more than the expert width {}",
+                topology.expert_size(), config.intermediate_size);
+  if (topology.expert_parallel && topology.expert_size() > config.num_experts)
     return fail(Code::invalid_argument,
                 "Tensor parallel size {} is greater than the number of experts {}.",
-                topology.expert_size, config.num_experts);
+                topology.expert_size(), config.num_experts);
   if (config.vocab_size < size)
     return fail(Code::invalid_argument, "tensor parallel size {} is greater than the vocabulary {}",
                 size, config.vocab_size);

@@ -28,7 +28,7 @@ enum class Axis : uint8_t {
   q_width,     // q channels: tensor ranks, by whole heads
   kv_width,    // k and v channels: by whole heads; a head is on several ranks if there are more
                // ranks than heads
-  inner,       // an expert's inner channels: tensor ranks, unless experts are held whole
+  inner,       // an expert's inner channels: all ranks, unless experts are held whole
   experts,     // rows of the router, which every rank has whole
 };
 
@@ -86,8 +86,18 @@ int64_t axis_size(Axis axis, const ModelConfig& config);
 // The rank's part of an axis. Precondition: check_topology() passed.
 parallel::Range axis_share(Axis axis, const ModelConfig& config,
                            const parallel::Topology& topology);
-// The experts a rank holds: all of them, or a run of whole ones if the experts are shared out.
-parallel::Range expert_share(const ModelConfig& config, const parallel::Topology& topology);
+// The experts a rank holds: first, first + step, ...; all of them unless whole ones are shared out.
+struct ExpertShare {
+  int64_t first;
+  int64_t count;
+  int64_t step = 1;
+  bool operator==(const ExpertShare&) const = default;
+};
+ExpertShare expert_share(const ModelConfig& config, const parallel::Topology& topology);
+// The rank, of those that share the experts, that holds a whole expert.
+// Precondition: topology.expert_parallel.
+int64_t owner_of_expert(int64_t expert, const ModelConfig& config,
+                        const parallel::Topology& topology);
 // Fails, saying what must divide what, if the model cannot be split like this.
 Result<void> check_topology(const ModelConfig& config, const parallel::Topology& topology);
 

@@ -39,6 +39,9 @@ class Placer {
     Weights weights;
     weights.embedding = plain(WeightId::embedding, 0);
     weights.first_id = axis_share(Axis::vocabulary, config_, topology_).begin;
+    for (int64_t rank = 0; rank < topology_.tensor_size; ++rank)
+      weights.vocabulary_rows.push_back(
+          parallel::split_evenly(config_.vocab_size, topology_.tensor_size, rank).count);
     for (int64_t layer = 0; layer < config_.num_layers; ++layer)
       weights.layers.push_back(place_layer(layer));
     weights.norm = plain(WeightId::norm, 0);
@@ -111,7 +114,7 @@ class Placer {
   }
 
   ops::Experts experts(int64_t layer) {
-    const Range held = expert_share(config_, topology_);
+    const ExpertShare held = expert_share(config_, topology_);
     const Range inner = share(Axis::inner);
     const int64_t hidden = config_.hidden_size;
     ops::Experts out;
@@ -125,7 +128,8 @@ class Placer {
     }
     if (has_scale(WeightId::w2, layer))
       out.w2_scale = arena_.place(DType::f32, {held.count, hidden_blocks, inner_blocks});
-    out.first_expert = held.begin;
+    out.first_expert = held.first;
+    out.expert_step = held.step;
     out.first_inner = inner.begin;
     out.scale_row = blocks_of(inner).begin;
     if (!dry_) fill_experts(layer, out);
@@ -135,7 +139,7 @@ class Placer {
   void fill_experts(int64_t layer, const ops::Experts& experts) {
     const int64_t inner = experts.inner();
     for (int64_t i = 0; i < experts.count(); ++i) {
-      const int64_t expert = experts.first_expert + i;
+      const int64_t expert = experts.first_expert + i * experts.expert_step;
       const WeightSpec& w1 = spec_of(WeightId::w1);
       const WeightSpec& w2 = spec_of(WeightId::w2);
       const WeightSpec& w3 = spec_of(WeightId::w3);

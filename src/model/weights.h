@@ -31,8 +31,9 @@ struct Layer {
 // The weights of one rank, in the dtypes of the checkpoint (norms BF16 or F32, router always F32).
 struct Weights {
   Buffer buffer;
-  Tensor embedding;      // [V of this rank, H]
-  int64_t first_id = 0;  // first vocabulary row of this rank
+  Tensor embedding;                      // [V of this rank, H]
+  int64_t first_id = 0;                  // first vocabulary row of this rank
+  std::vector<int64_t> vocabulary_rows;  // of each tensor rank
   std::vector<Layer> layers;
   Tensor norm;       // [H]
   ops::Linear head;  // [V of this rank, H]

@@ -26,6 +26,7 @@ void check_experts(const Experts& experts) {
   const int64_t inner = experts.inner();
   const int64_t hidden = experts.hidden();
   const DType dtype = experts.w13.dtype();
+  M2_CHECK(experts.first_expert >= 0 && experts.expert_step > 0);
   check_tensor("w13", experts.w13, {DType::f8_e4m3, DType::bf16, DType::f16, DType::f32},
                {count, 2 * inner, hidden});
   check_tensor("w2", experts.w2, {dtype}, {count, hidden, inner});
@@ -65,8 +66,10 @@ void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Ten
   M2_CHECK(scratch.dtype() == DType::u8 && scratch.elements() >= needed,
            "scratch {} of at least {} bytes", scratch.describe(), needed);
   if (tokens == 0) return;
-  if (exec.device.kind == DeviceKind::cuda)
+  if (exec.device.kind == DeviceKind::cuda) {
+    M2_CHECK(experts.expert_step == 1, "experts on a GPU are a run of them");
     return cuda::experts(exec, x, experts, ids, weights, scratch, out);
+  }
   cpu::experts(exec, x, experts, ids, weights, scratch, out);
 }
 

@@ -5,10 +5,10 @@
 
 namespace m2::ops {
 
-// This rank's experts: `count()` whole ones from first_expert on, each cut to inner columns
-// [first_inner, first_inner + I) of the full intermediate size.
-// Scales as in linear.h, one FP32 number per 128x128 block of the full matrix; absent (empty) for
-// bf16, f16 and f32 weights. Rows of w13: first w1 (gate), then w3 (up).
+// This rank's experts: `count()` of them, first_expert + i * expert_step (a step of 1 on GPUs),
+// each cut to inner columns [first_inner, first_inner + I) of the full intermediate size. Scales as
+// in linear.h, one FP32 number per 128x128 block of the full matrix; absent (empty) for bf16, f16
+// and f32 weights. Rows of w13: first w1 (gate), then w3 (up).
 struct Experts {
   Tensor w13;       // f8_e4m3 | bf16 | f16 | f32 [E, 2 I, H]
   Tensor w1_scale;  // f32 [E, ceil, ceil(H / 128)]; row index (first_inner + i) / 128 - scale_row
@@ -17,6 +17,7 @@ struct Experts {
   Tensor
       w2_scale;  // f32 [E, ceil(H / 128), ceil]; column index (first_inner + i) / 128 - scale_row
   int64_t first_expert = 0;
+  int64_t expert_step = 1;
   int64_t first_inner = 0;
   int64_t scale_row = 0;  // first 128-block of the inner axis that the scale tensors hold
 

@@ -43,10 +43,10 @@ class Comm {
   virtual void all_to_all(const Exec& exec, Tensor send, Rows send_rows, Tensor recv,
                           Rows recv_rows) = 0;
 
-  // On `root`, parts[r] = rank r's part. parts is read on root only; its tensors may be strided
-  // (columns of one matrix).
-  virtual void gather(const Exec& exec, Tensor part, std::span<const Tensor> parts,
-                      int64_t root) = 0;
+  // On `root`, out = the ranks' parts side by side; elsewhere out is not looked at.
+  //   part [n, columns[rank]], out [n, sum of columns]
+  virtual void gather_columns(const Exec& exec, Tensor part, Rows columns, Tensor out,
+                              int64_t root) = 0;
 
   // x = the root's x.
   virtual void broadcast(const Exec& exec, Tensor x, int64_t root) = 0;
@@ -62,6 +62,12 @@ class Comm {
 
   // How long a collective waits for ranks of other processes; 0: for good. At first for good.
   virtual void set_deadline(Nanos deadline) = 0;
+};
+
+// The groups that one rank belongs to.
+struct Groups {
+  Comm& tensor;             // the ranks of its engine
+  Comm* engines = nullptr;  // all ranks of all engines that share experts; null: one engine
 };
 
 // The group of one: nothing travels.

@@ -321,25 +321,25 @@ class Member : public Comm {
     group_->meet();
   }
 
-  void gather(const Exec&, Tensor part, std::span<const Tensor> parts, int64_t root) override {
+  void gather_columns(const Exec&, Tensor part, Rows columns, Tensor out, int64_t root) override {
+    const int64_t rows = part.size(0);
+    const int64_t element = size_of(part.dtype());
+    M2_CHECK(part.size(1) == columns[static_cast<size_t>(rank_)], "{}", part.describe());
+    const auto width = [&](int64_t r) { return columns[static_cast<size_t>(r)] * element; };
     const auto outgoing = [&](int64_t r, int64_t process) {
       const Range ranks = group_->placement.ranks[static_cast<size_t>(process)];
       const bool there = root >= ranks.begin && root < ranks.begin + ranks.count;
-      return Bytes{0, there ? group_->of(r).recv_rows[0] : 0};
+      return Bytes{0, there ? rows * width(r) : 0};
     };
-    const auto incoming = [&](int64_t r) {
-      if (!is_local(root)) return Bytes{0, 0};
-      return Bytes{0, group_->of(root).send_rows[static_cast<size_t>(r)]};
-    };
-    // Sizes cross threads beside the data: each rank's own bytes, and on root everyone's.
-    own_bytes_ = bytes_of(part);
-    sizes_.clear();
-    if (rank_ == root)
-      for (const Tensor& one : parts) sizes_.push_back(bytes_of(one));
-    if (!post({data_of(part), sizes_, {&own_bytes_, 1}}, kGather, outgoing, incoming)) return;
-    if (rank_ == root)
-      for (int64_t r = 0; r < size(); ++r)
-        place(group_->of(r).at(0), parts[static_cast<size_t>(r)]);
+    const auto incoming = [&](int64_t r) { return Bytes{0, is_local(root) ? rows * width(r) : 0}; };
+    if (!post({data_of(part)}, kGather, outgoing, incoming)) return;
+    if (rank_ == root) {
+      M2_CHECK(out.size(0) == rows && out.size(1) == sum(columns), "{}", out.describe());
+      auto* to = static_cast<std::byte*>(out.data());
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t r = 0; r < size(); to += width(r++))
+          copy(to, group_->of(r).at(i * width(r)), width(r));
+    }
     group_->meet();
   }
 
@@ -405,13 +405,6 @@ class Member : public Comm {
     return rows;
   }
 
-  static void place(const std::byte* from, Tensor to) {
-    const int64_t row = row_bytes(to);
-    const int64_t stride = to.row_stride() * size_of(to.dtype());
-    for (int64_t i = 0; i < to.size(0); ++i)
-      copy(static_cast<std::byte*>(to.data()) + i * stride, from + i * row, row);
-  }
-
   static void check_rows(Rows rows, Tensor whole, Tensor part, int64_t rank) {
     M2_CHECK(sum(rows) == whole.size(0) && rows[static_cast<size_t>(rank)] == part.size(0) &&
                  row_bytes(whole) == row_bytes(part),
@@ -431,8 +424,6 @@ class Member : public Comm {
   uint64_t calls_ = 0;
   uint64_t sums_ = 0, small_sums_ = 0;
   std::vector<const std::byte*> parts_;
-  std::vector<int64_t> sizes_;
-  int64_t own_bytes_ = 0;
 };
 
 std::vector<std::unique_ptr<Comm>> members_of(const std::shared_ptr<Group>& group) {

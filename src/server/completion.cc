@@ -1,5 +1,6 @@
 #include "server/completion.h"
 
+#include <charconv>
 #include <utility>
 
 #include "base/log.h"
@@ -53,13 +54,31 @@ void Completion::detach() {
   if (!plan_.stream) send(std::move(accepted));
 }
 
+namespace {
+
+// The engine that X-data-parallel-rank names; -1 if there is no such header.
+Result<int64_t> asked_engine(const HttpRequest& request) {
+  const std::string& text = request.data_parallel_rank;
+  if (text.empty()) return -1;
+  int64_t rank = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), rank);
+  if (error != std::errc{} || end != text.data() + text.size() || rank < 0)
+    return m2::fail(Code::invalid_argument, "X-data-parallel-rank must be a rank, 0 or more");
+  return rank;
+}
+
+}  // namespace
+
 // Submits every choice, or none: then the client has its refusal.
 bool Completion::submit_choices() {
+  const Result<int64_t> engine = asked_engine(exchange_->request());
+  if (!engine) return fail(api::serving_error(engine.error())), false;
   const auto& tokenizer = context_.services()->tokenizer;
   choices_.reserve(plan_.requests.size());
   for (engine::Request& request : plan_.requests) {
     auto stop = text::StopStrings::make(plan_.stop, plan_.include_stop);
     if (!stop) return fail(api::serving_error(stop.error())), false;
+    request.engine = *engine;
     auto id = context_.services()->engine->submit(std::move(request));
     if (!id) return fail(api::serving_error(id.error())), false;
     thread_.listen(*id, shared_from_this(), choices_.size());

@@ -131,6 +131,7 @@ HttpParser::State HttpParser::accept_header() {
   request_.content_encoding = text(message[http::field::content_encoding]);
   request_.api_key = text(message["X-Api-Key"]);
   request_.request_id = text(message["X-Request-Id"]);
+  request_.data_parallel_rank = text(message["X-data-parallel-rank"]);
   request_.origin = text(message[http::field::origin]);
   request_.cors_method = text(message[http::field::access_control_request_method]);
   request_.cors_headers = text(message[http::field::access_control_request_headers]);

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "base/json.h"
-#include "engine/engine.h"
+#include "engine/engines.h"
 #include "model/config.h"
 #include "server/limits.h"
 #include "server/tls.h"
@@ -78,7 +78,7 @@ struct ModelServices {
   std::shared_ptr<const text::Tokenizer> tokenizer;
   std::shared_ptr<const text::ChatTemplate> chat_template;  // null: no chat
   std::string chat_template_source;                         // for /tokenizer_info
-  engine::Engine* engine = nullptr;                         // outlives the server's threads
+  engine::Engines* engine = nullptr;                        // outlives the server's threads
   int64_t max_model_len = 0;
   int64_t vocab_size = 0;               // columns of the logits
   int64_t max_token_bytes = INT32_MAX;  // of one token: a longer prompt cannot be that few tokens

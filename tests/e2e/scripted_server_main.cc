@@ -109,7 +109,8 @@ Result<int> run(const std::string& data, const Json& config) {
   server::ModelServices services;
   services.tokenizer = tokenizer;
   services.chat_template = chat_template;
-  services.engine = &engine;
+  engine::Engines engines({&engine});
+  services.engine = &engines;
   services.max_model_len = model.limits().max_model_len;
   services.vocab_size = model.limits().vocab_size;
   services.eos_token = "[e~[";

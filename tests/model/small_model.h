@@ -73,42 +73,49 @@ struct Chunk {
 
 using Rows = std::vector<std::vector<float>>;
 
-class SmallModel : LogitsSink {
+// The arrays of a step that wants the logits of every token of the chunks, in order.
+class StepArrays {
  public:
-  explicit SmallModel(const ModelConfig& config, Weights weights, int threads = 2)
-      : pool_(threads), comm_(parallel::make_single_comm()) {
-    const Exec exec{Device{}, &pool_, nullptr};
-    const MemoryRequest request = small_memory(config);
-    Result<MemoryPlan> plan = plan_memory(config, weights, request, exec.device);
-    M2_CHECK(plan.ok(), "{}", plan.error().text);
-    model_ = make_runner(exec, *comm_, config, std::move(weights), *plan, request.max_model_len);
-  }
-
-  // The logits of every token of the chunks, in order.
-  Rows run(const std::vector<Chunk>& chunks) {
-    std::vector<int32_t> ids, positions, slots, starts{0}, lens, tables, rows;
-    size_t widest = 1;
-    for (const Chunk& chunk : chunks) widest = std::max(widest, chunk.blocks.size());
+  explicit StepArrays(const std::vector<Chunk>& chunks) {
+    for (const Chunk& chunk : chunks) widest_ = std::max(widest_, chunk.blocks.size());
     for (const Chunk& chunk : chunks) {
       for (size_t i = 0; i < chunk.tokens.size(); ++i) {
         const int32_t position = chunk.begin + static_cast<int32_t>(i);
-        rows.push_back(static_cast<int32_t>(ids.size()));
-        ids.push_back(chunk.tokens[i]);
-        positions.push_back(position);
-        slots.push_back(chunk.blocks.at(static_cast<size_t>(position / 16)) * 16 + position % 16);
+        rows_.push_back(static_cast<int32_t>(ids_.size()));
+        ids_.push_back(chunk.tokens[i]);
+        positions_.push_back(position);
+        slots_.push_back(chunk.blocks.at(static_cast<size_t>(position / 16)) * 16 + position % 16);
       }
-      starts.push_back(static_cast<int32_t>(ids.size()));
-      lens.push_back(chunk.begin + static_cast<int32_t>(chunk.tokens.size()));
+      starts_.push_back(static_cast<int32_t>(ids_.size()));
+      lens_.push_back(chunk.begin + static_cast<int32_t>(chunk.tokens.size()));
       std::vector<int32_t> row = chunk.blocks;
-      row.resize(widest, -1);
-      tables.insert(tables.end(), row.begin(), row.end());
+      row.resize(widest_, -1);
+      tables_.insert(tables_.end(), row.begin(), row.end());
     }
-    rows_.clear();
-    const Result<void> done = model_->step(
-        {ids, positions, slots, starts, lens, tables, static_cast<int64_t>(widest), rows}, *this);
-    M2_CHECK(done.ok(), "{}", done.error().text);
-    return std::move(rows_);
   }
+
+  StepInput input() const {
+    StepInput out;
+    out.token_ids = ids_;
+    out.positions = positions_;
+    out.slots = slots_;
+    out.query_starts = starts_;
+    out.context_lens = lens_;
+    out.block_tables = tables_;
+    out.max_blocks_per_sequence = static_cast<int64_t>(widest_);
+    out.logit_rows = rows_;
+    return out;
+  }
+
+ private:
+  size_t widest_ = 1;
+  std::vector<int32_t> ids_, positions_, slots_, starts_{0}, lens_, tables_, rows_;
+};
+
+// Keeps the logits of a step.
+class RowsSink : public LogitsSink {
+ public:
+  Rows take() { return std::exchange(rows_, {}); }
 
  private:
   void on_logits(int64_t first_row, Tensor logits) override {
@@ -118,11 +125,33 @@ class SmallModel : LogitsSink {
       rows_.emplace_back(row, row + logits.size(1));
     }
   }
+  Rows rows_;
+};
 
+class SmallModel {
+ public:
+  explicit SmallModel(const ModelConfig& config, Weights weights, int threads = 2)
+      : pool_(threads), comm_(parallel::make_single_comm()) {
+    const Exec exec{Device{}, &pool_, nullptr};
+    const MemoryRequest request = small_memory(config);
+    Result<MemoryPlan> plan = plan_memory(config, weights, request, exec.device);
+    M2_CHECK(plan.ok(), "{}", plan.error().text);
+    model_ =
+        make_runner(exec, {{*comm_}}, config, std::move(weights), *plan, request.max_model_len);
+  }
+
+  // The logits of every token of the chunks, in order.
+  Rows run(const std::vector<Chunk>& chunks) {
+    RowsSink sink;
+    const Result<void> done = model_->step(StepArrays(chunks).input(), sink);
+    M2_CHECK(done.ok(), "{}", done.error().text);
+    return sink.take();
+  }
+
+ private:
   ThreadPool pool_;
   std::unique_ptr<parallel::Comm> comm_;
   std::unique_ptr<StepModel> model_;
-  Rows rows_;
 };
 
 }  // namespace m2::model

@@ -85,11 +85,19 @@ TEST(WeightTable, SharesOfTheReleasedModel) {
   EXPECT_TRUE(axis_share(Axis::hidden, config, tensor_parallel(8, 7)) == (Range{0, 3072}));
   Topology experts = tensor_parallel(8, 3);
   experts.expert_parallel = true;
-  experts.expert_size = 8;
-  experts.expert_rank = 3;
   EXPECT_TRUE(axis_share(Axis::inner, config, experts) == (Range{0, 1536}));
-  EXPECT_TRUE(expert_share(config, experts) == (Range{96, 32}));
-  EXPECT_TRUE(expert_share(config, tensor_parallel(8, 3)) == (Range{0, 256}));
+  EXPECT_TRUE(expert_share(config, experts) == (ExpertShare{96, 32}));
+  EXPECT_TRUE(expert_share(config, tensor_parallel(8, 3)) == (ExpertShare{0, 256}));
+  experts.round_robin = true;
+  EXPECT_TRUE(expert_share(config, experts) == (ExpertShare{3, 32, 8}));
+  // Two engines of four ranks: attention by four, experts by eight.
+  Topology engines = tensor_parallel(4, 1);
+  engines.data_size = 2;
+  engines.data_rank = 1;
+  EXPECT_TRUE(axis_share(Axis::q_width, config, engines) == (Range{1536, 1536}));
+  EXPECT_TRUE(axis_share(Axis::inner, config, engines) == (Range{960, 192}));
+  engines.expert_parallel = true;
+  EXPECT_TRUE(expert_share(config, engines) == (ExpertShare{160, 32}));
 }
 
 TEST(WeightTable, SharesCoverEveryAxisOnce) {
@@ -116,8 +124,34 @@ TEST(WeightTable, RefusesTopologiesThatDoNotDivide) {
     EXPECT_FALSE(check_topology(config, tensor_parallel(size, 0)).ok()) << size;
   Topology experts;
   experts.expert_parallel = true;
-  experts.expert_size = 257;
+  experts.data_size = 257;
   EXPECT_FALSE(check_topology(config, experts).ok());
+}
+
+// Every expert is on exactly the rank that is said to own it, for even and uneven numbers.
+TEST(WeightTable, EveryExpertHasOneOwner) {
+  ModelConfig config = released();
+  for (const int64_t experts : {256, 5, 13, 8})
+    for (const int64_t ranks : {1, 2, 3, 5})
+      for (const bool round_robin : {false, true}) {
+        config.num_experts = experts;
+        Topology topology;
+        topology.expert_parallel = true;
+        topology.round_robin = round_robin;
+        topology.data_size = ranks;
+        std::vector<int64_t> owners(static_cast<size_t>(experts), -1);
+        for (int64_t rank = 0; rank < ranks; ++rank) {
+          const ExpertShare share = expert_share(config, parallel::with_rank(topology, rank));
+          for (int64_t i = 0; i < share.count; ++i) {
+            int64_t& owner = owners.at(static_cast<size_t>(share.first + i * share.step));
+            EXPECT_EQ(owner, -1);
+            owner = rank;
+          }
+        }
+        for (int64_t e = 0; e < experts; ++e)
+          EXPECT_EQ(owner_of_expert(e, config, topology), owners[static_cast<size_t>(e)])
+              << experts << " on " << ranks;
+      }
 }
 
 TEST(WeightTable, BlocksOfARange) {

@@ -271,12 +271,10 @@ TEST_F(LoadWeights, ExpertParallelRanksHoldWholeExperts) {
   ModelShape shape;
   shape.experts = 5;
   write(shape);
-  Topology topology = tensor_parallel(2, 1);
+  Topology topology = tensor_parallel(2, 0);
   topology.expert_parallel = true;
-  topology.expert_size = 2;
-  topology.expert_rank = 0;
-  expect_rank(topology, {2, 2, 1, 1, 0, 192, 48, 48, 0, 3});
-  topology.expert_rank = 1;
+  expect_rank(topology, {0, 2, 0, 1, 0, 192, 0, 48, 0, 3});
+  topology.tensor_rank = 1;
   expect_rank(topology, {2, 2, 1, 1, 0, 192, 48, 48, 3, 2});
 }
 

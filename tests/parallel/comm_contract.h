@@ -160,16 +160,15 @@ void check_moves(Comm& comm) {
                     from);
     ASSERT_TRUE(same(recv, arrives));
 
-    // Columns of one matrix, rank r's r % 3 + 1 wide, gathered on the root.
+    // Columns of one matrix, rank r's r % 3 + 1 wide.
     constexpr int64_t kRows = 5;
-    int64_t width = 0;
-    for (int64_t r = 0; r < size; ++r) width += r % 3 + 1;
-    std::vector<T> matrix(static_cast<size_t>(kRows * width));
-    std::vector<Tensor> parts;
-    for (int64_t r = 0, at = 0; r < size; at += r++ % 3 + 1)
-      if (rank == root) parts.push_back(view(matrix, kRows, width).columns(at, r % 3 + 1));
+    std::vector<int64_t> widths;
+    for (int64_t r = 0; r < size; ++r) widths.push_back(r % 3 + 1);
+    const int64_t width = total(widths);
+    std::vector<T> matrix(static_cast<size_t>(rank == root ? kRows * width : 0));
     std::vector<T> block = numbers<T>(rank, kRows * (rank % 3 + 1), round);
-    comm.gather(host(), view(block, kRows, rank % 3 + 1), parts, root);
+    const Tensor out = rank == root ? view(matrix, kRows, width) : Tensor();
+    comm.gather_columns(host(), view(block, kRows, rank % 3 + 1), widths, out, root);
     for (int64_t r = 0, at = 0; rank == root && r < size; at += r++ % 3 + 1) {
       const std::vector<T> whole = numbers<T>(r, kRows * (r % 3 + 1), round);
       for (int64_t i = 0; i < kRows; ++i)

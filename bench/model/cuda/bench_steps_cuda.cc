@@ -94,7 +94,7 @@ class Bench {
     exec_ = {kGpu, nullptr, stream_.handle()};
     const int64_t before = device_memory(kGpu).free;
     const auto made = SteadyTime::now();
-    model_ = make_runner(exec_, *comm_, config, *std::move(weights), *plan, request.max_model_len,
+    model_ = make_runner(exec_, {{*comm_}}, config, *std::move(weights), *plan, request.max_model_len,
                          options);
     const int64_t planned = plan->kv_bytes + plan->scratch_bytes;
     fmt::print(

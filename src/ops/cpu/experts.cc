@@ -25,7 +25,11 @@ void sort_pairs(const Experts& experts, const Tensor& ids, const Tensor& weights
   const int64_t choices = ids.elements();
   const int64_t top = ids.size(1);
   const int32_t* id = ids.as<int32_t>();
-  const auto expert_of = [&](int64_t choice) { return id[choice] - experts.first_expert; };
+  const auto expert_of = [&](int64_t choice) {
+    const int64_t distance = id[choice] - experts.first_expert;
+    if (experts.expert_step == 1) return distance;
+    return distance % experts.expert_step == 0 ? distance / experts.expert_step : -1;
+  };
   std::fill(pairs.starts, pairs.starts + count + 1, 0);
   for (int64_t i = 0; i < choices; ++i) {
     const int64_t e = expert_of(i);

@@ -74,7 +74,7 @@ class GpuModel : LogitsSink {
     M2_CHECK(plan.ok(), "{}", plan.error().text);
     RunnerOptions options;
     options.graph_sizes = std::move(graph_sizes);
-    model_ = make_runner(exec, *comm_, config, std::move(weights), *plan, request.max_model_len,
+    model_ = make_runner(exec, {{*comm_}}, config, std::move(weights), *plan, request.max_model_len,
                          options);
   }
 

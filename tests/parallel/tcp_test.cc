@@ -1,0 +1,227 @@
+#include "parallel/tcp.h"
+
+#include <arpa/inet.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "parallel/shared_comm.h"
+#include "tests/parallel/comm_contract.h"
+
+namespace m2::parallel {
+namespace {
+
+// A port that was free a moment ago.
+int free_port() {
+  const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof address;
+  EXPECT_EQ(::bind(fd, reinterpret_cast<sockaddr*>(&address), size), 0);
+  EXPECT_EQ(::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size), 0);
+  ::close(fd);
+  return ntohs(address.sin_port);
+}
+
+using Meshes = std::vector<Result<std::unique_ptr<TcpMesh>>>;
+
+// "Processes" are threads here: what they share is the loopback only.
+Meshes meet(int64_t processes, int64_t channels, const std::function<void(Meeting&)>& change = {}) {
+  Meshes out;
+  for (int64_t p = 0; p < processes; ++p) out.emplace_back(Error{Code::internal, "not run", {}});
+  const int port = free_port();
+  std::vector<std::thread> threads;
+  for (int64_t p = 0; p < processes; ++p)
+    threads.emplace_back([&, p] {
+      Meeting meeting;
+      meeting.processes = processes;
+      meeting.process = p;
+      meeting.port = port;
+      meeting.channels = channels;
+      meeting.terms = {{"version", "1"}, {"world", processes}};
+      meeting.patience = 20 * kSecond;
+      if (change) change(meeting);
+      out[static_cast<size_t>(p)] = TcpMesh::connect(meeting);
+    });
+  for (std::thread& thread : threads) thread.join();
+  return out;
+}
+
+struct Ranks {
+  Meshes meshes;
+  std::vector<LocalRank> ranks;
+};
+
+// tensor_size ranks of one engine over so many processes.
+Ranks ranks_of(int64_t tensor_size, int64_t processes) {
+  Topology shape;
+  shape.tensor_size = tensor_size;
+  Ranks out{meet(processes, channels_of(shape)), {}};
+  for (int64_t p = 0; p < processes; ++p) {
+    auto& mesh = out.meshes[static_cast<size_t>(p)];
+    M2_CHECK(mesh.ok(), "{}", mesh.error().text);
+    for (LocalRank& rank : make_local_ranks(shape, processes, p, mesh->get()))
+      out.ranks.push_back(std::move(rank));
+  }
+  return out;
+}
+
+Comms tensor_comms(const Ranks& ranks) {
+  Comms out;
+  for (const LocalRank& rank : ranks.ranks) out.push_back(rank.tensor.get());
+  return out;
+}
+
+TEST(TcpComm, KeepsTheContractWithOneRankPerProcess) {
+  check_contract(tensor_comms(ranks_of(3, 3)));
+}
+
+TEST(TcpComm, KeepsTheContractWithSeveralRanksPerProcess) {
+  check_contract(tensor_comms(ranks_of(6, 2)));
+}
+
+// Two engines of three ranks over two and three processes: groups within and across them.
+TEST(TcpComm, GroupsWithinAndAcrossProcesses) {
+  Topology shape;
+  shape.tensor_size = 3;
+  shape.data_size = 2;
+  for (const int64_t processes : {2, 3}) {
+    const Meshes meshes = meet(processes, channels_of(shape));
+    std::vector<LocalRank> ranks;
+    for (int64_t p = 0; p < processes; ++p)
+      for (LocalRank& rank :
+           make_local_ranks(shape, processes, p, meshes[static_cast<size_t>(p)]->get()))
+        ranks.push_back(std::move(rank));
+    Comms all, first, second;
+    for (size_t r = 0; r < ranks.size(); ++r) {
+      all.push_back(ranks[r].engines.get());
+      (r < 3 ? first : second).push_back(ranks[r].tensor.get());
+    }
+    check_contract(all);
+    check_contract(first);
+    check_contract(second);
+  }
+}
+
+// The same bytes as within one process: sums do not depend on where ranks live.
+TEST(TcpComm, SumsAreThoseOfThreads) {
+  const auto run = [](const Comms& comms) {
+    std::vector<std::vector<float>> out(comms.size());
+    on_every_rank(comms, [&](Comm& comm) {
+      auto& x = out[static_cast<size_t>(comm.rank())];
+      x = numbers<float>(comm.rank(), 5000, 3);
+      comm.all_reduce(host(), view(x, 1, 5000));
+    });
+    return out;
+  };
+  const auto threads = make_thread_comms(4);
+  Comms thread_comms;
+  for (const auto& comm : threads) thread_comms.push_back(comm.get());
+  EXPECT_EQ(run(tensor_comms(ranks_of(4, 2))), run(thread_comms));
+}
+
+TEST(TcpComm, SaysWhoIsGone) {
+  Ranks ranks = ranks_of(2, 2);
+  ranks.meshes[1] = Error{Code::internal, "closed", {}};
+  const std::unique_ptr<Comm> left = std::move(ranks.ranks[0].tensor);
+  ranks.ranks.clear();
+  left->set_deadline(10 * kSecond);
+  std::vector<float> x(10, 1);
+  left->all_reduce(host(), view(x, 1, 10));
+  EXPECT_EQ(left->status().error().text,
+            "process 1 (127.0.0.1) is gone: its connection ended during all_reduce 1");
+}
+
+TEST(TcpComm, SaysWhoDoesNotAnswerAndInWhat) {
+  Ranks ranks = ranks_of(2, 2);
+  Comm& comm = *ranks.ranks[0].tensor;
+  comm.set_deadline(kSecond / 5);
+  std::vector<float> x(10, 1);
+  comm.barrier(host());
+  comm.all_reduce(host(), view(x, 1, 10));
+  EXPECT_EQ(comm.status().error().text,
+            "process 1 (127.0.0.1) did not answer barrier 1 within 0.2 s");
+}
+
+TEST(TcpComm, SaysWhoIsElsewhere) {
+  Ranks ranks = ranks_of(2, 2);
+  on_every_rank(tensor_comms(ranks), [](Comm& comm) {
+    std::vector<float> x(10, 1);
+    if (comm.rank() == 0) {
+      comm.broadcast(host(), view(x, 1, 10), 0);
+    } else {
+      comm.all_reduce(host(), view(x, 1, 10));
+    }
+    EXPECT_NE(comm.status().error().text.find("is in "), std::string::npos)
+        << comm.status().error().text;
+  });
+}
+
+TEST(TcpComm, AbortEndsAWait) {
+  Ranks ranks = ranks_of(2, 2);
+  Comm& comm = *ranks.ranks[0].tensor;
+  std::thread aborts([&] {
+    ::usleep(50'000);
+    comm.abort({Code::unavailable, "enough", {}});
+  });
+  comm.barrier(host());
+  aborts.join();
+  EXPECT_EQ(comm.status().error().text, "enough");
+}
+
+TEST(TcpMesh, RefusesOtherTermsInWordsOnBothSides) {
+  const Meshes meshes = meet(2, 1, [](Meeting& meeting) {
+    if (meeting.process == 1) meeting.terms["version"] = "2";
+  });
+  EXPECT_EQ(meshes[0].error().text,
+            "node rank 1 at 127.0.0.1 cannot join: version differs: node rank 0 has \"1\", the "
+            "other \"2\"");
+  EXPECT_EQ(meshes[1].error().text,
+            "node rank 0 refuses this process: version differs: node rank 0 has \"1\", the other "
+            "\"2\"");
+}
+
+TEST(TcpMesh, GivesUpOnThoseWhoDoNotCome) {
+  Meeting meeting;
+  meeting.processes = 2;
+  meeting.port = free_port();
+  meeting.patience = kSecond / 5;
+  EXPECT_EQ(TcpMesh::connect(meeting).error().text, "not all 2 processes came within 0.2 s");
+  meeting.process = 1;
+  EXPECT_NE(TcpMesh::connect(meeting).error().text.find("cannot reach node rank 0 at 127.0.0.1"),
+            std::string::npos);
+}
+
+// Whatever a stranger sends to the meeting, the ranks still meet.
+TEST(TcpMesh, StrangersAreSentAway) {
+  const int port = free_port();
+  std::atomic<bool> over{false};
+  std::thread stranger([&] {
+    for (int round = 0; !over; ++round) {
+      const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
+      sockaddr_in address{};
+      address.sin_family = AF_INET;
+      address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+      address.sin_port = htons(static_cast<uint16_t>(port));
+      if (::connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0) {
+        std::string bytes = numbers<float>(round, 50, 0).size() > 0 ? "GET / HTTP/1.1\r\n\r\n" : "";
+        if (round % 2 == 1) bytes = std::string("r.m2\xff\xff\xff\x7f", 8);
+        if (round % 3 == 2) bytes = std::string("r.m2\x02\x00\x00\x00{}", 10);
+        [[maybe_unused]] const auto sent = ::send(fd, bytes.data(), bytes.size(), MSG_NOSIGNAL);
+      }
+      ::close(fd);
+      ::usleep(5000);
+    }
+  });
+  ::usleep(20'000);
+  const Meshes meshes = meet(3, 2, [&](Meeting& meeting) {
+    meeting.port = port;
+    if (meeting.process > 0) ::usleep(100'000);
+  });
+  over = true;
+  stranger.join();
+  for (const auto& mesh : meshes) EXPECT_TRUE(mesh.ok()) << mesh.error().text;
+}
+
+}  // namespace
+}  // namespace m2::parallel
