@@ -20,6 +20,7 @@
 #include "app/micro_model.h"
 #include "app/options.h"
 #include "app/own_server.h"
+#include "app/plan.h"
 #include "app/run_batch.h"
 #include "app/serve_options.h"
 #include "app/serving.h"
@@ -198,9 +199,16 @@ Result<void> evaluate(const Words& words) {
   return eval::run_eval(values);
 }
 
+Result<void> plan(const Words& words) {
+  M2_TRY(const Values values, parse_command_line(plan_command(), words, environment_variable));
+  M2_TRY(const std::string text, plan_text(values));
+  std::fputs(text.c_str(), stdout);
+  return {};
+}
+
 // Every command there is, for completion and the manual page.
 std::vector<const Command*> all_commands() {
-  std::vector<const Command*> out = {&serve_command(), &kChat, &run_batch_command(),
+  std::vector<const Command*> out = {&serve_command(), &kChat, &plan_command(), &run_batch_command(),
                                      &eval::eval_command(), &doctor_command()};
   for (const Command* command : bench::commands()) out.push_back(command);
   for (const Command& command : inspect_commands()) out.push_back(&command);
@@ -232,6 +240,7 @@ void print_overview() {
       "  m2 serve MODEL         serve a checkpoint over HTTP (OpenAI chat and completions)\n"
       "  m2 chat URL-or-MODEL   chat in the terminal\n"
       "  m2 eval URL-or-MODEL   ask questions of files and count the right answers\n"
+      "  m2 plan MODEL          what fits on which GPUs, and how fast it can be\n"
       "  m2 bench WHAT          measure a server, the engine, its parts\n"
       "  m2 run-batch           answer a file of requests\n"
       "  m2 doctor              check this machine: device, memory, what it computes\n"
@@ -270,6 +279,7 @@ int run(int argc, char** argv) {
   if (all[0] == "eval") return with_help(eval::eval_command(), rest, evaluate);
   if (all[0] == "bench") return bench::run(rest);
   if (all[0] == "inspect") return inspect(rest);
+  if (all[0] == "plan") return with_help(plan_command(), rest, plan);
   if (all[0] == "run-batch") return with_help(run_batch_command(), rest, batch);
   if (all[0] == "doctor") return with_help(doctor_command(), rest, check_machine);
   if (all[0] == "completion") return with_help(kCompletion, rest, completion);

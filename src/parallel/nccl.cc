@@ -1,0 +1,254 @@
+#include "parallel/nccl.h"
+
+#include <dlfcn.h>
+
+#include <cstring>
+#include <mutex>
+
+#include "tensor/buffer.h"
+
+namespace m2::parallel {
+namespace {
+
+// NCCL's C interface, as its nccl.h has it.
+struct Nccl {
+  using Handle = void*;
+  struct Id {
+    char bytes[128];
+  };
+  static constexpr int kSuccess = 0, kInProgress = 7;
+  static constexpr int kSum = 0;
+  enum Type {
+    kInt8 = 0,
+    kUint8 = 1,
+    kInt32 = 2,
+    kInt64 = 4,
+    kFloat16 = 6,
+    kFloat32 = 7,
+    kBfloat16 = 9
+  };
+
+  const char* (*error_string)(int);
+  int (*get_unique_id)(Id*);
+  int (*init_rank)(Handle*, int, Id, int);
+  int (*abort)(Handle);
+  int (*async_error)(Handle, int*);
+  int (*all_reduce)(const void*, void*, size_t, int, int, Handle, void*);
+  int (*broadcast)(const void*, void*, size_t, int, int, Handle, void*);
+  int (*reduce)(const void*, void*, size_t, int, int, int, Handle, void*);
+  int (*send)(const void*, size_t, int, int, Handle, void*);
+  int (*receive)(void*, size_t, int, int, Handle, void*);
+  int (*group_start)();
+  int (*group_end)();
+};
+
+template <class Function>
+bool find(void* library, const char* name, Function& out) {
+  void* symbol = ::dlsym(library, name);
+  std::memcpy(&out, &symbol, sizeof symbol);
+  return symbol != nullptr;
+}
+
+Result<const Nccl*> load() {
+  static Nccl nccl;
+  static const Result<void> loaded = []() -> Result<void> {
+    void* file = ::dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
+    if (!file) return fail(Code::unavailable, "ranks on GPUs need libnccl.so.2: {}", ::dlerror());
+    const bool whole =
+        find(file, "ncclGetErrorString", nccl.error_string) &&
+        find(file, "ncclGetUniqueId", nccl.get_unique_id) &&
+        find(file, "ncclCommInitRank", nccl.init_rank) && find(file, "ncclCommAbort", nccl.abort) &&
+        find(file, "ncclCommGetAsyncError", nccl.async_error) &&
+        find(file, "ncclAllReduce", nccl.all_reduce) &&
+        find(file, "ncclBroadcast", nccl.broadcast) && find(file, "ncclReduce", nccl.reduce) &&
+        find(file, "ncclSend", nccl.send) && find(file, "ncclRecv", nccl.receive) &&
+        find(file, "ncclGroupStart", nccl.group_start) &&
+        find(file, "ncclGroupEnd", nccl.group_end);
+    if (!whole) return fail(Code::unsupported, "libnccl.so.2 lacks functions of NCCL 2.10");
+    return {};
+  }();
+  if (!loaded.ok()) return loaded.error();
+  return &nccl;
+}
+
+int type_of(DType dtype) {
+  switch (dtype) {
+    case DType::f32:
+      return Nccl::kFloat32;
+    case DType::bf16:
+      return Nccl::kBfloat16;
+    case DType::f16:
+      return Nccl::kFloat16;
+    case DType::i32:
+      return Nccl::kInt32;
+    case DType::i64:
+      return Nccl::kInt64;
+    default:
+      return Nccl::kUint8;
+  }
+}
+
+std::byte* at(const Tensor& tensor, int64_t elements) {
+  return static_cast<std::byte*>(tensor.data()) + elements * size_of(tensor.dtype());
+}
+
+int64_t row_elements(const Tensor& tensor) {
+  int64_t count = 1;
+  for (int i = 1; i < tensor.rank(); ++i) count *= tensor.size(i);
+  return count;
+}
+
+class NcclComm : public Comm {
+ public:
+  NcclComm(const Nccl& nccl, Nccl::Handle handle, Device device, int64_t rank, int64_t size)
+      : nccl_(nccl), handle_(handle), rank_(rank), size_(size), mark_(device, 64) {}
+  // ncclCommDestroy would wait for ranks that may be gone.
+  ~NcclComm() override { nccl_.abort(handle_); }
+
+  int64_t rank() const override { return rank_; }
+  int64_t size() const override { return size_; }
+
+  void all_reduce(const Exec& exec, Tensor x) override {
+    check("all_reduce", nccl_.all_reduce(x.data(), x.data(), count_of(x), type_of(x.dtype()),
+                                         Nccl::kSum, handle_, exec.stream));
+  }
+
+  // Parts may differ in size, so each rank's is broadcast; NCCL runs the group as one.
+  void all_gather(const Exec& exec, Tensor part, Rows rows, Tensor out) override {
+    const int64_t row = row_elements(out);
+    check("all_gather", nccl_.group_start());
+    for (int64_t r = 0, first = 0; r < size_; first += rows[static_cast<size_t>(r++)] * row) {
+      const auto count = static_cast<size_t>(rows[static_cast<size_t>(r)] * row);
+      std::byte* to = at(out, first);
+      const void* from = r == rank_ ? part.data() : to;
+      if (count > 0)
+        check("all_gather", nccl_.broadcast(from, to, count, type_of(out.dtype()),
+                                            static_cast<int>(r), handle_, exec.stream));
+    }
+    check("all_gather", nccl_.group_end());
+  }
+
+  void reduce_scatter(const Exec& exec, Tensor x, Rows rows, Tensor part) override {
+    const int64_t row = row_elements(x);
+    check("reduce_scatter", nccl_.group_start());
+    for (int64_t r = 0, first = 0; r < size_; first += rows[static_cast<size_t>(r++)] * row) {
+      const auto count = static_cast<size_t>(rows[static_cast<size_t>(r)] * row);
+      void* to = r == rank_ ? part.data() : nullptr;
+      if (count > 0)
+        check("reduce_scatter",
+              nccl_.reduce(at(x, first), to, count, type_of(x.dtype()), Nccl::kSum,
+                           static_cast<int>(r), handle_, exec.stream));
+    }
+    check("reduce_scatter", nccl_.group_end());
+  }
+
+  void all_to_all(const Exec& exec, Tensor send, Rows send_rows, Tensor recv,
+                  Rows recv_rows) override {
+    const int64_t row = row_elements(send);
+    check("all_to_all", nccl_.group_start());
+    for (int64_t r = 0, from = 0, to = 0; r < size_; ++r) {
+      const int64_t sent = send_rows[static_cast<size_t>(r)] * row;
+      const int64_t received = recv_rows[static_cast<size_t>(r)] * row;
+      if (sent > 0) send_to(exec, at(send, from), sent, send.dtype(), r);
+      if (received > 0) receive_from(exec, at(recv, to), received, recv.dtype(), r);
+      from += sent;
+      to += received;
+    }
+    check("all_to_all", nccl_.group_end());
+  }
+
+  // Row by row, straight into place: rows are long (a rank's part of the vocabulary) and few.
+  void gather_columns(const Exec& exec, Tensor part, Rows columns, Tensor out,
+                      int64_t root) override {
+    const int64_t own = columns[static_cast<size_t>(rank_)];
+    check("gather", nccl_.group_start());
+    for (int64_t i = 0; i < part.size(0); ++i) {
+      send_to(exec, at(part, i * own), own, part.dtype(), root);
+      for (int64_t r = 0, first = 0; rank_ == root && r < size_;
+           first += columns[static_cast<size_t>(r++)])
+        receive_from(exec, at(out, i * out.size(1) + first), columns[static_cast<size_t>(r)],
+                     out.dtype(), r);
+    }
+    check("gather", nccl_.group_end());
+  }
+
+  void broadcast(const Exec& exec, Tensor x, int64_t root) override {
+    check("broadcast", nccl_.broadcast(x.data(), x.data(), count_of(x), type_of(x.dtype()),
+                                       static_cast<int>(root), handle_, exec.stream));
+  }
+
+  // NCCL has none: a sum over all ranks, waited for, is one.
+  void barrier(const Exec& exec) override {
+    all_reduce(exec, Tensor(mark_.data(), DType::f32, {1}));
+    synchronize(exec);
+  }
+
+  Result<void> status() const override {
+    std::lock_guard lock(mutex_);
+    if (failed_.text.empty()) {
+      int code = Nccl::kSuccess;
+      nccl_.async_error(handle_, &code);
+      if (code != Nccl::kSuccess && code != Nccl::kInProgress)
+        return fail(Code::unavailable, "NCCL: {}", nccl_.error_string(code));
+      return {};
+    }
+    return failed_;
+  }
+
+  void abort(const Error& why) override {
+    std::lock_guard lock(mutex_);
+    if (failed_.text.empty()) failed_ = why;
+  }
+
+  void set_deadline(Nanos) override {}
+
+ private:
+  static size_t count_of(const Tensor& x) { return static_cast<size_t>(x.elements()); }
+
+  void send_to(const Exec& exec, const void* data, int64_t count, DType dtype, int64_t rank) {
+    check("send", nccl_.send(data, static_cast<size_t>(count), type_of(dtype),
+                             static_cast<int>(rank), handle_, exec.stream));
+  }
+  void receive_from(const Exec& exec, void* data, int64_t count, DType dtype, int64_t rank) {
+    check("receive", nccl_.receive(data, static_cast<size_t>(count), type_of(dtype),
+                                   static_cast<int>(rank), handle_, exec.stream));
+  }
+
+  void check(const char* call, int code) {
+    if (code == Nccl::kSuccess || code == Nccl::kInProgress) return;
+    abort(fail(Code::unavailable, "NCCL's {} failed: {}", call, nccl_.error_string(code)));
+  }
+
+  const Nccl& nccl_;
+  const Nccl::Handle handle_;
+  const int64_t rank_, size_;
+  const Buffer mark_;  // for barriers
+  mutable std::mutex mutex_;
+  Error failed_;
+};
+
+}  // namespace
+
+Result<NcclId> make_nccl_id() {
+  M2_TRY(const Nccl* nccl, load());
+  Nccl::Id id{};
+  if (const int code = nccl->get_unique_id(&id); code != Nccl::kSuccess)
+    return fail(Code::unavailable, "NCCL: {}", nccl->error_string(code));
+  NcclId out;
+  std::memcpy(out.data(), id.bytes, sizeof id.bytes);
+  return out;
+}
+
+Result<std::unique_ptr<Comm>> make_nccl_comm(const NcclId& id, Device device, int64_t rank,
+                                             int64_t size) {
+  M2_TRY(const Nccl* nccl, load());
+  Nccl::Id raw;
+  std::memcpy(raw.bytes, id.data(), sizeof raw.bytes);
+  Nccl::Handle handle = nullptr;
+  const int code = nccl->init_rank(&handle, static_cast<int>(size), raw, static_cast<int>(rank));
+  if (code != Nccl::kSuccess)
+    return fail(Code::unavailable, "NCCL: rank {} of {}: {}", rank, size, nccl->error_string(code));
+  return std::unique_ptr<Comm>(std::make_unique<NcclComm>(*nccl, handle, device, rank, size));
+}
+
+}  // namespace m2::parallel
