@@ -16,14 +16,12 @@
 namespace m2::app {
 namespace {
 
-using enum OptionKind;
-
 // clang-format off
 constexpr Option kPlanOptions[] = {
-  {"gpus", "", "plan", list, "4x96G", "What there is: 4x96GiB, 8x144G (decimal), 8xh200; several are compared."},
-  {"batch", "", "plan", integer, "1", "Sequences of the decoding step whose floor is shown, over all engines."},
-  {"context", "", "plan", integer, "2048", "Tokens before each of them."},
-  {"json", "", "plan", flag, "false", "Print JSON instead of a table."},
+  {"gpus", "", "plan", OptionKind::list, "4x96G", "What there is: 4x96GiB, 8x144G (decimal), 8xh200; several are compared."},
+  {"batch", "", "plan", OptionKind::integer, "1", "Sequences of the decoding step whose floor is shown, over all engines."},
+  {"context", "", "plan", OptionKind::integer, "2048", "Tokens before each of them."},
+  {"json", "", "plan", OptionKind::flag, "false", "Print JSON instead of a table."},
 };
 
 struct Known {
@@ -98,12 +96,11 @@ std::string grouped(int64_t n) {
   return out;
 }
 
-std::string flags_of(const parallel::Topology& shape, const PlanFormats& formats) {
+std::string flags_of(const parallel::Topology& shape) {
   std::string out;
   if (shape.tensor_size > 1) out += fmt::format(" -tp {}", shape.tensor_size);
   if (shape.data_size > 1) out += fmt::format(" -dp {}", shape.data_size);
   if (shape.expert_parallel) out += " -ep";
-  if (formats.fp8_kv) out += " --kv-cache-dtype fp8";
   return out.empty() ? "(one rank)" : out.substr(1);
 }
 
@@ -184,19 +181,20 @@ std::string as_line(const Shown& shown, const model::ModelConfig& config, double
   const std::string room =
       row.kv_tokens > 0 ? fmt::format("{:>12} {:>8.2f}", grouped(row.kv_tokens), row.sequences)
                         : fmt::format("{:>21}", "does not fit");
-  return fmt::format("{:<10} {:<28} {:<10} {:>8.2f} {:>8.2f} {:>9.0f} {} {}\n", shown.gpus,
-                     flags_of(row.shape, row.formats), formats_of(config, row.formats),
-                     row.weights / 1e9, row.activations / 1e9, row.kv_per_token, room, floor);
+  return fmt::format("{:<10} {:<14} {:<10} {:>8.2f} {:>8.2f} {:>9.0f} {} {}\n", shown.gpus,
+                     flags_of(row.shape), formats_of(config, row.formats), row.weights / 1e9,
+                     row.activations / 1e9, row.kv_per_token, room, floor);
 }
 
-// The arrangement with the most room for KV in formats that are served; among near-equals the one
-// with the least decode floor.
-const Shown* best(const std::vector<Shown>& rows) {
+// The fastest arrangement of these GPUs in formats that are served, or one as fast with clearly
+// more room for KV.
+const Shown* best(const std::vector<Shown>& rows, const std::string& gpus) {
   const Shown* out = nullptr;
   for (const Shown& row : rows) {
-    if (row.row.formats.fp8_kv || row.row.formats.int4_experts || row.row.kv_tokens == 0) continue;
-    if (!out || (row.floor > 0 && row.floor < 0.95 * out->floor) ||
-        (row.floor <= out->floor && row.row.kv_tokens > out->row.kv_tokens))
+    const bool served = !row.row.formats.fp8_kv && !row.row.formats.int4_experts;
+    if (row.gpus != gpus || !served || row.row.kv_tokens == 0) continue;
+    const double more = out ? number(row.row.kv_tokens) / number(out->row.kv_tokens) : 0;
+    if (!out || row.floor < 0.95 * out->floor || (row.floor <= out->floor && more > 1.05))
       out = &row;
   }
   return out;
@@ -344,7 +342,7 @@ Result<std::string> plan_text(const Values& values) {
       "longest "
       "context {}\n\n",
       weights / 1e9, weights / kGiB, kv, kv / 1e3, grouped(request.max_model_len));
-  out += fmt::format("{:<10} {:<28} {:<10} {:>8} {:>8} {:>9} {:>12} {:>8} {:>8} {:>8}\n", "GPUS",
+  out += fmt::format("{:<10} {:<14} {:<10} {:>8} {:>8} {:>9} {:>12} {:>8} {:>8} {:>8}\n", "GPUS",
                      "FLAGS", "W/KV", "W GB", "ACT GB", "KV B/TOK", "KV TOKENS", "x FULL",
                      "STEP ms", "TOK/S");
   for (const Shown& row : rows) out += as_line(row, config, batch);
@@ -353,10 +351,11 @@ Result<std::string> plan_text(const Values& values) {
       "sequences of the longest context, and\nthe floor of a decoding step of {:.0f} "
       "after {:.0f} tokens.\n",
       request.step_tokens, batch, context);
-  if (const Shown* row = best(rows))
-    out += fmt::format("Take: m2 serve {} {}\n", model, flags_of(row->row.shape, row->row.formats));
-  else
-    out += "None of these fits in BF16 KV and the checkpoint's weights.\n";
+  for (const std::string& name : machines) {
+    const Shown* row = best(rows, name);
+    out += row ? fmt::format("{}: m2 serve {} {}\n", name, model, flags_of(row->row.shape))
+               : fmt::format("{}: nothing fits\n", name);
+  }
   return out;
 }
 
