@@ -208,7 +208,8 @@ Result<void> plan(const Words& words) {
 
 // Every command there is, for completion and the manual page.
 std::vector<const Command*> all_commands() {
-  std::vector<const Command*> out = {&serve_command(), &kChat, &plan_command(), &run_batch_command(),
+  std::vector<const Command*> out = {&serve_command(),      &kChat,
+                                     &plan_command(),       &run_batch_command(),
                                      &eval::eval_command(), &doctor_command()};
   for (const Command* command : bench::commands()) out.push_back(command);
   for (const Command& command : inspect_commands()) out.push_back(&command);

@@ -17,9 +17,9 @@ struct Experts {
   Tensor
       w2_scale;  // f32 [E, ceil(H / 128), ceil]; column index (first_inner + i) / 128 - scale_row
   int64_t first_expert = 0;
-  int64_t expert_step = 1;
   int64_t first_inner = 0;
   int64_t scale_row = 0;  // first 128-block of the inner axis that the scale tensors hold
+  int64_t expert_step = 1;
 
   int64_t count() const { return w13.size(0); }
   int64_t inner() const { return w2.size(2); }

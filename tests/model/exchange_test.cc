@@ -6,6 +6,7 @@
 #include <cmath>
 #include <random>
 
+#include "ops/instruction_set.h"
 #include "tests/model/rank_models.h"
 
 // One model on any number of ranks, spread in every way, against the same model on one rank: the
@@ -17,7 +18,11 @@ namespace {
 // Sums over ranks are the sums of one rank in another order: about 1e-6 of the largest logit. A
 // key or value that this moves over a rounding edge of BF16 shifts what reads it by 1e-3 or so.
 constexpr double kTolerance = 4e-3;
-constexpr double kUsualTolerance = 2e-4;  // root of the mean square
+// The root of the mean square. Tiles round the inputs of products to BF16 too, so there are more
+// edges to move over: 2.3e-4 at worst was seen.
+double usual_tolerance() {
+  return ops::cpu::use_tiles() ? 1e-3 : 2e-4;
+}
 
 // Widths that cut FP8 blocks, vocabulary and experts unevenly: inner 208 over 16 ranks is 13, 163
 // rows of vocabulary over 2 are 82 and 81, and 9 experts over 8 are 2 and seven times 1.
@@ -57,7 +62,7 @@ void expect_close(const Rows& rows, const Rows& expected, const std::string& wha
   }
   if (count == 0) return;
   EXPECT_LT(worst, kTolerance) << what;
-  EXPECT_LT(std::sqrt(squares / count), kUsualTolerance) << what;
+  EXPECT_LT(std::sqrt(squares / count), usual_tolerance()) << what;
 }
 
 // Engine e works on prompts of its own, and has nothing to do in some steps.

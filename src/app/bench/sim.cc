@@ -260,7 +260,8 @@ struct World {
     server::ModelServices services;
     services.tokenizer = std::move(tokenizer);
     services.chat_template = std::move(chat_template);
-    services.engine = engine.get();
+    engines = std::make_unique<engine::Engines>(std::vector{engine.get()});
+    services.engine = engines.get();
     services.max_model_len = model.limits().max_model_len;
     services.vocab_size = vocabulary;
     server->ready(std::move(services));
@@ -283,6 +284,7 @@ struct World {
   Metrics metrics;
   std::unique_ptr<server::Server> server;
   std::unique_ptr<engine::Engine> engine;
+  std::unique_ptr<engine::Engines> engines;
   std::jthread engine_thread;
   std::set<int> io, workers;
 };
