@@ -57,7 +57,13 @@ Result<Device> choose_device(const Values& values) {
   const std::string name = values.text("device");
   if (name == "cpu") return Device{};
   Device device{DeviceKind::cuda, 0};
-  if (name == "auto") return check_device(device).ok() ? device : Device{};
+  if (name == "auto") {
+    const Result<void> usable = check_device(device);
+    if (usable.ok()) return device;
+    // There is a GPU, and this build cannot use it.
+    if (usable.error().code == Code::unsupported) log_warning("{}", usable.error().text);
+    return Device{};
+  }
   if (name.rfind("cuda:", 0) == 0) {
     const auto [end, error] =
         std::from_chars(name.data() + 5, name.data() + name.size(), device.index);

@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include "base/check.h"
+#include "tensor/cuda_architectures.h"
 
 namespace m2::cuda_device {
 namespace {
@@ -39,6 +40,16 @@ Result<void> check(Device device) {
   if (device.index >= count)
     return fail(Code::unavailable, "GPU {} does not exist: this machine has {}", device.index,
                 count);
+  int major = 0, minor = 0;
+  require(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device.index),
+          "asking for the compute capability");
+  require(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device.index),
+          "asking for the compute capability");
+  if (!runs_on_gpu(M2_CUDA_ARCHITECTURES, major, minor))
+    return fail(Code::unsupported,
+                "GPU {} has compute capability {}.{}, and this build has code for {}: build with "
+                "-DCMAKE_CUDA_ARCHITECTURES={}{}-real, or use --device cpu",
+                device.index, major, minor, M2_CUDA_ARCHITECTURES, major, minor);
   const cudaError_t chosen = cudaSetDevice(device.index);  // makes the context
   if (chosen != cudaSuccess) return driver_error(chosen);
   return {};

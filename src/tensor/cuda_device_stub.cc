@@ -14,7 +14,7 @@ namespace {
 }  // namespace
 
 Result<void> check(Device) {
-  return fail(Code::unsupported,
+  return fail(Code::unavailable,
               "this build of m2 has no GPU support (build it with `make cuda`); use --device cpu");
 }
 void use(Device) {

@@ -12,7 +12,8 @@
 
 namespace m2 {
 
-// Whether the device can be used from this build on this machine. The error says what is missing.
+// Whether the device can be used from this build on this machine. The error says what is missing:
+// `unsupported` if there is a GPU that the build has no code for, else `unavailable`.
 Result<void> check_device(Device device);
 
 // Makes the device the one that the calling thread launches on. Every thread that enqueues work

@@ -218,6 +218,9 @@ void run_both(int64_t blocks, int64_t most_edits, uint64_t nan_every, unsigned s
   }
   EXPECT_GT(compared, 50u);
   EXPECT_EQ(ahead.model.most_under_way(), 2u);
+  if (blocks < 60) {
+    EXPECT_GT(ahead.engine.stats().preemptions, 0);
+  }
 }
 
 TEST(StepSampling, RunningAheadGivesTheSameTokens) {

@@ -45,6 +45,9 @@ target_compile_options(m2_cuda_kernels PRIVATE --expt-relaxed-constexpr -lineinf
 target_link_libraries(m2_cuda_kernels PRIVATE m2_cudart)
 target_link_libraries(m2_ops PRIVATE m2_cuda_kernels m2_cudart)
 target_link_libraries(m2_tensor PRIVATE m2_cudart)
+string(REPLACE ";" "," architectures "${CMAKE_CUDA_ARCHITECTURES}")
+set_source_files_properties(${CMAKE_SOURCE_DIR}/src/tensor/cuda_device.cc PROPERTIES
+    COMPILE_DEFINITIONS M2_CUDA_ARCHITECTURES="${architectures}")
 
 if(M2_TESTS)
   enable_testing()
