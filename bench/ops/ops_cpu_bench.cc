@@ -213,8 +213,8 @@ class Bench {
     const std::time_t now = std::time(nullptr);
     char date[32];
     std::strftime(date, sizeof(date), "%Y-%m-%d", std::gmtime(&now));
-    fmt::print("# CPU operations at MiniMax-M2's shapes\n\n{}, {}, commit {}.\n\n",
-               describe_device(Device{}), date, commit);
+    fmt::print("# CPU operations at MiniMax-M2's shapes\n\n{}, {}, commit {}, instructions {}.\n\n",
+               describe_device(Device{}), date, commit, ops::instruction_set());
     fmt::print(
         "Bounds measured in the same run with all threads: reads {:.1f} GB/s, FP32 "
         "multiply-adds {:.0f} GFLOP/s. Best of several calls.\n\n",
