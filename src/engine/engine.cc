@@ -324,6 +324,11 @@ void Engine::State::handle(Message& message) {
 // Sequences that run for the first time leave the queue that submit() bounds, and get the memory
 // that their longest possible output needs, so that later steps allocate none.
 void Engine::State::admit(const std::vector<Scheduler::Share>& plan) {
+  {
+    // Before they leave the queue, so that load() never misses a request that is between the two.
+    std::lock_guard lock(showing);
+    shown.running = static_cast<int64_t>(scheduler.running().size());
+  }
   for (const Scheduler::Share& share : plan) {
     Sequence& sequence = *share.sequence;
     if (!sequence.queued) continue;
@@ -719,9 +724,12 @@ EngineStats Engine::stats() const {
 }
 
 int64_t Engine::load() const {
-  const int64_t running = stats().running;
-  std::lock_guard lock(state_->intake);
-  return state_->queued_requests * 4 + running;
+  int64_t queued = 0;
+  {
+    std::lock_guard lock(state_->intake);
+    queued = state_->queued_requests;
+  }
+  return queued * 4 + stats().running;
 }
 
 void Engine::wake() {
