@@ -55,7 +55,7 @@ struct GenerationFields {
   bool return_token_ids = false;
   std::optional<std::string> request_id;
 
-  // Constraints, not served yet: kept so that they can be refused by name.
+  // What the output must be, as sent.
   Json response_format;     // null if not given
   Json structured_outputs;  // null if not given
   bool use_beam_search = false;

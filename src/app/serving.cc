@@ -493,6 +493,8 @@ Result<void> Serving::start_engines() {
   services.engine = all_engines_.get();
   services.max_model_len = max_model_len_;
   services.vocab_size = settings_.config.vocab_size;
+  for (const int64_t id : settings_.config.eos_token_ids)
+    services.eos_token_ids.push_back(static_cast<text::TokenId>(id));
   if (!settings_.config.eos_token_ids.empty())
     services.eos_token =
         tokenizer_->bytes(static_cast<text::TokenId>(settings_.config.eos_token_ids.front()));

@@ -84,11 +84,12 @@ struct Flight {
 };
 
 // Changes so many logits that a full batch of such sequences could be too much for the device. Not
-// run ahead of, so that the host can always take over.
+// run ahead of, so that the host can always take over. Nor is a constrained one, whose mask the
+// host has.
 bool is_heavy(const Sequence& sequence) {
   constexpr size_t kLight = 512;
   const SamplingParams& params = sequence.params;
-  return has_penalties(params) ||
+  return has_penalties(params) || sequence.constraint ||
          params.logit_bias.size() + params.stop_token_ids.size() + params.bad_words.size() > kLight;
 }
 
@@ -263,6 +264,7 @@ std::unique_ptr<Sequence> Engine::State::make_sequence(Request request) const {
   sequence->tokens = std::move(request.prompt);
   sequence->params = std::move(request.params);
   sequence->cache_salt = std::move(request.cache_salt);
+  sequence->constraint = std::move(request.constraint);
   sequence->arrived = clock.now();
   if (has_penalties(sequence->params)) sequence->counts.add_prompt(sequence->tokens);
   return sequence;
@@ -360,14 +362,17 @@ Result<void> Engine::State::begin(const std::vector<Scheduler::Share>& plan) {
 
 Result<void> Engine::State::enqueue(const std::vector<Scheduler::Share>& plan) {
   const model::StepInput& input = batch.build(plan);
-  if (sampling.build(batch.rows())) {
+  const bool constrained = std::ranges::any_of(
+      batch.rows(), [](const StepBatch::Row& row) { return row.sequence->constraint != nullptr; });
+  if (!constrained && sampling.build(batch.rows())) {
     model.enqueue(input, sampling.view());
     take_off(plan);
     if (!present.empty()) M2_TRY_VOID(land());
     std::swap(present, coming);
     return {};
   }
-  // More changed logits than the device takes: this step is sampled here, after the one under way.
+  // More changed logits than the device takes, or a constraint's mask: this step is sampled here,
+  // after the one under way.
   M2_CHECK(present.empty(), "only rows that wait for their tokens change so many logits");
   take_off(plan);
   M2_TRY_VOID(run_model(input));
@@ -466,7 +471,7 @@ void Engine::State::read_row(int64_t index, Tensor logits, int thread) {
   const std::span values(logits.as<float>(), static_cast<size_t>(limits.vocab_size));
   if (row.samples) {
     const SampleInput input{sequence.params, sequence.known_output(), &sequence.counts,
-                            sequence.seed};
+                            sequence.seed, sequence.constraint.get()};
     result = sampler.sample(values, input, thread);
     return;
   }
@@ -510,7 +515,15 @@ void Engine::State::reject(Sequence& sequence, RowStatus status) {
   const bool damaged = status == RowStatus::not_finite;
   if (damaged) metrics.on_corrupted();
   sequence.damaged = damaged;
-  finish(sequence, FinishReason::error, error_text(status));
+  // An output that is whole already has only been kept from ending (by min_tokens, ignore_eos,
+  // ...).
+  const bool whole = !damaged && sequence.constraint && sequence.constraint->complete();
+  if (whole) return finish(sequence, FinishReason::stop);
+  Event& event = event_of(sequence);
+  event.finish = FinishReason::error;
+  event.error = error_text(status);
+  event.unsatisfiable = !damaged;
+  retire(sequence, FinishReason::error);
 }
 
 // Only now, with finite logits in hand, do the blocks behind them enter the prefix cache, if they
@@ -519,6 +532,7 @@ void Engine::State::accept(Sequence& sequence, Sampled& sampled, int64_t compute
   M2_CHECK(sequence.known < sequence.size() && computed == sequence.known);
   sequence.tokens[static_cast<size_t>(sequence.known++)] = sampled.token;
   if (has_penalties(sequence.params)) sequence.counts.add_output(sampled.token);
+  if (sequence.constraint) sequence.constraint->accept(sampled.token);
   if (sequence.computed >= computed) cache.publish(sequence.table, sequence.prefix(), computed);
   note_token(sequence, now);
 

@@ -1,12 +1,14 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "base/clock.h"
+#include "engine/token_constraint.h"
 
 // What crosses the wall between the engine and those who ask it: token ids and numbers, never text.
 
@@ -47,6 +49,7 @@ struct Request {
   int32_t priority = 0;         // smaller runs first under the priority policy
   std::string cache_salt;       // prefix-cache entries are shared only within one salt
   int64_t engine = -1;          // which of several engines; -1: the server's choice
+  std::shared_ptr<TokenConstraint> constraint;  // of the output, of this request alone; null: none
 };
 
 struct TokenLogprob {
@@ -71,6 +74,7 @@ struct Event {
   FinishReason finish = FinishReason::none;  // anything but none: the request's last event
   TokenId stop_token = -1;           // finish stop: the stop_token_ids member met; -1 for eos
   std::string error;                 // finish error: why
+  bool unsatisfiable = false;        // finish error: the request's own constraints are why
   // On the request's first event only:
   int64_t cached_tokens = -1;        // prompt tokens served by the prefix cache
   // On the event that ends the prompt, if asked for: positions 1.. of the prompt.

@@ -145,6 +145,21 @@ HWY_EXPORT(sum_exp);
 HWY_EXPORT(count_greater);
 HWY_EXPORT(race);
 
+// Masks as grammars make them are runs of all or nothing with few words between, so whole words are
+// what matters.
+void mask_row(std::span<float> row, std::span<const uint32_t> words) {
+  constexpr size_t kBits = 32;
+  constexpr float kMasked = -std::numeric_limits<float>::infinity();
+  for (size_t first = 0; first < row.size(); first += kBits) {
+    const uint32_t word = words[first / kBits];
+    if (word == ~0u) continue;
+    float* const values = row.data() + first;
+    const size_t count = std::min(kBits, row.size() - first);
+    for (size_t i = 0; i < count; ++i)
+      values[i] = (word >> i & 1u) != 0 ? values[i] : kMasked;
+  }
+}
+
 RowScan scan_row(std::span<const float> row, std::span<float> maxima) {
   return HWY_DYNAMIC_DISPATCH(scan_row)(row, maxima);
 }

@@ -27,6 +27,9 @@ struct RowScan {
 // `max` and `maxima` are meaningless. Precondition: row not empty.
 RowScan scan_row(std::span<const float> row, std::span<float> maxima);
 
+// row[i] = -infinity where bit i % 32 of words[i / 32] is clear. `words` covers the row.
+void mask_row(std::span<float> row, std::span<const uint32_t> words);
+
 // Sum of exp((x - max) * scale) over entries x >= cutoff. Preconditions: max is the row's, finite.
 double sum_exp(std::span<const float> row, float max, float scale, float cutoff);
 

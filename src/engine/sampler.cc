@@ -137,6 +137,7 @@ Sampler::Sampler(TokenId id_limit, std::vector<TokenId> eos_token_ids, int threa
   for (Scratch& scratch : scratch_) {
     scratch.maxima.resize(static_cast<size_t>(row_blocks(id_limit)));
     scratch.order.reserve(scratch.maxima.size());
+    scratch.words.resize(mask_words(static_cast<size_t>(id_limit)));
     scratch.candidates.reserve(kMostSorted + 4 * kRowBlock);
   }
 }
@@ -148,8 +149,13 @@ Sampled Sampler::sample(std::span<float> full_row, const SampleInput& input, int
 
   RowScan scan = scan_row(row, scratch.maxima);
   if (status_of(scan) != RowStatus::ok) return {status_of(scan), -1, std::nullopt};
-  ConstRow raw = row;
   const TokenId forced = forced_token(input);
+  if (forced < 0 && input.constraint && input.constraint->fill(scratch.words)) {
+    mask_row(row, scratch.words);
+    scan = scan_row(row, scratch.maxima);
+    if (scan.max == kMasked) return {RowStatus::all_masked, -1, std::nullopt};
+  }
+  ConstRow raw = row;
   if (forced < 0 && changes_row(input)) {
     if (params.logprobs >= 0) {
       scratch.raw.assign(row.begin(), row.end());

@@ -28,6 +28,7 @@ struct SampleInput {
   std::span<const TokenId> output;      // so far
   const TokenCounts* counts = nullptr;  // needed if has_penalties(params)
   uint64_t seed = 0;                    // of the request; the position is output.size()
+  TokenConstraint* constraint = nullptr;
 };
 
 // The token that a spent thinking budget forces here, or -1.
@@ -44,7 +45,8 @@ struct Sampled {
 
 // Logits to token, in the order of contract.md 4.9 and in FP32; a spent thinking budget comes
 // before all of it:
-//   log-softmax for the reported logprobs, from the raw logits;
+//   the constraint's mask;
+//   log-softmax for the reported logprobs, from what it leaves;
 //   allowed ids, bad words, min_tokens, logit bias, penalties;
 //   greedy rows: argmax, the lowest id wins ties;
 //   temperature, min_p, top_k, top_p, then argmax(p / Exp(1)) with counter-based noise.
@@ -72,6 +74,7 @@ class Sampler {
     std::vector<Candidate> candidates;  // the most likely first
     std::vector<float> values;          // any copy of logits
     std::vector<float> raw;             // the row before it was changed, for its logprobs
+    std::vector<uint32_t> words;        // the constraint's mask
   };
   using Row = std::span<float>;
   using ConstRow = std::span<const float>;

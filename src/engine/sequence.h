@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -19,6 +20,7 @@ struct Sequence {
   SamplingParams params;
   std::string cache_salt;
   uint64_t seed = 0;
+  std::shared_ptr<TokenConstraint> constraint;  // has accepted exactly output(); null: none
 
   // The prompt, then the output. Of those past `known`, which steps under way are computing, only
   // the number is known; they stand as kPending.

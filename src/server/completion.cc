@@ -95,7 +95,8 @@ bool Completion::submit_choices() {
 void Completion::on_event(size_t index, const engine::Event& event) {
   if (over_ || choices_[index].done) return;
   if (event.finish == engine::FinishReason::error)
-    return fail({500, "InternalServerError", event.error, {}});
+    return fail(event.unsatisfiable ? api::ApiError{400, "BadRequestError", event.error, {}}
+                                    : api::ApiError{500, "InternalServerError", event.error, {}});
   out_.clear();
   read_prompt(index, event);
   if (!std::exchange(begun_, true)) plan_.answer->begin(out_);

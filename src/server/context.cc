@@ -4,6 +4,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "server/constraint.h"
 
 namespace m2::server {
 
@@ -23,6 +24,9 @@ void Context::set_services(ModelServices services) {
   for (text::TokenId id = 0; id < services.tokenizer->id_limit(); ++id)
     longest = std::max(longest, static_cast<int64_t>(services.tokenizer->bytes(id).size()));
   services.max_token_bytes = longest;
+  // The engine's masks have a bit for each token of the tokenizer.
+  if (services.tokenizer->id_limit() <= services.vocab_size)
+    services.grammars = std::make_shared<Grammars>(services.tokenizer, services.eos_token_ids);
   owned_services_ = std::make_unique<const ModelServices>(std::move(services));
   services_.store(owned_services_.get(), std::memory_order_release);
 }

@@ -73,6 +73,8 @@ struct ServerOptions {
   Limits limits;
 };
 
+class Grammars;  // server/constraint.h
+
 // What answers need once the model is there.
 struct ModelServices {
   std::shared_ptr<const text::Tokenizer> tokenizer;
@@ -83,6 +85,8 @@ struct ModelServices {
   int64_t vocab_size = 0;               // columns of the logits
   int64_t max_token_bytes = INT32_MAX;  // of one token: a longer prompt cannot be that few tokens
   std::string eos_token;                // for /tokenizer_info
+  std::vector<text::TokenId> eos_token_ids;
+  std::shared_ptr<Grammars> grammars;  // made by Context; null: the vocabulary has none
 };
 
 }  // namespace m2::server

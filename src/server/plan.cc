@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "base/log.h"
+#include "server/constraint.h"
 #include "server/conversation.h"
 #include "server/ids.h"
 #include "server/sampling.h"
@@ -52,7 +53,9 @@ AnswerSetup answer_setup(api::ReplyHead head, const api::GenerationFields& field
 Result<std::vector<engine::Request>> engine_requests(const api::GenerationFields& fields,
                                                      const engine::SamplingParams& params,
                                                      const AskedLength& asked,
-                                                     const Prompts& prompts, Context& context) {
+                                                     const Prompts& prompts,
+                                                     const std::optional<text::OutputShape>& shape,
+                                                     Context& context) {
   const ModelServices& model = *context.services();
   if (fields.priority != 0 && !context.options().priority_scheduling)
     context.say_once("priority is ignored under --scheduling-policy fcfs");
@@ -65,8 +68,9 @@ Result<std::vector<engine::Request>> engine_requests(const api::GenerationFields
       request.prompt = *prompt;
       request.params = params;
       request.params.max_tokens = limit;
-      if (ends_in_reasoning(*prompt, *model.tokenizer))
-        set_thinking_budget(fields, *model.tokenizer, request.params);
+      const bool in_reasoning = ends_in_reasoning(*prompt, *model.tokenizer);
+      if (in_reasoning) set_thinking_budget(fields, *model.tokenizer, request.params);
+      if (shape) request.constraint = make_constraint(*shape, in_reasoning, context);
       if (params.seed) request.params.seed = *params.seed + static_cast<uint64_t>(i);
       request.priority =
           static_cast<int32_t>(std::clamp<int64_t>(fields.priority, INT32_MIN, INT32_MAX));
@@ -207,7 +211,12 @@ Result<Plan> make_completion_plan(const HttpRequest& http, const api::Completion
   M2_TRY_VOID(check_asked_length(asked, model));
 
   M2_TRY(const Prompts prompts, completion_prompts(request, asked, model, text));
-  M2_TRY(auto requests, engine_requests(request, params, asked, prompts, context));
+  ConstraintAsked constraint;
+  constraint.response_format = request.response_format;
+  constraint.structured_outputs = request.structured_outputs;
+  constraint.reads_tags = false;
+  M2_TRY(const auto shape, output_shape(constraint, context));
+  M2_TRY(auto requests, engine_requests(request, params, asked, prompts, shape, context));
   auto answer = make_text_answer(
       answer_setup(reply_head("cmpl-", http, request, options), request, prompts, options, model),
       std::move(text));
@@ -259,7 +268,11 @@ Result<Plan> plan_conversation(const api::ChatRequest& request, api::ReplyHead h
   M2_TRY_VOID(truncate_prompt(request, asked, model, prompt.ids));
   const Prompts prompts = {
       std::make_shared<const std::vector<engine::TokenId>>(std::move(prompt.ids))};
-  M2_TRY(auto requests, engine_requests(request, params, asked, prompts, context));
+  M2_TRY(const auto shape,
+         output_shape({request.response_format, request.structured_outputs, request.tools,
+                       request.tool_choice, request.parallel_tool_calls},
+                      context));
+  M2_TRY(auto requests, engine_requests(request, params, asked, prompts, shape, context));
   ChatAnswerSetup chat = chat_answer_setup(request, prompt, context);
   chat.turn.make_call_id = make_call_id;
   Plan plan = plan_of(request, std::move(requests),

@@ -228,13 +228,6 @@ bool is_salt(const std::string& salt) {
 // What this server does not do, refused by name rather than silently left out.
 Result<void> check_served(const api::GenerationFields& fields) {
   if (fields.use_beam_search) return invalid("use_beam_search", "use_beam_search is not supported");
-  const Json& format = fields.response_format;
-  const bool plain_text = format.is_null() || (format.is_object() && format.contains("type") &&
-                                               format["type"] == "text");
-  if (!plain_text)
-    return invalid("response_format", "response_format other than text is not supported yet");
-  if (!fields.structured_outputs.is_null())
-    return invalid("structured_outputs", "structured_outputs is not supported yet");
   return {};
 }
 

@@ -131,10 +131,26 @@ class Texts(ServerCase):
         status, reply = self.server.post(TEXT, {"prompt": [10] * 511, "max_tokens": 1,
                                                 "model": None})
         self.assertEqual((status, reply["usage"]["total_tokens"]), (200, 512))
-        for field, value in (("response_format", {"type": "json_object"}),
-                             ("structured_outputs", {"regex": "a"})):
-            self.refused({field: value}, f"{field}{' other than text' * (field[0] == 'r')} is not "
-                         "supported yet", param=field)
+
+    def test_constraints(self):
+        def schema(value):
+            return {"type": "json_schema", "json_schema": {"name": "s", "schema": value}}
+        for fields, text, param in (
+                ({"response_format": schema({"not": {}})},
+                 "The JSON schema keyword 'not' is not supported.", "response_format"),
+                ({"response_format": schema({"$ref": "#"})},
+                 "The JSON schema's combinations or '$ref's are nested too deeply, or in a circle.",
+                 "response_format"),
+                ({"structured_outputs": {"choice": []}}, "Choice '[]' cannot be an empty list",
+                 "structured_outputs"),
+                ({"structured_outputs": {"grammar": " "}},
+                 "structured_outputs.grammar cannot be an empty string", "structured_outputs"),
+                ({"structured_outputs": {"regex": "a", "json_object": True}},
+                 "You can only use one kind of constraints for structured outputs ('json', 'regex' "
+                 "or 'choice').", "structured_outputs"),
+                ({"structured_outputs": {}}, "You must use one kind of structured outputs "
+                 "constraint but none are specified: {}", "structured_outputs")):
+            self.refused(fields, text, param=param)
 
     def test_messages(self):
         good = (

@@ -115,6 +115,7 @@ Result<int> run(const std::string& data, const Json& config) {
   services.vocab_size = model.limits().vocab_size;
   services.eos_token = "[e~[";
   services.chat_template_source = source_text;
+  services.eos_token_ids = {200020};
   server.ready(std::move(services));
   std::printf("READY\n");
   std::fflush(stdout);

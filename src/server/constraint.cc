@@ -1,0 +1,306 @@
+#include "server/constraint.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/log.h"
+#include "text/grammar/json_schema.h"
+#include "text/grammar/structural_tag.h"
+#include "text/grammar/tool_calls.h"
+
+namespace m2::server {
+namespace {
+
+Error invalid(std::string_view param, std::string text) {
+  return Error{Code::invalid_argument, std::move(text), std::string(param)};
+}
+
+class ConstrainedOutput final : public engine::TokenConstraint {
+ public:
+  ConstrainedOutput(text::OutputShape shape, std::shared_ptr<const text::TagTokens> tags)
+      : constraint_(std::move(shape), std::move(tags)) {}
+
+  bool fill(std::span<uint32_t> words) override { return constraint_.fill(words); }
+  void accept(int32_t token) override { constraint_.accept(token); }
+  bool complete() const override { return constraint_.complete(); }
+
+ private:
+  text::OutputConstraint constraint_;
+};
+
+const Json& member(const Json& object, const char* key) {
+  static const Json none;
+  if (!object.is_object()) return none;
+  const auto found = object.find(key);
+  return found == object.end() ? none : *found;
+}
+
+// A schema as an object, or as the JSON text some clients send.
+Result<Json> schema_of(const Json& sent, const char* param) {
+  if (!sent.is_string()) return sent;
+  auto parsed = parse_json(sent.get_ref<const std::string&>());
+  if (!parsed) return invalid(param, "Invalid JSON schema: " + parsed.error().text);
+  return std::move(*parsed);
+}
+
+// ---- the kinds of grammar, each as EBNF
+
+Result<std::string> choice_grammar(const Json& choice) {
+  if (!choice.is_array())
+    return invalid("structured_outputs", "choice should be a list of strings");
+  if (choice.empty()) return invalid("structured_outputs", "Choice '[]' cannot be an empty list");
+  std::string out;
+  for (const Json& one : choice) {
+    if (!one.is_string())
+      return invalid("structured_outputs", "choice should be a list of strings");
+    out +=
+        (out.empty() ? "root ::= " : " | ") + text::ebnf_literal(one.get_ref<const std::string&>());
+  }
+  return out;
+}
+
+Result<std::string> regex_grammar(const Json& regex) {
+  if (!regex.is_string()) return invalid("structured_outputs", "regex should be a string");
+  auto pattern =
+      text::regex_pattern(regex.get_ref<const std::string&>(), text::Spelling::raw, true);
+  if (!pattern)
+    return invalid("structured_outputs",
+                   "The regex is not supported: " + pattern.error().text + ".");
+  return "root ::= " + text::regex_terminal(*pattern);
+}
+
+// A grammar as sent: bounded before anything reads it recursively.
+Result<std::string> user_grammar(const Json& sent) {
+  constexpr size_t kMaxBytes = 64 << 10;
+  constexpr int kMaxDepth = 64;
+  if (!sent.is_string()) return invalid("structured_outputs", "grammar should be a string");
+  const std::string& grammar = sent.get_ref<const std::string&>();
+  if (grammar.find_first_not_of(" \t\r\n") == std::string::npos)
+    return invalid("structured_outputs", "structured_outputs.grammar cannot be an empty string");
+  if (grammar.size() > kMaxBytes)
+    return invalid("structured_outputs",
+                   fmt::format("The grammar has {} bytes, at most {} are allowed.", grammar.size(),
+                               kMaxBytes));
+  int depth = 0, deepest = 0;
+  for (const char c : grammar) {
+    if (c == '(') deepest = std::max(deepest, ++depth);
+    if (c == ')') --depth;
+  }
+  if (deepest > kMaxDepth)
+    return invalid("structured_outputs",
+                   fmt::format("The grammar is nested more than {} deep.", kMaxDepth));
+  if (grammar.find("::=") == std::string::npos)
+    return invalid("structured_outputs",
+                   "The grammar should be EBNF, of rules such as root ::= \"a\".");
+  // A counted repetition of a counted repetition multiplies.
+  int64_t product = 1;
+  for (size_t at = grammar.find('{'); at != std::string::npos; at = grammar.find('{', at + 1)) {
+    int64_t count = 0, largest = 1;
+    for (size_t i = at + 1; i < grammar.size() && grammar[i] != '}'; ++i) {
+      const char c = grammar[i];
+      count = c >= '0' && c <= '9' ? std::min<int64_t>(count * 10 + (c - '0'), 1'000'000) : 0;
+      largest = std::max(largest, count);
+    }
+    product = std::min<int64_t>(product * largest, 1'000'000'000);
+  }
+  if (product > 10'000)
+    return invalid("structured_outputs",
+                   "The repetition counts of the grammar multiply to more than 10000.");
+  return grammar;
+}
+
+Result<std::string> tag_grammar(const Json& sent, const char* param) {
+  M2_TRY(const Json tag, schema_of(sent, param));
+  return text::structural_tag_grammar(tag);
+}
+
+Result<text::SchemaOptions> schema_options(const Json& asked) {
+  text::SchemaOptions out;
+  out.any_whitespace = member(asked, "disable_any_whitespace") != Json(true);
+  const Json& blanks = member(asked, "whitespace_pattern");
+  if (blanks.is_string()) {
+    auto pattern =
+        text::regex_pattern(blanks.get_ref<const std::string&>(), text::Spelling::raw, true);
+    if (!pattern)
+      return invalid("structured_outputs",
+                     "The whitespace_pattern is not supported: " + pattern.error().text + ".");
+    out.whitespace = *pattern;
+  }
+  return out;
+}
+
+constexpr const char* kKinds[] = {"json",    "regex",       "choice",
+                                  "grammar", "json_object", "structural_tag"};
+
+Result<std::string> structured_outputs_grammar(const Json& asked) {
+  if (!asked.is_object())
+    return invalid("structured_outputs", "structured_outputs should be an object");
+  std::vector<std::string> given;
+  for (const char* kind : kKinds)
+    if (const Json& value = member(asked, kind); !value.is_null() && value != Json(false))
+      given.emplace_back(kind);
+  if (given.size() > 1)
+    return invalid("structured_outputs",
+                   "You can only use one kind of constraints for structured outputs ('json', "
+                   "'regex' or 'choice').");
+  if (given.empty())
+    return invalid(
+        "structured_outputs",
+        "You must use one kind of structured outputs constraint but none are specified: " +
+            to_text(asked));
+  M2_TRY(const text::SchemaOptions options, schema_options(asked));
+  const Json& value = member(asked, given[0].c_str());
+  if (given[0] == "regex") return regex_grammar(value);
+  if (given[0] == "choice") return choice_grammar(value);
+  if (given[0] == "grammar") return user_grammar(value);
+  if (given[0] == "structural_tag") return tag_grammar(value, "structured_outputs");
+  if (given[0] == "json_object") return text::json_schema_grammar(Json(), options);
+  M2_TRY(const Json schema, schema_of(value, "structured_outputs"));
+  if (!schema.is_object() && !schema.is_boolean())
+    return invalid("structured_outputs", "json should be a JSON schema");
+  return text::json_schema_grammar(schema, options);
+}
+
+// Empty for plain text.
+Result<std::string> response_format_grammar(const Json& format) {
+  if (!format.is_object() || !member(format, "type").is_string())
+    return invalid("response_format", "response_format should be an object with a 'type'");
+  const std::string type = format["type"];
+  if (type == "text") return std::string();
+  if (type == "json_object") return text::json_schema_grammar(Json(), {});
+  if (type == "structural_tag") return tag_grammar(format, "response_format");
+  if (type != "json_schema")
+    return invalid(
+        "response_format",
+        "response_format.type should be 'text', 'json_object', 'json_schema' or 'structural_tag'");
+  const Json& inside = member(format, "json_schema");
+  const Json& schema =
+      member(inside, inside.is_object() && inside.contains("schema") ? "schema" : "json_schema");
+  if (!schema.is_object() && !schema.is_boolean())
+    return invalid("response_format", "response_format.json_schema.schema should be a JSON schema");
+  return text::json_schema_grammar(schema, {});
+}
+
+Error with_param(Error error, const char* param) {
+  if (error.param.empty()) error.param = param;
+  error.code = Code::invalid_argument;
+  return error;
+}
+
+Result<std::shared_ptr<const text::Grammar>> content_grammar(const ConstraintAsked& asked,
+                                                             Grammars& grammars) {
+  const bool format = !asked.response_format.is_null();
+  const char* param = format ? "response_format" : "structured_outputs";
+  auto ebnf = format ? response_format_grammar(asked.response_format)
+                     : structured_outputs_grammar(asked.structured_outputs);
+  if (!ebnf) return with_param(ebnf.error(), param);
+  if (ebnf->empty()) return std::shared_ptr<const text::Grammar>();
+  auto grammar = grammars.compiler().compile(*ebnf);
+  if (!grammar) return with_param(grammar.error(), param);
+  return grammar;
+}
+
+using Kind = api::ToolChoice::Kind;
+
+// The grammar of the tool calls that may come; null: none, or as they come.
+Result<std::shared_ptr<const text::Grammar>> calls_grammar(const ConstraintAsked& asked,
+                                                           Context& context, Grammars& grammars) {
+  const bool forced =
+      asked.tool_choice.kind == Kind::required || asked.tool_choice.kind == Kind::named;
+  if (asked.tools.empty() || asked.tool_choice.kind == Kind::none ||
+      context.options().tool_call_parser == text::ToolCallParser::none)
+    return std::shared_ptr<const text::Grammar>();
+  if (!grammars.tags()->complete()) {
+    if (!forced) return std::shared_ptr<const text::Grammar>();
+    return invalid(
+        "tool_choice",
+        "MiniMax M2 Tool parser could not locate tool call start/end tokens in the tokenizer!");
+  }
+  std::optional<std::string> only;
+  if (asked.tool_choice.kind == Kind::named) only = asked.tool_choice.name;
+  auto calls =
+      text::tool_call_grammar(asked.tools, only, only.has_value() || !asked.parallel_tool_calls);
+  if (!calls) return with_param(calls.error(), "tools");
+  for (const std::string& keyword : calls->ignored)
+    context.say_once("a tool's schema has what no grammar holds, calls may break it: '" +
+                     printable(keyword, 60) + "'");
+  auto grammar = grammars.compiler().compile(calls->ebnf);
+  if (grammar) return grammar;
+  if (forced) return with_param(grammar.error(), "tools");
+  context.say_once("tool calls of a request are not constrained: " +
+                   printable(grammar.error().text, 200));
+  return std::shared_ptr<const text::Grammar>();
+}
+
+}  // namespace
+
+Grammars::Grammars(std::shared_ptr<const text::Tokenizer> tokenizer,
+                   std::vector<text::TokenId> eos_ids)
+    : tokenizer_(std::move(tokenizer)), eos_ids_(std::move(eos_ids)) {}
+
+void Grammars::make() {
+  std::call_once(once_, [&] {
+    tags_ = std::make_shared<const text::TagTokens>(tokenizer_, eos_ids_);
+    const text::TokenId close = tokenizer_->id_of("</minimax:tool_call>");
+    compiler_ = std::make_unique<text::GrammarCompiler>(tokenizer_, eos_ids_, std::span(&close, 1));
+  });
+}
+
+text::GrammarCompiler& Grammars::compiler() {
+  make();
+  return *compiler_;
+}
+
+const std::shared_ptr<const text::TagTokens>& Grammars::tags() {
+  make();
+  return tags_;
+}
+
+Result<std::optional<text::OutputShape>> output_shape(const ConstraintAsked& asked,
+                                                      Context& context) {
+  const bool wants_content =
+      !asked.response_format.is_null() || !asked.structured_outputs.is_null();
+  const bool wants_calls = !asked.tools.empty() && asked.tool_choice.kind != Kind::none;
+  if (!wants_content && !wants_calls) return std::optional<text::OutputShape>();
+  if (!asked.structured_outputs.is_null() && !asked.response_format.is_null() &&
+      member(asked.response_format, "type") != Json("text"))
+    return invalid("structured_outputs",
+                   "You can only use one kind of constraints for structured outputs ('json', "
+                   "'regex' or 'choice').");
+  const auto& grammars = context.services()->grammars;
+  if (!grammars) {
+    if (!wants_content && asked.tool_choice.kind == Kind::automatic)
+      return std::optional<text::OutputShape>();
+    return invalid(wants_content ? "response_format" : "tool_choice",
+                   "This model's vocabulary cannot be constrained.");
+  }
+  text::OutputShape shape;
+  shape.reads_tags = asked.reads_tags;
+  if (wants_content) {
+    ConstraintAsked one = asked;
+    if (!one.structured_outputs.is_null()) one.response_format = nullptr;
+    M2_TRY(shape.content, content_grammar(one, *grammars));
+  }
+  const bool forced =
+      asked.tool_choice.kind == Kind::required || asked.tool_choice.kind == Kind::named;
+  if (shape.content && forced)
+    return invalid(
+        "tool_choice",
+        "You can only either use constraints for structured outputs or tools, not both.");
+  M2_TRY(shape.calls, calls_grammar(asked, context, *grammars));
+  shape.calls_required = forced && shape.calls;
+  shape.one_block = !asked.parallel_tool_calls;
+  if (!shape.content && !shape.calls) return std::optional<text::OutputShape>();
+  return std::optional<text::OutputShape>(std::move(shape));
+}
+
+std::unique_ptr<engine::TokenConstraint> make_constraint(text::OutputShape shape,
+                                                         bool starts_in_reasoning,
+                                                         Context& context) {
+  shape.starts_in_reasoning =
+      starts_in_reasoning && context.options().reasoning_parser != text::ReasoningParser::none;
+  return std::make_unique<ConstrainedOutput>(std::move(shape),
+                                             context.services()->grammars->tags());
+}
+
+}  // namespace m2::server

@@ -1,0 +1,178 @@
+"""Constrained output over HTTP: random weights, which know nothing, must still write what was asked.
+
+Arguments: BINARY SOURCE_DIR.
+"""
+
+import concurrent.futures
+import json
+import pathlib
+import re
+import sys
+import tempfile
+import unittest
+
+import jsonschema
+import openai
+import pydantic
+
+BINARY, SOURCE = sys.argv[1], pathlib.Path(sys.argv[2])
+sys.path.insert(0, str(SOURCE / "tests" / "app"))
+import serve_process  # noqa: E402
+
+MESSAGES = [{"role": "user", "content": "Anything."}]
+NO_THINKING = {"chat_template_kwargs": {"enable_thinking": False}}
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "kind": {"enum": ["red", "green", 3]},
+        "count": {"type": "integer", "minimum": 0, "maximum": 500},
+        "on": {"type": "boolean"},
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 3},
+    },
+    "required": ["kind", "count", "on", "tags"],
+    "additionalProperties": False,
+}
+SET_LIGHT = {"type": "function", "function": {"name": "set_light", "parameters": {
+    "type": "object", "properties": {"room": {"enum": ["hall", "kitchen"]},
+                                     "level": {"type": "integer", "minimum": 0, "maximum": 10}},
+    "required": ["room", "level"]}}}
+PING = {"type": "function", "function": {"name": "ping", "parameters": {
+    "type": "object", "properties": {}, "additionalProperties": False}}}
+TOOLS = [SET_LIGHT, PING]
+PARAMETERS = {tool["function"]["name"]: tool["function"]["parameters"] for tool in TOOLS}
+SEEDS = range(12)
+
+
+class Light(pydantic.BaseModel):
+    on: bool
+    level: int
+
+
+class Constrained(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.TemporaryDirectory()
+        serve_process.make_checkpoint(cls.folder.name, "--layers", 1)
+        cls.server = serve_process.Server(cls.folder.name, "--served-model-name", "random",
+                                          "--disable-uvicorn-access-log")
+        cls.client = openai.OpenAI(base_url=f"http://127.0.0.1:{cls.server.port}/v1", api_key="none", max_retries=0, timeout=60)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.client.close()
+        cls.server.__exit__()
+        assert cls.server.process.returncode == 0
+        cls.folder.cleanup()
+
+    def chat(self, seed, extra=None, **fields):
+        return self.client.chat.completions.create(
+            model="random", messages=MESSAGES, max_tokens=600, seed=seed, temperature=1.0, top_p=1.0,
+            extra_body={"top_k": 0, **NO_THINKING, **(extra or {})}, **fields)
+
+    def check_calls(self, message):
+        for call in message.tool_calls:
+            self.assertIn(call.function.name, PARAMETERS)
+            jsonschema.validate(json.loads(call.function.arguments), PARAMETERS[call.function.name])
+
+    def test_json_schema(self):
+        format_ = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}}
+        kinds = set()
+        for seed in SEEDS:
+            choice = self.chat(seed, response_format=format_).choices[0]
+            self.assertEqual(choice.finish_reason, "stop")
+            value = json.loads(choice.message.content)
+            jsonschema.validate(value, SCHEMA)
+            kinds.add(value["kind"])
+        self.assertGreater(len(kinds), 1, "random weights draw more than one of three")
+
+    def test_parse_of_the_sdk(self):
+        answer = self.client.chat.completions.parse(
+            model="random", messages=MESSAGES, max_tokens=400, seed=3, response_format=Light,
+            extra_body=NO_THINKING)
+        self.assertIsInstance(answer.choices[0].message.parsed, Light)
+
+    def test_patterns_choices_and_grammars(self):
+        for extra, pattern in (({"regex": "[a-f]{3}-[0-9]{2}"}, "[a-f]{3}-[0-9]{2}"),
+                               ({"choice": ["yes", "no, never"]}, "yes|no, never"),
+                               ({"grammar": 'root ::= "x" [0-9] | "y"'}, "x[0-9]|y")):
+            for seed in SEEDS:
+                choice = self.chat(seed, extra={"structured_outputs": extra}).choices[0]
+                self.assertEqual(choice.finish_reason, "stop")
+                self.assertRegex(choice.message.content, f"^(?:{pattern})$")
+
+    def test_completions(self):
+        for seed in SEEDS:
+            reply = self.client.completions.create(
+                model="random", prompt="A", max_tokens=50, seed=seed,
+                extra_body={"structured_outputs": {"choice": ["left", "right"]}})
+            self.assertIn(reply.choices[0].text, ("left", "right"))
+
+    def test_required_and_named_calls(self):
+        names = set()
+        for seed in SEEDS:
+            choice = self.chat(seed, tools=TOOLS, tool_choice="required",
+                               parallel_tool_calls=False).choices[0]
+            self.assertEqual(len(choice.message.tool_calls), 1)
+            self.check_calls(choice.message)
+            names.add(choice.message.tool_calls[0].function.name)
+            named = self.chat(seed, tools=TOOLS, tool_choice={
+                "type": "function", "function": {"name": "set_light"}}).choices[0].message
+            self.assertEqual([call.function.name for call in named.tool_calls], ["set_light"])
+            self.check_calls(named)
+        self.assertEqual(names, set(PARAMETERS))
+
+    def test_each_choice_has_its_own_state(self):
+        reply = self.chat(5, n=4, tools=TOOLS, tool_choice="required", parallel_tool_calls=False)
+        self.assertEqual(len(reply.choices), 4)
+        for choice in reply.choices:
+            self.check_calls(choice.message)
+
+    def test_streams_say_the_same(self):
+        fields = {"tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False}
+        whole = self.chat(8, **fields).choices[0].message.tool_calls[0].function
+        name = arguments = ""
+        for chunk in self.chat(8, stream=True, **fields):
+            for call in (chunk.choices[0].delta.tool_calls or []) if chunk.choices else []:
+                name += call.function.name or ""
+                arguments += call.function.arguments or ""
+        self.assertEqual((name, arguments), (whole.name, whole.arguments))
+
+    def test_after_thinking(self):
+        """A thinking budget ends the reasoning; what follows is bound."""
+        reply = self.client.chat.completions.create(
+            model="random", messages=MESSAGES, max_tokens=300, seed=2,
+            response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}},
+            extra_body={"thinking_token_budget": 20})
+        self.assertTrue(reply.choices[0].message.reasoning)
+        jsonschema.validate(json.loads(reply.choices[0].message.content), SCHEMA)
+
+    def test_responses(self):
+        reply = self.client.responses.create(
+            model="random", input="Anything.", max_output_tokens=400,
+            text={"format": {"type": "json_schema", "name": "x", "schema": SCHEMA, "strict": True}},
+            extra_body={"seed": 4, **NO_THINKING, "thinking_token_budget": 10})
+        jsonschema.validate(json.loads(reply.output_text), SCHEMA)
+
+    def test_others_keep_their_bytes(self):
+        def free(seed):
+            return self.chat(seed).choices[0].message.content
+
+        def bound(seed):
+            return self.chat(seed, tools=TOOLS, tool_choice="required").choices[0].message
+
+        alone = [free(seed) for seed in range(4)]
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            others = [pool.submit(bound, seed) for seed in range(8)]
+            crowd = list(pool.map(free, range(4)))
+            for other in others:
+                other.result()
+        self.assertEqual(crowd, alone)
+
+    def test_what_can_never_be_written_is_the_request_s_fault(self):
+        with self.assertRaises(openai.BadRequestError):
+            self.chat(1, extra={"structured_outputs": {"choice": ["yes"]}, "allowed_token_ids": [65]})
+        self.assertTrue(self.chat(1).choices, "the server goes on")
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1])
