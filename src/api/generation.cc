@@ -62,6 +62,9 @@ Result<void> check_generation_fields(const GenerationFields& fields) {
                     fmt::format("thinking_token_budget must be a non-negative integer, or -1 for "
                                 "no bound, got {}.",
                                 *fields.thinking_token_budget));
+  if (fields.stream_interval && *fields.stream_interval < 1)
+    return conflict("stream_interval", fmt::format("stream_interval must be at least 1, got {}.",
+                                                   *fields.stream_interval));
   if (fields.cache_salt && fields.cache_salt->empty())
     return conflict("cache_salt", "Parameter 'cache_salt' must be a non-empty string if provided.");
   return {};

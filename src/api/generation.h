@@ -53,6 +53,7 @@ struct GenerationFields {
   bool echo = false;
   std::optional<bool> return_tokens_as_token_ids;
   bool return_token_ids = false;
+  std::optional<int64_t> stream_interval;  // tokens a chunk of a stream
   std::optional<std::string> request_id;
 
   // What the output must be, as sent.
@@ -129,6 +130,7 @@ void add_generation_fields(Fields<Request>& fields) {
       .field("echo", &GenerationFields::echo)
       .field("return_tokens_as_token_ids", &GenerationFields::return_tokens_as_token_ids)
       .field("return_token_ids", &GenerationFields::return_token_ids)
+      .field("stream_interval", &GenerationFields::stream_interval)
       .field("request_id", &GenerationFields::request_id)
       .field("response_format", &GenerationFields::response_format)
       .field("structured_outputs", &GenerationFields::structured_outputs)
@@ -137,7 +139,7 @@ void add_generation_fields(Fields<Request>& fields) {
                 "prompt_cache_key", "length_penalty", "spaces_between_special_tokens",
                 "kv_transfer_params", "vllm_xargs", "best_of", "session_id",
                 "prompt_cache_retention", "logprob_token_ids", "repetition_detection",
-                "stream_interval", "return_prompt_text"});
+                "return_prompt_text"});
 }
 
 }  // namespace m2::api

@@ -198,21 +198,65 @@ Result<void> read_function_tool(const Json& tool, const std::string& space,
   return {};
 }
 
+// What a custom tool's input must look like, in words: the model writes it as free text.
+std::string format_note(const Json& format) {
+  if (!format.is_object() || string_of(format, "type") != "grammar") return {};
+  // The API nests the grammar, Codex does not.
+  const Json& grammar = format.contains("grammar") ? format["grammar"] : format;
+  if (!grammar.is_object() || string_of(grammar, "definition").empty()) return {};
+  return fmt::format("The input must match this {} grammar:\n{}", string_of(grammar, "syntax"),
+                     string_of(grammar, "definition"));
+}
+
+// {type:custom, name, description, format} as a function that takes one text.
+Result<void> read_custom_tool(const Json& tool, const std::string& space,
+                              ResponsesRequest& request) {
+  const std::string name = string_of(tool, "name");
+  if (name.empty()) return invalid("tools", "each custom tool should have a string `name`");
+  const std::string flat = flat_name(space, name);
+  if (!space.empty()) request.namespaced[flat] = {space, name};
+  request.custom.insert(flat);
+  std::string description = string_of(tool, "description");
+  const std::string note = tool.contains("format") ? format_note(tool["format"]) : "";
+  if (!description.empty() && !note.empty()) description += "\n\n";
+  const Json parameters = {{"type", "object"},
+                           {"properties", {{"input", {{"type", "string"}}}}},
+                           {"required", Json::array({"input"})}};
+  request.tools.push_back(
+      {{"type", "function"},
+       {"function",
+        {{"name", flat}, {"description", description + note}, {"parameters", parameters}}}});
+  return {};
+}
+
+// A tool that this server can offer to the model; false: another kind.
+Result<bool> read_response_tool(const Json& tool, const std::string& space,
+                                ResponsesRequest& request) {
+  const std::string type = string_of(tool, "type");
+  if (type == "function")
+    M2_TRY_VOID(read_function_tool(tool, space, request));
+  else if (type == "custom")
+    M2_TRY_VOID(read_custom_tool(tool, space, request));
+  else
+    return false;
+  return true;
+}
+
 Result<void> read_response_tools(const Json& value, ResponsesRequest& request,
                                  std::vector<std::string>& unknown) {
   if (!value.is_array()) return invalid("tools", "tools: Input should be a valid list");
   for (const Json& tool : value) {
     if (!tool.is_object()) return invalid("tools", "each tool should be an object");
+    M2_TRY(const bool known, read_response_tool(tool, {}, request));
+    if (known) continue;
     const std::string type = string_of(tool, "type");
-    if (type == "function") {
-      M2_TRY_VOID(read_function_tool(tool, {}, request));
-    } else if (type == "namespace" && tool.contains("tools") && tool["tools"].is_array()) {
-      for (const Json& inner : tool["tools"])
-        if (inner.is_object() && string_of(inner, "type") == "function")
-          M2_TRY_VOID(read_function_tool(inner, string_of(tool, "name"), request));
-    } else {
+    if (type != "namespace" || !tool.contains("tools") || !tool["tools"].is_array()) {
       unknown.push_back("tool:" + (type.empty() ? "?" : type));
+      continue;
     }
+    for (const Json& inner : tool["tools"])
+      if (inner.is_object())
+        M2_TRY_VOID(read_response_tool(inner, string_of(tool, "name"), request));
   }
   return {};
 }
@@ -235,7 +279,7 @@ Result<ToolChoice> response_tool_choice(const Json& body, const Json& tools) {
                                               "supported.",
                                               to_text(*choice).substr(0, 200)));
   const std::string type = string_of(*choice, "type");
-  if (type == "function") {
+  if (type == "function" || type == "custom") {
     const std::string name = flat_name(string_of(*choice, "namespace"), string_of(*choice, "name"));
     if (!has_tool(tools, name))
       return invalid("tool_choice",
@@ -407,6 +451,57 @@ Result<ResponsesRequest> responses_request_from_json(const Json& body,
 
 // ---- replies
 
+namespace {
+
+// What one escape of a JSON string stands for.
+std::string unescaped(std::string_view escape) {
+  const auto text = parse_json(fmt::format("\"{}\"", escape));
+  return text ? text->get<std::string>() : "\ufffd";
+}
+
+// The text of arguments that are not {"input": text}.
+std::string text_of_arguments(const std::string& raw) {
+  const auto arguments = parse_json(raw);
+  if (!arguments || !arguments->is_object()) return raw;
+  if (arguments->empty()) return {};
+  if (arguments->contains("input") && (*arguments)["input"].is_string())
+    return (*arguments)["input"];
+  for (const auto& [name, value] : arguments->items())
+    if (value.is_string()) return value;
+  return raw;
+}
+
+}  // namespace
+
+std::string InputText::feed(std::string_view arguments) {
+  constexpr std::string_view kOpening = "{\"input\": \"";
+  raw_ += arguments;
+  if (!raw_.starts_with(kOpening)) return {};
+  at_ = std::max(at_, kOpening.size());
+  std::string out;
+  while (!closed_ && at_ < raw_.size()) {
+    const char c = raw_[at_];
+    if (c == '"') {
+      closed_ = true;
+    } else if (c != '\\') {
+      const size_t end = std::min(raw_.find_first_of("\"\\", at_), raw_.size());
+      out += raw_.substr(at_, end - at_);
+      at_ = end;
+    } else {
+      const bool is_code = at_ + 1 < raw_.size() && raw_[at_ + 1] == 'u';
+      const size_t size = is_code ? 6 : 2;
+      if (at_ + size > raw_.size()) break;
+      out += unescaped(std::string_view(raw_).substr(at_, size));
+      at_ += size;
+    }
+  }
+  return out;
+}
+
+std::string InputText::finish() {
+  return at_ > 0 ? std::string() : text_of_arguments(raw_);
+}
+
 ResponseWriter::ResponseWriter(ResponseHead head, std::string (*make_id)())
     : head_(std::move(head)), make_id_(make_id) {}
 
@@ -451,7 +546,7 @@ void ResponseWriter::text_event(std::string_view type, std::string_view name, st
   *out += item_id_;
   *out += "\",\"output_index\":";
   append_json_integer(*out, static_cast<int64_t>(output_.size()));
-  if (kind_ != Kind::call) *out += ",\"content_index\":0";
+  if (kind_ == Kind::reasoning || kind_ == Kind::message) *out += ",\"content_index\":0";
   *out += ",\"";
   *out += name;
   *out += "\":";
@@ -513,6 +608,11 @@ void ResponseWriter::close(std::string* out) {
                  ",\"name\":" + to_text(item_["name"]), out);
       item_["arguments"] = text_;
       break;
+    case Kind::custom_call:
+      input(input_.finish(), out);
+      text_event("response.custom_tool_call_input.done", "input", text_, {}, out);
+      item_["input"] = text_;
+      break;
   }
   kind_ = Kind::none;
   item_["status"] = "completed";
@@ -556,7 +656,10 @@ void ResponseWriter::content(std::string_view text, std::string_view logprobs, s
 }
 
 void ResponseWriter::begin_call(std::string_view call_id, std::string_view name, std::string* out) {
-  Json item = {{"id", "fc_" + make_id_()}, {"type", "function_call"}, {"status", "in_progress"}};
+  const bool custom = head_.custom.contains(name);
+  Json item = {{"id", (custom ? "ctc_" : "fc_") + make_id_()},
+               {"type", custom ? "custom_tool_call" : "function_call"},
+               {"status", "in_progress"}};
   item["call_id"] = call_id;
   const auto space = head_.namespaced.find(name);
   if (space == head_.namespaced.end()) {
@@ -565,17 +668,25 @@ void ResponseWriter::begin_call(std::string_view call_id, std::string_view name,
     item["name"] = space->second.name;
     item["namespace"] = space->second.space;
   }
-  item["arguments"] = "";
-  open(Kind::call, std::move(item), out);
+  item[custom ? "input" : "arguments"] = "";
+  input_ = {};
+  open(custom ? Kind::custom_call : Kind::call, std::move(item), out);
+}
+
+void ResponseWriter::input(std::string_view text, std::string* out) {
+  if (text.empty()) return;
+  text_ += text;
+  text_event("response.custom_tool_call_input.delta", "delta", text, {}, out);
 }
 
 void ResponseWriter::arguments(std::string_view text, std::string* out) {
+  if (kind_ == Kind::custom_call) return input(input_.feed(text), out);
   text_ += text;
   text_event("response.function_call_arguments.delta", "delta", text, {}, out);
 }
 
 void ResponseWriter::finish(ResponseState state, bool drop_call, std::string* out) {
-  if (drop_call && kind_ == Kind::call) kind_ = Kind::none;
+  if (drop_call && (kind_ == Kind::call || kind_ == Kind::custom_call)) kind_ = Kind::none;
   close(out);
   state_event("response." + state.status, state, out);
 }

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -20,8 +21,12 @@ struct NamespacedName {
 };
 using NamespacedTools = std::map<std::string, NamespacedName, std::less<>>;  // by flat name
 
+// Flat names of custom tools: their calls carry text, not JSON (`input` for `arguments`).
+using CustomTools = std::set<std::string, std::less<>>;
+
 // What the engine is to answer stands in the base: `messages` are those of `input`, `tools` the
-// function tools in the chat form, sampling and limits under chat's names.
+// tools in the chat form (a custom tool is a function with one string, `input`), sampling and
+// limits under chat's names.
 struct ResponsesRequest : ChatRequest {
   std::string instructions;  // empty: none
   std::optional<std::string> previous_response_id;
@@ -31,6 +36,7 @@ struct ResponsesRequest : ChatRequest {
   bool include_logprobs = false;   // include: message.output_text.logprobs
   bool include_encrypted = false;  // include: reasoning.encrypted_content
   NamespacedTools namespaced;
+  CustomTools custom;
   Json text_format;              // text.format, null if not given
   Json echoed = Json::object();  // fields that the reply repeats as they were sent
 };
@@ -53,6 +59,7 @@ struct ResponseHead {
   bool encrypted = false;  // reasoning items carry encrypted_content
   Json echoed = Json::object();
   NamespacedTools namespaced;
+  CustomTools custom;
 };
 
 struct ResponseUsage {
@@ -65,6 +72,21 @@ struct ResponseState {
   std::string incomplete_reason;       // max_output_tokens
   std::string error_code, error_message;
   std::optional<ResponseUsage> usage;
+};
+
+// Reads the text of the member `input` out of the arguments of a custom tool's call, as they come.
+// Arguments of another form are the text themselves: its first string, else all of it.
+class InputText {
+ public:
+  // What became certain.
+  std::string feed(std::string_view arguments);
+  // The rest, when the call has ended.
+  std::string finish();
+
+ private:
+  std::string raw_;      // arguments so far
+  size_t at_ = 0;        // of raw_, handed out
+  bool closed_ = false;  // the string has ended
 };
 
 // Makes one response out of what the model writes, and tells each step as server-sent events in the
@@ -89,8 +111,9 @@ class ResponseWriter {
   std::string to_json(const ResponseState& state) const;
 
  private:
-  enum class Kind { none, reasoning, message, call };
+  enum class Kind { none, reasoning, message, call, custom_call };
 
+  void input(std::string_view text, std::string* out);
   void open(Kind kind, Json item, std::string* out);
   void close(std::string* out);
   void begin_event(std::string_view type, std::string& out);
@@ -108,7 +131,8 @@ class ResponseWriter {
   Kind kind_ = Kind::none;       // of the item that is open
   Json item_;
   std::string item_id_;
-  std::string text_;      // of the open item: its text or arguments
+  std::string text_;      // of the open item: its text, arguments or input
+  InputText input_;       // of the open custom call
   std::string logprobs_;  // of the open message
 };
 

@@ -86,6 +86,7 @@ Result<void> check_sizes(const Values& values) {
       {"max-num-batched-tokens", 1, 1 << 20},
       {"max-queued-requests", 1, 1 << 20},
       {"max-logprobs", 0, 1000},
+      {"stream-interval", 1, 1 << 20},
       {"long-prefill-token-threshold", 0, 1 << 30},
       {"kv-cache-memory-bytes", 1, int64_t{1} << 50},
       {"num-gpu-blocks-override", 1, int64_t{1} << 31},
@@ -163,6 +164,7 @@ Result<server::ServerOptions> server_options(const Values& values, const ModelSe
     out.limits.max_header_line = out.limits.max_header_bytes =
         static_cast<size_t>(*values.integer("h11-max-incomplete-event-size"));
   out.api_keys = values.list("api-key");
+  out.isolate_api_keys = values.flag("isolate-api-keys");
   out.served_model_names = values.list("served-model-name");
   out.version = kVersion;
   out.io_threads = static_cast<int>(*values.integer("io-threads"));
@@ -189,6 +191,7 @@ Result<server::ServerOptions> server_options(const Values& values, const ModelSe
   out.enable_force_include_usage = values.flag("enable-force-include-usage");
   out.enable_tokenizer_info_endpoint = values.flag("enable-tokenizer-info-endpoint");
   out.max_logprobs = *values.integer("max-logprobs");
+  out.stream_interval = *values.integer("stream-interval");
   out.generation_defaults = settings.generation;
   return out;
 }

@@ -12,6 +12,10 @@ std::string Answer::detach(std::function<void()>) {
   return {};
 }
 
+std::string Answer::cancelled() {
+  return {};
+}
+
 TokenCounts::TokenCounts(const AnswerSetup& setup)
     : completion_(setup.prompts.size() * static_cast<size_t>(setup.n)),
       n_(setup.n),

@@ -22,6 +22,7 @@ struct Step {
   engine::TokenId token = -1;                  // -1: none in this step
   const engine::Logprobs* logprobs = nullptr;  // of the token, if asked for
   const api::Finish* finish = nullptr;         // the choice's last step
+  bool shows = true;  // a stream says now what has gathered; false: with a later step
 };
 
 class Answer {
@@ -44,10 +45,10 @@ class Answer {
   virtual std::string fail(const api::ApiError& error);
 
   // The request goes on without its client, who gets what this returns. `cancel` ends the request
-  // (then cancelled() is called, and nothing else) and may be called from any thread for as long as
-  // the server lives. For plans with `background` only.
+  // (then cancelled() is called, and nothing else; a stream ends with what it returns) and may be
+  // called from any thread for as long as the server lives. For plans with `background` only.
   virtual std::string detach(std::function<void()> cancel);
-  virtual void cancelled() {}
+  virtual std::string cancelled();
 };
 
 // What an answer needs from its request and server.

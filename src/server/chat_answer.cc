@@ -43,7 +43,8 @@ class ChatAnswer : public Answer {
     const std::vector<OutputDelta>& deltas = choice.turn.read(step);
     if (step.token >= 0 && choice.turn.in_reasoning()) counts_.add_reasoning();
     if (step.finish) choice.finish = finish_of(choice, *step.finish);
-    if (setup_.stream) stream_step(index, choice, deltas, step.finish != nullptr, out);
+    const bool last = step.finish != nullptr;
+    if (setup_.stream && (step.shows || last)) stream_step(index, choice, deltas, last, out);
   }
 
   std::string end() override {
@@ -113,7 +114,7 @@ class ChatAnswer : public Answer {
       if (print(delta, delta_)) send(index, choice, delta_, nullptr, out);
     }
     if (last) return send(index, choice, "\"content\":\"\"", &choice.finish, out);
-    // Token ids go out with every step.
+    // Token ids go out with every step that shows.
     if (!choice.token_ids.empty()) send(index, choice, "\"content\":\"\"", nullptr, out);
   }
 

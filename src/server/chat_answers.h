@@ -30,6 +30,8 @@ struct ResponseAnswerSetup {
   api::ResponseHead head;
   bool logprobs = false;
   ResponseStore* store = nullptr;              // null: it is not kept
+  std::string tenant;                          // whose it is
+  std::shared_ptr<EventLog> events;            // null: nobody reads them again
   std::vector<api::ChatMessage> conversation;  // the prompt's, without instructions; for `store`
 };
 std::unique_ptr<Answer> make_response_answer(AnswerSetup setup, ChatAnswerSetup chat,

@@ -47,7 +47,7 @@ void Completion::detach() {
       const auto self = weak.lock();
       if (!self || self->over_) return;
       self->cancel();
-      self->plan_.answer->cancelled();
+      self->exchange_->write_events(self->plan_.answer->cancelled());
       self->exchange_->end_events();
     });
   });
@@ -159,6 +159,8 @@ void Completion::read_token(size_t index, const engine::Event& event) {
   step.token = event.token;
   step.logprobs = event.logprobs ? &*event.logprobs : nullptr;
   step.finish = ends ? &finish : nullptr;
+  step.shows = ends || choice.shown == 0 || choice.tokens - choice.shown >= plan_.stream_interval;
+  if (step.shows) choice.shown = choice.tokens;
   plan_.answer->step(index, step, out_);
   if (!ends) return;
   choice.done = true;

@@ -40,6 +40,7 @@ class Completion : public EventReceiver, public std::enable_shared_from_this<Com
     text::Detokenizer detokenizer;
     text::StopStrings stop;
     int64_t tokens = 0;
+    int64_t shown = 0;  // of them, when the stream last said something
     bool done = false;
   };
 

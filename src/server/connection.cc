@@ -67,11 +67,21 @@ class Connection::Turn : public Exchange {
     connection_->queue_flush();
   }
 
+  void on_ready(std::function<void()> ready) override {
+    if (connection_) ready_ = std::move(ready);
+  }
+
+  // Tells who waits that everything has been taken.
+  void taken() {
+    if (auto ready = std::exchange(ready_, nullptr)) ready();
+  }
+
   void on_gone(std::function<void()> gone) override { gone_ = std::move(gone); }
 
   // The connection has no more use for this turn; `lost`: its client has gone before the end.
   void release(bool lost) {
     const auto connection = std::exchange(connection_, nullptr);
+    ready_ = nullptr;
     auto gone = std::exchange(gone_, nullptr);
     // Not at once: whoever is told may be the one whose write found it out.
     if (lost && gone) boost::asio::post(connection->socket_.get_executor(), std::move(gone));
@@ -85,7 +95,7 @@ class Connection::Turn : public Exchange {
  private:
   std::shared_ptr<Connection> connection_;  // null once released
   HttpRequest request_;
-  std::function<void()> gone_;
+  std::function<void()> gone_, ready_;
   const Nanos began_;
   int status_ = 0;
   bool streaming_ = false;
@@ -295,7 +305,10 @@ void Connection::on_written() {
   sent_ = 0;
   if (sending_.capacity() > limits_.max_send_buffer) sending_.shrink_to_fit();
   if (!pending_.empty() || !events_.empty() || !tls_out_.empty()) return flush();
-  if (turn_ && turn_->over()) end_turn();
+  if (!turn_) return;
+  if (turn_->over()) return end_turn();
+  const auto turn = turn_;
+  turn->taken();
 }
 
 // ---- ending

@@ -29,6 +29,7 @@ class Context {
   // What is kept between requests; null where the option is off.
   TurnStore* turns() const { return turns_.get(); }
   ResponseStore* responses() const { return responses_.get(); }
+  const std::shared_ptr<EventBudget>& event_budget() const { return event_budget_; }
 
   std::string progress() const;
   void set_progress(std::string progress);
@@ -69,6 +70,7 @@ class Context {
  private:
   const ServerOptions& options_;
   const std::unique_ptr<TurnStore> turns_;
+  const std::shared_ptr<EventBudget> event_budget_;  // of responses in the background
   const std::unique_ptr<ResponseStore> responses_;
   std::unique_ptr<const ModelServices> owned_services_;
   std::atomic<const ModelServices*> services_{nullptr};

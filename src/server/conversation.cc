@@ -207,11 +207,11 @@ namespace {
 
 // The template's text of a conversation, with what the turn store knows of it.
 Result<ChatText> render(const text::ChatTemplate& chat_template, text::Conversation conversation,
-                        TurnStore* turns) {
+                        TenantTurns turns) {
   ChatText out;
-  if (turns) {
+  if (turns.store) {
     const std::vector<text::Message> messages = conversation.messages;
-    const TurnReplay replay(conversation.messages, *turns);
+    const TurnReplay replay(conversation.messages, *turns.store, turns.tenant);
     M2_TRY(out.pieces, text::render_prompt(chat_template, conversation));
     if (auto known = replay.place(out.pieces)) {
       out.known = std::move(*known);
@@ -227,7 +227,7 @@ Result<ChatText> render(const text::ChatTemplate& chat_template, text::Conversat
 }  // namespace
 
 Result<ChatText> chat_text(const ChatPromptFields& fields, const ServerOptions& options,
-                           const ModelServices& model, TurnStore* turns) {
+                           const ModelServices& model, TenantTurns turns) {
   M2_TRY_VOID(check_sizes(fields, options.limits));
   M2_TRY(const auto chat_template, template_for(fields, options, model));
   text::Conversation conversation;
@@ -277,7 +277,7 @@ ChatPrompt encode_prompt(const ChatText& text, const ModelServices& model) {
 }
 
 Result<ChatPrompt> chat_prompt(const ChatPromptFields& fields, const ServerOptions& options,
-                               const ModelServices& model, TurnStore* turns) {
+                               const ModelServices& model, TenantTurns turns) {
   M2_TRY(const ChatText text, chat_text(fields, options, model, turns));
   return encode_prompt(text, model);
 }

@@ -51,7 +51,7 @@ struct ChatPrompt {
 // template has no switch for it, the reasoning it opened is closed again, empty. With a turn store,
 // turns of this server's model are known by their tokens.
 Result<ChatText> chat_text(const ChatPromptFields& fields, const ServerOptions& options,
-                           const ModelServices& model, TurnStore* turns = nullptr);
+                           const ModelServices& model, TenantTurns turns = {});
 
 // Whether the last of <think> and </think> in `ids` is <think>.
 bool ends_in_reasoning(const std::vector<text::TokenId>& ids, const text::Tokenizer& tokenizer);
@@ -60,6 +60,6 @@ ChatPrompt encode_prompt(const ChatText& text, const ModelServices& model);
 
 // chat_text(), encoded.
 Result<ChatPrompt> chat_prompt(const ChatPromptFields& fields, const ServerOptions& options,
-                               const ModelServices& model, TurnStore* turns);
+                               const ModelServices& model, TenantTurns turns);
 
 }  // namespace m2::server

@@ -25,6 +25,9 @@ class Exchange {
   virtual void write_events(std::string_view frames) = 0;
   virtual void end_events() = 0;
 
+  // `ready` is called once, when the client has taken all that was written.
+  virtual void on_ready(std::function<void()> ready) = 0;
+
   // `gone` is called once if the client leaves, or stops reading, before the answer's end.
   virtual void on_gone(std::function<void()> gone) = 0;
 };

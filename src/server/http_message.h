@@ -23,6 +23,7 @@ struct HttpRequest {
   std::string api_key;             // x-api-key
   std::string data_parallel_rank;  // X-data-parallel-rank
   std::string peer;                // address of the client, for the log
+  std::string tenant;              // whose API key it came with; empty: all clients are alike
   std::string cors_method, cors_headers;  // Access-Control-Request-Method, -Headers
   HeaderList reply_headers;               // of every reply to it: the echoed X-Request-Id, CORS
   size_t reply_bytes = 0;                 // of the reply so far, without its head

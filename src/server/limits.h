@@ -51,6 +51,8 @@ struct Limits {
   size_t max_turn_bytes = 256 << 20;
   size_t max_responses = 4096;
   size_t max_response_bytes = 256 << 20;
+  // Events of responses in the background, those that still run among them.
+  size_t max_event_bytes = 512 << 20;
 
   // Work in progress.
   int64_t max_requests = 2048;  // being prepared, queued or answered

@@ -28,6 +28,7 @@ class MessageExchange : public Exchange {
 
   void write_events(std::string_view frames) override { exchange_->write_events(frames); }
   void end_events() override { exchange_->end_events(); }
+  void on_ready(std::function<void()> ready) override { exchange_->on_ready(std::move(ready)); }
   void on_gone(std::function<void()> gone) override { exchange_->on_gone(std::move(gone)); }
 
  private:

@@ -42,20 +42,38 @@ std::string operation_id(std::string_view path, const std::string& method) {
   return id;
 }
 
-// Parameters of a path such as /v1/responses/{id}.
-Json path_parameters(std::string_view path) {
+// Calls `each` with every word of a list separated by blanks.
+template <class Each>
+void for_words(std::string_view list, Each each) {
+  while (!list.empty()) {
+    const size_t blank = std::min(list.find(' '), list.size());
+    each(list.substr(0, blank));
+    list.remove_prefix(std::min(blank + 1, list.size()));
+  }
+}
+
+// Parameters of a path such as /v1/responses/{id}, and of the query of GET.
+Json parameters_of(const RouteDescription& route, const std::string& method) {
+  const std::string_view path = route.path;
   Json out = Json::array();
   for (size_t at = path.find('{'); at != std::string_view::npos; at = path.find('{', at + 1)) {
     const std::string name(path.substr(at + 1, path.find('}', at) - at - 1));
     out.push_back(
         {{"name", name}, {"in", "path"}, {"required", true}, {"schema", {{"type", "string"}}}});
   }
+  if (method != "get") return out;
+  for_words(route.query, [&](std::string_view word) {
+    const size_t colon = word.find(':');
+    out.push_back({{"name", word.substr(0, colon)},
+                   {"in", "query"},
+                   {"schema", {{"type", word.substr(colon + 1)}}}});
+  });
   return out;
 }
 
 Json operation(const RouteDescription& route, const std::string& method) {
   Json out = {{"operationId", operation_id(route.path, method)}};
-  if (Json parameters = path_parameters(route.path); !parameters.empty())
+  if (Json parameters = parameters_of(route, method); !parameters.empty())
     out["parameters"] = std::move(parameters);
   if (route.body && method == "post")
     out["requestBody"] = Json{{"required", true}, {"content", content(route.body())}};
@@ -74,15 +92,13 @@ std::string openapi_text(std::span<const RouteDescription> routes, const std::st
   out["paths"] = Json::object();
   for (const RouteDescription& route : routes) {
     Json& path = out["paths"][std::string(route.path)];
-    for (std::string_view rest = route.methods; !rest.empty();) {
-      const size_t blank = std::min(rest.find(' '), rest.size());
-      std::string method(rest.substr(0, blank));
-      rest.remove_prefix(std::min(blank + 1, rest.size()));
-      if (method == "HEAD" || method == "OPTIONS") continue;
+    for_words(route.methods, [&](std::string_view word) {
+      std::string method(word);
+      if (method == "HEAD" || method == "OPTIONS") return;
       std::transform(method.begin(), method.end(), method.begin(),
                      [](char c) { return static_cast<char>(c + 32); });
       path[method] = operation(route, method);
-    }
+    });
   }
   out["components"]["schemas"]["Error"] = error_schema();
   out["components"]["securitySchemes"]["key"] = Json{{"type", "http"}, {"scheme", "bearer"}};

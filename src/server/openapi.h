@@ -14,6 +14,7 @@ struct RouteDescription {
   std::string_view methods;  // separated by blanks
   Json (*body)() = nullptr;  // schema of the request's body; null: it has none
   bool needs_key = false;
+  std::string_view query;  // parameters of the query, "name:type", separated by blanks
 };
 
 // The document of these routes, OpenAPI 3.1. HEAD and OPTIONS are left out.

@@ -36,6 +36,7 @@ struct ServerOptions {
   std::string root_path;  // a proxy's prefix, taken off paths that begin with it
   Cors cors;
   std::vector<std::string> api_keys;
+  bool isolate_api_keys = true;  // what one key's requests leave behind, no other key's find
   std::vector<std::string> served_model_names;  // at least one; the first is used in replies
   std::string version = "0";
   int io_threads = 2;
@@ -68,6 +69,7 @@ struct ServerOptions {
   bool encode_control_tokens = false;  // text of users and tools is read with AddedTokens::all
 
   int64_t max_logprobs = 20;
+  int64_t stream_interval = 1;  // tokens a chunk, after the first
   model::GenerationDefaults
       generation_defaults;  // contract.md 4.5; eos_token_ids are not read here
   Limits limits;

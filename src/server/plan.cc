@@ -49,13 +49,17 @@ AnswerSetup answer_setup(api::ReplyHead head, const api::GenerationFields& field
   return setup;
 }
 
+// Requests with different salts share no blocks. A client's own salt holds no '/'.
+std::string cache_salt(const std::string& tenant, const api::GenerationFields& fields) {
+  const std::string salt = fields.cache_salt.value_or("");
+  return tenant.empty() ? salt : tenant + "/" + salt;
+}
+
 // One engine request per choice, each with its own seed.
-Result<std::vector<engine::Request>> engine_requests(const api::GenerationFields& fields,
-                                                     const engine::SamplingParams& params,
-                                                     const AskedLength& asked,
-                                                     const Prompts& prompts,
-                                                     const std::optional<text::OutputShape>& shape,
-                                                     Context& context) {
+Result<std::vector<engine::Request>> engine_requests(
+    const std::string& tenant, const api::GenerationFields& fields,
+    const engine::SamplingParams& params, const AskedLength& asked, const Prompts& prompts,
+    const std::optional<text::OutputShape>& shape, Context& context) {
   const ModelServices& model = *context.services();
   if (fields.priority != 0 && !context.options().priority_scheduling)
     context.say_once("priority is ignored under --scheduling-policy fcfs");
@@ -74,7 +78,7 @@ Result<std::vector<engine::Request>> engine_requests(const api::GenerationFields
       if (params.seed) request.params.seed = *params.seed + static_cast<uint64_t>(i);
       request.priority =
           static_cast<int32_t>(std::clamp<int64_t>(fields.priority, INT32_MIN, INT32_MAX));
-      request.cache_salt = fields.cache_salt.value_or("");
+      request.cache_salt = cache_salt(tenant, fields);
       out.push_back(std::move(request));
     }
   }
@@ -82,12 +86,13 @@ Result<std::vector<engine::Request>> engine_requests(const api::GenerationFields
 }
 
 Plan plan_of(const api::GenerationFields& fields, std::vector<engine::Request> requests,
-             std::unique_ptr<Answer> answer) {
+             std::unique_ptr<Answer> answer, const ServerOptions& options) {
   Plan plan;
   plan.requests = std::move(requests);
   plan.answer = std::move(answer);
   plan.n = fields.n;
   plan.stream = fields.stream;
+  plan.stream_interval = fields.stream_interval.value_or(options.stream_interval);
   plan.stop = fields.stop;
   plan.include_stop = fields.include_stop_str_in_output;
   plan.min_tokens = fields.min_tokens;
@@ -143,7 +148,7 @@ AskedLength asked_length(const api::ChatRequest& request) {
 Result<Plan> make_chat_plan(const HttpRequest& http, const api::ChatRequest& request,
                             Context& context) {
   return plan_conversation(
-      request, reply_head("chatcmpl-", http, request, context.options()), nullptr, context,
+      http, request, reply_head("chatcmpl-", http, request, context.options()), nullptr, context,
       [](AnswerSetup setup, ChatAnswerSetup chat, const engine::SamplingParams&) {
         return make_chat_answer(std::move(setup), std::move(chat));
       });
@@ -216,11 +221,12 @@ Result<Plan> make_completion_plan(const HttpRequest& http, const api::Completion
   constraint.structured_outputs = request.structured_outputs;
   constraint.reads_tags = false;
   M2_TRY(const auto shape, output_shape(constraint, context));
-  M2_TRY(auto requests, engine_requests(request, params, asked, prompts, shape, context));
+  M2_TRY(auto requests,
+         engine_requests(http.tenant, request, params, asked, prompts, shape, context));
   auto answer = make_text_answer(
       answer_setup(reply_head("cmpl-", http, request, options), request, prompts, options, model),
       std::move(text));
-  return plan_of(request, std::move(requests), std::move(answer));
+  return plan_of(request, std::move(requests), std::move(answer), options);
 }
 
 bool is_json(const std::string& content_type) {
@@ -233,7 +239,8 @@ bool is_json(const std::string& content_type) {
 
 }  // namespace
 
-Result<ChatPrompt> prompt_of(const api::ChatRequest& request, Context& context) {
+Result<ChatPrompt> prompt_of(const HttpRequest& http, const api::ChatRequest& request,
+                             Context& context) {
   const ServerOptions& options = context.options();
   const ModelServices& model = *context.services();
   const bool no_tools = request.tool_choice.kind == api::ToolChoice::Kind::none &&
@@ -244,14 +251,14 @@ Result<ChatPrompt> prompt_of(const api::ChatRequest& request, Context& context) 
       chat_text({request.messages, no_tools ? none : request.tools, request.add_generation_prompt,
                  request.continue_final_message, request.chat_template,
                  request.chat_template_kwargs, request.documents, request.thinking},
-                options, model, context.turns()));
+                options, model, {context.turns(), http.tenant}));
   for (const text::TextPiece& piece : text.pieces)
     M2_TRY_VOID(check_text_length(piece.text, request, asked_length(request), model));
   return encode_prompt(text, model);
 }
 
-Result<Plan> plan_conversation(const api::ChatRequest& request, api::ReplyHead head,
-                               std::string (*make_call_id)(), Context& context,
+Result<Plan> plan_conversation(const HttpRequest& http, const api::ChatRequest& request,
+                               api::ReplyHead head, std::string (*make_call_id)(), Context& context,
                                const MakeChatAnswer& make_answer) {
   const ServerOptions& options = context.options();
   const ModelServices& model = *context.services();
@@ -264,7 +271,7 @@ Result<Plan> plan_conversation(const api::ChatRequest& request, api::ReplyHead h
   const AskedLength asked = asked_length(request);
   M2_TRY_VOID(check_asked_length(asked, model));
 
-  M2_TRY(ChatPrompt prompt, prompt_of(request, context));
+  M2_TRY(ChatPrompt prompt, prompt_of(http, request, context));
   M2_TRY_VOID(truncate_prompt(request, asked, model, prompt.ids));
   const Prompts prompts = {
       std::make_shared<const std::vector<engine::TokenId>>(std::move(prompt.ids))};
@@ -272,12 +279,15 @@ Result<Plan> plan_conversation(const api::ChatRequest& request, api::ReplyHead h
          output_shape({request.response_format, request.structured_outputs, request.tools,
                        request.tool_choice, request.parallel_tool_calls},
                       context));
-  M2_TRY(auto requests, engine_requests(request, params, asked, prompts, shape, context));
+  M2_TRY(auto requests,
+         engine_requests(http.tenant, request, params, asked, prompts, shape, context));
   ChatAnswerSetup chat = chat_answer_setup(request, prompt, context);
+  chat.turn.tenant = http.tenant;
   chat.turn.make_call_id = make_call_id;
   Plan plan = plan_of(request, std::move(requests),
                       make_answer(answer_setup(std::move(head), request, prompts, options, model),
-                                  std::move(chat), params));
+                                  std::move(chat), params),
+                      options);
   if (prompt.restored > 0)
     plan.headers.emplace_back("x-m2-reasoning-restored", std::to_string(prompt.restored));
   return plan;

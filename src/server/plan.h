@@ -24,6 +24,7 @@ struct Plan {
   std::unique_ptr<Answer> answer;
   int64_t n = 1;  // choices of each prompt
   bool stream = false;
+  int64_t stream_interval = 1;  // tokens a stream gathers after the first before it shows them
   std::vector<std::string> stop;
   bool include_stop = false;
   int64_t min_tokens = 0;
@@ -44,12 +45,13 @@ using MakeChatAnswer = std::function<std::unique_ptr<Answer>(
     AnswerSetup setup, ChatAnswerSetup chat, const engine::SamplingParams& params)>;
 
 // The plan of a conversation, by whichever surface it came. `make_call_id` as in TurnSetup.
-Result<Plan> plan_conversation(const api::ChatRequest& request, api::ReplyHead head,
-                               std::string (*make_call_id)(), Context& context,
+Result<Plan> plan_conversation(const HttpRequest& http, const api::ChatRequest& request,
+                               api::ReplyHead head, std::string (*make_call_id)(), Context& context,
                                const MakeChatAnswer& make_answer);
 
 // The tokens of a conversation's prompt, as plan_conversation() makes them.
-Result<ChatPrompt> prompt_of(const api::ChatRequest& request, Context& context);
+Result<ChatPrompt> prompt_of(const HttpRequest& http, const api::ChatRequest& request,
+                             Context& context);
 
 // --enable-log-requests: numbers only, never a client's text.
 void log_plan(const Plan& plan);

@@ -6,12 +6,12 @@
 namespace m2::server {
 namespace {
 
-Result<Plan> make_message_plan(const HttpRequest&, const api::MessagesRequest& request,
+Result<Plan> make_message_plan(const HttpRequest& http, const api::MessagesRequest& request,
                                Context& context) {
   const api::ReplyHead head{"msg_" + random_hex(), unix_seconds(),
                             context.options().served_model_names.front()};
   return plan_conversation(
-      request, head, tool_use_id, context,
+      http, request, head, tool_use_id, context,
       [](AnswerSetup setup, ChatAnswerSetup chat, const engine::SamplingParams&) {
         setup.prompt_tokens_details = true;
         return make_message_answer(std::move(setup), std::move(chat));

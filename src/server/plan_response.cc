@@ -12,11 +12,12 @@ Error invalid(std::string_view param, std::string text) {
 }
 
 // The conversation so far: what a stored response goes on from, then this request's input.
-Result<void> prepend_previous(api::ResponsesRequest& request, Context& context) {
+Result<void> prepend_previous(const HttpRequest& http, api::ResponsesRequest& request,
+                              Context& context) {
   if (!request.previous_response_id) return {};
   const std::string& id = *request.previous_response_id;
-  const auto previous =
-      context.responses() ? context.responses()->find(id) : std::optional<StoredResponse>();
+  const auto previous = context.responses() ? context.responses()->find(id, http.tenant)
+                                            : std::optional<StoredResponse>();
   if (!previous)
     return Error{Code::not_found, fmt::format("Response with id '{}' not found.", printable(id)),
                  "previous_response_id"};
@@ -41,14 +42,14 @@ Json echoed(const api::ResponsesRequest& request, const engine::SamplingParams& 
   return out;
 }
 
-Result<Plan> make_response_plan(const HttpRequest&, api::ResponsesRequest& request,
+Result<Plan> make_response_plan(const HttpRequest& http, api::ResponsesRequest& request,
                                 Context& context) {
   if (request.background && !context.responses())
     return invalid("background",
                    "This server does not keep responses (`store=True`) and therefore does not "
                    "support the background mode. To enable these features, set the environment "
                    "variable `VLLM_ENABLE_RESPONSES_API_STORE=1` when launching the server.");
-  M2_TRY_VOID(prepend_previous(request, context));
+  M2_TRY_VOID(prepend_previous(http, request, context));
   std::vector<api::ChatMessage> conversation;
   if (request.store && context.responses()) conversation = request.messages;
   if (!request.instructions.empty()) {
@@ -62,14 +63,17 @@ Result<Plan> make_response_plan(const HttpRequest&, api::ResponsesRequest& reque
                             context.options().served_model_names.front()};
   M2_TRY(Plan plan,
          plan_conversation(
-             request, head, response_call_id, context,
+             http, request, head, response_call_id, context,
              [&](AnswerSetup setup, ChatAnswerSetup chat, const engine::SamplingParams& params) {
                ResponseAnswerSetup response;
                response.store = request.store ? context.responses() : nullptr;
+               response.tenant = http.tenant;
+               if (request.background)
+                 response.events = std::make_shared<EventLog>(context.event_budget());
                response.head = {
                    setup.head.id,           setup.head.created,        setup.head.model,
                    request.background,      response.store != nullptr, request.include_encrypted,
-                   echoed(request, params), request.namespaced};
+                   echoed(request, params), request.namespaced,        request.custom};
                response.logprobs = request.logprobs;
                response.conversation = std::move(conversation);
                setup.prompt_tokens_details = true;

@@ -63,20 +63,23 @@ class ResponseAnswer : public Answer {
         turn_(chat_.turn, setup_.tokenizer) {}
 
   void begin(std::string& out) override {
-    writer_.begin(setup_.stream ? &out : nullptr);
+    writer_.begin(listener());
     if (response_.head.background) keep(api::ResponseState{});
+    tell(out);
   }
 
   void prompt_logprobs(size_t, const std::vector<engine::Logprobs>&) override {}
 
   void step(size_t, const Step& step, std::string& out) override {
-    std::string* listener = setup_.stream ? &out : nullptr;
     if (step.token >= 0) counts_.add_output(0);
-    const std::vector<OutputDelta>& deltas = turn_.read(step);
+    Step shown = step;
+    shown.shows = shown.shows || response_.logprobs;  // which go with the text of their tokens
+    const std::vector<OutputDelta>& deltas = turn_.read(shown);
     if (step.token >= 0 && turn_.in_reasoning()) counts_.add_reasoning();
     note_logprobs(step);
-    for (const OutputDelta& delta : deltas) write(delta, listener);
-    if (step.finish) finish(*step.finish, listener);
+    for (const OutputDelta& delta : deltas) write(delta, listener());
+    if (step.finish) finish(*step.finish, listener());
+    tell(out);
   }
 
   std::string end() override { return setup_.stream ? std::string() : writer_.to_json(state_); }
@@ -87,10 +90,9 @@ class ResponseAnswer : public Answer {
     state_.status = "failed";
     state_.error_code = error.status == 429 ? "rate_limit_exceeded" : "server_error";
     state_.error_message = error.message;
-    std::string out;
-    writer_.finish(state_, true, &out);
+    writer_.finish(state_, true, &events_);
     if (response_.head.background) keep(state_);
-    return out;
+    return end_of_events();
   }
 
   std::string detach(std::function<void()> cancel) override {
@@ -101,12 +103,33 @@ class ResponseAnswer : public Answer {
     return writer_.to_json(queued);
   }
 
-  void cancelled() override {
+  std::string cancelled() override {
     state_.status = "cancelled";
+    writer_.finish(state_, true, &events_);
     keep(state_);
+    return end_of_events();
   }
 
  private:
+  // Where events go; null if nobody wants them.
+  std::string* listener() { return setup_.stream || response_.events ? &events_ : nullptr; }
+
+  // Hands on the events that have gathered.
+  void tell(std::string& out) {
+    if (response_.events) {
+      response_.events->append(events_);
+      if (!state_.status.empty() && state_.status != "in_progress") response_.events->end();
+    }
+    if (setup_.stream) out += events_;
+    events_.clear();
+  }
+
+  std::string end_of_events() {
+    std::string out;
+    tell(out);
+    return out;
+  }
+
   void note_logprobs(const Step& step) {
     if (!response_.logprobs || !step.logprobs) return;
     std::string json;
@@ -166,7 +189,9 @@ class ResponseAnswer : public Answer {
   StoredResponse stored(const api::ResponseState& state) {
     StoredResponse out;
     out.json = writer_.to_json(state);
+    out.tenant = response_.tenant;
     out.background = response_.head.background;
+    out.events = response_.events;
     out.running = state.status == "queued" || state.status == "in_progress";
     if (out.running) {
       out.cancel = cancel_;
@@ -178,13 +203,16 @@ class ResponseAnswer : public Answer {
     return out;
   }
 
-  // One in the background may have been deleted meanwhile.
+  // One in the background may have been cancelled or deleted meanwhile, and stays so.
   void keep(const api::ResponseState& state) {
     if (!response_.store) return;
-    if (response_.head.background)
-      response_.store->update(response_.head.id, stored(state));
+    const std::string& id = response_.head.id;
+    if (!response_.head.background)
+      response_.store->put(id, stored(state));
+    else if (state.status == "cancelled")
+      response_.store->update(id, stored(state));
     else
-      response_.store->put(response_.head.id, stored(state));
+      response_.store->update_running(id, stored(state));
   }
 
   const AnswerSetup setup_;
@@ -196,6 +224,7 @@ class ResponseAnswer : public Answer {
   TurnReader turn_;
   PendingLogprobs pending_;
   api::ResponseState state_;
+  std::string events_;  // not yet told
   std::function<void()> cancel_;
 };
 

@@ -18,6 +18,7 @@ size_t size_of(const Json& value) {
 size_t size_of(const StoredResponse& response) {
   constexpr size_t kOverhead = 512;
   size_t bytes = kOverhead + response.json.size();
+  if (response.events) bytes += response.events->bytes();
   if (!response.conversation) return bytes;
   for (const api::ChatMessage& message : *response.conversation) {
     bytes += kOverhead + size_of(message.content) + size_of(message.extra) +
@@ -39,10 +40,26 @@ void ResponseStore::put(const std::string& id, StoredResponse response) {
   put_locked(id, std::move(response), bytes);
 }
 
-void ResponseStore::update(const std::string& id, StoredResponse response) {
+bool ResponseStore::update(const std::string& id, StoredResponse response) {
   const size_t bytes = size_of(response);
   std::lock_guard lock(mutex_);
-  if (by_id_.contains(id)) put_locked(id, std::move(response), bytes);
+  if (!find_locked(id)) return false;
+  put_locked(id, std::move(response), bytes);
+  return true;
+}
+
+bool ResponseStore::update_running(const std::string& id, StoredResponse response) {
+  const size_t bytes = size_of(response);
+  std::lock_guard lock(mutex_);
+  const Entry* entry = find_locked(id);
+  if (!entry || !entry->response.running) return false;
+  put_locked(id, std::move(response), bytes);
+  return true;
+}
+
+ResponseStore::Entry* ResponseStore::find_locked(const std::string& id) {
+  const auto found = by_id_.find(id);
+  return found == by_id_.end() ? nullptr : &*found->second;
 }
 
 void ResponseStore::put_locked(const std::string& id, StoredResponse response, size_t bytes) {
@@ -54,19 +71,21 @@ void ResponseStore::put_locked(const std::string& id, StoredResponse response, s
   shrink();
 }
 
-std::optional<StoredResponse> ResponseStore::find(const std::string& id) {
+std::optional<StoredResponse> ResponseStore::find(const std::string& id, std::string_view tenant) {
   std::lock_guard lock(mutex_);
   const auto found = by_id_.find(id);
-  if (found == by_id_.end()) return std::nullopt;
+  if (found == by_id_.end() || found->second->response.tenant != tenant) return std::nullopt;
   entries_.splice(entries_.begin(), entries_, found->second);
   return found->second->response;
 }
 
-bool ResponseStore::erase(const std::string& id) {
+std::optional<StoredResponse> ResponseStore::erase(const std::string& id, std::string_view tenant) {
   std::lock_guard lock(mutex_);
-  if (!by_id_.contains(id)) return false;
+  Entry* entry = find_locked(id);
+  if (!entry || entry->response.tenant != tenant) return std::nullopt;
+  std::optional<StoredResponse> out = std::move(entry->response);
   erase_locked(id);
-  return true;
+  return out;
 }
 
 void ResponseStore::erase_locked(const std::string& id) {

@@ -27,6 +27,7 @@ struct Router::Route {
   Completion::MakePlan make_plan = nullptr;  // generating routes, instead of `handle`
   bool counted = true;                       // in the HTTP metrics
   Json (*body)() = nullptr;                  // schema of the request's body, for /openapi.json
+  std::string_view query = {};               // of GET: as in RouteDescription
 };
 
 struct Router::Series {
@@ -122,7 +123,8 @@ Router::Router(Context& context, Metrics& metrics) : context_(context), metrics_
       {"/v1/completions/render", "POST", handle_render_completion, nullptr, true,
        api::completion_request_schema},
       {"/v1/responses", "POST", nullptr, plan_response, true, api::responses_request_schema},
-      {"/v1/responses/{id}", "GET HEAD DELETE", handle_response},
+      {"/v1/responses/{id}", "GET HEAD DELETE", handle_response, nullptr, true, nullptr,
+       "stream:boolean starting_after:integer"},
       {"/v1/responses/{id}/cancel", "POST", handle_cancel_response},
       {"/v1/messages", "POST", nullptr, plan_message, true, api::messages_request_schema},
       {"/v1/messages/count_tokens", "POST", handle_count_tokens, nullptr, true,
@@ -167,7 +169,7 @@ void Router::describe_routes() {
   std::vector<RouteDescription> rows;
   for (const Route& route : routes_)
     rows.push_back({route.path, route.methods, route.body,
-                    !key_hashes_.empty() && route.path.starts_with("/v1")});
+                    !key_hashes_.empty() && route.path.starts_with("/v1"), route.query});
   openapi_ = openapi_text(rows, context_.options().version);
 }
 
@@ -178,17 +180,20 @@ const Router::Route* Router::find(std::string_view path) const {
 }
 
 // Compares hashes of equal length in constant time, and every key, so that timing tells nothing.
-bool Router::authorized(const HttpRequest& request) const {
+bool Router::authorize(HttpRequest& request) const {
   if (key_hashes_.empty() || !request.path.starts_with("/v1")) return true;
   std::string_view key = bearer_key(request.authorization);
   // Anthropic's clients have a header of their own.
   if (key.empty() && speaks_anthropic(request.path)) key = request.api_key;
   if (key.empty()) return false;
   const Hash sent = hash_of(key);
-  int matches = 0;
-  for (const Hash& known : key_hashes_)
-    matches += CRYPTO_memcmp(known.data(), sent.data(), 32) == 0;
-  return matches > 0;
+  size_t found = key_hashes_.size();
+  for (size_t i = 0; i < key_hashes_.size(); ++i)
+    if (CRYPTO_memcmp(key_hashes_[i].data(), sent.data(), sent.size()) == 0) found = i;
+  if (found == key_hashes_.size()) return false;
+  if (key_hashes_.size() > 1 && context_.options().isolate_api_keys)
+    request.tenant = fmt::format("key{}", found);
+  return true;
 }
 
 void Router::handle(std::shared_ptr<Exchange> exchange, IoThread& thread) {
@@ -201,7 +206,7 @@ void Router::handle(std::shared_ptr<Exchange> exchange, IoThread& thread) {
     request.path.erase(0, options.root_path.size());
   if (request.method == "OPTIONS") return exchange->send(cors_preflight(options.cors, request));
   if (speaks_anthropic(request.path)) exchange = message_exchange(std::move(exchange));
-  if (!authorized(request)) return exchange->send(unauthorized());
+  if (!authorize(request)) return exchange->send(unauthorized());
   const Route* route = find(request.path);
   if (!route) return exchange->send(error_reply(api::http_error(404, "Not Found")));
   if (!has_method(route->methods, request.method))

@@ -35,7 +35,8 @@ class Router {
   struct Series;  // metrics of one route
 
   const Route* find(std::string_view path) const;
-  bool authorized(const HttpRequest& request) const;
+  // Whether the request's key is one of ours; says in the request whose it is.
+  bool authorize(HttpRequest& request) const;
   std::optional<api::ApiError> overload() const;
   void describe_routes();
   void add_series(const Route* route, std::string_view method);

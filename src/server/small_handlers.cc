@@ -32,6 +32,7 @@ void reply_aside(const HandlerCall& call, HttpReply (*make)(const HttpRequest&, 
                         [reply, exchange = call.exchange] { exchange->send(std::move(*reply)); });
 }
 
+// /tokenize is open to all: no turn of a key's is looked up for it.
 Result<std::vector<text::TokenId>> tokens_of(const api::TokenizeRequest& request,
                                              Context& context) {
   const ModelServices& model = *context.services();
@@ -40,7 +41,7 @@ Result<std::vector<text::TokenId>> tokens_of(const api::TokenizeRequest& request
          chat_prompt({request.messages, request.tools, request.add_generation_prompt,
                       request.continue_final_message, request.chat_template,
                       request.chat_template_kwargs, Json()},
-                     context.options(), model, context.turns()));
+                     context.options(), model, {context.turns(), {}}));
   return std::move(prompt.ids);
 }
 

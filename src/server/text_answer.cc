@@ -40,10 +40,9 @@ class TextAnswer : public Answer {
       note_token(index, choice, step);
     }
     if (step.finish) choice.finish = text_.only_echo ? api::Finish{"length", {}} : *step.finish;
-    if (setup_.stream)
-      stream_step(index, choice, text, step.finish != nullptr, out);
-    else
-      choice.text += text;
+    choice.text += text;
+    if (setup_.stream && (step.shows || step.finish))
+      stream_step(index, choice, step.finish != nullptr, out);
   }
 
   std::string end() override {
@@ -58,7 +57,7 @@ class TextAnswer : public Answer {
  private:
   struct Choice {
     explicit Choice(int64_t top) : logprobs(top) {}
-    std::string text;
+    std::string text;  // a stream's: not yet sent
     CompletionLogprobs logprobs;
     std::vector<int32_t> token_ids;  // not yet sent
     Json prompt_logprobs;
@@ -84,9 +83,10 @@ class TextAnswer : public Answer {
     if (text_.logprobs && step.logprobs) choice.logprobs.add(step.token, step.logprobs, style_);
   }
 
-  // One chunk a token, without text too: clients that measure count chunks (contract.md 6.2).
-  void stream_step(size_t index, Choice& choice, std::string_view text, bool last,
-                   std::string& out) {
+  // One chunk a token (or stream_interval), without text too: clients that measure count chunks
+  // (contract.md 6.2).
+  void stream_step(size_t index, Choice& choice, bool last, std::string& out) {
+    const std::string text = std::exchange(choice.text, {});
     const std::string logprobs =
         choice.logprobs.empty() ? std::string() : to_text(choice.logprobs.take());
     const std::vector<int32_t> ids = std::exchange(choice.token_ids, {});

@@ -15,6 +15,7 @@ struct TurnSetup {
   text::ReaderOptions reader;
   std::string (*make_call_id)() = nullptr;  // nullptr: as chat's are
   TurnStore* store = nullptr;               // null: nothing is remembered
+  std::string tenant;                       // for whom
   std::string opening;                      // opening_of() the prompt
 };
 
@@ -23,8 +24,9 @@ class TurnReader {
  public:
   TurnReader(const TurnSetup& setup, std::shared_ptr<const text::Tokenizer> tokenizer);
 
-  // What a step says; valid until the next. With the choice's last step the message is complete
-  // and, if it ended in calls, remembered.
+  // What a step says, with what has gathered since the last one that shows; nothing if this one
+  // does not show. Valid until the next. With the choice's last step the message is complete and,
+  // if it ended in calls, remembered.
   const std::vector<text::OutputDelta>& read(const Step& step);
 
   const text::AssistantMessage& message() const { return reader_.message(); }
@@ -34,14 +36,16 @@ class TurnReader {
   bool call_was_cut() const { return calls_begun_ > message().tool_calls.size(); }
 
  private:
+  void merge_deltas();
   void remember(const api::Finish& finish);
 
   const std::shared_ptr<const text::Tokenizer> tokenizer_;
   TurnStore* const store_;
-  const std::string opening_;
+  const std::string tenant_, opening_;
   const bool parallel_;
   text::OutputReader reader_;
   std::vector<text::OutputDelta> deltas_;
+  bool shown_ = true;                  // what is in deltas_
   std::vector<text::TokenId> tokens_;  // sampled so far; kept only for the store
   size_t calls_begun_ = 0;
   bool in_reasoning_ = false;

@@ -48,9 +48,10 @@ bool says_the_same(const text::Message& message, const Turn& turn) {
          same_calls(message.tool_calls, turn.message.tool_calls);
 }
 
-std::shared_ptr<const Turn> find_turn(const text::Message& message, TurnStore& store) {
+std::shared_ptr<const Turn> find_turn(const text::Message& message, TurnStore& store,
+                                      std::string_view tenant) {
   for (const text::ToolCall& call : message.tool_calls)
-    if (auto turn = store.find(call.id)) return turn;
+    if (auto turn = store.find(call.id, tenant)) return turn;
   return nullptr;
 }
 
@@ -86,13 +87,14 @@ std::string opening_of(std::span<const TextPiece> pieces) {
   return out;
 }
 
-TurnReplay::TurnReplay(std::vector<text::Message>& messages, TurnStore& store)
+TurnReplay::TurnReplay(std::vector<text::Message>& messages, TurnStore& store,
+                       std::string_view tenant)
     : mark_(random_mark()) {
   const auto last_user = std::find_if(messages.rbegin(), messages.rend(),
                                       [](const text::Message& m) { return m.role == "user"; });
   for (auto message = last_user.base(); message != messages.end(); ++message) {
     if (message->role != "assistant" || message->tool_calls.empty()) continue;
-    auto turn = find_turn(*message, store);
+    auto turn = find_turn(*message, store, tenant);
     if (!turn) continue;
     const bool has_reasoning = message->reasoning && !message->reasoning->empty();
     if (!has_reasoning && turn->message.has_reasoning &&

@@ -28,8 +28,8 @@ class TurnReplay {
   // Looks up the assistant messages after the last user message, the only ones whose reasoning the
   // template prints. Those without reasoning get it back. Those that say what a turn said (same
   // calls, same reasoning, the same content but for whitespace around it) are marked: in place of
-  // their reasoning stands a text that place() finds again.
-  TurnReplay(std::vector<text::Message>& messages, TurnStore& store);
+  // their reasoning stands a text that place() finds again. Only the tenant's turns are found.
+  TurnReplay(std::vector<text::Message>& messages, TurnStore& store, std::string_view tenant = {});
 
   // Cuts the marked turns out of a rendered prompt. Where one did not come out as it was sampled
   // (another template, say), its reasoning stands again. Nothing, with `pieces` spoilt, if the

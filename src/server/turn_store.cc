@@ -31,10 +31,10 @@ void TurnStore::put(Turn turn) {
   while (entries_.size() > max_turns_ || bytes_ > max_bytes_) forget_last();
 }
 
-std::shared_ptr<const Turn> TurnStore::find(const std::string& call_id) {
+std::shared_ptr<const Turn> TurnStore::find(const std::string& call_id, std::string_view tenant) {
   std::lock_guard lock(mutex_);
   const auto found = by_call_.find(call_id);
-  if (found == by_call_.end()) return nullptr;
+  if (found == by_call_.end() || found->second->turn->tenant != tenant) return nullptr;
   entries_.splice(entries_.begin(), entries_, found->second);
   return found->second->turn;
 }

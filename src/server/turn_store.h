@@ -16,6 +16,7 @@ namespace m2::server {
 
 // What the model wrote in one turn that ended in tool calls: as sampled, and as read.
 struct Turn {
+  std::string tenant;                 // whose it is: of HttpRequest
   std::string opening;                // the end of the prompt's text that it went on from
   std::vector<text::TokenId> tokens;  // sampled; the last one ended the turn
   std::string end_text;               // of that last token
@@ -34,8 +35,8 @@ class TurnStore {
   // Keeps a turn with at least one call; one too large for the store is not kept.
   void put(Turn turn);
 
-  // The turn one of whose calls has this id, or null.
-  std::shared_ptr<const Turn> find(const std::string& call_id);
+  // The tenant's turn one of whose calls has this id, or null.
+  std::shared_ptr<const Turn> find(const std::string& call_id, std::string_view tenant = {});
 
   size_t size() const;
   size_t bytes() const;
@@ -54,6 +55,12 @@ class TurnStore {
   Entries entries_;
   std::unordered_map<std::string, Entries::iterator> by_call_;
   size_t bytes_ = 0;
+};
+
+// The turns that one tenant's requests may find.
+struct TenantTurns {
+  TurnStore* store = nullptr;  // null: none
+  std::string_view tenant = {};
 };
 
 }  // namespace m2::server

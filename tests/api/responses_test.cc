@@ -200,5 +200,81 @@ TEST(Opaque, WhatWasSealedOpensAndNothingElse) {
   EXPECT_EQ(thinking_signature("abc"), "m2s1.ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=");
 }
 
+// ---- custom tools
+
+constexpr char kCustom[] = R"({"input": "a", "tools": [
+    {"type": "custom", "name": "apply_patch", "description": "Edits.",
+     "format": {"type": "grammar", "syntax": "lark", "definition": "start: \"x\""}},
+    {"type": "namespace", "name": "space", "tools": [{"type": "custom", "name": "sql"}]}],
+  "tool_choice": {"type": "custom", "name": "apply_patch"}})";
+
+TEST(CustomTools, AreFunctionsOfOneText) {
+  const auto r = request(kCustom);
+  ASSERT_TRUE(r.ok()) << r.error().text;
+  EXPECT_EQ(r->custom, (CustomTools{"apply_patch", "space__sql"}));
+  ASSERT_EQ(r->tools.size(), 2u);
+  const Json& function = r->tools[0]["function"];
+  EXPECT_EQ(function["description"],
+            "Edits.\n\nThe input must match this lark grammar:\nstart: \"x\"");
+  EXPECT_EQ(function["parameters"]["required"], Json::array({"input"}));
+  EXPECT_EQ(r->tool_choice.name, "apply_patch");
+  EXPECT_FALSE(request(R"({"input": "a", "tools": [{"type": "custom"}]})").ok());
+}
+
+std::string events_of_custom_call(const std::vector<std::string>& arguments, Json* item = nullptr) {
+  next_id = 0;
+  ResponseHead head;
+  head.id = "resp_1";
+  head.custom = {"f"};
+  ResponseWriter w(head, counted_id);
+  std::string out;
+  w.begin_call("call_1", "f", &out);
+  for (const std::string& piece : arguments) w.arguments(piece, &out);
+  w.finish(completed(), false, &out);
+  if (item) *item = (*parse_json(w.to_json(completed())))["output"][0];
+  return out;
+}
+
+TEST(CustomTools, CallsCarryTheTextItself) {
+  Json item;
+  const std::string out = events_of_custom_call({R"({"input": ")", R"(a\n"b)", R"("})"}, &item);
+  EXPECT_EQ(item["input"], "a\n");  // what follows the closing quote is not the text's
+  EXPECT_EQ(item["type"], "custom_tool_call");
+  EXPECT_EQ(item["id"], "ctc_0");
+  EXPECT_EQ(item["call_id"], "call_1");
+  EXPECT_FALSE(item.contains("arguments"));
+  for (const char* type : {"output_item.added", "custom_tool_call_input.delta",
+                           "custom_tool_call_input.done", "output_item.done"})
+    EXPECT_NE(out.find(std::string("event: response.") + type + "\n"), std::string::npos) << type;
+}
+
+TEST(CustomTools, AnySplitOfTheArgumentsGivesTheSameText) {
+  const std::string text = "*** é \"q\" \\ \t\n\x01 数🎉 </x>";
+  const std::string arguments = "{\"input\": " + to_text(Json(text)) + "}";
+  for (size_t a = 0; a <= arguments.size(); ++a)
+    for (size_t b = a; b <= arguments.size(); b += 3) {
+      InputText reader;
+      std::string read = reader.feed(arguments.substr(0, a));
+      read += reader.feed(arguments.substr(a, b - a));
+      read += reader.feed(arguments.substr(b));
+      EXPECT_EQ(read + reader.finish(), text) << a << " " << b;
+    }
+}
+
+TEST(CustomTools, ArgumentsOfAnotherFormAreTextToo) {
+  const std::pair<const char*, const char*> rows[] = {{"{}", ""},
+                                                      {R"({"patch": "p"})", "p"},
+                                                      {R"({"n": 1, "input": "i"})", "i"},
+                                                      {R"({"input": 3})", R"({"input": 3})"},
+                                                      {"[1]", "[1]"},
+                                                      {"not json", "not json"},
+                                                      {"", ""}};
+  for (const auto& [arguments, text] : rows) {
+    Json item;
+    events_of_custom_call({arguments}, &item);
+    EXPECT_EQ(item["input"], text) << arguments;
+  }
+}
+
 }  // namespace
 }  // namespace m2::api

@@ -200,6 +200,71 @@ class Cors(ServerCase):
                 self.assertIn(server.request("GET", path)[0], (401, 404), path)
 
 
+class Tenants(ServerCase):
+    """What one key's requests leave behind, no other key's find."""
+
+    CONFIG = {"api_keys": ["one", "two"], "store_responses": True, "prompt_tokens_details": True}
+    TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": {
+        "type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}}}
+
+    def ask(self, key, method, path, body=None, server=None):
+        status, headers, text = (server or self.server).request(
+            method, path, body, {"Authorization": f"Bearer {key}"})
+        return status, headers, json.loads(text)
+
+    def test_stored_responses(self):
+        body = {"input": "script:slow;", "background": True}
+        name = self.ask("one", "POST", "/v1/responses", body)[2]["id"]
+        path = "/v1/responses/" + name
+        for method, where in (("GET", ""), ("GET", "?stream=true"), ("POST", "/cancel"), ("DELETE", "")):
+            status, _, error = self.ask("two", method, path + where, "{}" if method == "POST" else None)
+            self.assertEqual((status, error["error"]["message"]),
+                             (404, f"Response with id '{name}' not found."))
+        self.assertIn(self.ask("one", "GET", path)[2]["status"], ("queued", "in_progress"))
+        self.assertEqual(self.ask("one", "POST", path + "/cancel", "{}")[2]["status"], "cancelled")
+        done = self.ask("one", "POST", "/v1/responses", {"input": "script:hello;"})[2]["id"]
+        follow = {"input": "script:hello;", "previous_response_id": done}
+        self.assertEqual(self.ask("two", "POST", "/v1/responses", follow)[0], 404)
+        self.assertEqual(self.ask("one", "POST", "/v1/responses", follow)[0], 200)
+
+    def cached(self, key, server=None, **more):
+        messages = [{"role": "system", "content": "x " * 200},
+                    {"role": "user", "content": "script:plain;"}]
+        reply = self.ask(key, "POST", CHAT, {"messages": messages, "max_tokens": 1, **more}, server)[2]
+        return reply["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    def test_cached_prompts(self):
+        found = [self.cached(key) > 0 for key in ("one", "one", "two", "two")]
+        self.assertEqual(found, [False, True, False, True])
+        # A salt is the key's own; it cannot be made to name another's.
+        found = [self.cached(*a) > 0 for a in (("one",), ("two",))]
+        self.assertEqual([self.cached("two", cache_salt=s) for s in ("key0", "s")], [0, 0])
+        self.assertEqual(self.ask("two", "POST", CHAT, {
+            "messages": [{"role": "user", "content": "a"}], "cache_salt": "key0/"})[0], 400)
+
+    def test_remembered_turns(self):
+        question = [{"role": "user", "content": "script:tool;"}]
+        body = {"messages": question, "tools": [self.TOOL]}
+        message = self.ask("one", "POST", CHAT, body)[2]["choices"][0]["message"]
+        call = message["tool_calls"][0]
+        body["messages"] = question + [
+            {"role": "assistant", "content": message["content"], "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": call["id"], "content": "Sunny. script:hello;"}]
+        restored = [self.ask(key, "POST", CHAT, body)[1].get("x-m2-reasoning-restored")
+                    for key in ("two", "one")]
+        self.assertEqual(restored, [None, "1"])
+        _, _, text = self.server.request("POST", "/tokenize", {k: body[k] for k in ("messages", "tools")})
+        ids = json.loads(text)["tokens"]
+        _, _, text = self.server.request("POST", "/detokenize", {"tokens": ids})
+        self.assertNotIn("I need the weather", text)
+
+    def test_switched_off(self):
+        with Server(api_keys=["one", "two"], prompt_tokens_details=True,
+                    isolate_api_keys=False) as server:
+            found = [self.cached(key, server) > 0 for key in ("one", "two")]
+            self.assertEqual(found, [False, True])
+
+
 class Describes(ServerCase):
     CONFIG = {"api_keys": ["secret"]}
 

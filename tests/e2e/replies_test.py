@@ -6,7 +6,22 @@ import re
 
 from scripted import DATA, Server, ServerCase, main
 
-CHAT = "/v1/chat/completions"
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+
+
+def joined(chunks):
+    """What the deltas of a stream's first choice say together."""
+    said = {}
+    for chunk in chunks:
+        for choice in chunk["choices"] if chunk != "[DONE]" else ():
+            delta = dict(choice["delta"])
+            for call in delta.pop("tool_calls", ()):
+                delta[f"call {call['index']}"] = call["function"].get("name", "") + call[
+                    "function"].get("arguments", "")
+            for name, text in delta.items():
+                said[name] = said.get(name, "") + text
+            said["finish"] = choice["finish_reason"] or said.get("finish")
+    return said
 
 
 def user(script):
@@ -71,6 +86,38 @@ class Chat(ServerCase):
         _, whole = self.server.chat("hello")
         for key in ("prompt_tokens", "completion_tokens", "total_tokens"):
             self.assertEqual(usage["usage"][key], whole["usage"][key])
+
+    def test_stream_interval(self):
+        """The first token at once, then a chunk for every so many."""
+        body = {"messages": [{"role": "user", "content": "script:tool;"}], "tools": TOOLS,
+                "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+        every = self.server.stream(CHAT, body)
+        for interval in (1, 2, 5, 1000):
+            chunks = self.server.stream(CHAT, {**body, "stream_interval": interval})
+            self.assertEqual(joined(chunks), joined(every))
+            counts = sorted({c["usage"]["completion_tokens"] for c in chunks[:-1]})
+            total = counts.pop()
+            self.assertEqual(total, every[-2]["usage"]["completion_tokens"])
+            self.assertTrue(all(n == 0 or n % interval == 1 % interval for n in counts),
+                            (interval, counts))
+            self.assertLessEqual(len(chunks), len(every))
+        prompt = {"prompt": "script:words;<fim_middle>", "max_tokens": 12, "logprobs": 0,
+                  "return_token_ids": True}
+        for interval, sizes in ((1, [1] * 12), (5, [1, 5, 5, 1]), (64, [1, 11])):
+            chunks = self.server.stream(TEXT, {**prompt, "stream_interval": interval})[:-1]
+            self.assertEqual([len(c["choices"][0]["token_ids"]) for c in chunks], sizes)
+            self.assertEqual([len(c["choices"][0]["logprobs"]["tokens"]) for c in chunks], sizes)
+            self.assertEqual("".join(c["choices"][0]["text"] for c in chunks), " word" * 12)
+        for path, base in ((CHAT, body), (TEXT, prompt)):
+            status, error = self.server.post(path, {**base, "stream": True, "stream_interval": 0})
+            self.assertEqual((status, error["error"]["message"]),
+                             (400, "stream_interval must be at least 1, got 0."))
+
+    def test_stream_interval_of_the_server(self):
+        with Server(stream_interval=4) as server:
+            chunks = server.stream(TEXT, {"prompt": "script:words;<fim_middle>", "max_tokens": 10})
+            self.assertEqual([c["choices"][0]["text"] for c in chunks[:-1]],
+                             [" word", " word" * 4, " word" * 4, " word"])
 
     def test_continuous_usage(self):
         chunks = self.server.stream(CHAT, {

@@ -36,6 +36,8 @@ server::ServerOptions server_options(const Json& config) {
   options.live_deadline_seconds = config.value("live_deadline_seconds", 120.0);
   options.access_log = config.value("access_log", false);
   options.enable_request_id_headers = config.value("request_id_headers", false);
+  options.isolate_api_keys = config.value("isolate_api_keys", true);
+  options.stream_interval = config.value("stream_interval", options.stream_interval);
   options.log_requests = config.value("log_requests", false);
   options.enable_prompt_tokens_details = config.value("prompt_tokens_details", false);
   options.priority_scheduling = config.value("priority", false);
@@ -62,6 +64,7 @@ server::ServerOptions server_options(const Json& config) {
   set_nanos(config, "ping_interval", limits.ping_interval);
   limits.max_body = config.value("max_body", limits.max_body);
   limits.max_responses = config.value("max_responses", limits.max_responses);
+  limits.max_event_bytes = config.value("max_event_bytes", limits.max_event_bytes);
   limits.max_turns = config.value("max_turns", limits.max_turns);
   limits.max_requests = config.value("max_requests", limits.max_requests);
   return options;

@@ -8,7 +8,7 @@ import sys
 import time
 import unittest
 
-from scripted import Server, ServerCase, main
+from scripted import SCRIPTS, Server, ServerCase, main
 
 try:
     import anthropic
@@ -119,8 +119,18 @@ class Python(ServerCase):
                 pass
 
 
+PATCH = '*** Begin Patch\n*** Update File: a.py\n-print("a")\n+print("ä 🎉")\n*** End Patch'
+RESPONSE_SCRIPTS = {
+    **SCRIPTS,
+    "ticks": {"text": "I tick.\n</think>\n\n" + "tick tock " * 10, "delay_ms": 20},
+    "patch": {"text": "A patch.\n</think>\n\n<minimax:tool_call>\n<invoke name=\"apply_patch\">\n"
+                      f"<parameter name=\"input\">{PATCH}</parameter>\n</invoke>\n"
+                      "</minimax:tool_call>"},
+}
+
+
 class Responses(ServerCase):
-    CONFIG = {"store_responses": True}
+    CONFIG = {"store_responses": True, "scripts": RESPONSE_SCRIPTS}
     TOOLS = [{"type": "function", **TOOLS[0]["function"], "strict": False},
              {"type": "web_search_preview"}]
 
@@ -231,6 +241,113 @@ class Responses(ServerCase):
                 return reply
             time.sleep(0.05)
         self.fail(f"{reply.status} instead of {status}")
+
+    # ---- background and stream, and reading a stream again
+
+    def test_a_stream_in_the_background_can_be_read_again(self):
+        with self.api.create(model="scripted", input="script:tool;", tools=self.TOOLS,
+                             background=True, stream=True) as stream:
+            events = [e.model_dump() for e in stream]
+        self.assertEqual(events[-1]["type"], "response.completed")
+        name = events[0]["response"]["id"]
+        for after in (None, 0, 3, len(events) - 2):
+            more = {} if after is None else {"starting_after": after}
+            with self.api.retrieve(name, stream=True, **more) as stream:
+                again = [e.model_dump() for e in stream]
+            self.assertEqual(again, events[0 if after is None else after + 1:])
+        with self.api.retrieve(name, stream=True, starting_after=10**6) as stream:
+            self.assertEqual(list(stream), [])
+
+    def test_one_that_was_left_goes_on_and_is_followed(self):
+        with self.api.create(model="scripted", input="script:ticks;", background=True,
+                             stream=True) as stream:
+            first = [next(stream).model_dump() for _ in range(6)]
+        last = first[-1]["sequence_number"]
+        name = first[0]["response"]["id"]
+        self.assertEqual(self.api.retrieve(name).status, "in_progress")
+        with self.api.retrieve(name, stream=True, starting_after=last) as stream:
+            rest = [e.model_dump() for e in stream]
+        self.assertEqual([e["sequence_number"] for e in first + rest],
+                         list(range(len(first + rest))))
+        self.assertEqual(rest[-1]["type"], "response.completed")
+        with self.api.retrieve(name, stream=True) as stream:
+            self.assertEqual([e.model_dump() for e in stream], first + rest)
+
+    def test_one_without_a_stream_has_events_too(self):
+        reply = self.create("ticks", background=True)
+        with self.api.retrieve(reply.id, stream=True) as stream:
+            events = list(stream)
+        self.assertEqual(events[-1].response.output_text, "tick tock " * 10)
+        self.assertEqual(self.api.retrieve(reply.id).output_text, "tick tock " * 10)
+
+    def test_cancel_ends_those_who_follow(self):
+        for streams in (False, True):
+            reply = self.create("slow", background=True, stream=streams)
+            events = []
+            if streams:
+                first = next(reply)
+                events.append(first)
+                reply, name = reply, first.response.id
+            else:
+                name = reply.id
+            follower = self.api.retrieve(name, stream=True)
+            events += [next(follower) for _ in range(5)]
+            self.assertEqual(self.api.cancel(name).status, "cancelled")
+            events += list(follower)
+            self.assertEqual(events[-1].type, "response.cancelled")
+            if streams:
+                self.assertEqual(list(reply)[-1].type, "response.cancelled")
+            self.assertEqual(self.api.cancel(name).status, "cancelled")  # and stays so
+            # What was written so far is kept.
+            kept = self.until(name, "cancelled")
+            self.assertEqual(kept.output[0].content[0].text,
+                             events[-1].response["output"][0]["content"][0]["text"])
+
+    def test_one_that_is_deleted_stops(self):
+        reply = self.create("slow", background=True)
+        follower = self.api.retrieve(reply.id, stream=True)
+        next(follower)
+        self.api.delete(reply.id)
+        self.assertEqual(list(follower)[-1].type, "response.cancelled")
+        with self.assertRaises(openai.NotFoundError):
+            self.api.retrieve(reply.id)
+
+    def test_what_cannot_be_streamed(self):
+        reply = self.create("hello")
+        with self.assertRaises(openai.BadRequestError) as caught:
+            self.api.retrieve(reply.id, stream=True)
+        self.assertIn("not created with background=true", str(caught.exception))
+        for query in ("starting_after=x", "starting_after=-1", "starting_after=", "starting_after=1e3",
+                      "starting_after=99999999999999999999"):
+            status, _, text = self.server.request("GET", f"/v1/responses/{reply.id}?{query}")
+            self.assertEqual((status, json.loads(text)["error"]["param"]), (400, "starting_after"))
+
+    # ---- custom tools
+
+    def test_custom_tool(self):
+        tools = [{"type": "custom", "name": "apply_patch", "description": "Edits files.",
+                  "format": {"type": "grammar", "syntax": "lark", "definition": "start: /.+/"}}]
+        with self.api.stream(model="scripted", input="script:patch;", tools=tools) as stream:
+            events = list(stream)
+            final = stream.get_final_response()
+        call = final.output[-1]
+        self.assertEqual((call.type, call.name, call.input), ("custom_tool_call", "apply_patch", PATCH))
+        self.assertEqual("".join(e.delta for e in events
+                                 if e.type == "response.custom_tool_call_input.delta"), PATCH)
+        done = [e for e in events if e.type == "response.custom_tool_call_input.done"]
+        self.assertEqual([e.input for e in done], [PATCH])
+        items = [{"role": "user", "content": "script:patch;"},
+                 *(item.model_dump(exclude_none=True) for item in final.output),
+                 {"type": "custom_tool_call_output", "call_id": call.call_id,
+                  "output": "Done. script:hello;"}]
+        answer = self.api.create(model="scripted", input=items, tools=tools)
+        self.assertEqual(answer.output_text, HELLO)
+        # The turn stood in the prompt as it was sampled.
+        whole = final.usage.input_tokens + final.usage.output_tokens
+        self.assertGreaterEqual(answer.usage.input_tokens_details.cached_tokens, whole - 17)
+        named = self.api.create(model="scripted", input="script:patch;", tools=tools,
+                                tool_choice={"type": "custom", "name": "apply_patch"})
+        self.assertEqual(named.output[-1].input, PATCH)
 
     def test_incomplete(self):
         reply = self.create("long", max_output_tokens=5)

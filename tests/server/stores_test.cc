@@ -22,6 +22,16 @@ TEST(TurnStore, FindsATurnByAnyOfItsCalls) {
   EXPECT_EQ(store.find("c"), nullptr);
 }
 
+TEST(TurnStore, ATurnIsItsTenantsAlone) {
+  TurnStore store(8, 1 << 20);
+  Turn one = turn("a");
+  one.tenant = "key0";
+  store.put(std::move(one));
+  EXPECT_TRUE(store.find("a", "key0"));
+  EXPECT_EQ(store.find("a", "key1"), nullptr);
+  EXPECT_EQ(store.find("a"), nullptr);
+}
+
 TEST(TurnStore, ForgetsTheLongestUnused) {
   TurnStore store(2, 1 << 20);
   store.put(turn("a"));
@@ -74,7 +84,7 @@ TEST(ResponseStore, KeepsReplacesAndErases) {
   EXPECT_TRUE(store.erase("a"));
   EXPECT_FALSE(store.erase("a"));
   EXPECT_EQ(store.bytes(), 0u);
-  store.update("a", response(10));  // no longer kept
+  EXPECT_FALSE(store.update("a", response(10)));  // no longer kept
   EXPECT_FALSE(store.find("a"));
 }
 
@@ -91,6 +101,36 @@ TEST(ResponseStore, CountAndBytesAreBoundedAndRunningOnesStay) {
   EXPECT_TRUE(store.find("big") && store.find("run"));
   store.put("too big", response(20'000));
   EXPECT_FALSE(store.find("too big"));
+}
+
+TEST(ResponseStore, OnlyARunningOneIsReplacedAsRunning) {
+  ResponseStore store(8, 1 << 20);
+  store.put("a", response(10, true));
+  EXPECT_TRUE(store.update_running("a", response(20)));
+  EXPECT_FALSE(store.update_running("a", response(30)));  // it has ended
+  EXPECT_FALSE(store.update_running("b", response(30)));
+  EXPECT_EQ(store.find("a")->json.size(), 20u);
+}
+
+TEST(ResponseStore, AResponseIsItsTenantsAlone) {
+  ResponseStore store(8, 1 << 20);
+  StoredResponse one = response(10);
+  one.tenant = "key0";
+  store.put("a", std::move(one));
+  EXPECT_FALSE(store.find("a", "key1"));
+  EXPECT_FALSE(store.find("a"));
+  EXPECT_FALSE(store.erase("a", "key1"));
+  EXPECT_TRUE(store.find("a", "key0"));
+  EXPECT_TRUE(store.erase("a", "key0"));
+}
+
+TEST(ResponseStore, EventsCount) {
+  ResponseStore store(8, 1 << 20);
+  StoredResponse stored = response(10);
+  stored.events = std::make_shared<EventLog>(std::make_shared<EventBudget>(1 << 20));
+  stored.events->append(std::string(5000, 'y'));
+  store.put("a", std::move(stored));
+  EXPECT_GE(store.bytes(), 5'000u);
 }
 
 TEST(ResponseStore, ConversationsCount) {
