@@ -14,7 +14,10 @@
 namespace m2::load {
 namespace {
 
-constexpr int64_t kPieceBytes = 4 << 20;  // of one read
+constexpr int64_t kPieceBytes = 4 << 20;  // of one read, or of one after another
+// Bytes between the wanted parts of two rows that are read along rather than skipped: a call costs
+// about as much as copying so many.
+constexpr int64_t kReadAlong = 512;
 
 int64_t columns_of(const Tensor& tensor) {
   return tensor.size(0) == 0 ? 0 : tensor.elements() / tensor.size(0);
@@ -156,12 +159,32 @@ class PieceReader {
     if (whole_rows && dtype == shape.dtype())
       return checkpoint_.read(*slice.from, offset, {out, static_cast<size_t>(span)});
 
+    const int64_t wanted = columns * size_of(dtype);
+    if (row_bytes - wanted >= kReadAlong) return read_rows(piece, shape, offset, out);
+
     staged_.resize(static_cast<size_t>(span));
     M2_TRY_VOID(checkpoint_.read(*slice.from, offset, staged_));
     const int64_t out_row_bytes = columns * size_of(shape.dtype());
     for (int64_t row = 0; row < piece.count; ++row)
       copy_elements(dtype, staged_.data() + row * row_bytes, shape.dtype(),
                     out + row * out_row_bytes, columns);
+    return {};
+  }
+
+  // Each row's own bytes alone.
+  Result<void> read_rows(const Piece& piece, const Tensor& shape, uint64_t offset, std::byte* out) {
+    const TensorInfo& from = *piece.slice->from;
+    const DType dtype = *from.dtype;
+    const int64_t columns = columns_of(shape);
+    const auto row_bytes = static_cast<uint64_t>(stored_columns(from) * size_of(dtype));
+    const int64_t out_row_bytes = columns * size_of(shape.dtype());
+    staged_.resize(static_cast<size_t>(columns * size_of(dtype)));
+    for (int64_t row = 0; row < piece.count; ++row, offset += row_bytes, out += out_row_bytes) {
+      const bool in_place = dtype == shape.dtype();
+      const std::span<std::byte> to = in_place ? std::span(out, staged_.size()) : staged_;
+      M2_TRY_VOID(checkpoint_.read(from, offset, to));
+      if (!in_place) copy_elements(dtype, to.data(), shape.dtype(), out, columns);
+    }
     return {};
   }
 

@@ -28,7 +28,8 @@ struct ReadOptions {
 };
 
 // Reads all slices, several threads at once, in the order of the files. Whole rows go straight to
-// their place; narrower slices pass through a small buffer. Fails, naming file and tensor, if a
+// their place; of narrower slices only the wanted part of each row is read, and what lies between
+// only where it is less than 512 bytes. Fails, naming file and tensor, if a
 // file cannot be read or was shortened, or if an F8_E4M3 tensor holds one of the two NaN codes,
 // which no operation looks for in weights; memory is then partly filled.
 // Precondition: every slice lies in its tensor, whose shape and dtype the caller has checked.

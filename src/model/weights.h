@@ -49,8 +49,8 @@ using LoadProgress = std::function<void(int64_t done, int64_t total)>;
 
 // Reads this rank's share of a checkpoint into memory of `device`. Refuses, naming file and tensor,
 // whatever is missing, of another shape or dtype, or damaged; all that the files' headers can tell
-// is checked before memory is taken. Ranks read no more than the rows they hold; of matrices split
-// by columns they read the whole.
+// is checked before memory is taken. Ranks read no more than what they hold, of matrices split by
+// columns too (load/slices.h).
 Result<Weights> load_weights(const ModelConfig& config, const load::Checkpoint& checkpoint,
                              const parallel::Topology& topology, Device device,
                              const LoadProgress& progress);

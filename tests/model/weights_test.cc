@@ -5,6 +5,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <fstream>
 #include <map>
 
 #include "tests/model/test_model.h"
@@ -276,6 +277,49 @@ TEST_F(LoadWeights, ExpertParallelRanksHoldWholeExperts) {
   expect_rank(topology, {0, 2, 0, 1, 0, 192, 0, 48, 0, 3});
   topology.tensor_rank = 1;
   expect_rank(topology, {2, 2, 1, 1, 0, 192, 48, 48, 3, 2});
+}
+
+// Bytes that this process has asked files for.
+int64_t bytes_read() {
+  std::ifstream file("/proc/self/io");
+  std::string name;
+  int64_t bytes = 0;
+  file >> name >> bytes;
+  M2_CHECK(name == "rchar:", "{}", name);
+  return bytes;
+}
+
+// Of matrices cut by columns (o and w2) too: eight ranks read little more than the model.
+TEST_F(LoadWeights, ARankReadsNoMoreThanItsPart) {
+  for (const char* dtype : {"F8_E4M3", "BF16"}) {
+    ModelShape shape;
+    shape.layers = 1;
+    shape.experts = 3;
+    shape.heads = 8;
+    shape.head_dim = 128;
+    shape.inner = 1536;
+    shape.hidden = 1024;
+    shape.matrix_dtype = dtype;
+    write(shape);
+    const auto checkpoint = load::Checkpoint::open(folder_.path());
+    ASSERT_TRUE(checkpoint.ok());
+    const ModelConfig config = *read_config(checkpoint->config());
+    const auto read_by = [&](const Topology& topology) {
+      const int64_t before = bytes_read();
+      const auto weights = load_weights(config, *checkpoint, topology, kCpu, {});
+      M2_CHECK(weights.ok(), "{}", weights.error().text);
+      const int64_t read = bytes_read() - before;
+      EXPECT_GT(static_cast<double>(read), 0.98 * static_cast<double>(weights->buffer.bytes()));
+      EXPECT_LT(static_cast<double>(read), 1.02 * static_cast<double>(weights->buffer.bytes()));
+      return read;
+    };
+    const int64_t whole = read_by({});
+    for (int64_t rank = 0; rank < 8; ++rank) {
+      const int64_t read = read_by(tensor_parallel(8, rank));
+      // Two kv heads are on four ranks each; router and norms on all.
+      EXPECT_LT(static_cast<double>(read), 0.14 * static_cast<double>(whole)) << rank;
+    }
+  }
 }
 
 TEST_F(LoadWeights, ReportsProgressToTheEnd) {
