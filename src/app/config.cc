@@ -47,8 +47,10 @@ MpiLaunch mpi_launch() {
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
     return error == std::errc{} && end == text.data() + text.size() ? value : fallback;
   };
-  const MpiLaunch out{number("OMPI_COMM_WORLD_SIZE", 1), number("OMPI_COMM_WORLD_RANK", 0)};
-  const bool sane = out.processes >= 1 && out.process >= 0 && out.process < out.processes;
+  const MpiLaunch out{number("OMPI_COMM_WORLD_SIZE", 1), number("OMPI_COMM_WORLD_RANK", 0),
+                      number("OMPI_COMM_WORLD_LOCAL_RANK", 0)};
+  const bool sane = out.processes >= 1 && out.process >= 0 && out.process < out.processes &&
+                    out.local_process >= 0 && out.local_process < out.processes;
   return sane ? out : MpiLaunch{};
 }
 

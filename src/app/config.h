@@ -25,11 +25,13 @@ double stats_interval_seconds();
 std::string micro_model_variable();
 
 // The processes that OpenMPI's mpirun has started with this one, and which of them this is
-// (OMPI_COMM_WORLD_SIZE, OMPI_COMM_WORLD_RANK; --distributed-executor-backend mp ignores them). One
-// process if there are none.
+// (OMPI_COMM_WORLD_SIZE, OMPI_COMM_WORLD_RANK, and among those of its host
+// OMPI_COMM_WORLD_LOCAL_RANK; --distributed-executor-backend mp ignores them). One process if there
+// are none.
 struct MpiLaunch {
   int64_t processes = 1;
   int64_t process = 0;
+  int64_t local_process = 0;
 };
 MpiLaunch mpi_launch();
 

@@ -1,12 +1,16 @@
 #include "app/rank_models.h"
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <string_view>
 #include <utility>
 
 #include "app/config.h"
 #include "base/log.h"
 #include "model/weight_table.h"
 #include "parallel/mpi.h"
+#include "parallel/nccl.h"
 #include "parallel/tcp.h"
 
 namespace m2::app {
@@ -22,16 +26,31 @@ Result<int64_t> size_flag(const Values& values, const char* name) {
   return size;
 }
 
-Result<model::ExchangeKind> exchange_kind(const Values& values, const Spread& spread) {
+// vLLM's names for the ways of the exchange: those that send every token to every rank, and those
+// that send it to the ranks of its experts alone.
+constexpr std::string_view kAllGather[] = {"allgather_reducescatter", "naive"};
+constexpr std::string_view kAllToAll[] = {"all_to_all",
+                                          "pplx",
+                                          "deepep_high_throughput",
+                                          "deepep_low_latency",
+                                          "deepep_v2",
+                                          "mori",
+                                          "nixl_ep",
+                                          "flashinfer_all2allv",
+                                          "flashinfer_nvlink_one_sided",
+                                          "flashinfer_nvlink_two_sided"};
+
+Result<model::ExchangeKind> exchange_kind(const Values& values, const parallel::Topology& shape) {
   const std::string backend = values.text("all2all-backend");
-  if (backend == "allgather_reducescatter") return model::ExchangeKind::all_gather;
-  if (backend != "all_to_all") {
-    log_warning("--all2all-backend {}: allgather_reducescatter is used instead", backend);
-    return model::ExchangeKind::all_gather;
-  }
-  if (spread.shape.data_size > 1 && !spread.shape.expert_parallel)
+  const bool gathers = std::ranges::find(kAllGather, backend) != std::end(kAllGather);
+  if (!gathers && std::ranges::find(kAllToAll, backend) == std::end(kAllToAll))
+    return fail(Code::invalid_argument, "--all2all-backend {} (chose from {{ {},{} }})", backend,
+                fmt::join(kAllGather, ","), fmt::join(kAllToAll, ","));
+  // One engine exchanges nothing.
+  if (gathers || shape.data_size == 1) return model::ExchangeKind::all_gather;
+  if (!shape.expert_parallel)
     return fail(Code::invalid_argument,
-                "--all2all-backend all_to_all needs whole experts: add --enable-expert-parallel");
+                "--all2all-backend {} needs whole experts: add --enable-expert-parallel", backend);
   return model::ExchangeKind::all_to_all;
 }
 
@@ -53,18 +72,12 @@ void log_experts(const parallel::Topology& topology, const model::ModelConfig& c
       topology.round_robin ? "round_robin" : "linear", share.count, config.num_experts, map);
 }
 
-// Processes, and what is not modelled of them.
-Result<void> read_processes(const Values& values, Spread& spread) {
-  const int64_t local = values.integer("data-parallel-size-local").value_or(spread.shape.data_size);
-  if (values.given("data-parallel-rank") || values.flag("data-parallel-hybrid-lb") ||
-      values.flag("data-parallel-external-lb") || local != spread.shape.data_size ||
-      values.integer("data-parallel-start-rank").value_or(0) != 0)
-    return fail(Code::unsupported,
-                "engines in several processes are not supported yet: one process holds all {} "
-                "engines of --data-parallel-size",
-                spread.shape.data_size);
+// The processes of --nnodes, or of mpirun: all behind the first one's port.
+Result<void> read_nodes(const Values& values, Spread& spread) {
   M2_TRY(spread.processes, size_flag(values, "nnodes"));
   spread.process = *values.integer("node-rank");
+  spread.address = values.text("master-addr");
+  spread.port = static_cast<int>(*values.integer("master-port"));
   const std::string backend = values.text("distributed-executor-backend");
   const MpiLaunch launch = mpi_launch();
   if (backend == "mpi" && launch.processes == 1)
@@ -74,17 +87,92 @@ Result<void> read_processes(const Values& values, Spread& spread) {
   if (launch.processes > 1 && spread.processes == 1 && (backend.empty() || backend == "mpi")) {
     spread.processes = launch.processes;
     spread.process = launch.process;
+    spread.local_process = launch.local_process;
     spread.mpi = true;
   }
   if (spread.process < 0 || spread.process >= spread.processes)
     return fail(Code::invalid_argument, "--node-rank {} is not one of --nnodes {}", spread.process,
                 spread.processes);
-  if (spread.processes == 1) return {};
-  if (spread.shape.data_size > 1)
-    return fail(Code::unsupported,
-                "engines in several processes are not supported yet: --nnodes shares the ranks of "
-                "one engine");
-  if (spread.ranks() % spread.processes != 0)
+  return {};
+}
+
+// The processes of --data-parallel-size-local and --data-parallel-rank: each with engines of its
+// own, behind the first one's port or each behind its own.
+Result<void> read_engine_processes(const Values& values, Spread& spread) {
+  const int64_t engines = spread.shape.data_size;
+  const bool external =
+      values.given("data-parallel-rank") || values.flag("data-parallel-external-lb");
+  const bool hybrid = values.flag("data-parallel-hybrid-lb");
+  if (external && hybrid)
+    return fail(Code::invalid_argument,
+                "--data-parallel-hybrid-lb and --data-parallel-external-lb exclude each other");
+  if (hybrid && !values.given("data-parallel-size-local"))
+    return fail(Code::invalid_argument,
+                "--data-parallel-hybrid-lb needs --data-parallel-size-local: the engines of this "
+                "process");
+  const int64_t local = values.integer("data-parallel-size-local").value_or(external ? 1 : engines);
+  if (external && local != 1)
+    return fail(Code::invalid_argument,
+                "--data-parallel-size-local {}: with --data-parallel-rank a process holds one "
+                "engine",
+                local);
+  if (local < 1 || engines % local != 0)
+    return fail(Code::invalid_argument,
+                "--data-parallel-size-local {} does not share the {} engines of "
+                "--data-parallel-size evenly",
+                local, engines);
+  const int64_t start =
+      values.integer(external ? "data-parallel-rank" : "data-parallel-start-rank").value_or(0);
+  if (external && !values.given("data-parallel-rank"))
+    return fail(Code::invalid_argument,
+                "--data-parallel-external-lb needs --data-parallel-rank: the engine of this "
+                "process");
+  if (start < 0 || start >= engines)
+    return fail(Code::invalid_argument, "data_parallel_rank {} is out of range [0, {}).", start,
+                engines);
+  if (start % local != 0)
+    return fail(Code::invalid_argument,
+                "--data-parallel-start-rank {} is not a multiple of --data-parallel-size-local {}",
+                start, local);
+  spread.processes = engines / local;
+  spread.process = start / local;
+  spread.fronts = (external || hybrid) && spread.processes > 1;
+  spread.address = values.text("data-parallel-address");
+  spread.port = static_cast<int>(*values.integer("data-parallel-rpc-port"));
+  return {};
+}
+
+Result<void> read_processes(const Values& values, Spread& spread) {
+  bool by_engines = false;
+  for (const char* flag :
+       {"data-parallel-rank", "data-parallel-start-rank", "data-parallel-size-local",
+        "data-parallel-external-lb", "data-parallel-hybrid-lb"})
+    by_engines = by_engines || values.given(flag);
+  const bool by_nodes = *values.integer("nnodes") > 1 || mpi_launch().processes > 1;
+  if (by_engines && by_nodes)
+    return fail(Code::invalid_argument,
+                "the processes are counted either by {} or by --data-parallel-size-local and "
+                "--data-parallel-rank",
+                *values.integer("nnodes") > 1 ? "--nnodes" : "mpirun");
+  M2_TRY_VOID(by_engines ? read_engine_processes(values, spread) : read_nodes(values, spread));
+
+  if (values.flag("headless")) {
+    if (spread.serves())
+      return fail(Code::invalid_argument,
+                  "--headless: this process holds engine {}, and serves HTTP for {}",
+                  spread.process * spread.shape.data_size / spread.processes,
+                  spread.fronts ? "it" : "all");
+    if (values.given("api-server-count") && *values.integer("api-server-count") > 0)
+      return fail(Code::invalid_argument,
+                  "api_server_count={} cannot be used with --headless (no API servers are started "
+                  "in headless mode).",
+                  *values.integer("api-server-count"));
+  } else if (by_engines && !spread.serves()) {
+    return fail(Code::invalid_argument,
+                "the process of engine 0 serves HTTP for all: add --headless here, or "
+                "--data-parallel-hybrid-lb everywhere");
+  }
+  if (spread.processes > 1 && spread.ranks() % spread.processes != 0)
     return fail(Code::invalid_argument, "{} ranks cannot be shared evenly by {} processes{}",
                 spread.ranks(), spread.processes, spread.mpi ? " of mpirun" : " (--nnodes)");
   return {};
@@ -105,7 +193,7 @@ Result<Spread> read_spread(const Values& values, const model::ModelConfig& confi
     return fail(Code::invalid_argument,
                 "--expert-placement-strategy {} (chose from {{ linear,round_robin }})", placement);
   out.shape.round_robin = placement == "round_robin";
-  M2_TRY(out.exchange, exchange_kind(values, out));
+  M2_TRY(out.exchange, exchange_kind(values, out.shape));
   M2_TRY_VOID(model::check_topology(config, out.shape));
   M2_TRY_VOID(read_processes(values, out));
   return out;
@@ -118,7 +206,10 @@ Result<std::unique_ptr<parallel::Links>> meet_processes(const Spread& spread, co
   terms["data-parallel-size"] = spread.shape.data_size;
   terms["enable-expert-parallel"] = spread.shape.expert_parallel;
   terms["expert-placement-strategy"] = spread.shape.round_robin ? "round_robin" : "linear";
-  terms["nnodes"] = spread.processes;
+  terms["processes"] = spread.processes;
+  terms["data-parallel load balancing"] = spread.fronts ? "each its own" : "internal";
+  terms["all2all-backend"] =
+      spread.exchange == model::ExchangeKind::all_to_all ? "all_to_all" : "allgather_reducescatter";
   if (spread.mpi) {
     M2_TRY(std::unique_ptr<parallel::MpiWorld> world,
            parallel::MpiWorld::open(spread.processes, terms));
@@ -127,8 +218,8 @@ Result<std::unique_ptr<parallel::Links>> meet_processes(const Spread& spread, co
   parallel::Meeting meeting;
   meeting.processes = spread.processes;
   meeting.process = spread.process;
-  meeting.address = values.text("master-addr");
-  meeting.port = static_cast<int>(*values.integer("master-port"));
+  meeting.address = spread.address;
+  meeting.port = spread.port;
   meeting.channels = parallel::channels_of(spread.shape);
   meeting.terms = std::move(terms);
   meeting.patience = *values.integer("rank-start-seconds") * kSecond;
@@ -137,17 +228,41 @@ Result<std::unique_ptr<parallel::Links>> meet_processes(const Spread& spread, co
 }
 
 RankModels::RankModels(const Spread& spread, parallel::Links* links, Device device, int threads)
-    : spread_(spread), device_(device) {
-  auto locals = parallel::make_local_ranks(spread.shape, spread.processes, spread.process, links);
+    : spread_(spread), links_(links) {
+  auto locals = parallel::make_local_ranks(spread.shape, spread.processes, spread.process, links,
+                                           spread.seats());
   // The ranks of a process share its cores.
   const int cores = threads > 0 ? threads : usable_cpus();
   const int each = std::max(1, cores / static_cast<int>(locals.size()));
   for (parallel::LocalRank& local : locals) {
-    ranks_.push_back(std::make_unique<Rank>());
-    ranks_.back()->local = std::move(local);
-    ranks_.back()->pool = std::make_unique<ThreadPool>(each);
-    ranks_.back()->stream = std::make_unique<Stream>(device);
+    Rank& rank = *ranks_.emplace_back(std::make_unique<Rank>());
+    rank.local = std::move(local);
+    rank.device = device;
+    if (device.kind == DeviceKind::cuda) rank.device.index += static_cast<int>(ranks_.size()) - 1;
+    rank.pool = std::make_unique<ThreadPool>(each);
+    rank.stream = std::make_unique<Stream>(rank.device);
   }
+}
+
+// Runs work for every local rank, each on a thread of its own. The first failure.
+Result<void> RankModels::on_every_rank(const std::function<Result<void>(Rank&)>& work) {
+  std::vector<Result<void>> done(ranks_.size());
+  {
+    std::vector<std::jthread> threads;
+    for (size_t i = 0; i < ranks_.size(); ++i)
+      threads.emplace_back([&, i] {
+        use_device(ranks_[i]->device);
+        done[i] = work(*ranks_[i]);
+      });
+  }
+  for (Result<void>& one : done) M2_TRY_VOID(std::move(one));
+  return {};
+}
+
+Result<void> RankModels::connect_devices() {
+  if (spread_.ranks() == 1 || host_addressable(ranks_[0]->device)) return {};
+  return on_every_rank(
+      [](Rank& rank) { return parallel::add_device_groups(rank.local, rank.device); });
 }
 
 Result<void> RankModels::build(const model::ModelConfig& config, const MakeWeights& make_weights,
@@ -155,17 +270,18 @@ Result<void> RankModels::build(const model::ModelConfig& config, const MakeWeigh
   std::vector<model::Weights> weights;
   for (const auto& rank : ranks_) {
     log_experts(rank->local.topology, config);
-    M2_TRY(model::Weights part, make_weights(rank->local.topology));
+    M2_TRY(model::Weights part, make_weights(rank->local.topology, rank->device));
     weight_bytes_ += part.buffer.bytes();
     weights.push_back(std::move(part));
   }
   const auto count = static_cast<int64_t>(ranks_.size());
-  if (host_addressable(device_))
+  if (host_addressable(ranks_[0]->device))
     request.available_bytes = (model::available_host_memory() + weight_bytes_) / count;
   request.exchange = spread_.exchange;
   const auto plan_of = [&](size_t i) {
-    request.topology = ranks_[i]->local.topology;
-    return model::plan_memory(config, weights[i], request, device_);
+    model::MemoryRequest own = request;
+    own.topology = ranks_[i]->local.topology;
+    return model::plan_memory(config, weights[i], own, ranks_[i]->device);
   };
   std::vector<int64_t> blocks;
   for (size_t i = 0; i < ranks_.size(); ++i) {
@@ -173,72 +289,170 @@ Result<void> RankModels::build(const model::ModelConfig& config, const MakeWeigh
     blocks.push_back(plan.num_blocks);
   }
   M2_TRY(request.num_blocks, agree_on_blocks(blocks));
-  for (size_t i = 0; i < ranks_.size(); ++i) {
-    Rank& rank = *ranks_[i];
+  M2_TRY(plan_, plan_of(0));
+  // At the same time: ranks on devices record their steps together.
+  const Result<void> made = on_every_rank([&](Rank& rank) -> Result<void> {
+    const auto i = static_cast<size_t>(
+        std::ranges::find_if(ranks_, [&](const auto& one) { return one.get() == &rank; }) -
+        ranks_.begin());
     M2_TRY(const model::MemoryPlan plan, plan_of(i));
-    if (i == 0) plan_ = plan;
-    const Exec exec{device_, rank.pool.get(), rank.stream->handle()};
-    const model::RankPlace place{rank.local.groups(), rank.local.topology, spread_.exchange};
+    const Exec exec{rank.device, rank.pool.get(), rank.stream->handle()};
+    const model::RankPlace place{rank.local.model_groups(), rank.local.topology, spread_.exchange};
     rank.model = model::make_runner(exec, place, config, std::move(weights[i]), plan,
                                     request.max_model_len, options);
-    add_first(rank);
-  }
+    return place.groups.tensor.status();
+  });
+  M2_TRY_VOID(made);
+  for (const auto& rank : ranks_) add_first(*rank);
+  if (spread_.seats() && spread_.process == 0) add_seats(links_);
   return {};
 }
 
 // The least over all ranks of all processes.
 Result<int64_t> RankModels::agree_on_blocks(const std::vector<int64_t>& blocks) {
-  int64_t least = *std::min_element(blocks.begin(), blocks.end());
+  const int64_t least = *std::min_element(blocks.begin(), blocks.end());
   if (spread_.processes == 1) return least;
-  std::vector<std::jthread> threads;
-  std::vector<std::vector<int64_t>> told(ranks_.size());
-  for (size_t i = 0; i < ranks_.size(); ++i)
-    threads.emplace_back([&, i] {
-      const parallel::LocalRank& local = ranks_[i]->local;
-      parallel::Comm& comm = local.engines ? *local.engines : *local.tensor;
-      const auto size = comm.size();
-      const std::vector<int64_t> ones(static_cast<size_t>(size), 1);
-      int64_t own = least;
-      told[i].resize(static_cast<size_t>(size), own);
-      comm.all_gather(Exec{}, Tensor(&own, DType::i64, {1}), ones,
-                      Tensor(told[i].data(), DType::i64, {size}));
-    });
-  threads.clear();
-  for (const auto& rank : ranks_) {
-    M2_TRY_VOID(rank->local.tensor->status());
-    if (rank->local.engines) M2_TRY_VOID(rank->local.engines->status());
-  }
-  for (const auto& numbers : told)
-    least = std::min(least, *std::min_element(numbers.begin(), numbers.end()));
-  return least;
+  std::atomic<int64_t> least_of_all = least;
+  const Result<void> told_all = on_every_rank([&](Rank& rank) -> Result<void> {
+    parallel::Comm& comm = rank.local.engines ? *rank.local.engines : *rank.local.tensor;
+    const auto size = comm.size();
+    const std::vector<int64_t> ones(static_cast<size_t>(size), 1);
+    int64_t own = least;
+    std::vector<int64_t> told(static_cast<size_t>(size), own);
+    comm.all_gather(Exec{}, Tensor(&own, DType::i64, {1}), ones,
+                    Tensor(told.data(), DType::i64, {size}));
+    M2_TRY_VOID(comm.status());
+    least_of_all = *std::min_element(told.begin(), told.end());
+    return {};
+  });
+  M2_TRY_VOID(told_all);
+  return least_of_all.load();
+}
+
+// Rounds of an engine that schedules here.
+std::unique_ptr<engine::Rounds> RankModels::make_rounds(int64_t engine) {
+  return std::make_unique<engine::Rounds>([this, engine](uint64_t round) {
+    call_all(round, engine);
+    if (bell_) bell_->ring(round);
+  });
+}
+
+void RankModels::call_all(uint64_t round, int64_t but) {
+  for (const Head& head : heads_)
+    if (head.engine != but && head.rounds) head.rounds->want(round);
 }
 
 void RankModels::add_first(Rank& rank) {
-  if (rank.local.topology.tensor_rank != 0) return;
+  const parallel::Topology& topology = rank.local.topology;
+  if (topology.tensor_rank != 0) return;
   if (spread_.ranks() == 1) {
-    firsts_.push_back({rank.model.get(), rank.pool.get(), nullptr});
+    heads_.push_back({0, rank.model.get(), rank.pool.get(), rank.device, nullptr, [] {}});
     return;
   }
-  rank.first = std::make_unique<engine::FirstRank>(*rank.model, step_ranks(rank),
-                                                   [this, self = &rank](uint64_t round) {
-                                                     for (const auto& other : ranks_)
-                                                       if (other.get() != self && other->first)
-                                                         other->first->want(round);
-                                                   });
-  firsts_.push_back({rank.first.get(), rank.pool.get(), rank.first.get()});
+  // For a relay the seat keeps account of the rounds.
+  rank.rounds =
+      rank.local.seat ? std::make_unique<engine::Rounds>(nullptr) : make_rounds(topology.data_rank);
+  rank.first =
+      std::make_unique<engine::FirstRank>(*rank.model, step_ranks(rank), *rank.rounds, rank.watch);
+  if (rank.local.seat) return;
+  heads_.push_back({topology.data_rank, rank.first.get(), rank.pool.get(), rank.device,
+                    rank.rounds.get(), [first = rank.first.get()] { first->stop(); }});
 }
 
-void RankModels::start(Nanos deadline) {
-  for (const auto& rank : ranks_) {
-    rank->local.tensor->set_deadline(deadline);
-    if (rank->local.engines) rank->local.engines->set_deadline(deadline);
+void RankModels::add_seats(parallel::Links* links) {
+  const Rank& model = *ranks_[0];  // all ranks have the same limits
+  for (parallel::RemoteEngine& remote :
+       parallel::make_remote_engines(spread_.shape, spread_.processes, links)) {
+    Seated& seated = *seated_.emplace_back(std::make_unique<Seated>());
+    seated.remote = std::move(remote);
+    seated.rounds = make_rounds(seated.remote.data_rank);
+    seated.pool = std::make_unique<ThreadPool>(1);
+    seated.seat = std::make_unique<engine::Seat>(*seated.remote.seat, model.model->limits(),
+                                                 model.model->samples(), *seated.rounds);
+    heads_.push_back({seated.remote.data_rank, seated.seat.get(), seated.pool.get(), model.device,
+                      seated.rounds.get(), [seat = seated.seat.get()] { seat->stop(); }});
   }
+}
+
+// All groups of this process.
+std::vector<parallel::Comm*> RankModels::groups() const {
+  std::vector<parallel::Comm*> out;
   for (const auto& rank : ranks_) {
-    if (rank->local.topology.tensor_rank == 0) continue;
+    const parallel::LocalRank& local = rank->local;
+    for (parallel::Comm* comm : {local.tensor.get(), local.engines.get(), local.seat.get(),
+                                 local.device_tensor.get(), local.device_engines.get()})
+      if (comm) out.push_back(comm);
+  }
+  for (const auto& seated : seated_) out.push_back(seated->remote.seat.get());
+  return out;
+}
+
+void RankModels::abort_all(Error why) {
+  const auto all = groups();
+  for (const parallel::Comm* comm : all)
+    if (const Result<void> status = comm->status(); !status.ok()) {
+      why = status.error();
+      break;
+    }
+  for (parallel::Comm* comm : all) comm->abort(why);
+}
+
+// Over TCP, processes that serve engines of their own call each other to rounds. On devices the
+// bell also says who is gone: what waits there has no deadline.
+void RankModels::start_bell() {
+  if (!links_) return;
+  const bool on_devices = !host_addressable(ranks_[0]->device);
+  if (!spread_.fronts && !on_devices) return;
+  bell_ = links_->bell(parallel::channels_of(spread_.shape) - 1,
+                       {[this](uint64_t round) { call_all(round, -1); },
+                        [this, on_devices](const Error& who) {
+                          if (on_devices) abort_all(who);
+                        }});
+}
+
+// What a rank does that does not schedule here: follows its engine's first rank, or relays for it.
+Result<void> RankModels::serve_rank(Rank& rank) {
+  use_device(rank.device);
+  if (!rank.local.seat) return engine::follow(*rank.model, step_ranks(rank), rank.watch);
+  return engine::relay(*rank.first, *rank.local.seat);
+}
+
+// A seat waits for whole steps, which may take long: it has no deadline. Where its engine's ranks
+// do not answer, other engines notice, who step together with it.
+void RankModels::start(Nanos deadline) {
+  for (const auto& rank : ranks_)
+    for (parallel::Comm* comm :
+         {rank->local.tensor.get(), rank->local.engines.get(), rank->local.seat.get()})
+      if (comm) comm->set_deadline(deadline);
+  start_bell();
+  for (const auto& rank : ranks_) {
+    if (rank->first && !rank->local.seat) continue;
+    if (spread_.ranks() == 1) continue;
     rank->follower = std::jthread([this, &rank = *rank] {
-      rank.ended = engine::follow(*rank.model, step_ranks(rank));
-      if (!rank.ended.ok()) rank.local.tensor->abort(rank.ended.error());
+      rank.ended = serve_rank(rank);
+      if (rank.ended.ok()) return;
+      rank.local.tensor->abort(rank.ended.error());
+      if (rank.local.seat) rank.local.seat->abort(rank.ended.error());
     });
+  }
+  if (ranks_[0]->local.device_tensor)
+    watch_ =
+        std::jthread([this, deadline](std::stop_token stop) { watch_devices(stop, deadline); });
+}
+
+// Gives everything up when a rank's device does not come to the end of a step.
+void RankModels::watch_devices(const std::stop_token& stop, Nanos deadline) {
+  const SteadyClock clock;
+  while (!stop.stop_requested()) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    for (const auto& rank : ranks_) {
+      if (rank->watch.waited(clock.now()) < deadline) continue;
+      abort_all({Code::unavailable,
+                 fmt::format("rank {} did not finish a step within {:g} s",
+                             rank->local.topology.expert_rank(), seconds(deadline)),
+                 {}});
+      return;
+    }
   }
 }
 

@@ -9,6 +9,7 @@
 #include "app/options.h"
 #include "base/thread_pool.h"
 #include "engine/ranks.h"
+#include "engine/seat.h"
 #include "model/memory_plan.h"
 #include "model/runner.h"
 #include "parallel/world.h"
@@ -22,9 +23,18 @@ struct Spread {
   model::ExchangeKind exchange = model::ExchangeKind::all_gather;
   int64_t processes = 1;
   int64_t process = 0;
-  bool mpi = false;  // mpirun has started them; else they meet over TCP
+  bool mpi = false;     // mpirun has started them; else they meet over TCP
+  bool fronts = false;  // every process serves its own engines; else the first one serves all
+  // Where the processes meet over TCP, and the index of this process among those of its host.
+  std::string address;
+  int port = 0;
+  int64_t local_process = 0;
 
   int64_t ranks() const { return shape.expert_size(); }
+  int64_t local_ranks() const { return ranks() / processes; }
+  bool serves() const { return fronts || process == 0; }
+  // All engines schedule in the first process, those whose ranks are elsewhere too.
+  bool seats() const { return processes > 1 && shape.data_size > 1 && !fronts; }
 };
 
 // Reads the group `parallel` of serve's options. Refuses, in words, what cannot be split or is not
@@ -39,17 +49,25 @@ Result<std::unique_ptr<parallel::Links>> meet_processes(const Spread& spread, co
 // their own.
 class RankModels {
  public:
-  using MakeWeights = std::function<Result<model::Weights>(const parallel::Topology&)>;
+  using MakeWeights =
+      std::function<Result<model::Weights>(const parallel::Topology&, Device device)>;
 
-  // One engine whose first rank is here.
-  struct First {
-    model::StepModel* model;   // what its engine runs
-    ThreadPool* pool;          // of its rank
-    engine::FirstRank* ranks;  // null if the engine is one rank alone
+  // An engine that schedules in this process.
+  struct Head {
+    int64_t engine;              // its data rank
+    model::StepModel* model;     // what it runs
+    ThreadPool* pool;            // for sampling
+    Device device;               // that its thread uses
+    engine::Rounds* rounds;      // null if the engine is one rank alone
+    std::function<void()> stop;  // lets its ranks go; on the engine's thread, after its last step
   };
 
-  // `links` is null for one process.
+  // `links` is null for one process. The first local rank computes on `device`, the others on those
+  // that follow.
   RankModels(const Spread& spread, parallel::Links* links, Device device, int threads);
+
+  // Ranks on devices find each other; before build().
+  Result<void> connect_devices();
 
   // Loads every local rank's weights, divides the memory among them, makes their models. All ranks
   // of an engine get the least number of KV blocks that one of them has room for. The memory
@@ -57,12 +75,15 @@ class RankModels {
   Result<void> build(const model::ModelConfig& config, const MakeWeights& make_weights,
                      model::MemoryRequest request, const model::RunnerOptions& options);
 
-  const std::vector<First>& firsts() const { return firsts_; }
+  const std::vector<Head>& heads() const { return heads_; }
   const model::MemoryPlan& plan() const { return plan_; }  // of the first local rank
   int64_t weight_bytes() const { return weight_bytes_; }   // of all local ranks
 
   // Starts the ranks that follow. `deadline`: of every collective from now on.
   void start(Nanos deadline);
+  // Ends every wait for other ranks, and says to all why: the first failure of a group if there is
+  // one, else `why`. Any thread, after build().
+  void abort_all(Error why);
   // Waits until the ranks that follow have ended: when their engines' first ranks have stopped, or
   // a collective has failed.
   Result<void> wait();
@@ -70,26 +91,47 @@ class RankModels {
  private:
   struct Rank {
     parallel::LocalRank local;
+    Device device;
     std::unique_ptr<ThreadPool> pool;
     std::unique_ptr<Stream> stream;
     std::unique_ptr<model::StepModel> model;
+    std::unique_ptr<engine::Rounds> rounds;  // of first ranks
+    engine::StepWatch watch;
     std::unique_ptr<engine::FirstRank> first;
     Result<void> ended;
-    std::jthread follower;
+    std::jthread follower;  // or relay
+  };
+  // An engine whose ranks are elsewhere.
+  struct Seated {
+    parallel::RemoteEngine remote;
+    std::unique_ptr<engine::Rounds> rounds;
+    std::unique_ptr<ThreadPool> pool;
+    std::unique_ptr<engine::Seat> seat;
   };
 
   engine::StepRanks step_ranks(const Rank& rank) const {
     return {rank.local.groups(), rank.local.topology};
   }
+  std::unique_ptr<engine::Rounds> make_rounds(int64_t engine);
+  void call_all(uint64_t round, int64_t but);
+  Result<void> on_every_rank(const std::function<Result<void>(Rank&)>& work);
   Result<int64_t> agree_on_blocks(const std::vector<int64_t>& blocks);
   void add_first(Rank& rank);
+  void add_seats(parallel::Links* links);
+  std::vector<parallel::Comm*> groups() const;
+  void start_bell();
+  Result<void> serve_rank(Rank& rank);
+  void watch_devices(const std::stop_token& stop, Nanos deadline);
 
   const Spread spread_;
-  const Device device_;
+  parallel::Links* const links_;
   std::vector<std::unique_ptr<Rank>> ranks_;
-  std::vector<First> firsts_;
+  std::vector<std::unique_ptr<Seated>> seated_;
+  std::vector<Head> heads_;
   model::MemoryPlan plan_;
   int64_t weight_bytes_ = 0;
+  std::unique_ptr<parallel::Bell> bell_;
+  std::jthread watch_;
 };
 
 }  // namespace m2::app

@@ -77,6 +77,7 @@ Result<void> check_sizes(const Values& values) {
       {"h11-max-header-count", 1, 10000},
       {"threads", 0, 1024},
       {"master-port", 1, 65535},
+      {"data-parallel-rpc-port", 1, 65535},
       {"rank-deadline-seconds", 1, 86400},
       {"rank-start-seconds", 1, 86400},
       {"drain-seconds", 0, 86400},
@@ -212,9 +213,9 @@ Result<int64_t> gpu_budget(const Values& values, Device device, const DeviceMemo
 
 engine::EngineConfig engine_config(const Values& values, const model::ModelConfig& config,
                                    const StepDefaults& defaults, engine::TokenId id_limit,
-                                   const std::string& name, size_t index) {
+                                   const std::string& name, int64_t index) {
   engine::EngineConfig out;
-  out.index = static_cast<int64_t>(index);
+  out.index = index;
   out.max_num_seqs = values.integer("max-num-seqs").value_or(defaults.sequences);
   out.max_num_batched_tokens = values.integer("max-num-batched-tokens").value_or(defaults.tokens);
   out.max_queued_requests = *values.integer("max-queued-requests");
@@ -308,7 +309,11 @@ void Serving::watch_engines(std::stop_token stop) {
     std::this_thread::sleep_for(kLook);
     if (!all_engines_->stats().dead) continue;
     const Nanos now = clock_.now();
-    if (dead_since == 0) dead_since = now;
+    if (dead_since == 0) {
+      dead_since = now;
+      ranks_->abort_all(
+          {Code::unavailable, "an engine that steps together with this one died", {}});
+    }
     if (now - dead_since < kFarewell) continue;
     ranks_lost_ = true;
     server_->stop();
@@ -327,11 +332,8 @@ Result<void> Serving::build(const std::string& model) {
   M2_TRY(device_, choose_device(values_));
   step_defaults_ = step_defaults(device_);
   M2_TRY(spread_, read_spread(values_, settings_.config));
-  if (on_gpu() && spread_.ranks() > 1)
-    return fail(Code::unsupported,
-                "{} ranks on GPUs are not supported yet: ranks run on the CPU (--device cpu)",
-                spread_.ranks());
-  if (is_first_process()) M2_TRY_VOID(start_server(model));
+  M2_TRY_VOID(spread_over_gpus());
+  if (spread_.serves()) M2_TRY_VOID(start_server(model));
   M2_TRY(links_, meet_processes(spread_, values_, terms()));
 
   log_info("Starting to load model {}...", model);
@@ -356,6 +358,7 @@ Result<void> Serving::start_server(const std::string& model) {
   if (spread_.mpi && !values_.given("drain-seconds")) options.drain_seconds = 0;
   if (options.served_model_names.empty()) options.served_model_names = {model};
   served_name_ = options.served_model_names.front();
+  options.first_engine = spread_.process * spread_.shape.data_size / spread_.processes;
   server_ = std::make_unique<server::Server>(std::move(options), metrics_);
   return server_->start();
 }
@@ -379,27 +382,58 @@ Result<void> Serving::read_text_files() {
   return {};
 }
 
-Result<void> Serving::check_gpu_memory() {
-  const DeviceMemory memory = device_memory(device_);
-  M2_TRY(gpu_budget_, gpu_budget(values_, device_, memory));
-  // The dtypes the config promises; the files may differ a little.
-  const int64_t needed =
-      model::weight_bytes(settings_.config, {}, model::StoredTypes(settings_.config));
-  if (needed > memory.free)
-    return fail(Code::resource_exhausted,
-                "the model's weights take {:.2f} GiB, and {:.2f} of {:.2f} GiB are free on "
-                "device cuda:{}",
-                gib(needed), gib(memory.free), gib(memory.total), device_.index);
+// The ranks of this process compute on consecutive GPUs, after those of mpirun's processes before
+// it on this host.
+Result<void> Serving::spread_over_gpus() {
+  if (!on_gpu()) return {};
+  const int64_t ranks = spread_.local_ranks();
+  device_.index += static_cast<int>(spread_.local_process * ranks);
+  for (int64_t i = 0; ranks > 1 && i < ranks; ++i)
+    if (const Result<void> usable = check_device(gpu_of(i)); !usable.ok())
+      return fail(Code::invalid_argument,
+                  "World size ({}) is larger than the number of available GPUs ({}) in this node: "
+                  "{}",
+                  ranks, i, usable.error().text);
+  if (spread_.exchange == model::ExchangeKind::all_to_all) {
+    log_warning("--all2all-backend {}: GPUs exchange tokens by allgather_reducescatter",
+                values_.text("all2all-backend"));
+    spread_.exchange = model::ExchangeKind::all_gather;
+  }
   return {};
 }
 
-Result<model::Weights> Serving::read_weights(const parallel::Topology& topology) {
+Device Serving::gpu_of(int64_t local_rank) const {
+  return {device_.kind, device_.index + static_cast<int>(local_rank)};
+}
+
+Result<void> Serving::check_gpu_memory() {
+  for (int64_t i = 0; i < spread_.local_ranks(); ++i) {
+    const Device device = gpu_of(i);
+    const DeviceMemory memory = device_memory(device);
+    M2_TRY(const int64_t budget, gpu_budget(values_, device, memory));
+    gpu_budget_ = i == 0 ? budget : std::min(gpu_budget_, budget);
+    // The dtypes the config promises; the files may differ a little.
+    const auto topology =
+        parallel::with_rank(spread_.shape, spread_.process * spread_.local_ranks() + i);
+    const int64_t needed =
+        model::weight_bytes(settings_.config, topology, model::StoredTypes(settings_.config));
+    if (needed > memory.free)
+      return fail(Code::resource_exhausted,
+                  "the {} weights take {:.2f} GiB, and {:.2f} of {:.2f} GiB are free on "
+                  "device cuda:{}",
+                  spread_.ranks() > 1 ? "rank's" : "model's", gib(needed), gib(memory.free),
+                  gib(memory.total), device.index);
+  }
+  return {};
+}
+
+Result<model::Weights> Serving::read_weights(const parallel::Topology& topology, Device device) {
   if (values_.text("load-format") == "dummy")
-    return model::dummy_weights(settings_.config, topology, device_,
+    return model::dummy_weights(settings_.config, topology, device,
                                 static_cast<uint64_t>(*values_.integer("seed")));
   M2_TRY(const load::Checkpoint checkpoint, load::Checkpoint::open(folder_));
   ProgressBar bar("Loading safetensors checkpoint shards");
-  const int64_t ranks = spread_.ranks() / spread_.processes;
+  const int64_t ranks = spread_.local_ranks();
   const int64_t before = topology.expert_rank() % ranks;
   int64_t shown = -1;
   const auto progress = [&](int64_t done, int64_t total) {
@@ -409,7 +443,7 @@ Result<model::Weights> Serving::read_weights(const parallel::Topology& topology)
     if (server_) server_->set_progress(fmt::format("loading weights, {}%", percent));
     if (values_.flag("use-tqdm-on-load")) bar.update(before * total + done, ranks * total);
   };
-  return model::load_weights(settings_.config, checkpoint, topology, device_, progress);
+  return model::load_weights(settings_.config, checkpoint, topology, device, progress);
 }
 
 Result<void> Serving::make_models() {
@@ -439,10 +473,13 @@ Result<void> Serving::make_models() {
   const Nanos start = clock_.now();
   ranks_ = std::make_unique<RankModels>(spread_, links_.get(), device_,
                                         static_cast<int>(*values_.integer("threads")));
+  M2_TRY_VOID(ranks_->connect_devices());
   M2_TRY_VOID(ranks_->build(
       settings_.config,
-      [this](const parallel::Topology& topology) { return read_weights(topology); }, request,
-      options));
+      [this](const parallel::Topology& topology, Device device) {
+        return read_weights(topology, device);
+      },
+      request, options));
   const double elapsed = seconds(clock_.now() - start);
   log_info("Loading weights took {:.2f} seconds", elapsed);
   log_info("Model loading took {:.2f} GiB memory and {:.6f} seconds", gib(ranks_->weight_bytes()),
@@ -469,22 +506,22 @@ Result<void> Serving::start_engines() {
       return fail(Code::invalid_argument, "eos_token_id {} is not a token of the tokenizer", id);
   }
   std::vector<engine::Engine*> engines;
-  for (const RankModels::First& first : ranks_->firsts()) {
+  for (const RankModels::Head& head : ranks_->heads()) {
     engines_.push_back(std::make_unique<engine::Engine>(
         engine_config(values_, settings_.config, step_defaults_,
-                      static_cast<engine::TokenId>(id_limit_), served_name_, engines_.size()),
-        *first.model, *first.pool, clock_, *server_, metrics_));
+                      static_cast<engine::TokenId>(id_limit_), served_name_, head.engine),
+        *head.model, *head.pool, clock_, *server_, metrics_));
     engines.push_back(engines_.back().get());
-    if (first.ranks) first.ranks->set_wake([engine = engines.back()] { engine->wake(); });
+    if (head.rounds) head.rounds->set_wake([engine = engines.back()] { engine->wake(); });
   }
-  all_engines_ = std::make_unique<engine::Engines>(engines);
+  all_engines_ = std::make_unique<engine::Engines>(engines, ranks_->heads().front().engine);
   ranks_->start(rank_deadline());
   for (size_t i = 0; i < engines.size(); ++i)
     engine_threads_.emplace_back(
-        [this, engine = engines[i], ranks = ranks_->firsts()[i].ranks](std::stop_token stop) {
-          use_device(device_);
+        [engine = engines[i], &head = ranks_->heads()[i]](std::stop_token stop) {
+          use_device(head.device);
           engine->run(stop);
-          if (ranks) ranks->stop();
+          head.stop();
         });
   if (spread_.processes > 1)
     watch_ = std::jthread([this](std::stop_token stop) { watch_engines(std::move(stop)); });

@@ -39,14 +39,15 @@ class Serving {
   Nanos rank_deadline() const;
   Result<void> start_server(const std::string& model);
   Result<void> read_text_files();
-  Result<model::Weights> read_weights(const parallel::Topology& topology);
+  Result<void> spread_over_gpus();
+  Device gpu_of(int64_t local_rank) const;
+  Result<model::Weights> read_weights(const parallel::Topology& topology, Device device);
   Result<void> check_gpu_memory();
   Result<void> make_models();
   Result<void> start_engines();
   void announce_ready();
   bool on_gpu() const { return device_.kind == DeviceKind::cuda; }
   void watch_engines(std::stop_token stop);
-  bool is_first_process() const { return spread_.process == 0; }
 
   const Values& values_;
   std::filesystem::path folder_;

@@ -13,11 +13,11 @@ constexpr int64_t kWorthPrefix = 8;
 
 Result<RequestId> Engines::submit(Request request) {
   const auto size = static_cast<int64_t>(engines_.size());
-  if (request.engine < -1 || request.engine >= size)
-    return fail(Code::invalid_argument, "data_parallel_rank {} is out of range [0, {}).",
-                request.engine, size);
+  if (request.engine != -1 && (request.engine < first_ || request.engine >= first_ + size))
+    return fail(Code::invalid_argument, "data_parallel_rank {} is out of range [{}, {}).",
+                request.engine, first_, first_ + size);
   if (size == 1) return engines_[0]->submit(std::move(request));
-  const int64_t engine = request.engine >= 0 ? request.engine : choose(request);
+  const int64_t engine = request.engine >= 0 ? request.engine - first_ : choose(request);
   affinity_.note(request.prompt, request.cache_salt, engine);
   return engines_[static_cast<size_t>(engine)]->submit(std::move(request));
 }
@@ -38,7 +38,8 @@ int64_t Engines::choose(const Request& request) {
 }
 
 size_t Engines::engine_of(RequestId id) const {
-  return std::min(static_cast<size_t>(id >> kEngineShift), engines_.size() - 1);
+  const auto index = static_cast<int64_t>(id >> kEngineShift) - first_;
+  return static_cast<size_t>(std::clamp<int64_t>(index, 0, std::ssize(engines_) - 1));
 }
 
 EngineStats Engines::stats() const {

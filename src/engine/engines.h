@@ -11,14 +11,15 @@ namespace m2::engine {
 // Several engines behind one wall: each request goes to one of them. Thread-safe.
 class Engines {
  public:
-  // engines[i] has EngineConfig::index i; all outlive this. At least one.
-  explicit Engines(std::vector<Engine*> engines) : engines_(std::move(engines)) {}
+  // engines[i] has EngineConfig::index first + i; all outlive this. At least one.
+  explicit Engines(std::vector<Engine*> engines, int64_t first = 0)
+      : engines_(std::move(engines)), first_(first) {}
 
   size_t size() const { return engines_.size(); }
 
-  // As Engine::submit(), on request.engine, or, if that is -1, on the engine that is least busy
-  // (waiting * 4 + running), or on one hardly busier whose prefix cache knows the prompt's
-  // beginning. Fails with invalid_argument if there is no such engine.
+  // As Engine::submit(), on request.engine (an index), or, if that is -1, on the engine that is
+  // least busy (waiting * 4 + running), or on one hardly busier whose prefix cache knows the
+  // prompt's beginning. Fails with invalid_argument if there is no such engine.
   Result<RequestId> submit(Request request);
   void cancel(RequestId id) { engines_[engine_of(id)]->cancel(id); }
 
@@ -30,6 +31,7 @@ class Engines {
   size_t engine_of(RequestId id) const;
 
   const std::vector<Engine*> engines_;
+  const int64_t first_;
   Affinity affinity_;
   std::atomic<size_t> next_{0};  // who is asked first, so that equals take turns
 };

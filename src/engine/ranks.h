@@ -1,18 +1,19 @@
 #pragma once
 
 #include <atomic>
-#include <functional>
-#include <memory>
 #include <vector>
 
+#include "base/clock.h"
+#include "engine/rounds.h"
+#include "engine/step_message.h"
 #include "model/step_model.h"
 #include "parallel/comm.h"
 #include "parallel/topology.h"
 
-// One engine on several ranks, and several engines in step. The first rank of an engine schedules
-// and samples; it hands every step's plan to the others of its engine, and all run it. Engines that
-// share experts step together: before each step they tell each other how many tokens they bring,
-// and an idle one brings none.
+// One engine on several ranks, and several engines in step. The first rank of an engine hands every
+// step's plan to the others of its engine, and all run it. Engines that share experts step
+// together: before each step they tell each other how many tokens they bring, and an idle one
+// brings none.
 
 namespace m2::engine {
 
@@ -22,53 +23,70 @@ struct StepRanks {
   parallel::Topology topology;
 };
 
-// The first rank of an engine as a StepModel: what Engine runs. Not thread-safe but for want().
+// Since when a rank waits for its device to finish a step. On devices collectives have no deadline
+// of their own: who watches gives the groups up. Any thread.
+class StepWatch {
+ public:
+  void begin() { since_.store(SteadyClock().now(), std::memory_order_relaxed); }
+  void end() { since_.store(0, std::memory_order_relaxed); }
+  // How long until now; 0: it does not wait.
+  Nanos waited(Nanos now) const {
+    const Nanos since = since_.load(std::memory_order_relaxed);
+    return since == 0 ? 0 : now - since;
+  }
+
+ private:
+  std::atomic<Nanos> since_{0};
+};
+
+// The first rank of an engine as a StepModel: what Engine runs, or a relay for an engine that
+// schedules elsewhere (engine/seat.h). It samples, and runs ahead, if its own model does. One
+// thread.
 class FirstRank : public model::StepModel {
  public:
-  // `own`: this rank's model. `call_others(round)`: makes all other engines' first ranks want()
-  // that round, if engines share experts. All outlive this.
-  FirstRank(model::StepModel& own, const StepRanks& ranks,
-            std::function<void(uint64_t round)> call_others);
+  // All outlive this. `rounds` is only asked by idle() and stop().
+  FirstRank(model::StepModel& own, const StepRanks& ranks, Rounds& rounds, StepWatch& watch);
 
   Limits limits() const override { return own_.limits(); }
   Result<void> step(const model::StepInput& input, model::LogitsSink& sink) override;
+  bool samples() const override { return own_.samples(); }
+  void enqueue(const model::StepInput& input, const model::StepSampling& sampling) override;
+  Result<model::StepResult> collect() override;
 
-  // With engines in step: joins the round the others are in, if they are, and once a second in any
-  // case. With one engine: makes sure, once a second, that its ranks are there. True if some engine
-  // had work: the next round follows at once.
+  // join(), if a round is due. True if some engine had work: the next round follows at once.
   Result<bool> idle() override;
 
-  // Another engine has begun `round` and waits for us. Any thread; calls `on_want` of set_wake().
-  void want(uint64_t round);
-  // What wakes the engine's thread out of its idle wait.
-  void set_wake(std::function<void()> wake) { wake_ = std::move(wake); }
+  // A round without work. With one engine: makes sure that its ranks are there. Returns the tokens
+  // of all engines.
+  Result<int64_t> join();
+  // The same of an engine that wants to end. True if all do: it was the last round.
+  Result<bool> leave();
 
-  // Lets the engine's other ranks go. After the last step, on the engine's thread. Engines in step
-  // leave together: until the last one does, this one runs empty steps.
+  // Lets the engine's other ranks go. After the last step. Engines in step leave together: until
+  // the last one does, this one runs empty steps.
   void stop();
 
  private:
   bool engines_in_step() const { return ranks_.groups.engines != nullptr; }
-  Result<void> announce(int64_t kind, const model::StepInput& input);
+  Result<void> announce(Order order);
+  Result<model::StepInput> begin(Order order, const model::StepInput& input);
   Result<int64_t> meet(int64_t tokens);
+  Result<void> run(const model::StepInput& input, model::LogitsSink& sink);
   Result<void> run_empty_step();
-  Result<bool> leave();
 
   model::StepModel& own_;
   const StepRanks ranks_;
-  const std::function<void(uint64_t)> call_others_;
-  std::function<void()> wake_;
-  std::atomic<uint64_t> wanted_{0};
-  uint64_t round_ = 0;      // of the last meeting
-  int64_t last_total_ = 0;  // tokens of all engines in it
-  Nanos last_meeting_ = 0;
+  Rounds& rounds_;
+  StepWatch& watch_;
+  OrderSender orders_;
   bool all_leave_ = false;  // as of the last meeting
   std::vector<int64_t> engine_tokens_, rank_tokens_;
-  std::vector<int32_t> payload_;
+  Result<void> enqueued_;  // the first failure of enqueue()
 };
 
 // Runs on every other rank of an engine, on a thread of its own: takes plans and runs them on `own`
-// until the first rank stops (success), or a collective fails.
-Result<void> follow(model::StepModel& own, const StepRanks& ranks);
+// until the first rank stops (success), or a collective fails. Of models that sample, only the
+// first rank's results count.
+Result<void> follow(model::StepModel& own, const StepRanks& ranks, StepWatch& watch);
 
 }  // namespace m2::engine

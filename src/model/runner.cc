@@ -54,7 +54,8 @@ class Runner : public StepModel {
       exchange_.emplace(*groups_.engines, place.topology, place.exchange, config_,
                         plan.limits.tokens, exec.device);
     make_mailboxes();
-    if (can_record(exec.device)) record_graphs(options.graph_sizes);
+    // Where engines share experts, how many rows travel differs from step to step.
+    if (can_record(exec.device) && !exchange_) record_graphs(options.graph_sizes);
   }
 
   Limits limits() const override {
@@ -96,7 +97,10 @@ class Runner : public StepModel {
     const ops::StepSizes sizes = sizes_of(input, true);
     const Recording* recording = recording_for(sizes);
     send(mail, input, sampling, sizes, recording ? recording->rows : 0);
-    if (recording) {
+    if (exchange_) exchange_->begin(input.engine_tokens);
+    if (!groups_status().ok()) {
+      // collect() says why. A recording holds collectives of a group that is no more.
+    } else if (recording) {
       recording->graph.launch(exec_);
     } else {
       run(layout_of(arrays_, sizes.tokens, sizes.sequences, sizes.rows, sizes.width));
@@ -108,6 +112,7 @@ class Runner : public StepModel {
     M2_CHECK(collected_ < enqueued_);
     const Mailbox& mail = mail_[static_cast<size_t>(collected_++ % kMostInFlight)];
     M2_TRY_VOID(mail.done.wait());
+    M2_TRY_VOID(groups_status());
     const auto rows = static_cast<size_t>(mail.rows);
     StepResult out;
     out.rows = {reinterpret_cast<const ops::SampledRow*>(mail.samples.data()), rows};
@@ -214,11 +219,15 @@ class Runner : public StepModel {
     for (int64_t first = 0; first < rows; first += plan_.limits.logit_rows) {
       const int64_t count = std::min(plan_.limits.logit_rows, rows - first);
       const Tensor slice = logits(context(), layout.logit_rows.rows(first, count));
+      if (slice.empty()) continue;
       ops::sample(exec_, slice, id_limit_,
                   {arrays_.sample_rows.rows(first, count), arrays_.edits, masks}, arrays_.scratch,
                   {arrays_.samples.rows(first, count), arrays_.top_ids.rows(first, count),
                    arrays_.top_logprobs.rows(first, count)});
     }
+    // The next step of every rank begins with the tokens that the first one chose.
+    if (rows > 0 && groups_.tensor.size() > 1)
+      groups_.tensor.broadcast(exec_, arrays_.samples.rows(0, rows), 0);
   }
 
   void fetch_samples(Mailbox& mail, const StepSampling& sampling, int64_t rows) {

@@ -3,9 +3,12 @@
 #include <dlfcn.h>
 
 #include <cstring>
+#include <functional>
 #include <mutex>
+#include <utility>
 
 #include "tensor/buffer.h"
+#include "tensor/stream.h"
 
 namespace m2::parallel {
 namespace {
@@ -101,80 +104,85 @@ int64_t row_elements(const Tensor& tensor) {
 class NcclComm : public Comm {
  public:
   NcclComm(const Nccl& nccl, Nccl::Handle handle, Device device, int64_t rank, int64_t size)
-      : nccl_(nccl), handle_(handle), rank_(rank), size_(size), mark_(device, 64) {}
+      : nccl_(nccl), rank_(rank), size_(size), mark_(device, 64), handle_(handle) {}
   // ncclCommDestroy would wait for ranks that may be gone.
-  ~NcclComm() override { nccl_.abort(handle_); }
+  ~NcclComm() override {
+    if (handle_) nccl_.abort(handle_);
+  }
 
   int64_t rank() const override { return rank_; }
   int64_t size() const override { return size_; }
 
   void all_reduce(const Exec& exec, Tensor x) override {
-    check("all_reduce", nccl_.all_reduce(x.data(), x.data(), count_of(x), type_of(x.dtype()),
-                                         Nccl::kSum, handle_, exec.stream));
+    call("all_reduce", [&] {
+      return nccl_.all_reduce(x.data(), x.data(), count_of(x), type_of(x.dtype()), Nccl::kSum,
+                              handle_, exec.stream);
+    });
   }
 
   // Parts may differ in size, so each rank's is broadcast; NCCL runs the group as one.
   void all_gather(const Exec& exec, Tensor part, Rows rows, Tensor out) override {
     const int64_t row = row_elements(out);
-    check("all_gather", nccl_.group_start());
-    for (int64_t r = 0, first = 0; r < size_; first += rows[static_cast<size_t>(r++)] * row) {
-      const auto count = static_cast<size_t>(rows[static_cast<size_t>(r)] * row);
-      std::byte* to = at(out, first);
-      const void* from = r == rank_ ? part.data() : to;
-      if (count > 0)
-        check("all_gather", nccl_.broadcast(from, to, count, type_of(out.dtype()),
-                                            static_cast<int>(r), handle_, exec.stream));
-    }
-    check("all_gather", nccl_.group_end());
+    group("all_gather", [&](GroupCall& each) {
+      for (int64_t r = 0, first = 0; r < size_; first += rows[static_cast<size_t>(r++)] * row) {
+        const auto count = static_cast<size_t>(rows[static_cast<size_t>(r)] * row);
+        std::byte* to = at(out, first);
+        const void* from = r == rank_ ? part.data() : to;
+        if (count > 0)
+          each(nccl_.broadcast(from, to, count, type_of(out.dtype()), static_cast<int>(r), handle_,
+                               exec.stream));
+      }
+    });
   }
 
   void reduce_scatter(const Exec& exec, Tensor x, Rows rows, Tensor part) override {
     const int64_t row = row_elements(x);
-    check("reduce_scatter", nccl_.group_start());
-    for (int64_t r = 0, first = 0; r < size_; first += rows[static_cast<size_t>(r++)] * row) {
-      const auto count = static_cast<size_t>(rows[static_cast<size_t>(r)] * row);
-      void* to = r == rank_ ? part.data() : nullptr;
-      if (count > 0)
-        check("reduce_scatter",
-              nccl_.reduce(at(x, first), to, count, type_of(x.dtype()), Nccl::kSum,
-                           static_cast<int>(r), handle_, exec.stream));
-    }
-    check("reduce_scatter", nccl_.group_end());
+    group("reduce_scatter", [&](GroupCall& each) {
+      for (int64_t r = 0, first = 0; r < size_; first += rows[static_cast<size_t>(r++)] * row) {
+        const auto count = static_cast<size_t>(rows[static_cast<size_t>(r)] * row);
+        void* to = r == rank_ ? part.data() : nullptr;
+        if (count > 0)
+          each(nccl_.reduce(at(x, first), to, count, type_of(x.dtype()), Nccl::kSum,
+                            static_cast<int>(r), handle_, exec.stream));
+      }
+    });
   }
 
   void all_to_all(const Exec& exec, Tensor send, Rows send_rows, Tensor recv,
                   Rows recv_rows) override {
     const int64_t row = row_elements(send);
-    check("all_to_all", nccl_.group_start());
-    for (int64_t r = 0, from = 0, to = 0; r < size_; ++r) {
-      const int64_t sent = send_rows[static_cast<size_t>(r)] * row;
-      const int64_t received = recv_rows[static_cast<size_t>(r)] * row;
-      if (sent > 0) send_to(exec, at(send, from), sent, send.dtype(), r);
-      if (received > 0) receive_from(exec, at(recv, to), received, recv.dtype(), r);
-      from += sent;
-      to += received;
-    }
-    check("all_to_all", nccl_.group_end());
+    group("all_to_all", [&](GroupCall& each) {
+      for (int64_t r = 0, from = 0, to = 0; r < size_; ++r) {
+        const int64_t sent = send_rows[static_cast<size_t>(r)] * row;
+        const int64_t received = recv_rows[static_cast<size_t>(r)] * row;
+        each(send_to(exec, at(send, from), sent, send.dtype(), r));
+        each(receive_from(exec, at(recv, to), received, recv.dtype(), r));
+        from += sent;
+        to += received;
+      }
+    });
   }
 
   // Row by row, straight into place: rows are long (a rank's part of the vocabulary) and few.
   void gather_columns(const Exec& exec, Tensor part, Rows columns, Tensor out,
                       int64_t root) override {
     const int64_t own = columns[static_cast<size_t>(rank_)];
-    check("gather", nccl_.group_start());
-    for (int64_t i = 0; i < part.size(0); ++i) {
-      send_to(exec, at(part, i * own), own, part.dtype(), root);
-      for (int64_t r = 0, first = 0; rank_ == root && r < size_;
-           first += columns[static_cast<size_t>(r++)])
-        receive_from(exec, at(out, i * out.size(1) + first), columns[static_cast<size_t>(r)],
-                     out.dtype(), r);
-    }
-    check("gather", nccl_.group_end());
+    group("gather", [&](GroupCall& each) {
+      for (int64_t i = 0; i < part.size(0); ++i) {
+        each(send_to(exec, at(part, i * own), own, part.dtype(), root));
+        for (int64_t r = 0, first = 0; rank_ == root && r < size_;
+             first += columns[static_cast<size_t>(r++)])
+          each(receive_from(exec, at(out, i * out.size(1) + first), columns[static_cast<size_t>(r)],
+                            out.dtype(), r));
+      }
+    });
   }
 
   void broadcast(const Exec& exec, Tensor x, int64_t root) override {
-    check("broadcast", nccl_.broadcast(x.data(), x.data(), count_of(x), type_of(x.dtype()),
-                                       static_cast<int>(root), handle_, exec.stream));
+    call("broadcast", [&] {
+      return nccl_.broadcast(x.data(), x.data(), count_of(x), type_of(x.dtype()),
+                             static_cast<int>(root), handle_, exec.stream);
+    });
   }
 
   // NCCL has none: a sum over all ranks, waited for, is one.
@@ -185,45 +193,71 @@ class NcclComm : public Comm {
 
   Result<void> status() const override {
     std::lock_guard lock(mutex_);
-    if (failed_.text.empty()) {
-      int code = Nccl::kSuccess;
-      nccl_.async_error(handle_, &code);
-      if (code != Nccl::kSuccess && code != Nccl::kInProgress)
-        return fail(Code::unavailable, "NCCL: {}", nccl_.error_string(code));
-      return {};
-    }
-    return failed_;
+    if (!failed_.text.empty()) return failed_;
+    int code = Nccl::kSuccess;
+    nccl_.async_error(handle_, &code);
+    if (code == Nccl::kSuccess || code == Nccl::kInProgress) return {};
+    return fail(Code::unavailable, "NCCL: {}", nccl_.error_string(code));
   }
 
+  // What is under way on the device ends, undone.
   void abort(const Error& why) override {
     std::lock_guard lock(mutex_);
-    if (failed_.text.empty()) failed_ = why;
+    give_up(why);
   }
 
   void set_deadline(Nanos) override {}
 
  private:
+  using GroupCall = const std::function<void(int)>;
   static size_t count_of(const Tensor& x) { return static_cast<size_t>(x.elements()); }
 
-  void send_to(const Exec& exec, const void* data, int64_t count, DType dtype, int64_t rank) {
-    check("send", nccl_.send(data, static_cast<size_t>(count), type_of(dtype),
-                             static_cast<int>(rank), handle_, exec.stream));
+  // Nothing to send is no call, on both sides.
+  int send_to(const Exec& exec, const void* data, int64_t count, DType dtype, int64_t rank) {
+    if (count == 0) return Nccl::kSuccess;
+    return nccl_.send(data, static_cast<size_t>(count), type_of(dtype), static_cast<int>(rank),
+                      handle_, exec.stream);
   }
-  void receive_from(const Exec& exec, void* data, int64_t count, DType dtype, int64_t rank) {
-    check("receive", nccl_.receive(data, static_cast<size_t>(count), type_of(dtype),
-                                   static_cast<int>(rank), handle_, exec.stream));
+  int receive_from(const Exec& exec, void* data, int64_t count, DType dtype, int64_t rank) {
+    if (count == 0) return Nccl::kSuccess;
+    return nccl_.receive(data, static_cast<size_t>(count), type_of(dtype), static_cast<int>(rank),
+                         handle_, exec.stream);
   }
 
-  void check(const char* call, int code) {
+  template <class Body>
+  void call(const char* name, Body&& body) {
+    std::lock_guard lock(mutex_);
+    if (!failed_.text.empty()) return;
+    const int code = body();
     if (code == Nccl::kSuccess || code == Nccl::kInProgress) return;
-    abort(fail(Code::unavailable, "NCCL's {} failed: {}", call, nccl_.error_string(code)));
+    give_up(fail(Code::unavailable, "NCCL's {} failed: {}", name, nccl_.error_string(code)));
+  }
+
+  // The calls that body makes, with each, run as one.
+  template <class Body>
+  void group(const char* name, Body&& body) {
+    call(name, [&] {
+      int first = nccl_.group_start();
+      GroupCall each = [&first](int code) {
+        if (first == Nccl::kSuccess) first = code;
+      };
+      body(each);
+      each(nccl_.group_end());
+      return first;
+    });
+  }
+
+  void give_up(const Error& why) {
+    if (!failed_.text.empty()) return;
+    failed_ = why;
+    nccl_.abort(std::exchange(handle_, nullptr));
   }
 
   const Nccl& nccl_;
-  const Nccl::Handle handle_;
   const int64_t rank_, size_;
   const Buffer mark_;  // for barriers
   mutable std::mutex mutex_;
+  Nccl::Handle handle_;  // null once it has failed
   Error failed_;
 };
 
@@ -245,10 +279,43 @@ Result<std::unique_ptr<Comm>> make_nccl_comm(const NcclId& id, Device device, in
   Nccl::Id raw;
   std::memcpy(raw.bytes, id.data(), sizeof raw.bytes);
   Nccl::Handle handle = nullptr;
+  use_device(device);
   const int code = nccl->init_rank(&handle, static_cast<int>(size), raw, static_cast<int>(rank));
   if (code != Nccl::kSuccess)
     return fail(Code::unavailable, "NCCL: rank {} of {}: {}", rank, size, nccl->error_string(code));
   return std::unique_ptr<Comm>(std::make_unique<NcclComm>(*nccl, handle, device, rank, size));
+}
+
+namespace {
+
+// The NCCL group of the ranks of `host`, whose first one makes the id.
+Result<std::unique_ptr<Comm>> like(Comm& host, Device device) {
+  if (host.size() == 1) return make_single_comm();
+  NcclId id{};
+  if (host.rank() == 0) {
+    M2_TRY(id, make_nccl_id());
+  }
+  host.broadcast(Exec{}, Tensor(id.data(), DType::u8, {static_cast<int64_t>(id.size())}), 0);
+  M2_TRY_VOID(host.status());
+  return make_nccl_comm(id, device, host.rank(), host.size());
+}
+
+}  // namespace
+
+Result<void> add_device_groups(LocalRank& rank, Device device) {
+  const auto add = [&]() -> Result<void> {
+    M2_TRY(rank.device_tensor, like(*rank.tensor, device));
+    if (rank.engines) {
+      M2_TRY(rank.device_engines, like(*rank.engines, device));
+    }
+    return {};
+  };
+  Result<void> added = add();
+  if (!added.ok()) {
+    rank.tensor->abort(added.error());
+    if (rank.engines) rank.engines->abort(added.error());
+  }
+  return added;
 }
 
 }  // namespace m2::parallel

@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "parallel/comm.h"
+#include "parallel/world.h"
 
 namespace m2::parallel {
 
@@ -15,12 +16,17 @@ Result<NcclId> make_nccl_id();
 // Ranks on GPUs, through NCCL (libnccl.so.2, loaded here at run time; its C interface has been the
 // same since version 2.10). Tensors are in memory of `device`, and collectives are enqueued on
 // exec.stream: status() tells of failures that have shown so far. Every rank calls this on its own
-// thread, with its device in use, at the same time.
+// thread at the same time.
 //
 // Sums are made in NCCL's order and dtype, not in FP32 in ascending order of rank; all ranks hold
-// the same bytes, and the same arrangement gives the same sums again. There is no deadline: the
-// watchdog of the engine aborts.
+// the same bytes, and the same arrangement gives the same sums again. There is no deadline: who
+// waits too long for the stream calls abort(), which ends what is under way there.
 Result<std::unique_ptr<Comm>> make_nccl_comm(const NcclId& id, Device device, int64_t rank,
                                              int64_t size);
+
+// Gives a rank communicators of `device`, for the groups it has communicators of host memory for.
+// Every rank of every group calls this on its own thread at the same time; the groups of a rank
+// that fails are aborted.
+Result<void> add_device_groups(LocalRank& rank, Device device);
 
 }  // namespace m2::parallel

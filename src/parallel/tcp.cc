@@ -11,9 +11,13 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
+#include <mutex>
 #include <random>
+#include <set>
+#include <thread>
 
 #include "base/log.h"
 
@@ -275,6 +279,83 @@ std::unique_ptr<Wire> TcpMesh::wire(int64_t channel, std::vector<int64_t> proces
     peers.push_back(std::move(peer));
   }
   return std::make_unique<TcpWire>(std::move(peers));
+}
+
+// ---- the bell
+
+class TcpBell : public Bell {
+ public:
+  struct Peer {
+    std::shared_ptr<TcpMesh::Socket> socket;
+    std::string name;
+    std::array<char, sizeof(uint64_t)> came{};  // of a number, so far
+    size_t bytes = 0;
+  };
+
+  TcpBell(std::vector<Peer> peers, Ears ears)
+      : peers_(std::move(peers)),
+        ears_(std::move(ears)),
+        thread_([this](std::stop_token stop) { listen(stop); }) {}
+  ~TcpBell() override {
+    ring(kFarewell);
+    thread_.request_stop();
+  }
+
+  // Whole numbers only: a socket that took a part of one is full, and is left alone from then on.
+  void ring(uint64_t number) override {
+    std::lock_guard lock(mutex_);
+    for (Peer& peer : peers_) {
+      if (full_.contains(&peer)) continue;
+      const ssize_t n = ::send(peer.socket->fd(), &number, sizeof number, MSG_NOSIGNAL);
+      if (n > 0 && n < static_cast<ssize_t>(sizeof number)) full_.insert(&peer);
+    }
+  }
+
+ private:
+  static constexpr uint64_t kFarewell = ~uint64_t{0};
+
+  void listen(const std::stop_token& stop) {
+    std::vector<pollfd> polls;
+    for (const Peer& peer : peers_) polls.push_back({peer.socket->fd(), POLLIN, 0});
+    while (!stop.stop_requested()) {
+      if (::poll(polls.data(), polls.size(), kPollSlice) <= 0) continue;
+      for (size_t i = 0; i < polls.size(); ++i)
+        if (polls[i].fd >= 0 && polls[i].revents != 0 && !read(peers_[i])) polls[i].fd = -1;
+    }
+  }
+
+  // False once there is nothing more to come from this one.
+  bool read(Peer& peer) {
+    const ssize_t n =
+        ::recv(peer.socket->fd(), peer.came.data() + peer.bytes, peer.came.size() - peer.bytes, 0);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR)) return true;
+    if (n <= 0) {
+      ears_.gone({Code::unavailable, peer.name + " is gone: its connection ended", {}});
+      return false;
+    }
+    peer.bytes += static_cast<size_t>(n);
+    if (peer.bytes < peer.came.size()) return true;
+    peer.bytes = 0;
+    uint64_t number;
+    std::memcpy(&number, peer.came.data(), sizeof number);
+    if (number == kFarewell) return false;
+    ears_.heard(number);
+    return true;
+  }
+
+  std::vector<Peer> peers_;
+  const Ears ears_;
+  std::mutex mutex_;
+  std::set<const Peer*> full_;
+  std::jthread thread_;
+};
+
+std::unique_ptr<Bell> TcpMesh::bell(int64_t channel, Bell::Ears ears) {
+  std::vector<TcpBell::Peer> peers;
+  for (size_t p = 0; p < sockets_.size(); ++p)
+    if (static_cast<int64_t>(p) != process_)
+      peers.push_back({sockets_[p][static_cast<size_t>(channel)], names_[p]});
+  return std::make_unique<TcpBell>(std::move(peers), std::move(ears));
 }
 
 // ---- the meeting

@@ -33,10 +33,12 @@ class TcpMesh : public Links {
   static Result<std::unique_ptr<TcpMesh>> connect(const Meeting& meeting);
 
   std::unique_ptr<Wire> wire(int64_t channel, std::vector<int64_t> processes) override;
+  std::unique_ptr<Bell> bell(int64_t channel, Bell::Ears ears) override;
 
  private:
   class Socket;
   friend class MeshBuilder;
+  friend class TcpBell;
   friend class TcpWire;
   TcpMesh() = default;
 

@@ -38,6 +38,7 @@ struct ServerOptions {
   std::vector<std::string> api_keys;
   bool isolate_api_keys = true;  // what one key's requests leave behind, no other key's find
   std::vector<std::string> served_model_names;  // at least one; the first is used in replies
+  int64_t first_engine = 0;                     // data rank of the first engine behind this port
   std::string version = "0";
   int io_threads = 2;
   int worker_threads = 2;      // for templates, tokens and JSON of requests

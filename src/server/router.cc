@@ -148,8 +148,9 @@ Router::Router(Context& context, Metrics& metrics) : context_(context), metrics_
   describe_routes();
   context.set_choices_metric(
       &metrics.histogram("vllm:request_params_n", "Choices asked for of each prompt.",
-                         fmt::format("model_name=\"{}\",engine=\"0\"",
-                                     label_value(context.options().served_model_names.front())),
+                         fmt::format("model_name=\"{}\",engine=\"{}\"",
+                                     label_value(context.options().served_model_names.front()),
+                                     context.options().first_engine),
                          {1, 2, 5, 10, 20}));
   add_series(nullptr, "other");
   for (const Route& route : routes_)

@@ -1,4 +1,4 @@
-"""`m2 serve` on many ranks, as a person starts them: arguments BINARY SOURCE_DIR.
+"""`m2 serve` on many ranks, as a person starts them: arguments BINARY SOURCE_DIR DATA_DIR [TEST].
 
 What one rank writes greedily, every other arrangement must write too."""
 
@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import re
-import shutil
+import shlex
 import signal
 import socket
 import subprocess
@@ -20,6 +20,7 @@ import unittest
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 from serve_process import BINARY, Server, make_checkpoint, refused  # noqa: E402
 
+DATA = pathlib.Path(sys.argv[3])
 GUIDE = ["--tool-call-parser", "minimax_m2", "--reasoning-parser", "minimax_m2_append_think",
          "--enable-auto-tool-choice"]
 # The guide's launches, and the one it says is impossible. Left: what they are; right: their flags.
@@ -64,6 +65,79 @@ class WithModel(unittest.TestCase):
     @classmethod
     def tearDownClass(cls):
         cls.folder.cleanup()
+
+
+def guide_lines():
+    """The guide's launches: the words of every `vllm serve` line, continuation lines joined."""
+    guide = (DATA / "../docs/guide.md").read_text().replace("\\\n", " ")
+    return [shlex.split(line) for line in guide.splitlines() if line.startswith("vllm serve")]
+
+
+class Micro(unittest.TestCase):
+    """The trained model answers the golden words however it is spread."""
+
+    model = SOURCE / "models/m2-micro"
+    goldens = json.loads((SOURCE / "tests/golden/micro/answers.json").read_text())[:3]
+
+    def check(self, server):
+        answers = [None] * len(self.goldens)
+
+        def ask(i):
+            reply = server.request("POST", "/v1/chat/completions", {
+                "messages": self.goldens[i]["messages"], "temperature": 0})[1]
+            answers[i] = reply["choices"][0]["message"]
+
+        threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(self.goldens))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for golden, message in zip(self.goldens, answers):
+            answer = golden["answer"]
+            if message["reasoning"] is None:  # minimax_m2_append_think: all of it is content
+                self.assertEqual(message["content"], f"<think>{answer['reasoning']}\n</think>\n\n"
+                                                     f"{answer['content']}")
+            else:
+                self.assertEqual((message["reasoning"], message["content"]),
+                                 (answer["reasoning"], answer["content"]))
+
+    def test_the_guides_lines_verbatim(self):
+        """Word for word, but for the program's name, the model's, and a port that is free."""
+        if not (DATA / "../docs/guide.md").exists():
+            self.skipTest("the guide is not here")
+        lines = guide_lines()
+        self.assertEqual(len(lines), 5)
+        for words in lines:
+            self.assertEqual(words[:3], ["vllm", "serve", "MiniMaxAI/MiniMax-M2.5"])
+            with self.subTest(words), Server(self.model, *words[3:]) as server:
+                self.check(server)
+                server.process.send_signal(signal.SIGTERM)
+                self.assertEqual(server.process.wait(timeout=10), 0)
+
+    def test_other_spreads(self):
+        for flags in (["-tp", 2], ["-tp", 8], ["-tp", 2, "-ep"], ["-dp", 2], ["-dp", 2, "-ep"],
+                      ["-dp", 2, "-tp", 2, "-ep", "--all2all-backend", "all_to_all"]):
+            with self.subTest(flags), Server(self.model, *flags) as server:
+                self.check(server)
+
+
+class Plan(unittest.TestCase):
+    def test_a_plan_takes_less_than_a_second(self):
+        """Without a look at weights: the best of three, for a busy machine's sake."""
+        config = DATA / "config.m2.5.assembled.json"
+        if not config.exists():
+            self.skipTest(f"no {config}")
+        times = []
+        for _ in range(3):
+            start = time.monotonic()
+            done = subprocess.run([BINARY, "plan", config, "--gpus", "4x96G", "8x144G"],
+                                  capture_output=True, text=True)
+            times.append(time.monotonic() - start)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            for words in ("weights 230.12 GB", "int4/fp8", "fp8/fp8", "4x96G: m2 serve",
+                          "8x144G: m2 serve"):
+                self.assertIn(words, done.stdout)
+        self.assertLess(min(times), 1)
 
 
 class Ranks(WithModel):
@@ -160,14 +234,67 @@ def alive(process):
         return False
 
 
+# Of openmpi-bin, which tools/setup test installs.
+MPIRUN = ["mpirun", "--allow-run-as-root", "--oversubscribe"]
+
+
+class FarHost:
+    """A network namespace that stands for another machine; skips the test if none may be made."""
+
+    def __init__(self, test):
+        self.name = f"m2-{os.getpid()}"
+        self.link = f"v{os.getpid()}"
+        net = f"10.213.{os.getpid() % 200}"
+        self.address = f"{net}.1"  # of this machine, seen from there
+        self.prefix = ["ip", "netns", "exec", self.name]
+        self.setup = [["ip", "netns", "add", self.name],
+                      ["ip", "link", "add", self.link, "type", "veth", "peer", "name", "far",
+                       "netns", self.name],
+                      ["ip", "addr", "add", f"{net}.1/24", "dev", self.link],
+                      ["ip", "link", "set", self.link, "up"],
+                      ["ip", "-n", self.name, "addr", "add", f"{net}.2/24", "dev", "far"],
+                      ["ip", "-n", self.name, "link", "set", "far", "up"],
+                      ["ip", "-n", self.name, "link", "set", "lo", "up"]]
+        self.test = test
+
+    def __enter__(self):
+        for command in self.setup:
+            try:
+                subprocess.run(command, check=True, capture_output=True)
+            except (OSError, subprocess.CalledProcessError) as error:
+                self.__exit__()
+                said = getattr(error, "stderr", b"").decode()
+                if os.geteuid() == 0 and "not permitted" not in said:
+                    raise
+                self.test.skipTest(f"network namespaces need root and its privileges: {said}")
+        return self
+
+    def __exit__(self, *_):
+        for command in (["ip", "netns", "del", self.name], ["ip", "link", "del", self.link]):
+            try:
+                subprocess.run(command, capture_output=True)
+            except OSError:
+                pass
+
+    def processes(self, name):
+        """Process ids over there that run a program of this name."""
+        ids = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True,
+                             text=True).stdout.split()
+        comm = {i: pathlib.Path(f"/proc/{i}/comm").read_text().strip() for i in ids if alive(i)}
+        return [i for i, program in comm.items() if program == name]
+
+
 class Followers:
     """Processes of node rank 1 and up, started before node rank 0; ended with the `with` block."""
 
     def __init__(self, model, flags, count=2, port=None, prefix=()):
         self.flags = ["--nnodes", count, "--master-port", port or free_port(), *flags]
+        self.start(model, [["--node-rank", rank, *self.flags] for rank in range(1, count)], prefix)
+
+    def start(self, model, flags_of, prefix):
         self.processes = [subprocess.Popen(
-            [*prefix, BINARY, "serve", str(model), "--node-rank", str(rank), *map(str, self.flags)],
-            stderr=subprocess.PIPE, text=True) for rank in range(1, count)]
+            [*prefix, BINARY, "serve", str(model), *map(str, flags)], stderr=subprocess.PIPE, text=True)
+            for flags in flags_of]
         self.logs = ["" for _ in self.processes]
 
     def __enter__(self):
@@ -191,12 +318,54 @@ class Followers:
         return codes
 
 
+class Headless(Followers):
+    """Processes of engines that another one serves: `local` of `engines` each."""
+
+    def __init__(self, model, engines, local, flags):
+        self.flags = ["-dp", engines, "-dpl", local, "--data-parallel-rpc-port", free_port(), *flags]
+        self.start(model, [["--headless", "-dpr", first, *self.flags]
+                           for first in range(local, engines, local)], ())
+
+
+class Servers:
+    """Processes that serve engines of their own, each on its port: flags_of[i] are process i's."""
+
+    def __init__(self, model, flags_of):
+        self.servers = [None] * len(flags_of)
+        self.failed = []
+
+        def start(i):
+            try:
+                self.servers[i] = Server(model, *flags_of[i])
+            except RuntimeError as error:
+                self.failed.append(str(error))
+
+        threads = [threading.Thread(target=start, args=(i,)) for i in range(len(flags_of))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not self.failed, self.failed
+
+    def __enter__(self):
+        return self.servers
+
+    def __exit__(self, *_):
+        for server in self.servers:  # all first: they end together
+            if server and server.process.poll() is None:
+                server.process.send_signal(signal.SIGTERM)
+        for server in self.servers:
+            if server:
+                server.__exit__()
+
+
 class Stream(threading.Thread):
     """A long streamed completion; its events, and when the last came."""
 
-    def __init__(self, server):
+    def __init__(self, server, headers=None):
         super().__init__()
         self.server, self.events, self.ended = server, [], None
+        self.headers = {"Content-Type": "application/json", **(headers or {})}
         self.begun = threading.Event()
         self.start()
 
@@ -204,7 +373,7 @@ class Stream(threading.Thread):
         connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=60)
         connection.request("POST", "/v1/completions", json.dumps(
             {"prompt": "a long story", "max_tokens": 4000, "ignore_eos": True, "stream": True,
-             "temperature": 0}), {"Content-Type": "application/json"})
+             "temperature": 0}), self.headers)
         reply = connection.getresponse()
         try:
             for line in reply:
@@ -215,6 +384,9 @@ class Stream(threading.Thread):
             pass
         self.ended = time.monotonic()
         connection.close()
+
+
+GONE = "is gone: its connection ended during [a-z_]+ [0-9]+"
 
 
 class Processes(WithModel):
@@ -229,33 +401,39 @@ class Processes(WithModel):
                     self.assertEqual(server.process.wait(timeout=10), 0)
                 self.assertEqual(others.ends(10), [0], others.logs)
 
-    def lose(self, how, deadline_seconds, within, words):
-        """Sends `how` to the second of three processes in the middle of a stream."""
+    def lose(self, how, deadline_seconds, within, words, clients=1):
+        """Sends `how` to the second of three processes in the middle of streams."""
         flags = ["-tp", 4, "-ep", "--rank-deadline-seconds", deadline_seconds]
         with Followers(self.model, flags, count=4) as others:
             with Server(self.model, *others.flags) as server:
-                stream = Stream(server)
-                self.assertTrue(stream.begun.wait(20))
+                streams = [Stream(server) for _ in range(clients)]
+                for stream in streams:
+                    self.assertTrue(stream.begun.wait(20))
                 others.processes[1].send_signal(how)
                 start = time.monotonic()
                 while server.request("GET", "/health")[0] == 200:
                     self.assertLess(time.monotonic() - start, within, "health")
                     time.sleep(0.05)
-                self.assertLess(time.monotonic() - start, within)
-                stream.join(within + 1)
-                self.assertIsNotNone(stream.ended)
-                self.assertLess(stream.ended - start, within)
-                error = json.loads(stream.events[-2])
-                self.assertIn("process 2 (127.0.0.1)", error["error"]["message"])
-                self.assertRegex(error["error"]["message"], words)
-                self.assertEqual(stream.events[-1], "[DONE]")
+                health = time.monotonic() - start
+                self.assertLess(health, within)
+                for stream in streams:
+                    stream.join(within + 1)
+                    self.assertIsNotNone(stream.ended)
+                    self.assertLess(stream.ended - start, within)
+                    error = json.loads(stream.events[-2])
+                    self.assertIn("process 2 (127.0.0.1)", error["error"]["message"])
+                    self.assertRegex(error["error"]["message"], words)
+                    self.assertEqual(stream.events[-1], "[DONE]")
                 self.assertEqual(server.process.wait(timeout=10), 1)
-            others.processes[1].kill()
-            codes = others.ends(10)
+            if how == signal.SIGSTOP:
+                others.processes[1].send_signal(signal.SIGCONT)
+            codes = others.ends(10 - (time.monotonic() - start))
             self.assertEqual((codes[0], codes[2]), (1, 1), others.logs)
+            self.assertNotEqual(codes[1], 0)
+            return health, max(stream.ended for stream in streams) - start
 
     def test_a_killed_process_is_told_to_every_client(self):
-        self.lose(signal.SIGKILL, 30, 2, "is gone: its connection ended during [a-z_]+ [0-9]+")
+        self.lose(signal.SIGKILL, 30, 2, GONE, clients=4)
 
     def test_a_stopped_process_is_named_with_its_collective(self):
         self.lose(signal.SIGSTOP, 2, 5, "did not answer [a-z_]+ [0-9]+ within 2 s")
@@ -294,58 +472,56 @@ class Processes(WithModel):
                              (["-tp", "1", "--nnodes", "2"], "cannot be shared evenly"),
                              (["-tp", "2", "--nnodes", "2", "--node-rank", "2"], "--node-rank 2"),
                              (["-tp", "2", "--nnodes", "2", "--rank-start-seconds", "1",
-                               "--master-port", str(free_port())], "not all 2 processes came"),
-                             (["-dp", "2", "-ep", "-dpn", "1"], "not supported yet")):
+                               "--master-port", str(free_port())], "not all 2 processes came")):
             with self.subTest(flags):
                 self.assertIn(words, refused(self.model, *flags)[1])
 
     def test_two_hosts(self):
         """Node rank 1 in a network of its own, as another machine would be."""
-        name = f"m2-{os.getpid()}"
-        address = f"10.213.{os.getpid() % 200}"
-        setup = [["ip", "netns", "add", name],
-                 ["ip", "link", "add", f"v{os.getpid()}", "type", "veth", "peer", "name", "far",
-                  "netns", name],
-                 ["ip", "addr", "add", f"{address}.1/24", "dev", f"v{os.getpid()}"],
-                 ["ip", "link", "set", f"v{os.getpid()}", "up"],
-                 ["ip", "-n", name, "addr", "add", f"{address}.2/24", "dev", "far"],
-                 ["ip", "-n", name, "link", "set", "far", "up"]]
-        try:
-            for command in setup:
-                try:
-                    subprocess.run(command, check=True, capture_output=True)
-                except (OSError, subprocess.CalledProcessError) as error:
-                    self.skipTest(f"no privileges for network namespaces: {error}")
-            flags = ["-tp", 4, "--master-addr", f"{address}.1"]
-            with Followers(self.model, flags, prefix=["ip", "netns", "exec", name]) as others:
+        with FarHost(self) as far:
+            flags = ["-tp", 4, "--master-addr", far.address]
+            with Followers(self.model, flags, prefix=far.prefix) as others:
                 with Server(self.model, *others.flags) as server:
                     self.assertEqual(texts(server), self.expected)
                 self.assertEqual(others.ends(10), [0], others.logs)
-        finally:
-            subprocess.run(["ip", "netns", "del", name], capture_output=True)
-            subprocess.run(["ip", "link", "del", f"v{os.getpid()}"], capture_output=True)
 
-    @unittest.skipUnless(shutil.which("mpirun"), "mpirun is not installed")
+    def test_two_hosts_with_mpirun(self):
+        """mpirun starts the second process where it takes the other host to be, without ssh."""
+        with FarHost(self) as far, tempfile.TemporaryDirectory() as folder:
+            agent = pathlib.Path(folder) / "agent"
+            agent.write_text(f'#!/bin/sh\nshift\nexec {" ".join(far.prefix)} unshare --uts '
+                             'sh -c "hostname far; $*"\n')
+            agent.chmod(0o755)
+            network = far.address.rsplit(".", 1)[0] + ".0/24"
+            prefix = [*MPIRUN, "-np", "2", "--host", f"{socket.gethostname()}:1,far:1",
+                      "--mca", "plm_rsh_agent", str(agent), "--mca", "oob_tcp_if_include", network,
+                      "--mca", "btl", "self,tcp", "--mca", "btl_tcp_if_include", network]
+            for flags in (["-tp", 4], ["-dp", 2, "-tp", 2, "-ep"]):
+                with self.subTest(flags), Server(self.model, *flags, prefix=prefix) as server:
+                    self.assertEqual(texts(server), self.expected)
+                    self.assertEqual(len(far.processes("m2")), 1)
+                    server.process.send_signal(signal.SIGTERM)
+                    server.process.wait(timeout=15)
+
     def test_mpirun(self):
-        mpirun = ["mpirun", "--allow-run-as-root", "--oversubscribe"]
-        for processes, flags in ((2, ["-tp", 2]), (4, ["-tp", 4]), (2, ["-tp", 8, "-ep"])):
-            with self.subTest(flags):
-                prefix = [*mpirun, "-np", str(processes)]
+        for processes, flags in ((2, ["-tp", 2]), (4, ["-tp", 4]), (2, ["-tp", 8, "-ep"]),
+                                 (4, ["-dp", 2, "-tp", 2, "-ep"]), (3, ["-dp", 3])):
+            with self.subTest((processes, flags)):
+                prefix = [*MPIRUN, "-np", str(processes)]
                 with Server(self.model, *flags, prefix=prefix) as server:
                     self.assertEqual(texts(server), self.expected)
                     server.process.send_signal(signal.SIGTERM)
                     server.process.wait(timeout=15)
         # Programs of different terms.
         done = subprocess.run(
-            [*mpirun, "-np", "1", BINARY, "serve", self.model, "-tp", "2", "--port", "0", ":",
+            [*MPIRUN, "-np", "1", BINARY, "serve", self.model, "-tp", "2", "--port", "0", ":",
              "-np", "1", BINARY, "serve", self.model, "-tp", "2", "--max-model-len", "64"],
             capture_output=True, text=True, timeout=60)
         self.assertNotEqual(done.returncode, 0)
         self.assertIn("differs in max-model-len", done.stderr)
 
-    @unittest.skipUnless(shutil.which("mpirun"), "mpirun is not installed")
     def test_mpirun_with_a_killed_process(self):
-        prefix = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", "2"]
+        prefix = [*MPIRUN, "-np", "2"]
         with Server(self.model, "-tp", 2, prefix=prefix) as server:
             stream = Stream(server)
             self.assertTrue(stream.begun.wait(20))
@@ -365,5 +541,160 @@ class Processes(WithModel):
                 time.sleep(0.1)
 
 
+class Faults(Processes):
+    """The label `long`: faults again and again, at whatever moment they come."""
+
+    def test_killed_and_stopped_ten_times_each(self):
+        for round_ in range(10):
+            with self.subTest(round_):
+                killed = self.lose(signal.SIGKILL, 30, 2, GONE, clients=5)
+                stopped = self.lose(signal.SIGSTOP, 2, 5, "did not answer [a-z_]+ [0-9]+ within 2 s",
+                                    clients=5)
+                print("killed: health %.2f s, clients %.2f s; stopped: %.2f s, %.2f s" %
+                      (*killed, *stopped), flush=True)
+
+
+class EngineProcesses(WithModel):
+    """Engines that share experts, in several processes."""
+
+    def on_every_engine(self, server, engines):
+        for engine in range(engines):
+            reply = server.request("POST", "/v1/completions", {
+                "prompt": PROMPTS[0], "max_tokens": 10, "temperature": 0},
+                {"X-data-parallel-rank": str(engine)})
+            self.assertEqual(reply[1]["choices"][0]["text"], self.expected[0], engine)
+
+    def test_headless_processes_are_served_by_the_first(self):
+        for engines, local, flags in ((4, 2, ["-ep"]), (2, 1, ["-tp", 2, "-ep"]), (3, 1, []),
+                                      (2, 1, ["-ep", "--all2all-backend", "pplx"])):
+            with self.subTest((engines, local, flags)), \
+                    Headless(self.model, engines, local, flags) as others:
+                with Server(self.model, *others.flags) as server:
+                    self.assertEqual(texts(server), self.expected)
+                    self.on_every_engine(server, engines)
+                    metrics = server.request("GET", "/metrics")[1]
+                    for engine in range(engines):
+                        self.assertIn(f'vllm:num_requests_running{{model_name="{self.model}",'
+                                      f'engine="{engine}"}} 0', metrics)
+                    server.process.send_signal(signal.SIGTERM)
+                    self.assertEqual(server.process.wait(timeout=10), 0)
+                self.assertEqual(others.ends(10), [0] * (engines // local - 1), others.logs)
+
+    def test_nodes_share_engines_and_their_ranks(self):
+        """One process a rank: engine 1's first rank is the third process."""
+        with Followers(self.model, ["-dp", 2, "-tp", 2, "-ep"], count=4) as others:
+            with Server(self.model, *others.flags) as server:
+                self.assertEqual(texts(server), self.expected)
+                self.on_every_engine(server, 2)
+            self.assertEqual(others.ends(10), [0, 0, 0], others.logs)
+
+    def test_every_process_with_a_port_of_its_own(self):
+        port = ["--data-parallel-rpc-port", free_port(), "-dp", 3, "-ep"]
+        with Servers(self.model, [[*port, "--data-parallel-rank", i] for i in range(3)]) as servers:
+            for i, server in enumerate(servers):  # one works, the others step along
+                self.assertEqual(texts(server), self.expected)
+                status, reply = server.request("POST", "/v1/completions", {"prompt": "x"},
+                                               {"X-data-parallel-rank": str((i + 1) % 3)})
+                self.assertEqual((status, reply["error"]["message"]),
+                                 (400, f"data_parallel_rank {(i + 1) % 3} is out of range "
+                                       f"[{i}, {i + 1})."))
+                self.assertIn(f'engine="{i}"', server.request("GET", "/metrics")[1])
+            # All work at once.
+            out = [None] * 3
+            threads = [threading.Thread(target=lambda i=i: out.__setitem__(i, texts(servers[i])))
+                       for i in range(3)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            self.assertEqual(out, [self.expected] * 3)
+            # One that is told to end works on for the others until they end too.
+            servers[0].process.send_signal(signal.SIGTERM)
+            time.sleep(0.3)
+            self.assertEqual(texts(servers[1]), self.expected)
+            for server in servers[1:]:
+                server.process.send_signal(signal.SIGTERM)
+            self.assertEqual([server.process.wait(timeout=10) for server in servers], [0] * 3)
+
+    def test_some_engines_behind_each_port(self):
+        common = ["-dph", "-dp", 4, "-dpl", 2, "-dpp", free_port()]
+        with Servers(self.model, [common, [*common, "-dpr", 2]]) as servers:
+            for first, server in ((0, servers[0]), (2, servers[1])):
+                self.assertEqual(texts(server), self.expected)
+                metrics = server.request("GET", "/metrics")[1]
+                self.assertEqual(sorted(set(re.findall(r'engine="(\d)"', metrics))),
+                                 [str(first), str(first + 1)])
+                status, _ = server.request("POST", "/v1/completions", {"prompt": "x"},
+                                           {"X-data-parallel-rank": str(first + 1)})
+                self.assertEqual(status, 200)
+
+    def test_a_lost_engine_is_told_everywhere(self):
+        for how, words in ((signal.SIGKILL, GONE),
+                           (signal.SIGSTOP, "did not answer [a-z_]+ [0-9]+ within 2 s")):
+            with self.subTest(how), \
+                    Headless(self.model, 2, 1, ["-ep", "--rank-deadline-seconds", 2]) as others:
+                with Server(self.model, *others.flags) as server:
+                    streams = [Stream(server, {"X-data-parallel-rank": str(i)}) for i in range(2)]
+                    for stream in streams:
+                        self.assertTrue(stream.begun.wait(20))
+                    start = time.monotonic()
+                    others.processes[0].send_signal(how)
+                    for stream in streams:
+                        stream.join(6)
+                        self.assertIsNotNone(stream.ended)
+                        self.assertLess(stream.ended - start, 5)
+                        self.assertRegex(json.loads(stream.events[-2])["error"]["message"],
+                                         r"process 1 \(127.0.0.1\) " + words)
+                    self.assertEqual(server.request("GET", "/health")[0], 503)
+                    self.assertEqual(server.process.wait(timeout=10), 1)
+                others.processes[0].send_signal(signal.SIGCONT)
+                others.ends(10)
+
+    def test_a_killed_server_of_another_engine_is_noticed(self):
+        port = ["--data-parallel-rpc-port", free_port(), "-dp", 2, "-ep"]
+        with Servers(self.model, [[*port, "-dpn", 0], [*port, "-dpn", 1]]) as servers:
+            servers[0].process.kill()
+            servers[0].process.wait()
+            start = time.monotonic()
+            while servers[1].request("GET", "/health")[0] == 200:
+                self.assertLess(time.monotonic() - start, 2)
+                time.sleep(0.05)
+            self.assertEqual(servers[1].process.wait(timeout=10), 1)
+
+    def test_impossible_arrangements_are_refused_in_words(self):
+        for flags, words in (
+                (["-dp", "4", "-dpl", "2", "-dpr", "2"], "add --headless here"),
+                (["-dp", "4", "-dpl", "2", "--headless"], "this process holds engine 0"),
+                (["-dp", "4", "-dpl", "3"], "does not share the 4 engines"),
+                (["-dp", "4", "-dpl", "2", "-dpr", "1", "--headless"], "is not a multiple of"),
+                (["-dp", "4", "-dph"], "--data-parallel-hybrid-lb needs --data-parallel-size-local"),
+                (["-dp", "4", "-dpe"], "--data-parallel-external-lb needs --data-parallel-rank"),
+                (["-dp", "4", "-dpn", "4"], "data_parallel_rank 4 is out of range [0, 4)."),
+                (["-dp", "4", "-dpn", "1", "-dph", "-dpl", "1"], "exclude each other"),
+                (["-dp", "4", "-dpn", "1", "--headless"], "this process holds engine 1"),
+                (["-dp", "4", "-dpl", "2", "--nnodes", "2"], "either by --nnodes"),
+                (["-dp", "4", "-dpl", "2", "-dpr", "2", "--headless", "-asc", "2"],
+                 "api_server_count=2 cannot be used with --headless"),
+                (["-dp", "2", "-ep", "--all2all-backend", "carrier_pigeon"],
+                 "--all2all-backend carrier_pigeon (chose from {")):
+            with self.subTest(flags):
+                self.assertIn(words, refused(self.model, *flags)[1])
+        common = ["-dp", "2", "-dpp", str(free_port())]
+        other = subprocess.Popen([BINARY, "serve", self.model, *common, "-dpl", "1", "-dpr", "1",
+                                  "--headless"], stderr=subprocess.PIPE, text=True)
+        _, log = refused(self.model, *common, "-dpn", "0")
+        self.assertIn("data-parallel load balancing differs", log)
+        self.assertEqual(other.wait(timeout=10), 1)
+        self.assertIn("data-parallel load balancing differs", other.stderr.read())
+        other.stderr.close()
+
+
+
+def load_tests(loader, _, __):
+    """All but the long ones, unless they are named."""
+    cases = (Plan, Micro, Ranks, Processes, EngineProcesses)
+    return unittest.TestSuite(map(loader.loadTestsFromTestCase, cases))
+
+
 if __name__ == "__main__":
-    unittest.main(argv=sys.argv[:1], verbosity=2)
+    unittest.main(argv=[sys.argv[0], *sys.argv[4:]], verbosity=2)

@@ -66,9 +66,13 @@ Tensor view(std::vector<T>& values, int64_t rows, int64_t columns) {
   return Tensor(values.data(), dtype_of<T>(), {rows, columns});
 }
 
+// How a body may sum BF16: in FP32, rounded once, or in BF16, rounded at every rank.
+enum class Bf16Sums { in_f32, in_bf16 };
+
 // The sum over ranks in double, rounded as T; one bit of FP32 for each rank is allowed on the way.
 template <class T>
-void expect_sum(const std::vector<T>& got, int64_t first, int64_t ranks, int64_t round) {
+void expect_sum(const std::vector<T>& got, int64_t first, int64_t ranks, int64_t round,
+                Bf16Sums bf16_sums) {
   for (size_t i = 0; i < got.size(); ++i) {
     double sum = 0, magnitude = 0;
     for (int64_t r = 0; r < ranks; ++r) {
@@ -77,7 +81,9 @@ void expect_sum(const std::vector<T>& got, int64_t first, int64_t ranks, int64_t
       sum += value;
       magnitude += std::abs(value);
     }
-    const double rounding = std::is_same_v<T, BF16> ? std::abs(sum) / 256 : 0;
+    double rounding = std::is_same_v<T, BF16> ? std::abs(sum) / 256 : 0;
+    if (rounding > 0 && bf16_sums == Bf16Sums::in_bf16)
+      rounding = magnitude * static_cast<double>(ranks) / 512;
     ASSERT_NEAR(as_double(got[i]), sum, magnitude * static_cast<double>(ranks) * 6e-8 + rounding);
   }
 }
@@ -97,11 +103,11 @@ inline int64_t total(const std::vector<int64_t>& rows) {
 constexpr int64_t kCounts[] = {1, 2, 3, 63, 64, 65, 1000, 3072, 40001};
 
 template <class T>
-void check_sums(Comm& comm) {
+void check_sums(Comm& comm, Bf16Sums bf16_sums) {
   for (const int64_t count : kCounts) {
     std::vector<T> x = numbers<T>(comm.rank(), count, count);
     comm.all_reduce(host(), view(x, 1, count));
-    expect_sum(x, 0, comm.size(), count);
+    expect_sum(x, 0, comm.size(), count, bf16_sums);
     // The same bytes everywhere: rank 0's, sent to all, are ours.
     std::vector<T> first = x;
     comm.broadcast(host(), view(first, 1, count), 0);
@@ -116,7 +122,7 @@ void check_sums(Comm& comm) {
     comm.reduce_scatter(host(), view(x, total(rows), kColumns), rows, view(part, mine, kColumns));
     int64_t before = 0;
     for (int64_t r = 0; r < comm.rank(); ++r) before += rows[static_cast<size_t>(r)];
-    expect_sum(part, before * kColumns, comm.size(), round);
+    expect_sum(part, before * kColumns, comm.size(), round, bf16_sums);
   }
 }
 
@@ -181,11 +187,11 @@ void check_moves(Comm& comm) {
   }
 }
 
-inline void check_contract(const Comms& comms) {
-  on_every_rank(comms, [](Comm& comm) {
-    check_sums<float>(comm);
+inline void check_contract(const Comms& comms, Bf16Sums bf16_sums = Bf16Sums::in_f32) {
+  on_every_rank(comms, [&](Comm& comm) {
+    check_sums<float>(comm, bf16_sums);
     check_moves<float>(comm);
-    check_sums<BF16>(comm);
+    check_sums<BF16>(comm, bf16_sums);
     check_moves<BF16>(comm);
     check_moves<int32_t>(comm);
     check_moves<int64_t>(comm);

@@ -4,6 +4,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <array>
+#include <atomic>
+
 #include "parallel/shared_comm.h"
 #include "tests/parallel/comm_contract.h"
 
@@ -167,6 +170,48 @@ TEST(TcpComm, AbortEndsAWait) {
   comm.barrier(host());
   aborts.join();
   EXPECT_EQ(comm.status().error().text, "enough");
+}
+
+// Everyone hears what another rings, and who leaves without a word.
+TEST(TcpBell, IsHeardAndSaysWhoIsGone) {
+  Meshes meshes = meet(3, 2);
+  struct Ears {
+    std::atomic<uint64_t> heard{0};
+    std::atomic<int> gone{0};
+    std::string who;
+  };
+  std::array<Ears, 3> ears;
+  const auto soon = [](const std::function<bool()>& done) {
+    for (int i = 0; i < 500 && !done(); ++i) ::usleep(10'000);
+    return done();
+  };
+  std::vector<std::unique_ptr<Bell>> bells;
+  for (size_t p = 0; p < 3; ++p)
+    bells.push_back((*meshes[p])
+                        ->bell(1, {[&ears, p](uint64_t n) { ears[p].heard += n; },
+                                   [&ears, p](const Error& who) {
+                                     ears[p].who = who.text;
+                                     ++ears[p].gone;
+                                   }}));
+  for (uint64_t n = 1; n <= 100; ++n) bells[1]->ring(n);
+  EXPECT_TRUE(soon([&] { return ears[0].heard == 5050 && ears[2].heard == 5050; }));
+  EXPECT_EQ(ears[1].heard, 0u);
+  bells[2].reset();  // says that it leaves
+  meshes[2] = Error{Code::internal, "closed", {}};
+  bells[1]->ring(1);
+  EXPECT_TRUE(soon([&] { return ears[0].heard == 5051; }));
+  ::usleep(200'000);
+  EXPECT_EQ(ears[0].gone + ears[1].gone, 0);
+
+  Meshes two = meet(2, 2);
+  const auto bell = (*two[0])->bell(1, {[](uint64_t) {},
+                                        [&](const Error& who) {
+                                          ears[2].who = who.text;
+                                          ++ears[2].gone;
+                                        }});
+  two[1] = Error{Code::internal, "closed", {}};
+  EXPECT_TRUE(soon([&] { return ears[2].gone == 1; }));
+  EXPECT_EQ(ears[2].who, "process 1 (127.0.0.1) is gone: its connection ended");
 }
 
 TEST(TcpMesh, RefusesOtherTermsInWordsOnBothSides) {
