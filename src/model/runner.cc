@@ -186,6 +186,7 @@ class Runner : public StepModel {
             const ops::StepSizes& sizes, int64_t padded) {
     std::byte* to = mail.packed.data();
     const auto append = [&](const auto& values) {
+      if (values.empty()) return;
       std::memcpy(to, values.data(), values.size_bytes());
       to += values.size_bytes();
     };

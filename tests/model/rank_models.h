@@ -1,5 +1,6 @@
 #pragma once
 
+#include <ostream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -33,6 +34,11 @@ struct Spread {
                        exchange == ExchangeKind::all_to_all ? "_all_to_all" : "");
   }
 };
+
+// For names of tests that take a Spread.
+inline std::ostream& operator<<(std::ostream& out, const Spread& spread) {
+  return out << spread.name();
+}
 
 using MakeWeights = std::function<Weights(const parallel::Topology&)>;
 
