@@ -41,6 +41,11 @@ class InputReader {
     if (type == "custom_tool_call") return read_call(item, "input");
     if (type == "function_call_output" || type == "custom_tool_call_output")
       return read_call_output(item);
+    if (type == "item_reference")
+      return invalid("input", fmt::format("Item with id '{}' not found: items are not kept, only "
+                                          "whole responses. Send the item itself, or use "
+                                          "previous_response_id.",
+                                          string_of(item, "id").substr(0, 80)));
     unknown_.push_back("item:" + type);
     return {};
   }

@@ -1,5 +1,7 @@
 #include "api/small_routes.h"
 
+#include <fmt/chrono.h>
+
 #include "api/json_text.h"
 
 namespace m2::api {
@@ -40,6 +42,19 @@ std::string models_json(std::span<const std::string> names, int64_t max_model_le
   out["object"] = "list";
   out["data"] = std::move(list);
   return to_text(out);
+}
+
+std::string anthropic_models_json(std::span<const std::string> names, int64_t created) {
+  Json list = Json::array();
+  for (const std::string& name : names)
+    list.push_back({{"type", "model"},
+                    {"id", name},
+                    {"display_name", name},
+                    {"created_at", fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(created))}});
+  return to_text(Json{{"data", std::move(list)},
+                      {"has_more", false},
+                      {"first_id", names.front()},
+                      {"last_id", names.back()}});
 }
 
 namespace {

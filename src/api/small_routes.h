@@ -14,6 +14,8 @@ namespace m2::api {
 
 // `created` in seconds; every name has the first as its root.
 std::string models_json(std::span<const std::string> names, int64_t max_model_len, int64_t created);
+// The same list as Anthropic's clients read it.
+std::string anthropic_models_json(std::span<const std::string> names, int64_t created);
 
 struct TokenizeRequest {
   std::optional<std::string> model;

@@ -50,7 +50,7 @@ constexpr Option kOptions[] = {
 
   // chat and tools
   {"chat-template", "", "chat, tools", text, "", "Chat template: a file, or the template itself."},
-  {"chat-template-content-format", "", "chat, tools", text, "auto", "How contents reach the template: auto (as sent), string, openai."},
+  {"chat-template-content-format", "", "chat, tools", text, "auto", "How contents reach the template: auto (as sent), string (parts joined by newlines), openai (a list of parts)."},
   {"trust-request-chat-template", "", "chat, tools", flag, "false", "Accept chat_template in requests."},
   {"default-chat-template-kwargs", "", "chat, tools", json, "", "chat_template_kwargs for requests that send none."},
   {"response-role", "", "chat, tools", text, "assistant", "Role of answers."},

@@ -48,7 +48,7 @@ Result<void> refuse_unmodelled(const Values& values) {
       {"logprobs-mode", {"raw_logprobs"}},
       {"scheduling-policy", {"fcfs", "priority"}},
       {"late-system", {"fold", "drop"}},
-      {"chat-template-content-format", {"auto"}},
+      {"chat-template-content-format", {"auto", "string", "openai"}},
   };
   for (const Choice& choice : choices) {
     const std::string value = values.text(choice.flag);
@@ -185,6 +185,10 @@ Result<server::ServerOptions> server_options(const Values& values, const ModelSe
   out.default_chat_template_kwargs = values.json("default-chat-template-kwargs");
   out.late_system =
       values.text("late-system") == "drop" ? server::LateSystem::drop : server::LateSystem::fold;
+  const std::string format = values.text("chat-template-content-format");
+  out.content_format = format == "string"   ? server::ContentFormat::string
+                       : format == "openai" ? server::ContentFormat::parts
+                                            : server::ContentFormat::as_sent;
   out.return_tokens_as_token_ids = values.flag("return-tokens-as-token-ids");
   out.enable_prompt_tokens_details = values.flag("enable-prompt-tokens-details");
   out.keep_turns = values.flag("keep-turns");

@@ -367,7 +367,7 @@ bool Connection::on_tick(Nanos time) {
       if (writing_ && since(last_progress_) > limits_.write_stall)
         lose_client();
       else if (turn_->streaming() && !turn_->over() && since(last_queued_) > limits_.ping_interval)
-        turn_->write_events(": ping\n\n");
+        turn_->write_events(ping_frame(turn_->request().path));
       break;
     case Phase::lingering:
       if (since(phase_began_) > limits_.linger) close();

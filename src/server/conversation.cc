@@ -27,15 +27,28 @@ Result<Json> text_part(const Json& part) {
                                          type.substr(0, 40)));
 }
 
-// A string as sent, parts reduced to text parts, null to nothing.
-Result<std::optional<Json>> content_of(const api::ChatMessage& message) {
+std::string joined_lines(const Json& parts) {
+  std::string out;
+  for (const Json& part : parts) {
+    if (&part != &parts.front()) out += '\n';
+    out += part["text"].get_ref<const std::string&>();
+  }
+  return out;
+}
+
+// A string as sent, parts reduced to text parts, null to nothing; all in the form asked for.
+Result<std::optional<Json>> content_of(const api::ChatMessage& message, ContentFormat format) {
   if (message.content.is_null()) return std::optional<Json>();
-  if (message.content.is_string()) return std::optional<Json>(message.content);
+  if (message.content.is_string()) {
+    if (format != ContentFormat::parts) return std::optional<Json>(message.content);
+    return std::optional<Json>(Json::array({Json{{"type", "text"}, {"text", message.content}}}));
+  }
   Json parts = Json::array();
   for (const Json& part : message.content) {
     M2_TRY(Json text, text_part(part));
     parts.push_back(std::move(text));
   }
+  if (format == ContentFormat::string) return std::optional<Json>(joined_lines(parts));
   return std::optional<Json>(std::move(parts));
 }
 
@@ -79,7 +92,7 @@ Result<Json> arguments_of(const api::ChatToolCall& call) {
   return object;
 }
 
-Result<text::Message> to_message(const api::ChatMessage& sent) {
+Result<text::Message> to_message(const api::ChatMessage& sent, ContentFormat format) {
   static constexpr std::string_view kRoles[] = {"system", "developer", "user", "assistant", "tool"};
   if (std::find(std::begin(kRoles), std::end(kRoles), sent.role) == std::end(kRoles))
     return invalid("messages", fmt::format("`{}` is not a message role: use system, developer, "
@@ -87,7 +100,7 @@ Result<text::Message> to_message(const api::ChatMessage& sent) {
                                            sent.role.substr(0, 40)));
   text::Message message;
   message.role = sent.role;
-  M2_TRY(message.content, content_of(sent));
+  M2_TRY(message.content, content_of(sent, format));
   message.extra = sent.extra;
   message.tool_call_id = sent.tool_call_id;
   if (sent.role != "assistant") return message;
@@ -178,11 +191,11 @@ Result<void> check_sizes(const ChatPromptFields& fields, const Limits& limits) {
 }  // namespace
 
 Result<std::vector<text::Message>> to_messages(const std::vector<api::ChatMessage>& messages,
-                                               LateSystem late_system) {
+                                               LateSystem late_system, ContentFormat format) {
   std::vector<text::Message> out;
   bool at_start = true;
   for (const api::ChatMessage& sent : messages) {
-    M2_TRY(text::Message message, to_message(sent));
+    M2_TRY(text::Message message, to_message(sent, format));
     if (!is_system(message.role)) {
       at_start = false;
       out.push_back(std::move(message));
@@ -199,7 +212,7 @@ Result<std::vector<text::Message>> to_messages(const std::vector<api::ChatMessag
 }
 
 std::string content_text(const api::ChatMessage& message) {
-  const auto content = content_of(message);
+  const auto content = content_of(message, ContentFormat::as_sent);
   return content ? text_of(*content) : std::string();
 }
 
@@ -231,7 +244,8 @@ Result<ChatText> chat_text(const ChatPromptFields& fields, const ServerOptions& 
   M2_TRY_VOID(check_sizes(fields, options.limits));
   M2_TRY(const auto chat_template, template_for(fields, options, model));
   text::Conversation conversation;
-  M2_TRY(conversation.messages, to_messages(fields.messages, options.late_system));
+  M2_TRY(conversation.messages,
+         to_messages(fields.messages, options.late_system, options.content_format));
   conversation.tools = fields.tools;
   conversation.continue_final_message = fields.continue_final_message;
   conversation.add_generation_prompt =

@@ -15,7 +15,8 @@ namespace m2::server {
 // messages at the start joined into one; later ones folded into the message before or dropped;
 // arguments parsed; null content left out; parts other than text refused.
 Result<std::vector<text::Message>> to_messages(const std::vector<api::ChatMessage>& messages,
-                                               LateSystem late_system);
+                                               LateSystem late_system,
+                                               ContentFormat format = ContentFormat::as_sent);
 
 // The text of a message's content, its parts joined; nothing where it has none.
 std::string content_text(const api::ChatMessage& message);

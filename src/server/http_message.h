@@ -20,10 +20,11 @@ struct HttpRequest {
   std::string query;  // after '?'
   std::string body;
   std::string authorization, content_type, content_encoding, request_id, origin;
-  std::string api_key;             // x-api-key
-  std::string data_parallel_rank;  // X-data-parallel-rank
-  std::string peer;                // address of the client, for the log
-  std::string tenant;              // whose API key it came with; empty: all clients are alike
+  std::string api_key;                 // x-api-key
+  bool from_anthropic_client = false;  // it sent anthropic-version
+  std::string data_parallel_rank;      // X-data-parallel-rank
+  std::string peer;                    // address of the client, for the log
+  std::string tenant;                  // whose API key it came with; empty: all clients are alike
   std::string cors_method, cors_headers;  // Access-Control-Request-Method, -Headers
   HeaderList reply_headers;               // of every reply to it: the echoed X-Request-Id, CORS
   size_t reply_bytes = 0;                 // of the reply so far, without its head

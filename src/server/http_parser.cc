@@ -130,6 +130,7 @@ HttpParser::State HttpParser::accept_header() {
   request_.content_type = text(message[http::field::content_type]);
   request_.content_encoding = text(message[http::field::content_encoding]);
   request_.api_key = text(message["X-Api-Key"]);
+  request_.from_anthropic_client = !message["Anthropic-Version"].empty();
   request_.request_id = text(message["X-Request-Id"]);
   request_.data_parallel_rank = text(message["X-data-parallel-rank"]);
   request_.origin = text(message[http::field::origin]);

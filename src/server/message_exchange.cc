@@ -43,6 +43,10 @@ bool speaks_anthropic(std::string_view path) {
   return path.starts_with(kRoot) && (path.size() == kRoot.size() || path[kRoot.size()] == '/');
 }
 
+std::string_view ping_frame(std::string_view path) {
+  return speaks_anthropic(path) ? "event: ping\ndata: {\"type\": \"ping\"}\n\n" : ": ping\n\n";
+}
+
 std::shared_ptr<Exchange> message_exchange(std::shared_ptr<Exchange> exchange) {
   return std::make_shared<MessageExchange>(std::move(exchange));
 }

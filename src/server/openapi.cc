@@ -85,6 +85,47 @@ Json operation(const RouteDescription& route, const std::string& method) {
 
 }  // namespace
 
+std::string_view docs_page() {
+  return R"(<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>m2</title>
+<style>
+body { font: 15px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em }
+code { font-family: monospace } summary { cursor: pointer } td { padding-right: 2em }
+</style>
+<h1>m2</h1><p><a href="openapi.json">openapi.json</a></p><div id="routes"></div>
+<script>
+const add = (parent, tag, text) => {
+  const node = parent.appendChild(document.createElement(tag));
+  if (text !== undefined) node.textContent = text;
+  return node;
+};
+const typeOf = schema => (schema.anyOf ?? [schema]).map(
+  s => s.enum ? s.enum.join(" or ") : s.items ? `list of ${typeOf(s.items)}` : s.type ?? "any"
+).filter(t => t !== "null").join(" or ");
+const show = (routes, path, method, operation) => {
+  const route = add(routes, "details");
+  add(add(route, "summary"), "code", `${method.toUpperCase()} ${path}`);
+  const table = add(route, "table");
+  const row = (name, kind) => {
+    const line = add(table, "tr");
+    add(add(line, "td"), "code", name);
+    add(line, "td", kind);
+  };
+  for (const p of operation.parameters ?? []) row(p.name, `${p.schema.type}, in the ${p.in}`);
+  const body = operation.requestBody?.content["application/json"].schema;
+  for (const [name, schema] of Object.entries(body?.properties ?? {}))
+    row(name, typeOf(schema) + (body.required.includes(name) ? ", required" : ""));
+};
+fetch("openapi.json").then(reply => reply.json()).then(document_ => {
+  const routes = document.getElementById("routes");
+  for (const [path, methods] of Object.entries(document_.paths))
+    for (const [method, operation] of Object.entries(methods))
+      show(routes, path, method, operation);
+});
+</script>
+)";
+}
+
 std::string openapi_text(std::span<const RouteDescription> routes, const std::string& version) {
   Json out;
   out["openapi"] = "3.1.0";

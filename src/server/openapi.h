@@ -20,4 +20,7 @@ struct RouteDescription {
 // The document of these routes, OpenAPI 3.1. HEAD and OPTIONS are left out.
 std::string openapi_text(std::span<const RouteDescription> routes, const std::string& version);
 
+// A page that shows that document to people; it loads nothing but the document, from beside itself.
+std::string_view docs_page();
+
 }  // namespace m2::server

@@ -20,6 +20,8 @@ namespace m2::server {
 using model::GenerationDefaults;
 
 enum class LateSystem { fold, drop };
+// How contents reach the template: as sent; as one string; as a list of parts.
+enum class ContentFormat { as_sent, string, parts };
 
 // Who may read replies from another origin's page; "*" stands for all.
 struct Cors {
@@ -61,6 +63,7 @@ struct ServerOptions {
   bool trust_request_chat_template = false;
   Json default_chat_template_kwargs = Json::object();
   LateSystem late_system = LateSystem::fold;
+  ContentFormat content_format = ContentFormat::as_sent;
   bool return_tokens_as_token_ids = false;
   bool enable_prompt_tokens_details = false;
   bool enable_force_include_usage = false;

@@ -164,7 +164,8 @@ Result<std::vector<engine::TokenId>> prompt_ids(const api::CompletionPrompt& pro
                                                 const ModelServices& model) {
   if (const auto* ids = std::get_if<std::vector<int64_t>>(&prompt)) return checked_ids(*ids, model);
   const std::string& text = std::get<std::string>(prompt);
-  M2_TRY_VOID(check_text_length(text, request, asked, model));
+  const std::string_view whole = text;
+  M2_TRY_VOID(check_text_length({&whole, 1}, request, asked, model));
   // The whole text is the client's own: control tokens in it are meant.
   return model.tokenizer->encode(text, text::AddedTokens::all);
 }
@@ -252,8 +253,12 @@ Result<ChatPrompt> prompt_of(const HttpRequest& http, const api::ChatRequest& re
                  request.continue_final_message, request.chat_template,
                  request.chat_template_kwargs, request.documents, request.thinking},
                 options, model, {context.turns(), http.tenant}));
-  for (const text::TextPiece& piece : text.pieces)
-    M2_TRY_VOID(check_text_length(piece.text, request, asked_length(request), model));
+  const std::vector<std::string_view> texts = [&] {
+    std::vector<std::string_view> out;
+    for (const text::TextPiece& piece : text.pieces) out.push_back(piece.text);
+    return out;
+  }();
+  M2_TRY_VOID(check_text_length(texts, request, asked_length(request), model));
   return encode_prompt(text, model);
 }
 
@@ -340,6 +345,12 @@ Planned plan_chat(const HttpRequest& request, Context& context) {
 
 Planned plan_completion(const HttpRequest& request, Context& context) {
   return plan_with(request, context, api::completion_request_from_json, make_completion_plan);
+}
+
+Planned plan_invocation(const HttpRequest& request, Context& context) {
+  const auto body = json_body(request, context.limits());
+  const bool chats = body && body->is_object() && body->contains("messages");
+  return chats ? plan_chat(request, context) : plan_completion(request, context);
 }
 
 }  // namespace m2::server

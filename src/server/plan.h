@@ -37,6 +37,8 @@ using Planned = std::variant<Plan, api::ApiError>;
 
 Planned plan_chat(const HttpRequest& request, Context& context);
 Planned plan_completion(const HttpRequest& request, Context& context);
+// Whichever of the two the body is: one with messages chats.
+Planned plan_invocation(const HttpRequest& request, Context& context);
 Planned plan_response(const HttpRequest& request, Context& context);
 Planned plan_message(const HttpRequest& request, Context& context);
 

@@ -95,6 +95,21 @@ HttpReply unauthorized() {
   return reply;
 }
 
+// Whether a path is open only to those with a key, if there are keys.
+bool needs_key(std::string_view path) {
+  return path.starts_with("/v1") || path == "/invocations";
+}
+
+// What chats, or what completes.
+Json invocation_schema() {
+  Json out = api::chat_request_schema();
+  const Json completion = api::completion_request_schema();
+  for (const auto& [name, field] : completion["properties"].items())
+    if (!out["properties"].contains(name)) out["properties"][name] = field;
+  out["required"] = Json::array();
+  return out;
+}
+
 // "GET, HEAD" of "GET HEAD".
 std::string comma_separated(std::string_view methods) {
   std::string out(methods);
@@ -113,11 +128,12 @@ HttpReply wrong_method(std::string_view methods) {
 
 Router::Router(Context& context, Metrics& metrics) : context_(context), metrics_(metrics) {
   for (const std::string& key : context.options().api_keys) key_hashes_.push_back(hash_of(key));
-  // Every route there is. Paths under /v1 need a key if keys are set; the others are open, as
-  // contract.md 4.2 has it.
+  // Every route there is. Paths under /v1 and /invocations need a key if keys are set; the
+  // others are open, as contract.md 4.2 has it.
   routes_ = {
       {"/v1/chat/completions", "POST", nullptr, plan_chat, true, api::chat_request_schema},
       {"/v1/completions", "POST", nullptr, plan_completion, true, api::completion_request_schema},
+      {"/invocations", "POST", nullptr, plan_invocation, true, invocation_schema},
       {"/v1/chat/completions/render", "POST", handle_render_chat, nullptr, true,
        api::chat_request_schema},
       {"/v1/completions/render", "POST", handle_render_completion, nullptr, true,
@@ -141,10 +157,14 @@ Router::Router(Context& context, Metrics& metrics) : context_(context), metrics_
       {"/load", "GET HEAD", handle_load, nullptr, false},
       {"/metrics", "GET HEAD", handle_metrics, nullptr, false},
       {"/openapi.json", "GET HEAD", handle_openapi, nullptr, false},
+      {"/docs", "GET HEAD", handle_docs, nullptr, false},
+      {"/redoc", "GET HEAD", handle_docs, nullptr, false},
       {"/", "GET HEAD", handle_root, nullptr, false},
   };
   if (!context.options().openapi)
-    std::erase_if(routes_, [](const Route& route) { return route.path == "/openapi.json"; });
+    std::erase_if(routes_, [](const Route& route) {
+      return route.handle == handle_openapi || route.handle == handle_docs;
+    });
   describe_routes();
   context.set_choices_metric(
       &metrics.histogram("vllm:request_params_n", "Choices asked for of each prompt.",
@@ -170,7 +190,7 @@ void Router::describe_routes() {
   std::vector<RouteDescription> rows;
   for (const Route& route : routes_)
     rows.push_back({route.path, route.methods, route.body,
-                    !key_hashes_.empty() && route.path.starts_with("/v1"), route.query});
+                    !key_hashes_.empty() && needs_key(route.path), route.query});
   openapi_ = openapi_text(rows, context_.options().version);
 }
 
@@ -182,10 +202,9 @@ const Router::Route* Router::find(std::string_view path) const {
 
 // Compares hashes of equal length in constant time, and every key, so that timing tells nothing.
 bool Router::authorize(HttpRequest& request) const {
-  if (key_hashes_.empty() || !request.path.starts_with("/v1")) return true;
+  if (key_hashes_.empty() || !needs_key(request.path)) return true;
   std::string_view key = bearer_key(request.authorization);
-  // Anthropic's clients have a header of their own.
-  if (key.empty() && speaks_anthropic(request.path)) key = request.api_key;
+  if (key.empty()) key = request.api_key;  // the header of Anthropic's clients
   if (key.empty()) return false;
   const Hash sent = hash_of(key);
   size_t found = key_hashes_.size();

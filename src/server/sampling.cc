@@ -286,14 +286,18 @@ Result<void> check_asked_length(const AskedLength& asked, const ModelServices& m
   return {};
 }
 
-Result<void> check_text_length(std::string_view text, const api::GenerationFields& fields,
-                               const AskedLength& asked, const ModelServices& model) {
+Result<void> check_text_length(std::span<const std::string_view> texts,
+                               const api::GenerationFields& fields, const AskedLength& asked,
+                               const ModelServices& model) {
   if (fields.truncate_prompt_tokens) return {};
   const int64_t context = model.max_model_len, wanted = asked.max_tokens.value_or(0);
   const int64_t most = (context - wanted) * model.max_token_bytes;
-  if (static_cast<int64_t>(text.size()) <= most) return {};
-  const int64_t characters =
-      std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; });
+  int64_t bytes = 0, characters = 0;
+  for (const std::string_view text : texts) bytes += static_cast<int64_t>(text.size());
+  if (bytes <= most) return {};
+  for (const std::string_view text : texts)
+    characters +=
+        std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; });
   if (characters <= most) return {};
   return invalid(
       "input_text",

@@ -30,10 +30,11 @@ struct AskedLength {
 // Checks what can be known before the prompt's length is.
 Result<void> check_asked_length(const AskedLength& asked, const ModelServices& model);
 
-// Refuses a text so long that it cannot be as few tokens as fit, before it is encoded. A prompt
-// that is to be truncated passes.
-Result<void> check_text_length(std::string_view text, const api::GenerationFields& fields,
-                               const AskedLength& asked, const ModelServices& model);
+// Refuses a prompt whose texts together are so long that they cannot be as few tokens as fit,
+// before they are encoded. A prompt that is to be truncated passes.
+Result<void> check_text_length(std::span<const std::string_view> texts,
+                               const api::GenerationFields& fields, const AskedLength& asked,
+                               const ModelServices& model);
 
 // The end of reasoning that thinking_token_budget forces, for a prompt that ends in reasoning.
 void set_thinking_budget(const api::GenerationFields& fields, const text::Tokenizer& tokenizer,

@@ -5,6 +5,7 @@
 #include "api/small_routes.h"
 #include "server/completion.h"
 #include "server/conversation.h"
+#include "server/openapi.h"
 #include "server/sampling.h"
 
 namespace m2::server {
@@ -148,14 +149,23 @@ void handle_openapi(const HandlerCall& call) {
   call.exchange->send(json_reply(call.openapi));
 }
 
+void handle_docs(const HandlerCall& call) {
+  HttpReply reply;
+  reply.content_type = "text/html; charset=utf-8";
+  reply.body = docs_page();
+  call.exchange->send(std::move(reply));
+}
+
 void handle_models(const HandlerCall& call) {
   const int64_t now = std::chrono::duration_cast<std::chrono::seconds>(
                           std::chrono::system_clock::now().time_since_epoch())
                           .count();
   const ModelServices* model = call.context.services();
   if (!model) return call.exchange->send(unready(call.context));
-  call.exchange->send(json_reply(
-      api::models_json(call.context.options().served_model_names, model->max_model_len, now)));
+  const auto& names = call.context.options().served_model_names;
+  call.exchange->send(json_reply(call.exchange->request().from_anthropic_client
+                                     ? api::anthropic_models_json(names, now)
+                                     : api::models_json(names, model->max_model_len, now)));
 }
 
 void handle_tokenize(const HandlerCall& call) {

@@ -25,6 +25,7 @@ void handle_version(const HandlerCall& call);
 void handle_load(const HandlerCall& call);
 void handle_metrics(const HandlerCall& call);
 void handle_openapi(const HandlerCall& call);
+void handle_docs(const HandlerCall& call);
 void handle_models(const HandlerCall& call);
 void handle_tokenize(const HandlerCall& call);
 void handle_detokenize(const HandlerCall& call);

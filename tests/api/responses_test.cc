@@ -200,6 +200,12 @@ TEST(Opaque, WhatWasSealedOpensAndNothingElse) {
   EXPECT_EQ(thinking_signature("abc"), "m2s1.ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=");
 }
 
+TEST(ResponsesRequest, AReferenceToAnItemIsRefusedByItsId) {
+  const auto r = request(R"({"input": [{"type": "item_reference", "id": "rs_1"}]})");
+  ASSERT_FALSE(r.ok());
+  EXPECT_NE(r.error().text.find("Item with id 'rs_1' not found"), std::string::npos);
+}
+
 // ---- custom tools
 
 constexpr char kCustom[] = R"({"input": "a", "tools": [

@@ -171,13 +171,13 @@ class Loop(ServerCase):
               f"{prompt_tokens} prompt tokens from the cache, {rate:.4f}")
         return rate
 
-    def test_thirty_turns(self):
+    def test_thirty_turns_of_a_client_that_drops_thinking(self):
         for surface in (Chat, Responses, Messages):
-            self.assertGreaterEqual(self.run_loop(surface, drop=False, turns=TURNS), 0.95)
+            self.assertGreaterEqual(self.run_loop(surface, drop=True, turns=TURNS), 0.95)
 
-    def test_dropped_reasoning(self):
+    def test_turns_of_a_client_that_sends_it_back(self):
         for surface in (Chat, Responses, Messages):
-            self.run_loop(surface, drop=True, turns=4)
+            self.run_loop(surface, drop=False, turns=5)
 
     def test_changed_turns_are_read_anew(self):
         client = Chat()

@@ -31,7 +31,7 @@ def call(tool, **parameters):
 SCRIPTS = {
     "codex": {"text": call("exec_command", cmd="cat note.txt")},
     "claude": {"text": call("Bash", command="cat note.txt", description="Reads the note")},
-    "opencode": {"text": call("bash", command="cat note.txt", description="Reads the note")},
+    "opencode": {"text": call("bash", command="cat note.txt")},
     "done": {"text": "It is read.\n</think>\n\nThe note says pelican."},
 }
 

@@ -119,11 +119,22 @@ class Texts(ServerCase):
             "context length is only 512 tokens, resulting in a maximum input length of 492 tokens. "
             "Please reduce the length of the input prompt.", path=TEXT, param="input_tokens")
         longest = self.server.post("/detokenize", {"tokens": [199999]}) and 128
-        for path, fields, tokens in ((TEXT, {"prompt": "é" * 70_000, "max_tokens": 20}, 20),
-                                     (CHAT, {"messages": [{"role": "user",
-                                                           "content": "é" * 70_000}]}, 0)):
+
+        def chat(*contents):
+            return {"messages": [{"role": "user", "content": c} for c in contents]}
+
+        def around(*contents):
+            """Characters of a chat prompt beside those of its contents."""
+            _, prompts = self.server.post(CHAT + "/render", chat(*("a" for _ in contents)))[1]
+            return len(prompts[0]["prompt"]) - len(contents)
+
+        many = ["é" * 7_000] * 10
+        for path, fields, tokens, characters in (
+                (TEXT, {"prompt": "é" * 70_000, "max_tokens": 20}, 20, 70_000),
+                (CHAT, chat("é" * 70_000), 0, 70_000 + around("é")),
+                (CHAT, chat(*many), 0, 70_000 + around(*many))):
             self.refused(
-                fields, f"You passed 70000 input characters and requested {tokens} output tokens. "
+                fields, f"You passed {characters} input characters and requested {tokens} output tokens. "
                 f"However, the model's context length is only 512 tokens, resulting in a maximum "
                 f"input length of {512 - tokens} tokens (at most {(512 - tokens) * longest} "
                 "characters). Please reduce the length of the input prompt.", path=path,

@@ -2,11 +2,15 @@
 
 import json
 import re
+import shutil
 import socket
+import ssl
+import tempfile
 import threading
 import time
+import unittest
 
-from scripted import ServerCase, main
+from scripted import ServerCase, main, make_certificate
 
 LIVE = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -17,7 +21,7 @@ def read_all(connection, deadline=10):
     try:
         while chunk := connection.recv(65536):
             data += chunk
-    except (ConnectionResetError, socket.timeout):
+    except (ConnectionResetError, socket.timeout, ssl.SSLError):
         pass
     return data
 
@@ -34,7 +38,7 @@ class Raw(ServerCase):
         with self.server.connect() as connection:
             try:
                 connection.sendall(data)
-            except (BrokenPipeError, ConnectionResetError):
+            except (BrokenPipeError, ConnectionResetError, ssl.SSLError):
                 pass
             return read_all(connection) if close else connection
 
@@ -108,7 +112,7 @@ class Raw(ServerCase):
         with self.server.connect() as connection:
             try:
                 connection.sendall(data)
-            except (BrokenPipeError, ConnectionResetError):
+            except (BrokenPipeError, ConnectionResetError, ssl.SSLError):
                 pass
             connection.settimeout(1.5)
             reply = b""
@@ -118,7 +122,7 @@ class Raw(ServerCase):
                 return statuses(reply), True
             except socket.timeout:
                 return statuses(reply), False
-            except ConnectionResetError:
+            except (ConnectionResetError, ssl.SSLError):
                 return statuses(reply), True
 
     def refuses_and_closes(self, request, *expected):
@@ -271,6 +275,12 @@ class Raw(ServerCase):
             "prompt": "script:quiet;<fim_middle>", "max_tokens": 2, "stream": True})
         self.assertEqual(status, 200)
         self.assertGreaterEqual(text.count(": ping\n\n"), 2)
+        status, _, text = self.server.request("POST", "/v1/messages", {
+            "model": "scripted", "max_tokens": 2, "stream": True,
+            "messages": [{"role": "user", "content": "script:quiet;"}]})
+        self.assertEqual(status, 200)
+        self.assertGreaterEqual(text.count('event: ping\ndata: {"type": "ping"}\n\n'), 2)
+        self.assertNotIn(": ping\n\n", text.replace("event: ping", ""))
 
     def test_client_that_reads_nothing_is_dropped(self):
         with socket.socket() as connection:
@@ -307,6 +317,44 @@ class Raw(ServerCase):
         self.assertEqual(results, [[408]] * 200)
         for connection in slow:
             connection.close()
+
+
+@unittest.skipUnless(shutil.which("openssl"), "needs the openssl command")
+class OverTls(Raw):
+    """What frames and parses is the same within TLS; what watches sockets is tested without."""
+
+    test_idle_connection_ends = test_pings_while_silent = None
+    test_client_that_reads_nothing_is_dropped = test_many_slow_connections_harm_nobody = None
+    test_many_headers_leave_no_memory_behind = test_content_type_and_encoding = None
+
+    @classmethod
+    def setUpClass(cls):
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        certificate, key = make_certificate(folder.name, "server")
+        cls.CONFIG = {**Raw.CONFIG, "ssl_certfile": certificate, "ssl_keyfile": key}
+        super().setUpClass()
+        cls.server.tls = ssl.create_default_context(cafile=certificate)
+        cls.server.tls.check_hostname = False
+
+    def test_a_client_that_leaves_without_a_word_frees_its_request(self):
+        """FIN and RST instead of a close of TLS."""
+        body = b'{"prompt":"script:words;<fim_middle>","max_tokens":7000,"stream":true}'
+        for reset in (False, True):
+            connection = self.server.connect()
+            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: "
+                               b"application/json\r\nContent-Length: %d\r\n\r\n%s"
+                               % (len(body), body))
+            self.assertIn(b"200 OK", connection.recv(1000))
+            if reset:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            raw = socket.socket(fileno=connection.detach())
+            raw.close()
+            for _ in range(100):
+                if self.server.metric("vllm:num_requests_running") == 0:
+                    break
+                time.sleep(0.05)
+            self.assertEqual(self.server.metric("vllm:num_requests_running"), 0)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,16 @@
 
 import http.client
 import json
+import re
 import signal
 import socket
 import threading
 import time
 import unittest
+from concurrent.futures import ThreadPoolExecutor
+from random import Random
 
-from scripted import Server, ServerCase, main
+from scripted import SCRIPTS, Server, ServerCase, main
 
 
 def wait_until(condition, seconds=10):
@@ -85,6 +88,72 @@ class Load(ServerCase):
         connection.held.close()
         connection.close()
         self.assertTrue(wait_until(self.idle))
+
+
+class Storm(ServerCase):
+    """Responses made, followed, cancelled, deleted and continued by many clients at once."""
+
+    TICKS = {"ticks": {"text": "I tick.\n</think>\n\n" + "tick tock " * 20, "delay_ms": 5}}
+    CONFIG = {"scripts": {**SCRIPTS, **TICKS}, "store_responses": True, "max_responses": 40,
+              "max_event_bytes": 200_000, "log_level": "critical"}
+    SECONDS = 3
+
+    def act(self, random, ids, ends):
+        path = "/v1/responses"
+        if random.random() < 0.3 or not ids:
+            body = {"input": f"script:{random.choice(['ticks', 'hello', 'nan', 'slow'])};",
+                    "background": True, "stream": random.random() < 0.3, "max_output_tokens": 60}
+            status, _, text = self.server.request("POST", path, body)
+            ids.extend(re.findall(r'"id":"(resp_[0-9a-f]{32})"', text)[:1])
+            return status
+        one = f"{path}/{random.choice(ids[-20:])}"
+        deed = random.randrange(6)
+        if deed == 0:
+            return self.server.request("POST", one + "/cancel", "{}")[0]
+        if deed == 1:
+            return self.server.request("DELETE", one)[0]
+        if deed == 2:
+            return self.server.request("POST", path, {
+                "input": "script:hello;", "previous_response_id": one.rsplit("/")[-1],
+                "max_output_tokens": 3})[0]
+        if deed == 3:  # follows, and leaves at once
+            with self.server.connect() as connection:
+                connection.sendall(f"GET {one}?stream=true HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+                time.sleep(random.random() / 20)
+            return 200
+        if deed == 4:
+            return self.server.request("GET", one)[0]
+        status, _, text = self.server.request("GET", f"{one}?stream=true&starting_after=2")
+        if status == 200 and text:
+            ends.append(re.findall(r'"type":"([a-z_.]+)"', text.split("\n\n")[-2])[:1])
+        return status
+
+    def test_storm(self):
+        ids, ends, statuses = [], [], []
+        until = time.time() + self.SECONDS
+
+        def client(seed):
+            random = Random(seed)
+            while time.time() < until:
+                statuses.append(self.act(random, ids, ends))
+
+        with ThreadPoolExecutor(12) as clients:
+            for done in [clients.submit(client, seed) for seed in range(12)]:
+                done.result()
+        self.assertLessEqual(set(statuses), {200, 400, 404})
+        self.assertGreater(statuses.count(200), 50)
+        known = {*(f"response.{end}" for end in ("completed", "incomplete", "failed", "cancelled")),
+                 "server_error"}
+        self.assertLessEqual({end[0] for end in ends if end}, known)
+        for name in set(ids):
+            self.server.request("DELETE", f"/v1/responses/{name}")
+        for _ in range(100):
+            if self.server.metric("vllm:num_requests_running") == 0:
+                break
+            time.sleep(0.05)
+        self.assertEqual(self.server.metric("vllm:num_requests_running"), 0)
+        self.assertEqual(self.server.metric("vllm:kv_cache_usage_perc"), 0)
+        self.assertEqual(json.loads(self.server.request("GET", "/load")[2]), {"server_load": 0})
 
 
 class Overload(ServerCase):

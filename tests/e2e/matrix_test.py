@@ -28,6 +28,7 @@ SHARE = 1 if os.environ.get("M2_LONG") else 8
 BASES = {
     CHAT: {"messages": USER, "max_tokens": 2},
     TEXT: {"prompt": "script:plain;<fim_middle>", "max_tokens": 2},
+    "/invocations": {"messages": USER, "max_tokens": 2},
     CHAT + "/render": {"messages": USER, "max_tokens": 2},
     TEXT + "/render": {"prompt": "a", "max_tokens": 2},
     "/tokenize": {"prompt": "a"},
@@ -138,7 +139,7 @@ class Witnesses:
 
 
 class Matrix(ServerCase):
-    CONFIG = {"max_model_len": 1024, "threads": 2}
+    CONFIG = {"max_model_len": 1024, "threads": 2, "store_responses": True}
 
     @classmethod
     def setUpClass(cls):

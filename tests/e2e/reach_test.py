@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import ssl
-import subprocess
 import tempfile
 import time
 import unittest
@@ -15,22 +14,9 @@ import httpx
 import openai
 from prometheus_client.parser import text_string_to_metric_families
 
-from scripted import Server, ServerCase, main
+from scripted import Server, ServerCase, main, make_certificate
 
 CHAT = "/v1/chat/completions"
-
-
-def make_certificate(folder, name, ca=None):
-    """NAME.pem and NAME.key in the folder: signed by itself, or by the certificate `ca`."""
-    key, certificate = (os.path.join(folder, f"{name}.{end}") for end in ("key", "pem"))
-    signer = ["-x509"] if ca is None else [
-        "-x509", "-CA", os.path.join(folder, f"{ca}.pem"), "-CAkey",
-        os.path.join(folder, f"{ca}.key")]
-    subprocess.run(["openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
-                    "-nodes", "-keyout", key, "-out", certificate, "-days", "2", "-subj",
-                    f"/CN={name}", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", *signer],
-                   check=True, capture_output=True)
-    return certificate, key
 
 
 @unittest.skipUnless(shutil.which("openssl"), "needs the openssl command")
@@ -290,7 +276,27 @@ class Describes(ServerCase):
                 self.assertNotEqual(status, 405, path)
         self.assertEqual(len(ids), sum(map(len, document["paths"].values())))
 
+    def test_docs(self):
+        for path in ("/docs", "/redoc"):
+            status, headers, text = self.server.request("GET", path)
+            self.assertEqual((status, headers["content-type"]), (200, "text/html; charset=utf-8"))
+            self.assertIn('fetch("openapi.json")', text)
+            self.assertNotIn("//", text.replace("</", ""))  # nothing from elsewhere
+        with Server(openapi=False) as server:
+            self.assertEqual([server.request("GET", path)[0]
+                              for path in ("/docs", "/redoc", "/openapi.json")], [404] * 3)
+
+    def test_invocations(self):
+        self.assertEqual(self.server.request("POST", "/invocations", {"prompt": "a"})[0], 401)
+        key = {"Authorization": "Bearer secret"}
+        for body, kind in (({"messages": [{"role": "user", "content": "script:hello;"}]},
+                            "chat.completion"),
+                           ({"prompt": "script:plain;<fim_middle>"}, "text_completion")):
+            status, _, text = self.server.request("POST", "/invocations", body, key)
+            self.assertEqual((status, json.loads(text)["object"]), (200, kind))
+
     def test_metrics(self):
+        before = self.server.metric("vllm:request_success_total")
         self.server.request("POST", CHAT, {"messages": [{"role": "user", "content": "script:hello;"}]},
                             {"Authorization": "Bearer secret"})
         _, headers, text = self.server.request("GET", "/metrics")
@@ -346,7 +352,8 @@ class Describes(ServerCase):
         reasons = {s.labels["finished_reason"]: s.value
                    for s in families["vllm:request_success"].samples}
         self.assertEqual(set(reasons), {"stop", "length", "abort", "error"})
-        self.assertEqual(reasons["stop"], 1)
+        self.assertEqual(sum(reasons.values()), before + 1)
+        self.assertGreater(reasons["stop"], 0)
         handlers = {s.labels["handler"] for s in families["http_requests"].samples}
         self.assertIn(CHAT, handlers)
         self.assertTrue(handlers.isdisjoint({"/metrics", "/health", "/load", "/ping", "/version"}))

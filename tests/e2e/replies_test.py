@@ -238,6 +238,21 @@ class Chat(ServerCase):
             _, reply = self.server.chat("words", max_tokens=8, **fields)
             self.assertEqual(reply["choices"][0]["message"]["reasoning"].count("word"), 2)
 
+    def test_content_format(self):
+        """auto as sent, string (parts joined by newlines), openai (a list of parts)."""
+        parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+        messages = [{"role": "user", "content": parts},
+                    {"role": "assistant", "tool_calls": [
+                        {"id": "c", "function": {"name": "f", "arguments": "{}"}}]},
+                    {"role": "tool", "tool_call_id": "c", "content": "r"}]
+        for content_format, user_text, result in ((0, "ab", "<response>r</response>"),
+                                                  (1, "a\nb", "<response>r</response>"),
+                                                  (2, "ab", "<response>r\n</response>")):
+            with Server(content_format=content_format) as server:
+                _, prompts = server.post(CHAT + "/render", {"messages": messages})[1]
+            self.assertIn(f"user\n{user_text}[e~[", prompts[0]["prompt"])
+            self.assertIn(result, prompts[0]["prompt"])
+
     def test_continue_and_echo(self):
         messages = [*user("hello"), {"role": "assistant", "content": "An apple a day"}]
         fields = {"messages": messages, "continue_final_message": True, "max_tokens": 3}

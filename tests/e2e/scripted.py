@@ -34,6 +34,19 @@ SCRIPTS = {
 }
 
 
+def make_certificate(folder, name, ca=None):
+    """NAME.pem and NAME.key in the folder: signed by itself, or by the certificate `ca`."""
+    key, certificate = (os.path.join(folder, f"{name}.{end}") for end in ("key", "pem"))
+    signer = ["-x509"] if ca is None else [
+        "-x509", "-CA", os.path.join(folder, f"{ca}.pem"), "-CAkey",
+        os.path.join(folder, f"{ca}.key")]
+    subprocess.run(["openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+                    "-nodes", "-keyout", key, "-out", certificate, "-days", "2", "-subj",
+                    f"/CN={name}", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", *signer],
+                   check=True, capture_output=True)
+    return certificate, key
+
+
 class Server:
     """A running scripted_server. Config keys are those of scripted_server_main.cc; its log goes to
     the file `log` if one is given."""
@@ -44,6 +57,7 @@ class Server:
             [PROGRAM, DATA, json.dumps(config)], stdout=subprocess.PIPE, stderr=log,
             text=True)
         self.port = int(self._line("PORT ").split()[1])
+        self.tls = None  # an ssl.SSLContext where it speaks TLS
         if wait_ready:
             self.wait_ready()
 
@@ -59,11 +73,13 @@ class Server:
     def connect(self):
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=20)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return connection
+        return self.tls.wrap_socket(connection) if self.tls else connection
 
     def request(self, method, path, body=None, headers=None, timeout=30):
         """(status, headers, body text) of one request."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        connection = http.client.HTTPSConnection(
+            "127.0.0.1", self.port, timeout=timeout, context=self.tls
+        ) if self.tls else http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         try:
             headers = dict(headers or {})
             if body is not None and not isinstance(body, (bytes, str)):

@@ -36,6 +36,8 @@ server::ServerOptions server_options(const Json& config) {
   options.live_deadline_seconds = config.value("live_deadline_seconds", 120.0);
   options.access_log = config.value("access_log", false);
   options.enable_request_id_headers = config.value("request_id_headers", false);
+  options.content_format = static_cast<server::ContentFormat>(config.value("content_format", 0));
+  options.openapi = config.value("openapi", true);
   options.isolate_api_keys = config.value("isolate_api_keys", true);
   options.stream_interval = config.value("stream_interval", options.stream_interval);
   options.log_requests = config.value("log_requests", false);

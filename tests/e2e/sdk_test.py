@@ -398,6 +398,13 @@ class Anthropic(ServerCase):
         self.assertEqual((reply.content[1].text, reply.stop_reason), (HELLO, "end_turn"))
         self.assertTrue(reply._request_id.startswith("req_"))
 
+    def test_models(self):
+        models = self.client.models.list()
+        self.assertEqual([(m.id, m.type, m.display_name) for m in models.data],
+                         [("scripted", "model", "scripted"), ("other-name", "model", "other-name")])
+        self.assertFalse(models.has_more)
+        self.assertLess(abs(models.data[0].created_at.timestamp() - time.time()), 60)
+
     def test_stream_is_the_message(self):
         with self.api.stream(model="scripted", max_tokens=200, messages=[user("tool")],
                              tools=self.TOOLS) as stream:

@@ -28,10 +28,14 @@ RESPONSE = {
          "arguments": "{}"},
         {"type": "function_call_output", "call_id": "c1",
          "output": [{"type": "input_text", "text": "o"}]},
+        {"type": "custom_tool_call", "call_id": "c2", "name": "p", "input": "i"},
+        {"type": "custom_tool_call_output", "call_id": "c2", "output": "o"},
     ],
     "tools": [{"type": "function", "name": "f", "description": "d", "parameters": SCHEMA},
               {"type": "namespace", "name": "n", "tools": [
                   {"type": "function", "name": "f", "parameters": SCHEMA}]},
+              {"type": "custom", "name": "p", "description": "d",
+               "format": {"type": "grammar", "syntax": "lark", "definition": "start: /.+/"}},
               {"type": "web_search"}],
 }
 MESSAGE = {
