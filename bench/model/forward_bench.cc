@@ -13,9 +13,9 @@
 #include <string>
 #include <vector>
 
-#include "bench/ops/bounds.h"
 #include "model/memory_plan.h"
 #include "model/runner.h"
+#include "ops/ceilings.h"
 #include "ops/instruction_set.h"
 
 namespace {
@@ -96,7 +96,7 @@ double measured_bandwidth(const Exec& exec) {
   constexpr int64_t kBytes = int64_t{1} << 30;
   const Buffer memory(exec.device, kBytes);
   std::fill_n(memory.data(), kBytes, std::byte{1});
-  return bench::read_bandwidth(*exec.pool, memory.data(), kBytes);
+  return ops::read_rate(exec, Tensor(memory.data(), DType::u8, {kBytes}));
 }
 
 // Of one thread, the time it ran: what others take of a busy machine does not count.
@@ -141,7 +141,7 @@ int main(int argc, char** argv) {
   fmt::print("{} layers, {} experts, top 8, FP8; {:.2f} GB of weights; {}\n\n", layers, experts,
              static_cast<double>(plan->weight_bytes) / 1e9, describe_device(exec.device));
   const double bandwidth = measured_bandwidth(exec);
-  const double operations = bench::multiply_add_rate(pool);
+  const double operations = ops::multiply_rate(exec, ops::Multiplier::fp32);
   fmt::print(
       "Read {:.1f} GB/s, FP32 multiply-adds {:.0f} GFLOP/s in this run, {} threads. Medians.\n\n",
       bandwidth / 1e9, operations / 1e9, pool.size());

@@ -14,8 +14,8 @@
 #include <string_view>
 #include <vector>
 
-#include "bench/ops/cuda/ceilings.h"
 #include "model/runner.h"
+#include "ops/ceilings.h"
 #include "tensor/stream.h"
 
 namespace {
@@ -94,8 +94,8 @@ class Bench {
     exec_ = {kGpu, nullptr, stream_.handle()};
     const int64_t before = device_memory(kGpu).free;
     const auto made = SteadyTime::now();
-    model_ = make_runner(exec_, {{*comm_}}, config, *std::move(weights), *plan, request.max_model_len,
-                         options);
+    model_ = make_runner(exec_, {{*comm_}}, config, *std::move(weights), *plan,
+                         request.max_model_len, options);
     const int64_t planned = plan->kv_bytes + plan->scratch_bytes;
     fmt::print(
         "runner in {:.2f} s; scratch {:.2f} GB, KV {:.2f} GB, {} graphs and the rest {:.0f} MB\n",
@@ -247,22 +247,15 @@ class Bench {
 };
 
 // Bytes a second over memory that was written to.
-double read_rate(const Exec& exec) {
+double read_rate(Exec exec) {
   constexpr int64_t kBytes = int64_t{2} << 30;
-  const Buffer memory(exec.device, kBytes), sink(exec.device, 1 << 20);
-  bench::fill_f8(memory.data(), kBytes, 3);
-  std::vector<double> times;
-  for (int i = 0; i < 12; ++i) {
-    synchronize(exec);
-    const auto start = SteadyTime::now();
-    for (int k = 0; k < 4; ++k)
-      bench::read_all(exec.stream, memory.data(), kBytes, 264,
-                      reinterpret_cast<float*>(sink.data()));
-    synchronize(exec);
-    times.push_back(elapsed(start));
-  }
-  std::sort(times.begin(), times.end());
-  return 4.0 * static_cast<double>(kBytes) / times[times.size() / 2];
+  const Buffer memory(exec.device, kBytes), workspace(exec.device, 1 << 20);
+  const std::vector<uint32_t> numbers(64 << 20, 0x3c3d3e3fu);
+  for (int64_t done = 0; done < kBytes; done += std::ssize(numbers) * 4)
+    copy_to_device(exec, memory.data() + done, numbers.data(), std::ssize(numbers) * 4);
+  exec.workspace = workspace.data();
+  exec.workspace_bytes = workspace.bytes();
+  return ops::read_rate(exec, Tensor(memory.data(), DType::u8, {kBytes}));
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <span>
 
 #include "app/bench/offline.h"
+#include "app/bench/ops.h"
 #include "app/bench/serve.h"
 #include "app/bench/sim.h"
 #include "app/config.h"
@@ -20,7 +21,8 @@ struct Entry {
 constexpr Entry kEntries[] = {{serve_bench_command, run_serve_bench},
                               {sim_command, run_sim},
                               {latency_command, run_latency},
-                              {throughput_command, run_throughput}};
+                              {throughput_command, run_throughput},
+                              {ops_command, run_ops}};
 
 void print_overview() {
   std::fputs("usage: m2 bench WHAT [options]\n\n", stdout);

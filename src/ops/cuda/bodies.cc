@@ -3,8 +3,10 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdlib>
+#include <functional>
 
 #include "ops/cuda/attention/launch.h"
 #include "ops/cuda/experts/launch.h"
@@ -369,6 +371,49 @@ void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Ten
     args.weights = weights.rows(first, count).as<float>();
     launch_experts(exec.stream, plan, args);
   }
+}
+
+// --- what the device can do --------------------------------------------------------------------
+
+namespace {
+
+// The fastest of a few runs, each long beside a launch.
+double best_seconds(const Exec& exec, const std::function<void()>& work) {
+  using Time = std::chrono::steady_clock;
+  double best = 1e9;
+  for (int i = 0; i < 8; ++i) {
+    synchronize(exec);
+    const auto start = Time::now();
+    work();
+    synchronize(exec);
+    best = std::min(best, std::chrono::duration<double>(Time::now() - start).count());
+  }
+  return best;
+}
+
+}  // namespace
+
+double read_rate(const Exec& exec, Tensor memory) {
+  const int64_t bytes = memory.elements() * size_of(memory.dtype());
+  double best = 0;
+  for (const int blocks : {1, 2, 4}) {
+    const double time = best_seconds(exec, [&] {
+      launch_read(exec.stream, memory.data(), bytes, blocks, static_cast<float*>(exec.workspace));
+    });
+    best = std::max(best, static_cast<double>(bytes) / time);
+  }
+  return best;
+}
+
+double multiply_rate(const Exec& exec, Multiplier unit) {
+  constexpr int kSteps = 40'000;
+  M2_CHECK(unit != Multiplier::fp32 && exec.workspace);
+  int64_t operations = 0;
+  const double time = best_seconds(exec, [&] {
+    operations = launch_multiply(exec.stream, unit == Multiplier::fp8 && compute_major() == 9,
+                                 kSteps, static_cast<float*>(exec.workspace));
+  });
+  return static_cast<double>(operations) / time;
 }
 
 }  // namespace m2::ops::cuda

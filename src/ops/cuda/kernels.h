@@ -98,4 +98,10 @@ struct Sample {
 int64_t sample_scratch(int64_t rows, int64_t vocab);
 void launch_sample(void* stream, const Sample& args);
 
+// What the device can do: reads of all of `memory` by `blocks` blocks a multiprocessor; matrix
+// products on operands that are there (e4m3 on Hopper only, else bf16), whose operations are
+// returned. `sink`: one float that is as good as never written.
+void launch_read(void* stream, const void* memory, int64_t bytes, int blocks, float* sink);
+int64_t launch_multiply(void* stream, bool fp8, int steps, float* sink);
+
 }  // namespace m2::ops::cuda

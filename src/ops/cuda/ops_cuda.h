@@ -4,6 +4,7 @@
 
 #include "ops/attention.h"
 #include "ops/batch_layout.h"
+#include "ops/ceilings.h"
 #include "ops/embed.h"
 #include "ops/experts.h"
 #include "ops/linear.h"
@@ -44,5 +45,7 @@ void sample(const Exec& exec, Tensor logits, int64_t id_limit, const SampleInput
             Tensor scratch, const SampleOutput& out);
 void unpack_step(const Exec& exec, const StepSizes& sizes, Tensor packed, Tensor previous,
                  int64_t padded, const BatchLayout& to, Tensor sample_rows);
+double read_rate(const Exec& exec, Tensor memory);
+double multiply_rate(const Exec& exec, Multiplier unit);
 
 }  // namespace m2::ops::cuda

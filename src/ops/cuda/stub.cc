@@ -63,5 +63,11 @@ int64_t experts_scratch_bytes(const Experts&, int64_t, int64_t) {
 void experts(const Exec&, Tensor, const Experts&, Tensor, Tensor, Tensor, Tensor) {
   no_cuda();
 }
+double read_rate(const Exec&, Tensor) {
+  no_cuda();
+}
+double multiply_rate(const Exec&, Multiplier) {
+  no_cuda();
+}
 
 }  // namespace m2::ops::cuda
