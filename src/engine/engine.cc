@@ -7,6 +7,7 @@
 
 #include "base/bounded_queue.h"
 #include "base/log.h"
+#include "base/thread_name.h"
 #include "engine/admission.h"
 #include "engine/engine_metrics.h"
 #include "engine/random.h"
@@ -412,7 +413,11 @@ bool Engine::State::must_wait() const {
 Result<void> Engine::State::land() {
   M2_TRY(const model::StepResult sampled, model.collect());
   M2_CHECK(sampled.rows.size() == present.rows.size());
-  for (size_t i = 0; i < present.rows.size(); ++i) read_sample(sampled, i);
+  constexpr size_t kFar = 8;
+  for (size_t i = 0; i < present.rows.size(); ++i) {
+    if (i + kFar < present.rows.size()) prefetch(present.rows[i + kFar].sequence);
+    read_sample(sampled, i);
+  }
   commit(present);
   present.clear();
   return {};
@@ -519,10 +524,12 @@ void Engine::State::reject(Sequence& sequence, RowStatus status) {
   // ...).
   const bool whole = !damaged && sequence.constraint && sequence.constraint->complete();
   if (whole) return finish(sequence, FinishReason::stop);
+  EventDetail detail;
+  detail.error = error_text(status);
+  detail.unsatisfiable = !damaged;
   Event& event = event_of(sequence);
   event.finish = FinishReason::error;
-  event.error = error_text(status);
-  event.unsatisfiable = !damaged;
+  event.detail = std::make_shared<const EventDetail>(std::move(detail));
   retire(sequence, FinishReason::error);
 }
 
@@ -538,9 +545,9 @@ void Engine::State::accept(Sequence& sequence, Sampled& sampled, int64_t compute
 
   Event& event = event_of(sequence);
   event.token = sampled.token;
-  event.logprobs = std::move(sampled.logprobs);
-  event.prompt_logprobs = std::move(sequence.prompt_logprobs);
-  sequence.prompt_logprobs.clear();
+  if (sampled.logprobs || !sequence.prompt_logprobs.empty())
+    event.detail = std::make_shared<const EventDetail>(EventDetail{
+        std::move(sampled.logprobs), {}, false, std::exchange(sequence.prompt_logprobs, {})});
   const Ending ending = ending_of(sequence, config.eos_token_ids);
   if (ending.reason == FinishReason::none) return;
   event.finish = ending.reason;
@@ -573,7 +580,8 @@ Event& Engine::State::event_of(Sequence& sequence) {
 void Engine::State::finish(Sequence& sequence, FinishReason reason, const std::string& error) {
   Event& event = event_of(sequence);
   event.finish = reason;
-  event.error = error;
+  if (!error.empty())
+    event.detail = std::make_shared<const EventDetail>(EventDetail{{}, error, false, {}});
   retire(sequence, reason);
 }
 
@@ -618,6 +626,7 @@ void Engine::State::show_stats() {
 // ---- Around the steps -------------------------------------------------------------------------
 
 void Engine::State::run(std::stop_token stop) {
+  name_thread("m2-engine");
   std::stop_callback wake(stop, [&] { inbox.push_always({}); });
   next_log = clock.now() + config.log_interval;
   while (!stop.stop_requested()) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -13,41 +14,42 @@
 
 namespace m2::engine {
 
-// One request on its way through the engine. Owned by the engine's thread once submitted.
+// One request on its way through the engine. Owned by the engine's thread once submitted. What
+// every step of every sequence reads and writes stands first and together: there are too many
+// sequences for the caches to hold from step to step.
 struct Sequence {
   RequestId id = 0;
-  int32_t priority = 0;  // 0 for all under fcfs
-  SamplingParams params;
-  std::string cache_salt;
-  uint64_t seed = 0;
-  std::shared_ptr<TokenConstraint> constraint;  // has accepted exactly output(); null: none
+  int32_t priority = 0;      // 0 for all under fcfs
+  int32_t pending_row = -1;  // of the step under way: the one that chooses the first pending token
 
   // The prompt, then the output. Of those past `known`, which steps under way are computing, only
   // the number is known; they stand as kPending.
   std::vector<TokenId> tokens;
   int64_t known = 0;
   static constexpr TokenId kPending = -1;
-  int32_t pending_row = -1;  // of the step under way: the one that chooses the first of them
   int64_t prompt_size = 0;
-  int64_t max_size = 0;  // tokens at which it ends with `length`
-  TokenCounts counts;    // if the request has penalties
-
-  int64_t computed = 0;  // leading tokens whose K and V are in the blocks
-  kv::BlockTable table;
+  int64_t max_size = 0;    // tokens at which it ends with `length`
+  int64_t computed = 0;    // leading tokens whose K and V are in the blocks
+  int64_t scored = 0;      // of them known: they survive preemption
   uint64_t admission = 0;  // numbers each time it begins to run: until the next, `table` only grows
-  bool queued = true;      // never ran yet: counts towards the queue's limits
-  bool running = false;
-  bool damaged = false;  // its K and V may not be what its tokens say
-
-  int64_t cached_tokens = 0;              // of the prompt, found at first admission
-  bool announced = false;                 // an event was sent
-  std::vector<Logprobs> prompt_logprobs;  // [prompt_size - 1] if asked for
-  int64_t scored = 0;                     // of them known: they survive preemption
-
-  Nanos arrived = 0;
-  Nanos scheduled = -1;  // first admission
   Nanos first_token = -1;
   Nanos last_token = -1;
+  uint64_t seed = 0;
+  bool queued = true;  // never ran yet: counts towards the queue's limits
+  bool running = false;
+  bool damaged = false;                         // its K and V may not be what its tokens say
+  bool announced = false;                       // an event was sent
+  std::shared_ptr<TokenConstraint> constraint;  // has accepted exactly output(); null: none
+  kv::BlockTable table;
+  SamplingParams params;
+
+  // Now and then.
+  std::string cache_salt;
+  TokenCounts counts;                     // if the request has penalties
+  int64_t cached_tokens = 0;              // of the prompt, found at first admission
+  std::vector<Logprobs> prompt_logprobs;  // [prompt_size - 1] if asked for
+  Nanos arrived = 0;
+  Nanos scheduled = -1;  // first admission
 
   int64_t size() const { return static_cast<int64_t>(tokens.size()); }
   int64_t pending() const { return size() - computed; }
@@ -69,12 +71,13 @@ struct Sequence {
   bool reads_cache() const { return params.prompt_logprobs < 0; }
 };
 
-// Asks for the memory of a sequence (or null) that a loop over all of them will soon work on: there
-// are too many for the caches to hold from step to step.
+// Asks for what a step needs of a sequence (or null) that a loop over all of them will soon work on.
 inline void prefetch(const Sequence* sequence) {
-  constexpr size_t kLine = 64;
-  const auto* bytes = reinterpret_cast<const char*>(sequence);
-  for (size_t i = 0; sequence && i < sizeof(Sequence); i += kLine) __builtin_prefetch(bytes + i);
+  constexpr std::ptrdiff_t kLine = 64;
+  if (!sequence) return;
+  const auto* end = reinterpret_cast<const char*>(&sequence->cache_salt);
+  for (const auto* at = reinterpret_cast<const char*>(sequence); at < end; at += kLine)
+    __builtin_prefetch(at);
 }
 
 // The last token's place and the last block, of a sequence (or null) that is in the cache already.

@@ -95,8 +95,9 @@ bool Completion::submit_choices() {
 void Completion::on_event(size_t index, const engine::Event& event) {
   if (over_ || choices_[index].done) return;
   if (event.finish == engine::FinishReason::error)
-    return fail(event.unsatisfiable ? api::ApiError{400, "BadRequestError", event.error, {}}
-                                    : api::ApiError{500, "InternalServerError", event.error, {}});
+    return fail(event.detail->unsatisfiable
+                    ? api::ApiError{400, "BadRequestError", event.detail->error, {}}
+                    : api::ApiError{500, "InternalServerError", event.detail->error, {}});
   out_.clear();
   read_prompt(index, event);
   if (!std::exchange(begun_, true)) plan_.answer->begin(out_);
@@ -107,7 +108,8 @@ void Completion::on_event(size_t index, const engine::Event& event) {
 
 void Completion::read_prompt(size_t index, const engine::Event& event) {
   if (event.cached_tokens >= 0) plan_.answer->cached_tokens(event.cached_tokens);
-  if (!event.prompt_logprobs.empty()) plan_.answer->prompt_logprobs(index, event.prompt_logprobs);
+  if (event.detail && !event.detail->prompt_logprobs.empty())
+    plan_.answer->prompt_logprobs(index, event.detail->prompt_logprobs);
 }
 
 // The text a token makes certain. The text of the token a generation stops at is left out, unless
@@ -157,7 +159,7 @@ void Completion::read_token(size_t index, const engine::Event& event) {
   Step step;
   step.text = read.text;
   step.token = event.token;
-  step.logprobs = event.logprobs ? &*event.logprobs : nullptr;
+  step.logprobs = event.logprobs();
   step.finish = ends ? &finish : nullptr;
   step.shows = ends || choice.shown == 0 || choice.tokens - choice.shown >= plan_.stream_interval;
   if (step.shows) choice.shown = choice.tokens;

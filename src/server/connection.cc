@@ -1,10 +1,9 @@
 #include "server/connection.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <boost/asio/buffer.hpp>
 #include <boost/asio/post.hpp>
+#include <charconv>
 #include <utility>
 
 #include "api/error.h"
@@ -17,6 +16,14 @@ using ErrorCode = boost::system::error_code;
 
 Nanos now() {
   return SteadyClock().now();
+}
+
+void append_chunk_size(size_t size, std::string& out) {
+  char digits[18];
+  char* end = std::to_chars(digits, digits + 16, size, 16).ptr;
+  *end++ = '\r';
+  *end++ = '\n';
+  out.append(digits, end);
 }
 
 }  // namespace
@@ -253,7 +260,7 @@ void Connection::flush() {
   if (writing_ || phase_ == Phase::closed) return;
   const bool chunked = turn_ && turn_->streaming() && !turn_->request().http10;
   if (!events_.empty()) {
-    if (chunked) pending_ += fmt::format("{:x}\r\n", events_.size());
+    if (chunked) append_chunk_size(events_.size(), pending_);
     pending_ += events_;
     largest_burst_ = std::max(largest_burst_, events_.size());
     if (chunked) pending_ += "\r\n";

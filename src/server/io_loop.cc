@@ -2,6 +2,8 @@
 
 #include <boost/asio/post.hpp>
 
+#include "base/thread_name.h"
+
 namespace m2::server {
 namespace {
 
@@ -28,12 +30,16 @@ IoLoop::~IoLoop() {
 }
 
 void IoLoop::run() {
+  name_thread("m2-io");
   tick();
   io_.run();
 }
 
 void IoLoop::stop() {
   io_.stop();
+  stopped_ = true;
+  behind_ = 0;  // whoever waits need not
+  behind_.notify_all();
 }
 
 void IoLoop::tick() {
@@ -57,7 +63,14 @@ void IoLoop::add(Connection::Socket socket, std::unique_ptr<TlsSession> tls, std
 }
 
 void IoLoop::post_events(EventBatch events) {
-  boost::asio::post(io_, [this, events = std::move(events)] { deliver(*events); });
+  for (int behind = behind_; behind >= kMostBehind && !stopped_; behind = behind_)
+    behind_.wait(behind);
+  ++behind_;
+  boost::asio::post(io_, [this, events = std::move(events)] {
+    deliver(*events);
+    --behind_;
+    behind_.notify_all();
+  });
 }
 
 void IoLoop::deliver(const std::vector<engine::Event>& events) {

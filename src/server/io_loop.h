@@ -34,7 +34,9 @@ class IoLoop : public IoThread, public ConnectionHost {
   void add(Connection::Socket socket, std::unique_ptr<TlsSession> tls, std::string peer);
   size_t connections() const { return connection_count_; }
 
-  // The engine's thread: one post for the events of a whole step.
+  // The engine's thread: one post for the events of a whole step. Waits while this loop is more than
+  // kMostBehind steps behind: what an engine makes faster than it can be sent must not pile up.
+  static constexpr int kMostBehind = 64;
   void post_events(EventBatch events);
   // Tells everything that waits for the engine that the server goes down.
   void post_shutdown();
@@ -68,6 +70,8 @@ class IoLoop : public IoThread, public ConnectionHost {
   std::vector<std::shared_ptr<Connection>> connections_;
   std::atomic<size_t> connection_count_{0};
   std::unordered_map<engine::RequestId, Listener> listeners_;
+  std::atomic<int> behind_{0};  // steps posted and not yet delivered
+  std::atomic<bool> stopped_{false};
   std::vector<std::shared_ptr<Connection>> unflushed_;  // one handler flushes them all
 };
 

@@ -30,7 +30,7 @@ class RecordingSink : public EventSink {
       if (record.events.empty()) record.cached_tokens = event.cached_tokens;
       record.finish = event.finish;
       record.stop_token = event.stop_token;
-      record.error = event.error;
+      record.error = event.detail ? event.detail->error : "";
       record.events.push_back(std::move(event));
     }
   }

@@ -374,12 +374,14 @@ class Simulation : public EventSink {
            fmt::format("I10: token {} of request {} differs from its solo run", index, event.id));
     if (!ok()) return;
     const SamplingParams& params = live.request.params;
-    expect(event.logprobs.has_value() == (params.logprobs >= 0), "logprobs as asked");
-    if (event.logprobs && ok())
-      expect(same(*event.logprobs, live.solo.logprobs[index]), "logprobs differ from solo");
-    if (index > 0) return expect(event.prompt_logprobs.empty(), "prompt logprobs twice");
-    expect(std::equal(event.prompt_logprobs.begin(), event.prompt_logprobs.end(),
-                      live.solo.prompt_logprobs.begin(), live.solo.prompt_logprobs.end(), same),
+    expect((event.logprobs() != nullptr) == (params.logprobs >= 0), "logprobs as asked");
+    if (event.logprobs() && ok())
+      expect(same(*event.logprobs(), live.solo.logprobs[index]), "logprobs differ from solo");
+    const EventDetail none;
+    const auto& prompt = (event.detail ? *event.detail : none).prompt_logprobs;
+    if (index > 0) return expect(prompt.empty(), "prompt logprobs twice");
+    expect(std::equal(prompt.begin(), prompt.end(), live.solo.prompt_logprobs.begin(),
+                      live.solo.prompt_logprobs.end(), same),
            "prompt logprobs differ from solo");
   }
 
@@ -390,7 +392,7 @@ class Simulation : public EventSink {
         return expect(live.cancelled_at >= 0, "aborted without a cancellation");
       case FinishReason::error:
         ++result_.failed;
-        expect(!event.error.empty(), "an error without a text");
+        expect(event.detail && !event.detail->error.empty(), "an error without a text");
         if (breaking_) return;
         break;
       default:

@@ -75,7 +75,8 @@ TEST(TokenConstraint, ThatRunsDryEndsTheRequest) {
     ASSERT_TRUE(world.run_until_idle());
     EXPECT_EQ(world.record(id).tokens.size(), 4u);
     EXPECT_EQ(world.record(id).finish, whole ? FinishReason::stop : FinishReason::error);
-    EXPECT_EQ(world.record(id).events.back().unsatisfiable, !whole);
+    const Event& last = world.record(id).events.back();
+    EXPECT_EQ(last.detail && last.detail->unsatisfiable, !whole);
     ASSERT_TRUE(world.engine.audit().ok());
   }
 }
