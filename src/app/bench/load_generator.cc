@@ -1,6 +1,7 @@
 #include "app/bench/load_generator.h"
 
 #include <fmt/format.h>
+#include <sys/socket.h>
 #include <time.h>
 
 #include <algorithm>
@@ -10,6 +11,7 @@
 #include <boost/asio/ssl.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/write.hpp>
+#include <cstring>
 #include <deque>
 #include <optional>
 #include <unordered_set>
@@ -35,6 +37,34 @@ constexpr const char* kNoChunk =
 
 Nanos now() {
   return SteadyClock().now();
+}
+
+Nanos nanos(const timespec& time) {
+  return time.tv_sec * kSecond + time.tv_nsec;
+}
+
+// Reads what is there, and says when the last of it arrived (on now()'s clock), if the socket
+// stamps arrivals; else 0.
+struct Received {
+  ssize_t count;
+  Nanos arrived;
+};
+Received receive(int socket, std::string& into) {
+  iovec where{into.data(), into.size()};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(timespec))];
+  msghdr message{};
+  message.msg_iov = &where;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof control;
+  Received out{recvmsg(socket, &message, 0), 0};
+  const cmsghdr* stamp = out.count > 0 ? CMSG_FIRSTHDR(&message) : nullptr;
+  if (!stamp || stamp->cmsg_level != SOL_SOCKET || stamp->cmsg_type != SO_TIMESTAMPNS) return out;
+  timespec arrived{}, real{};
+  std::memcpy(&arrived, CMSG_DATA(stamp), sizeof arrived);
+  clock_gettime(CLOCK_REALTIME, &real);
+  out.arrived = now() - (nanos(real) - nanos(arrived));
+  return out;
 }
 
 double thread_cpu_seconds() {
@@ -106,6 +136,8 @@ class Channel : public std::enable_shared_from_this<Channel> {
     socket_.set_option(tcp::no_delay(true), ignored);
     if (!shared_.tls) {
       socket_.non_blocking(true, ignored);
+      const int on = shared_.run->stamp_arrivals;
+      ::setsockopt(socket_.native_handle(), SOL_SOCKET, SO_TIMESTAMPNS, &on, sizeof on);
       connected_ = true;
       return write();
     }
@@ -141,10 +173,12 @@ class Channel : public std::enable_shared_from_this<Channel> {
     }
     socket_.async_wait(tcp::socket::wait_read, [self = shared_from_this()](ErrorCode error) {
       if (error) return self->lose(error);
-      const size_t count = self->socket_.read_some(asio::buffer(self->shared_.scratch), error);
-      if (error == asio::error::would_block) return self->read();
-      if (error) return self->on_end(error);
-      self->on_bytes({self->shared_.scratch.data(), count});
+      const Received got = receive(self->socket_.native_handle(), self->shared_.scratch);
+      if (got.count < 0 && (errno == EAGAIN || errno == EINTR)) return self->read();
+      if (got.count < 0) return self->on_end(ErrorCode(errno, boost::system::system_category()));
+      if (got.count == 0) return self->on_end(asio::error::eof);
+      self->arrived_ = got.arrived;
+      self->on_bytes({self->shared_.scratch.data(), static_cast<size_t>(got.count)});
     });
   }
 
@@ -206,7 +240,8 @@ class Channel : public std::enable_shared_from_this<Channel> {
     to.latency = seconds(time - began_);
     to.text += chunk_.text;
     ++shared_.report->events;
-    if (shared_.run->on_event) shared_.run->on_event(index_, chunk_.text, time);
+    if (shared_.run->on_event)
+      shared_.run->on_event(index_, chunk_.text, arrived_ > 0 ? arrived_ : time);
   }
 
   void complete() {
@@ -252,6 +287,7 @@ class Channel : public std::enable_shared_from_this<Channel> {
   size_t index_ = 0;
   std::string request_;
   Nanos began_ = 0, last_ = 0;
+  Nanos arrived_ = 0;  // the bytes at hand, as the kernel says; 0: not asked
   ResponseReader response_;
   SseReader events_;
   Chunk chunk_;

@@ -1,6 +1,7 @@
 #include "app/bench/sim.h"
 
 #include <fmt/format.h>
+#include <sched.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -47,6 +48,7 @@ constexpr Option kOptions[] = {
   {"output-len", "", "load", integer, "", "Output tokens."},
   {"backend", "", "load", text, "vllm", "vllm (completions), or openai-chat, which goes through template and parsers."},
   {"seed", "", "load", integer, "0", "Of the prompts."},
+  {"yielding-client", "", "load", flag, "true", "The load generator runs only when the server leaves a core idle (SCHED_IDLE), as if it had a machine of its own."},
 
   {"tokenizer", "", "server", text, "", "Folder with tokenizer.json, and chat_template.jinja for openai-chat. Needed."},
   {"chat-template", "", "server", text, "", "Chat template: a file, or the template itself."},
@@ -129,12 +131,12 @@ Result<void> allow_descriptors(int64_t streams) {
   getrlimit(RLIMIT_NOFILE, &limit);
   const auto needed = static_cast<rlim_t>(2 * streams + 256);
   if (limit.rlim_cur >= needed) return {};
-  if (limit.rlim_max < needed)
-    return fail(Code::resource_exhausted, "{} streams need {} file descriptors; the limit is {}",
-                streams, needed, limit.rlim_max);
+  const rlim_t most = limit.rlim_max;
   limit.rlim_cur = needed;
-  setrlimit(RLIMIT_NOFILE, &limit);
-  return {};
+  limit.rlim_max = std::max(most, needed);  // more than the hard limit: root's to give
+  if (setrlimit(RLIMIT_NOFILE, &limit) == 0) return {};
+  return fail(Code::resource_exhausted, "{} streams need {} file descriptors; the limit is {}",
+              streams, needed, most);
 }
 
 // CPU time of this process's threads, by id.
@@ -293,6 +295,43 @@ struct Costs {
   double io = 0, workers = 0;  // CPU seconds
 };
 
+// The calling thread takes only what nobody else wants of the cores.
+void yield_to_server() {
+  const sched_param parameters{};
+  if (sched_setscheduler(0, SCHED_IDLE, &parameters) != 0)
+    log_warning("the load generator cannot run at idle priority: it shares the cores as an equal");
+}
+
+void share_cores_again() {
+  const sched_param parameters{};
+  sched_setscheduler(0, SCHED_OTHER, &parameters);
+}
+
+// Bytes of this process in memory: now, and the most since forget_peak().
+struct Resident {
+  double now = 0, peak = 0;
+};
+Resident resident() {
+  Resident out;
+  std::ifstream file("/proc/self/status");
+  for (std::string line; std::getline(file, line);) {
+    double* to = line.starts_with("VmRSS:") ? &out.now : line.starts_with("VmHWM:") ? &out.peak : 0;
+    if (to) *to = 1024 * std::stod(line.substr(6));
+  }
+  return out;
+}
+void forget_peak() {
+  std::ofstream("/proc/self/clear_refs") << "5";
+}
+
+// What the client holds of a run.
+double client_bytes(const LoadReport& report, const std::vector<double>& added) {
+  size_t out = added.size() * sizeof(double);
+  for (const RequestResult& result : report.results)
+    out += sizeof result + result.itl.capacity() * sizeof(double) + result.text.capacity();
+  return static_cast<double>(out);
+}
+
 std::string request_body(const SimSetup& setup, const std::string& prompt) {
   Json body{{"model", "sim"}};
   if (setup.chat) {
@@ -320,7 +359,7 @@ class Report {
   void line(const std::string& key, const std::string& label, double value, const char* unit,
             std::optional<double> goal = {}) {
     numbers_[key] = value;
-    text_ += fmt::format("{:<44} {:>12.3f} {:<6}", label, value, unit);
+    text_ += fmt::format("{:<48} {:>12.3f} {:<6}", label, value, unit);
     if (goal) text_ += fmt::format(" goal <= {:g}: {}", *goal, value <= *goal ? "met" : "NOT met");
     while (text_.ends_with(' ')) text_.pop_back();
     text_ += '\n';
@@ -427,7 +466,7 @@ Result<void> run_sim(const Values& values) {
                 setup.chat ? "/v1/chat/completions" : "/v1/completions",
                 {}};
   LoadGenerator generator(std::move(target), setup.streams);
-  std::vector<double> added;  // us from the GPU's end to the client
+  std::vector<double> added;  // us from the GPU's end to the client's socket
   added.reserve(static_cast<size_t>(setup.prompts * setup.output_len));
   RequestBar bar(prompts.size(), !values.flag("disable-tqdm"));
   LoadGenerator::Run run;
@@ -435,14 +474,20 @@ Result<void> run_sim(const Values& values) {
   run.body = [&](size_t i) { return request_body(setup, prompts[i]); };
   run.request_id = [](size_t i) { return std::to_string(i); };
   run.on_done = [&](size_t done) { bar.update(done); };
+  run.stamp_arrivals = true;
   run.on_event = [&](size_t, const std::string& text, Nanos now) {
     const auto word = world.words.index.find(text);
     if (word == world.words.index.end()) return;
     added.push_back(static_cast<double>(now - world.model.ended(word->second)) * 1e-3);
   };
+  if (values.flag("yielding-client")) yield_to_server();
+  forget_peak();
+  const Resident memory_before = resident();
   const Costs before{cpu_seconds(world.io), cpu_seconds(world.workers)};
   M2_TRY(LoadReport report, generator.run(run));
   bar.finish();
+  share_cores_again();
+  const Resident memory = resident();
   const Costs after{cpu_seconds(world.io), cpu_seconds(world.workers)};
   const engine::EngineStats stats = world.engine->stats();
   world.server->stop();
@@ -477,14 +522,22 @@ Result<void> run_sim(const Values& values) {
   out.line("token_io_us", "    of it the connections", io / tokens * 1e6, "us");
   out.line("prompt_cpu_ms", "  CPU a prompt (JSON, template, tokens)",
            workers / static_cast<double>(setup.prompts) * 1e3, "ms");
-  out.line("added_p50_ms", "  added latency, median", at_percent(added, 50) / 1000, "ms");
+  out.line("added_p50_ms", "  added latency to the client's socket, median",
+           at_percent(added, 50) / 1000, "ms");
   const bool stated = setup.streams <= 1000;
-  out.line("added_p99_ms", "  added latency, p99", at_percent(added, 99) / 1000, "ms",
-           stated ? std::optional(2.0) : std::nullopt);
+  out.line("added_p99_ms", "  added latency to the client's socket, p99",
+           at_percent(added, 99) / 1000, "ms", stated ? std::optional(2.0) : std::nullopt);
   out.line("timed_events", "  events it was measured on", static_cast<double>(added.size()), "");
   out.line("client_event_us", "  this client's CPU an event",
            report.cpu_seconds / static_cast<double>(std::max<int64_t>(1, report.events)) * 1e6,
            "us", 5);
+  const double client = client_bytes(report, added);
+  out.line("memory_mb", "resident memory at most", memory.peak * 1e-6, "MB");
+  out.line("memory_client_mb", "  of it this client's results", client * 1e-6, "MB");
+  out.line("memory_stream_kb", "  grown by the run, without them, a stream",
+           std::max(0.0, memory.peak - memory_before.now - client) * 1e-3 /
+               static_cast<double>(setup.streams),
+           "kB");
   std::fputs(out.text().c_str(), stdout);
   if (const std::string file = values.text("save-result"); !file.empty()) {
     std::ofstream to(file, std::ios::trunc);
