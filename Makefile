@@ -10,7 +10,7 @@ help:
 	@echo "make test-all    the same with the long tests, then the suite under asan and under tsan"
 	@echo "make build       build build/m2 (release)"
 	@echo "make cuda        build with the CUDA bodies too (toolkit: installed, or from PyPI wheels)"
-	@echo "make bench       measure operations, engine, tokenizer, server; fails if a ratio got worse"
+	@echo "make bench       measure operations, engine, tokenizer, server (5 min); fails if a ratio got worse"
 	@echo "make format      clang-format every source"
 	@echo "make clean       remove the build folders"
 
@@ -67,7 +67,8 @@ cuda: setup-test setup-cuda
 .PHONY: bench
 bench: setup-test
 	cmake --preset release -DM2_TESTS=ON
-	cmake --build $(BUILD) -j $(JOBS)
+	cmake --build $(BUILD) -j $(JOBS) --target m2 forward_bench ranks_bench scheduler_bench sampler_bench \
+	  wire_bench tokenizer_bench
 	@tools/bench $(BUILD)
 
 .PHONY: format
