@@ -293,6 +293,46 @@ class Run(WithModel):
         rates = [e["rps"] for e in result["rps_change_events"]]
         self.assertEqual((rates[0], rates[-1]), (20, 60))
 
+    def test_exponential_ramp_up_and_its_file(self):
+        self.server.gap = 0
+        folder = self.path / "ramp"
+        bench("--model", "m", *self.flags("--ramp-up-strategy", "exponential", "--ramp-up-start", 20,
+                                          "--ramp-up-end", 80, "--save-result", "--save-detailed",
+                                          "--result-dir", folder))
+        path, = folder.iterdir()
+        self.assertRegex(path.name, r"^openai-ramp-up-exponential-20qps-80-concurrency4-m-")
+        begins = json.loads(path.read_text())["start_times"]
+        numpy.random.seed(0)
+        rates = [20 * 4 ** (i / 11) for i in range(12)]
+        times = numpy.cumsum([numpy.random.gamma(shape=1.0, scale=1 / r) for r in rates])
+        late = numpy.array(begins) - times
+        self.assertLess(numpy.median(late - late.min()), 0.1)
+
+    def test_what_is_asked_of_the_server(self):
+        bench("--model", "m", "--served-model-name", "n", *self.flags(
+            "--temperature", 0, "--top-p", 0.9, "--top-k", 7, "--min-p", 0.1, "--frequency-pen", 0.5,
+            "--presence-penalty", 0.25, "--repetition-penalty", 1.1, "--logprobs", 3,
+            "--extra-body", '{"min_tokens": 2, "top_k": 9}', "--request-id-prefix", "mine-",
+            "--input-len", 5, "--output-len", 3, "--disable-tqdm"))
+        for _, _, headers, body in self.server.asked:
+            self.assertRegex(headers["x-request-id"], r"^mine-\d+$")
+            want = {"model": "n", "temperature": 0, "top_p": 0.9, "top_k": 9, "min_p": 0.1,
+                    "frequency_penalty": 0.5, "presence_penalty": 0.25, "repetition_penalty": 1.1,
+                    "logprobs": 3, "min_tokens": 2, "max_tokens": 3, "ignore_eos": True}
+            self.assertEqual({key: body[key] for key in want}, want)
+
+    def test_a_plot_in_png_needs_gnuplot(self):
+        path = self.path / "p.png"
+        # PATH has a shell, and gnuplot only if this machine does.
+        status = 0 if shutil.which("gnuplot") else 1
+        done = bench("--model", "m", *self.flags("--plot", path), status=status)
+        if status == 0:
+            self.assertEqual(path.read_bytes()[:8], b"\x89PNG\r\n\x1a\n")
+        else:
+            self.assertIn("PNG is drawn by gnuplot, which is not installed; use a name in .svg",
+                          done.stderr)
+            self.assertEqual(self.server.asked, [])  # told before the run, not after it
+
     def test_files(self):
         target = self.path / "out"
         flags = self.flags("--model", "a/b", "--result-dir", target, "--disable-tqdm")
@@ -382,6 +422,15 @@ class Datasets(WithModel):
         path.write_text('{"prompt": 3}\n')
         done = bench("--model", "m", "--tokenizer", self.model, *flags, status=1)
         self.assertIn("line 1: needs a \"prompt\" text", done.stderr)
+
+    def test_custom_prompts_go_through_the_chat_template(self):
+        path = self.path / "rows.jsonl"
+        path.write_text('{"prompt": "one"}\n')
+        got = self.prompts("--dataset-name", "custom", "--dataset-path", path, "--num-prompts", 1,
+                           "--chat-template",
+                           "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+                           "{% if add_generation_prompt %}<ai>{% endif %}")
+        self.assertEqual(got, [("<user>one<ai>", 256)])
 
     def test_sonnet(self):
         path = self.path / "sonnet.txt"

@@ -1,6 +1,9 @@
 // Covers: app/bench/report, app/bench/metrics, app/bench/serve, app/bench/chunk, app/bench/plot
 #include <gtest/gtest.h>
 
+#include <fstream>
+#include <iterator>
+
 #include "app/bench/chunk.h"
 #include "app/bench/plot.h"
 #include "app/bench/report.h"
@@ -20,9 +23,8 @@ std::string refusal(std::vector<std::string> words) {
   return bench.ok() ? "accepted" : bench.error().text;
 }
 
-// The guide's run and the table it shows for it, with the blanks and the last line that its page
-// has lost.
-TEST(BenchTable, IsTheGuidesByteForByte) {
+// The guide's run.
+std::string guide_table() {
   Summary summary;
   summary.completed = 100;
   summary.duration = 851.51;
@@ -37,7 +39,12 @@ TEST(BenchTable, IsTheGuidesByteForByte) {
   summary.tpot = {82.82, 82.90, 0, {84.28}};
   summary.itl = {82.78, 82.18, 0, {83.48}};
   const ReportOptions options{10, kInfiniteRate, {Metric::ttft, Metric::tpot, Metric::itl}, {99}};
-  EXPECT_EQ(result_table(summary, options, std::nullopt),
+  return result_table(summary, options, std::nullopt);
+}
+
+// The table the guide shows for it, with the blanks and the last line that its page has lost.
+TEST(BenchTable, IsTheGuidesByteForByte) {
+  EXPECT_EQ(guide_table(),
             "============ Serving Benchmark Result ============\n"
             "Successful requests:                     100       \n"
             "Failed requests:                         0         \n"
@@ -63,6 +70,27 @@ TEST(BenchTable, IsTheGuidesByteForByte) {
             "Median ITL (ms):                         82.18     \n"
             "P99 ITL (ms):                            83.48     \n"
             "==================================================\n");
+}
+
+std::string without_blanks_at_ends(const std::string& text) {
+  std::string out;
+  for (const char c : text) {
+    if (c == '\n') out.erase(out.find_last_not_of(' ') + 1);
+    out += c;
+  }
+  return out;
+}
+
+// The page itself, as vLLM's authors wrote it: all but blanks at the ends of lines.
+TEST(BenchTable, IsTheGuidesPage) {
+  std::ifstream page(M2_DATA_DIR "/../docs/guide.md");
+  if (!page) GTEST_SKIP() << "no guide.md beside " M2_DATA_DIR;
+  const std::string all((std::istreambuf_iterator<char>(page)), std::istreambuf_iterator<char>());
+  const size_t begin = all.find("============ Serving Benchmark Result");
+  ASSERT_NE(begin, std::string::npos);
+  const std::string shown = all.substr(begin, all.find("```", begin) - begin);
+  EXPECT_EQ(without_blanks_at_ends(guide_table()),
+            without_blanks_at_ends(shown) + std::string(50, '=') + "\n");
 }
 
 TEST(BenchTable, EveryOptionalRow) {
@@ -291,9 +319,9 @@ TEST(BenchChunk, BothProtocols) {
       read_chunk(R"({"choices":[{"delta":{"reasoning_content":"r","content":null}}]})", chunk)
           .ok());
   EXPECT_EQ(chunk.text, "r");
-  ASSERT_TRUE(read_chunk(R"({"choices":[{"delta":{"reasoning":"r","reasoning_content":"r"}}]})",
-                         chunk)
-                  .ok());
+  ASSERT_TRUE(
+      read_chunk(R"({"choices":[{"delta":{"reasoning":"r","reasoning_content":"r"}}]})", chunk)
+          .ok());
   EXPECT_EQ(chunk.text, "r");
   ASSERT_TRUE(
       read_chunk(R"({"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":9}})", chunk)
