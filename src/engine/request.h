@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -87,6 +88,9 @@ struct Event {
 
   const Logprobs* logprobs() const {
     return detail && detail->logprobs ? &*detail->logprobs : nullptr;
+  }
+  std::span<const Logprobs> prompt_logprobs() const {
+    return detail ? std::span(detail->prompt_logprobs) : std::span<const Logprobs>();
   }
 };
 static_assert(sizeof(Event) <= 64);

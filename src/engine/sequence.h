@@ -71,7 +71,7 @@ struct Sequence {
   bool reads_cache() const { return params.prompt_logprobs < 0; }
 };
 
-// Asks for what a step needs of a sequence (or null) that a loop over all of them will soon work on.
+// Asks for what a step needs of a sequence (or null) that a loop over them will soon work on.
 inline void prefetch(const Sequence* sequence) {
   constexpr std::ptrdiff_t kLine = 64;
   if (!sequence) return;

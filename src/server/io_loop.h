@@ -34,7 +34,7 @@ class IoLoop : public IoThread, public ConnectionHost {
   void add(Connection::Socket socket, std::unique_ptr<TlsSession> tls, std::string peer);
   size_t connections() const { return connection_count_; }
 
-  // The engine's thread: one post for the events of a whole step. Waits while this loop is more than
+  // The engine's thread: one post for the events of a whole step. Waits while this loop is
   // kMostBehind steps behind: what an engine makes faster than it can be sent must not pile up.
   static constexpr int kMostBehind = 64;
   void post_events(EventBatch events);

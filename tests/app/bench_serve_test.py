@@ -300,7 +300,7 @@ class Run(WithModel):
                                           "--ramp-up-end", 80, "--save-result", "--save-detailed",
                                           "--result-dir", folder))
         path, = folder.iterdir()
-        self.assertRegex(path.name, r"^openai-ramp-up-exponential-20qps-80-concurrency4-m-")
+        self.assertRegex(path.name, r"^openai-ramp-up-exponential-20qps-80qps-concurrency4-m-")
         begins = json.loads(path.read_text())["start_times"]
         numpy.random.seed(0)
         rates = [20 * 4 ** (i / 11) for i in range(12)]

@@ -544,10 +544,10 @@ TEST(Engine, LogitsMayComeInSlices) {
     EXPECT_EQ(world.record(id).tokens, greedy_output(request.prompt, 5));
     EXPECT_EQ(world.record(other).tokens.size(), 5u);
     const auto& first = world.record(id).events.front();
-    ASSERT_EQ(first.prompt_logprobs.size(), 29u);
+    ASSERT_EQ(first.prompt_logprobs().size(), 29u);
     for (size_t i = 0; i < 29; ++i) {
-      EXPECT_EQ(first.prompt_logprobs[i].chosen.id, request.prompt[i + 1]);
-      EXPECT_EQ(first.prompt_logprobs[i].top.size(), 2u);
+      EXPECT_EQ(first.prompt_logprobs()[i].chosen.id, request.prompt[i + 1]);
+      EXPECT_EQ(first.prompt_logprobs()[i].top.size(), 2u);
     }
   }
 }

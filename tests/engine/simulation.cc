@@ -377,8 +377,7 @@ class Simulation : public EventSink {
     expect((event.logprobs() != nullptr) == (params.logprobs >= 0), "logprobs as asked");
     if (event.logprobs() && ok())
       expect(same(*event.logprobs(), live.solo.logprobs[index]), "logprobs differ from solo");
-    const EventDetail none;
-    const auto& prompt = (event.detail ? *event.detail : none).prompt_logprobs;
+    const std::span<const Logprobs> prompt = event.prompt_logprobs();
     if (index > 0) return expect(prompt.empty(), "prompt logprobs twice");
     expect(std::equal(prompt.begin(), prompt.end(), live.solo.prompt_logprobs.begin(),
                       live.solo.prompt_logprobs.end(), same),

@@ -89,11 +89,11 @@ void expect_same(const RecordingSink::Record& ahead, const RecordingSink::Record
   ASSERT_EQ(ahead.events.size(), plain.events.size()) << id;
   for (size_t i = 0; i < ahead.events.size(); ++i) {
     const Event &a = ahead.events[i], &b = plain.events[i];
-    ASSERT_EQ(a.logprobs.has_value(), b.logprobs.has_value()) << id;
-    if (a.logprobs) same_all(*a.logprobs, *b.logprobs);
-    ASSERT_EQ(a.prompt_logprobs.size(), b.prompt_logprobs.size()) << id;
-    for (size_t k = 0; k < a.prompt_logprobs.size(); ++k)
-      same_all(a.prompt_logprobs[k], b.prompt_logprobs[k]);
+    ASSERT_EQ(a.logprobs() != nullptr, b.logprobs() != nullptr) << id;
+    if (a.logprobs()) same_all(*a.logprobs(), *b.logprobs());
+    ASSERT_EQ(a.prompt_logprobs().size(), b.prompt_logprobs().size()) << id;
+    for (size_t k = 0; k < a.prompt_logprobs().size(); ++k)
+      same_all(a.prompt_logprobs()[k], b.prompt_logprobs()[k]);
   }
 }
 

@@ -16,8 +16,14 @@
 namespace m2::server {
 namespace {
 
-struct Loop {
+ServerOptions with_a_name() {
   ServerOptions options;
+  options.served_model_names = {"m"};
+  return options;
+}
+
+struct Loop {
+  const ServerOptions options = with_a_name();
   Context context{options};
   Metrics metrics;
   Router router{context, metrics};
