@@ -10,7 +10,7 @@ help:
 	@echo "make test-all    the same with the long tests, then the suite under asan and under tsan"
 	@echo "make build       build build/m2 (release)"
 	@echo "make cuda        build with the CUDA bodies too (toolkit: installed, or from PyPI wheels)"
-	@echo "make bench       measure operations, engine, tokenizer, server (5 min); fails if a ratio got worse"
+	@echo "make bench       measure operations, engine, tokenizer, server; fails if a ratio got worse"
 	@echo "make format      clang-format every source"
 	@echo "make clean       remove the build folders"
 
