@@ -85,8 +85,8 @@ struct Flight {
 };
 
 // Changes so many logits that a full batch of such sequences could be too much for the device. Not
-// run ahead of, so that the host can always take over. Nor is a constrained one, whose mask the
-// host has.
+// run ahead of, so that the host can always take over. Nor is a constrained one, whose mask depends
+// on every token before.
 bool is_heavy(const Sequence& sequence) {
   constexpr size_t kLight = 512;
   const SamplingParams& params = sequence.params;
@@ -363,17 +363,15 @@ Result<void> Engine::State::begin(const std::vector<Scheduler::Share>& plan) {
 
 Result<void> Engine::State::enqueue(const std::vector<Scheduler::Share>& plan) {
   const model::StepInput& input = batch.build(plan);
-  const bool constrained = std::ranges::any_of(
-      batch.rows(), [](const StepBatch::Row& row) { return row.sequence->constraint != nullptr; });
-  if (!constrained && sampling.build(batch.rows())) {
+  if (sampling.build(batch.rows(), pool)) {
     model.enqueue(input, sampling.view());
     take_off(plan);
     if (!present.empty()) M2_TRY_VOID(land());
     std::swap(present, coming);
     return {};
   }
-  // More changed logits than the device takes, or a constraint's mask: this step is sampled here,
-  // after the one under way.
+  // More changed logits than the device takes, or logprobs under a constraint: this step is sampled
+  // here, after the one under way.
   M2_CHECK(present.empty(), "only rows that wait for their tokens change so many logits");
   take_off(plan);
   M2_TRY_VOID(run_model(input));

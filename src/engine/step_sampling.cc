@@ -1,6 +1,7 @@
 #include "engine/step_sampling.h"
 
 #include <algorithm>
+#include <atomic>
 
 #include "engine/random.h"
 #include "engine/sampler.h"
@@ -28,15 +29,40 @@ StepSampling::StepSampling(const model::StepModel::Limits& limits,
   rows_.reserve(static_cast<size_t>(max_rows));
 }
 
-bool StepSampling::build(std::span<const StepBatch::Row> rows) {
+bool StepSampling::build(std::span<const StepBatch::Row> rows, ThreadPool& pool) {
   rows_.clear();
   edits_.clear();
   masks_.clear();
+  constrained_.clear();
   for (const StepBatch::Row& row : rows) {
+    if (row.samples && row.sequence->constraint && row.sequence->params.logprobs >= 0) return false;
     add_row(row);
     if (std::ssize(edits_) > limits_.most_edits) return false;
   }
+  fill_masks(pool);
   return true;
+}
+
+void StepSampling::fill_masks(ThreadPool& pool) {
+  if (constrained_.empty()) return;
+  words_.resize(static_cast<size_t>(pool.size()));
+  const auto fill = [&](const Constrained& one, int thread) {
+    ops::SampleRow& row = rows_[one.row];
+    if (!one.limited) {
+      if (!one.constraint->fill(mask_of(row))) row.mask = -1;
+      return;
+    }
+    std::vector<uint32_t>& words = words_[static_cast<size_t>(thread)];
+    words.resize(static_cast<size_t>(limits_.mask_words));
+    if (!one.constraint->fill(words)) return;
+    const std::span<uint32_t> mask = mask_of(row);
+    for (size_t i = 0; i < mask.size(); ++i) mask[i] &= words[i];
+  };
+  if (constrained_.size() == 1) return fill(constrained_.front(), 0);
+  std::atomic<size_t> next{0};
+  pool.run([&](int thread) {
+    for (size_t i = next++; i < constrained_.size(); i = next++) fill(constrained_[i], thread);
+  });
 }
 
 void StepSampling::add_row(const StepBatch::Row& batch_row) {
@@ -61,15 +87,29 @@ void StepSampling::add_row(const StepBatch::Row& batch_row) {
   row.noise_first = key.first;
   row.noise_second = key.second;
   if (!params.allowed_token_ids.empty()) add_mask(params.allowed_token_ids, row);
+  if (sequence.constraint) {
+    const bool limited = row.mask >= 0;
+    if (!limited) row.mask = add_mask_row();
+    constrained_.push_back({rows_.size() - 1, sequence.constraint.get(), limited});
+  }
   add_edits(sequence, row);
 }
 
+int32_t StepSampling::add_mask_row() {
+  const auto row = static_cast<int32_t>(std::ssize(masks_) / limits_.mask_words);
+  masks_.resize(masks_.size() + static_cast<size_t>(limits_.mask_words));
+  return row;
+}
+
+std::span<uint32_t> StepSampling::mask_of(const ops::SampleRow& row) {
+  const auto words = static_cast<size_t>(limits_.mask_words);
+  return {masks_.data() + static_cast<size_t>(row.mask) * words, words};
+}
+
 void StepSampling::add_mask(const std::vector<TokenId>& allowed, ops::SampleRow& row) {
-  row.mask = static_cast<int32_t>(std::ssize(masks_) / limits_.mask_words);
-  const size_t begin = masks_.size();
-  masks_.resize(begin + static_cast<size_t>(limits_.mask_words));
-  for (const TokenId id : allowed)
-    masks_[begin + static_cast<size_t>(id / 32)] |= uint32_t{1} << (id % 32);
+  row.mask = add_mask_row();
+  const std::span<uint32_t> words = mask_of(row);
+  for (const TokenId id : allowed) words[static_cast<size_t>(id / 32)] |= uint32_t{1} << (id % 32);
 }
 
 void StepSampling::edit(TokenId id, uint32_t flags, float bias, float penalty) {

@@ -4,6 +4,7 @@
 #include <span>
 #include <vector>
 
+#include "base/thread_pool.h"
 #include "engine/step_batch.h"
 #include "model/step_model.h"
 
@@ -21,13 +22,18 @@ class StepSampling {
   StepSampling(const model::StepModel::Limits& limits, std::vector<TokenId> eos_token_ids,
                int64_t max_rows);
 
-  // False if the rows change more logits than one step may: then the host has to sample.
-  bool build(std::span<const StepBatch::Row> rows);
+  // False if the host has to sample: the rows change more logits than one step may, or one wants
+  // logprobs of what its constraint leaves. No constraint has been asked then. Constraints fill
+  // their masks on the pool's threads; every token of their sequences is known.
+  bool build(std::span<const StepBatch::Row> rows, ThreadPool& pool);
   // Good until the next build().
   model::StepSampling view() const { return {rows_, edits_, masks_}; }
 
  private:
   void add_row(const StepBatch::Row& row);
+  int32_t add_mask_row();
+  std::span<uint32_t> mask_of(const ops::SampleRow& row);
+  void fill_masks(ThreadPool& pool);
   void add_edits(const Sequence& sequence, ops::SampleRow& row);
   void add_mask(const std::vector<TokenId>& allowed, ops::SampleRow& row);
   void edit(TokenId id, uint32_t flags, float bias = 0, float penalty = 0);
@@ -37,6 +43,14 @@ class StepSampling {
   std::vector<ops::SampleRow> rows_;
   std::vector<ops::LogitEdit> edits_;
   std::vector<uint32_t> masks_;
+  // Rows with a constraint.
+  struct Constrained {
+    size_t row;
+    TokenConstraint* constraint;
+    bool limited;  // its mask holds the ids that the request allows
+  };
+  std::vector<Constrained> constrained_;
+  std::vector<std::vector<uint32_t>> words_;  // of each thread
 };
 
 }  // namespace m2::engine

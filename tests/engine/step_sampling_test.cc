@@ -70,6 +70,32 @@ Request random_request(std::mt19937& random) {
   return out;
 }
 
+// Allows a third or more of the ids, which ones depends on all tokens so far; now and then it says
+// that all may come; may run dry.
+class Winding : public TokenConstraint {
+ public:
+  Winding(uint32_t seed, size_t length) : state_(seed), length_(length) {}
+  bool fill(std::span<uint32_t> words) override {
+    EXPECT_EQ(words.size(), mask_words(World::kIdLimit));
+    if (state_ % 11 == 0) return false;
+    std::ranges::fill(words, 0u);
+    for (TokenId id = 0; accepted_ < length_ && id < World::kIdLimit; ++id)
+      if ((static_cast<uint32_t>(id) * 2654435761u ^ state_) % 5 < 3)
+        words[static_cast<size_t>(id / 32)] |= 1u << (id % 32);
+    return true;
+  }
+  void accept(int32_t token) override {
+    state_ = state_ * 1664525u + static_cast<uint32_t>(token) + 1013904223u;
+    ++accepted_;
+  }
+  bool complete() const override { return accepted_ % 2 == 0; }
+
+ private:
+  uint32_t state_;
+  const size_t length_;
+  size_t accepted_ = 0;
+};
+
 void expect_same(const RecordingSink::Record& ahead, const RecordingSink::Record& plain,
                  RequestId id) {
   ASSERT_EQ(ahead.tokens, plain.tokens) << id;
@@ -110,8 +136,14 @@ void run_both(int64_t blocks, int64_t most_edits, uint64_t nan_every, unsigned s
   std::set<RequestId> cancelled;
   for (int round = 0; round < 400; ++round) {
     if (random() % 4 == 0) {
-      const Request request = random_request(random);
-      const Result<RequestId> a = ahead.engine.submit(request), b = plain.engine.submit(request);
+      Request request = random_request(random), same = request;
+      if (random() % 6 == 0) {
+        const auto how = static_cast<uint32_t>(random());
+        const size_t length = random() % 3 == 0 ? 1 + random() % 20 : SIZE_MAX;
+        request.constraint = std::make_shared<Winding>(how, length);
+        same.constraint = std::make_shared<Winding>(how, length);
+      }
+      const Result<RequestId> a = ahead.engine.submit(request), b = plain.engine.submit(same);
       ASSERT_TRUE(a.ok()) << a.error().text;
       ASSERT_TRUE(b.ok() && *a == *b);
       if (random() % 10 == 0) cancelled.insert(*a);
