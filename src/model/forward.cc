@@ -16,6 +16,8 @@ Scratch first_rows(const Scratch& whole, int64_t tokens) {
   for (Tensor* tensor : {&step.residual, &step.hidden, &step.delta, &step.qkv, &step.attended,
                          &step.qk_sums, &step.angles, &step.expert_ids, &step.expert_weights})
     *tensor = tensor->rows(0, tokens);
+  for (ops::Quantised* quantised : {&step.quantised_hidden, &step.quantised_attended})
+    *quantised = quantised->rows(0, tokens);
   return step;
 }
 
@@ -26,7 +28,7 @@ void attention(const ForwardContext& context, const Layer& layer, const ops::KvC
   const auto& [exec, comm, config, weights, caches, scratch, heads, exchange] = context;
   const auto eps = static_cast<float>(config.rms_norm_eps);
 
-  ops::linear(exec, step.hidden, layer.qkv, step.qkv);
+  ops::linear(exec, step.hidden, layer.qkv, step.qkv, step.quantised_hidden);
   ops::qk_sum_squares(exec, step.qkv, heads, step.qk_sums);
   comm.all_reduce(exec, step.qk_sums);
   ops::qk_norm_rope_store(exec, step.qkv, step.qk_sums, layer.q_norm, layer.k_norm,
@@ -34,8 +36,8 @@ void attention(const ForwardContext& context, const Layer& layer, const ops::KvC
                           comm.size() * heads.kv_heads * heads.head_dim, eps, step.angles,
                           layout.slots, heads, kv);
   const Tensor q = step.qkv.columns(0, heads.q_heads * heads.head_dim);
-  ops::paged_attention(exec, q, kv, layout, heads, step.attended);
-  ops::linear(exec, step.attended, layer.o, step.delta);
+  ops::paged_attention(exec, q, kv, layout, heads, step.attended, step.quantised_attended);
+  ops::linear(exec, step.attended, layer.o, step.delta, step.quantised_attended);
   comm.all_reduce(exec, step.delta);
 }
 
@@ -46,7 +48,7 @@ void moe(const ForwardContext& context, const Layer& layer, const ops::BatchLayo
   ops::route(exec, step.hidden, layer.gate, layer.routing_bias, step.expert_ids,
              step.expert_weights, layout.slots);
   ops::experts(exec, step.hidden, layer.experts, step.expert_ids, step.expert_weights, step.experts,
-               step.delta);
+               step.delta, step.quantised_hidden);
   context.comm.all_reduce(exec, step.delta);
 }
 
@@ -77,17 +79,20 @@ void forward(const ForwardContext& context, const ops::BatchLayout& layout) {
   ops::embed(exec, layout.token_ids, weights.embedding, weights.first_id, step.residual);
   comm.all_reduce(exec, step.residual);
   ops::rope_angles(exec, layout.positions, static_cast<float>(config.rope_theta), step.angles);
-  ops::rms_norm(exec, step.residual, weights.layers[0].input_norm, eps, step.hidden);
+  ops::rms_norm(exec, step.residual, weights.layers[0].input_norm, eps, step.hidden,
+                step.quantised_hidden);
 
   for (size_t l = 0; l < weights.layers.size(); ++l) {
     const Layer& layer = weights.layers[l];
     attention(context, layer, kv[l], layout, step);
-    ops::add_rms_norm(exec, step.residual, step.delta, layer.post_attention_norm, eps, step.hidden);
+    ops::add_rms_norm(exec, step.residual, step.delta, layer.post_attention_norm, eps, step.hidden,
+                      step.quantised_hidden);
     exchange ? shared_moe(context, layer, layout, step) : moe(context, layer, layout, step);
     // The next layer's input norm, or the model's last, which logits() takes of the rows it needs.
     const bool last = l + 1 == weights.layers.size();
     const Tensor& norm = last ? weights.norm : weights.layers[l + 1].input_norm;
-    ops::add_rms_norm(exec, step.residual, step.delta, norm, eps, step.hidden);
+    ops::add_rms_norm(exec, step.residual, step.delta, norm, eps, step.hidden,
+                      last ? ops::Quantised() : step.quantised_hidden);
   }
 }
 
@@ -118,9 +123,10 @@ Scratch place_scratch(Arena& arena, const ModelConfig& config, const Weights& we
   const ops::HeadShape heads{q / config.head_dim, kv / config.head_dim, config.head_dim,
                              config.rotary_dim};
   const int64_t workspace_bytes = std::max(
-      ops::attention_workspace_bytes(device, std::max(limits.sequences, limits.padded_rows),
-                                     limits.blocks_per_sequence * kBlockSize, heads),
-      ops::linear_workspace_bytes(device, tokens, std::max(hidden, q)));
+      {ops::attention_workspace_bytes(device, std::max(limits.sequences, limits.padded_rows),
+                                      limits.blocks_per_sequence * kBlockSize, heads),
+       ops::linear_workspace_bytes(device, tokens, std::max(hidden, q)),
+       ops::route_workspace_bytes(device, tokens, hidden, config.num_experts)});
 
   Scratch out;
   out.residual = arena.place(activation, {tokens, hidden});
@@ -128,6 +134,14 @@ Scratch place_scratch(Arena& arena, const ModelConfig& config, const Weights& we
   out.delta = arena.place(activation, {tokens, hidden});
   out.qkv = arena.place(activation, {tokens, q + 2 * kv});
   out.attended = arena.place(activation, {tokens, q});
+  if (ops::wants_quantised(device) && layer.o.weight.dtype() == DType::f8_e4m3) {
+    const auto place = [&](int64_t columns) {
+      return ops::Quantised{arena.place(DType::f8_e4m3, {tokens, columns}),
+                            arena.place(DType::f32, {tokens, (columns + 127) / 128})};
+    };
+    out.quantised_hidden = place(hidden);
+    out.quantised_attended = place(q);
+  }
   out.qk_sums = arena.place(DType::f32, {tokens, 2});
   out.angles = arena.place(DType::f32, {tokens, config.rotary_dim});
   out.expert_ids = arena.place(DType::i32, {tokens, top});

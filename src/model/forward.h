@@ -7,6 +7,7 @@
 #include "model/weights.h"
 #include "ops/batch_layout.h"
 #include "ops/qk_norm_rope.h"
+#include "ops/quantised.h"
 #include "parallel/comm.h"
 #include "tensor/buffer.h"
 #include "tensor/exec.h"
@@ -29,11 +30,13 @@ struct StepLimits {
 // Intermediate results of a step, sized once for StepLimits; the forward uses the first T rows.
 // A is the device's activation dtype: f32 on the CPU, bf16 on GPUs.
 struct Scratch {
-  Tensor residual;        // A [T, H]
-  Tensor hidden;          // A [T, H] the normed input of a block
-  Tensor delta;           // A [T, H] what a block adds to the residual
-  Tensor qkv;             // A [T, q + 2 kv]
-  Tensor attended;        // A [T, q]
+  Tensor residual;  // A [T, H]
+  Tensor hidden;    // A [T, H] the normed input of a block
+  Tensor delta;     // A [T, H] what a block adds to the residual
+  Tensor qkv;       // A [T, q + 2 kv]
+  Tensor attended;  // A [T, q]
+  // hidden and attended again, for products with FP8 weights; empty where the device wants none.
+  ops::Quantised quantised_hidden, quantised_attended;
   Tensor qk_sums;         // f32 [T, 2]
   Tensor angles;          // f32 [T, rotary_dim]
   Tensor expert_ids;      // i32 [T, top]

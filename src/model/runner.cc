@@ -47,6 +47,7 @@ class Runner : public StepModel {
     Arena arena(scratch_memory_);
     scratch_ = place_scratch(arena, config_, weights_, plan.limits, exec.device);
     arrays_ = place_step_arrays(arena, plan.limits, config_.vocab_size, exec.device);
+    clear(exec_, scratch_.experts.data(), scratch_.experts.elements());
     exec_.workspace = scratch_.workspace.data();
     exec_.workspace_bytes = scratch_.workspace.elements();
     place_kv();

@@ -2,6 +2,7 @@
 
 #include "ops/batch_layout.h"
 #include "ops/qk_norm_rope.h"
+#include "ops/quantised.h"
 #include "tensor/exec.h"
 #include "tensor/tensor.h"
 
@@ -19,7 +20,8 @@ int64_t attention_workspace_bytes(Device device, int64_t sequences, int64_t max_
 // on how its prompt was chunked (CPU always).
 //   q    f32 | bf16 [T, q_heads * head_dim]; rows may be strided (the q part of qkv)
 //   out  f32 | bf16 [T, q_heads * head_dim]
+//   quantised  out again, if not empty
 void paged_attention(const Exec& exec, Tensor q, const KvCache& cache, const BatchLayout& layout,
-                     const HeadShape& heads, Tensor out);
+                     const HeadShape& heads, Tensor out, const Quantised& quantised = {});
 
 }  // namespace m2::ops

@@ -51,7 +51,8 @@ int64_t experts_scratch_bytes(Device device, const Experts& experts, int64_t tok
 }
 
 void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Tensor weights,
-             Tensor scratch, Tensor out) {
+             Tensor scratch, Tensor out, const Quantised& quantised) {
+  check_quantised(quantised, x);
   check_experts(experts);
   M2_CHECK(x.rank() == 2 && ids.rank() == 2 && ids.size(1) > 0);
   const int64_t tokens = x.size(0);
@@ -68,7 +69,7 @@ void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Ten
   if (tokens == 0) return;
   if (exec.device.kind == DeviceKind::cuda) {
     M2_CHECK(experts.expert_step == 1, "experts on a GPU are a run of them");
-    return cuda::experts(exec, x, experts, ids, weights, scratch, out);
+    return cuda::experts(exec, x, experts, ids, weights, scratch, out, quantised);
   }
   cpu::experts(exec, x, experts, ids, weights, scratch, out);
 }

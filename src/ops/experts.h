@@ -1,5 +1,6 @@
 #pragma once
 
+#include "ops/quantised.h"
 #include "tensor/exec.h"
 #include "tensor/tensor.h"
 
@@ -31,12 +32,15 @@ int64_t experts_scratch_bytes(Device device, const Experts& experts, int64_t tok
 
 // out[t] = sum over the token's experts e that this rank holds, in ascending order of id, of
 // weights[t, e] * W2_e (silu(W1_e x_t) * (W3_e x_t)), FP32 accumulation. Each expert's weights are
-// read once for all tokens routed to it. A token's result is the same bytes in any batch (CPU).
+// read once for all tokens routed to it. A token's result is the same bytes in any batch.
 //   x        f32 | bf16 [T, H]
 //   ids      i32 [T, top] global expert ids, ascending in each row; weights f32 [T, top]
-//   scratch  u8 [experts_scratch_bytes(...)]
+//   scratch  u8 [experts_scratch_bytes(...)]; zeros before its first use, and then written by
+//   experts()
+//            alone (GPU: kernels leave counters in it)
+//   quantised  x again, or empty
 //   out      f32 | bf16 [T, H]; all of it is written, zeros for a token with no expert here
 void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Tensor weights,
-             Tensor scratch, Tensor out);
+             Tensor scratch, Tensor out, const Quantised& quantised = {});
 
 }  // namespace m2::ops

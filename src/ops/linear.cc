@@ -38,13 +38,16 @@ int64_t linear_workspace_bytes(Device device, int64_t tokens, int64_t columns) {
   return cpu::linear_workspace_bytes(tokens, columns);
 }
 
-void linear(const Exec& exec, Tensor x, const Linear& weight, Tensor out) {
-  linear(exec, x, std::span(&weight, 1), out);
+void linear(const Exec& exec, Tensor x, const Linear& weight, Tensor out,
+            const Quantised& quantised) {
+  linear(exec, x, std::span(&weight, 1), out, quantised);
 }
 
-void linear(const Exec& exec, Tensor x, std::span<const Linear> weights, Tensor out) {
+void linear(const Exec& exec, Tensor x, std::span<const Linear> weights, Tensor out,
+            const Quantised& quantised) {
   M2_CHECK(x.rank() == 2 && x.size(1) > 0, "x is {}", x.describe());
   check_tensor("x", x, {DType::f32, DType::bf16}, {x.size(0), x.size(1)});
+  check_quantised(quantised, x);
   int64_t rows = 0;
   for (const Linear& weight : weights) {
     M2_CHECK(weight.weight.rank() == 2, "weight is {}", weight.weight.describe());
@@ -53,7 +56,7 @@ void linear(const Exec& exec, Tensor x, std::span<const Linear> weights, Tensor 
   }
   check_tensor("out", out, {DType::f32, DType::bf16}, {x.size(0), rows});
   if (x.size(0) == 0 || rows == 0) return;
-  if (exec.device.kind == DeviceKind::cuda) return cuda::linear(exec, x, weights, out);
+  if (exec.device.kind == DeviceKind::cuda) return cuda::linear(exec, x, weights, out, quantised);
   cpu::linear(exec, x, weights, out);
 }
 

@@ -2,6 +2,7 @@
 
 #include <span>
 
+#include "ops/quantised.h"
 #include "tensor/exec.h"
 #include "tensor/tensor.h"
 
@@ -26,11 +27,14 @@ int64_t linear_workspace_bytes(Device device, int64_t tokens, int64_t columns);
 // alone: a row's result is the same bytes in any batch (CPU always).
 //   x    f32 | bf16 [T, K]; rows may be strided
 //   out  f32 | bf16 [T, N]; rows may be strided
-void linear(const Exec& exec, Tensor x, const Linear& weight, Tensor out);
+//   quantised  x again, or empty
+void linear(const Exec& exec, Tensor x, const Linear& weight, Tensor out,
+            const Quantised& quantised = {});
 
 // The same for several matrices over one input; their outputs stand side by side in out's columns.
 // Equal to one call each. The matrices' rows are consecutive in memory (q, k, v placed together).
 //   out  [T, N0 + N1 + ...]
-void linear(const Exec& exec, Tensor x, std::span<const Linear> weights, Tensor out);
+void linear(const Exec& exec, Tensor x, std::span<const Linear> weights, Tensor out,
+            const Quantised& quantised = {});
 
 }  // namespace m2::ops

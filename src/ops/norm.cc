@@ -16,20 +16,24 @@ void check_norm(const Tensor& x, const Tensor& weight, const Tensor& out) {
 
 }  // namespace
 
-void rms_norm(const Exec& exec, Tensor x, Tensor weight, float eps, Tensor out) {
+void rms_norm(const Exec& exec, Tensor x, Tensor weight, float eps, Tensor out,
+              const Quantised& quantised) {
   check_norm(x, weight, out);
+  check_quantised(quantised, out);
   if (x.size(0) == 0) return;
-  if (exec.device.kind == DeviceKind::cuda) return cuda::rms_norm(exec, x, weight, eps, out);
+  if (exec.device.kind == DeviceKind::cuda)
+    return cuda::rms_norm(exec, x, weight, eps, out, quantised);
   cpu::rms_norm(exec, x, weight, eps, out);
 }
 
 void add_rms_norm(const Exec& exec, Tensor residual, Tensor delta, Tensor weight, float eps,
-                  Tensor out) {
+                  Tensor out, const Quantised& quantised) {
   check_norm(residual, weight, out);
+  check_quantised(quantised, out);
   check_tensor("delta", delta, {residual.dtype()}, {residual.size(0), residual.size(1)});
   if (residual.size(0) == 0) return;
   if (exec.device.kind == DeviceKind::cuda)
-    return cuda::add_rms_norm(exec, residual, delta, weight, eps, out);
+    return cuda::add_rms_norm(exec, residual, delta, weight, eps, out, quantised);
   cpu::add_rms_norm(exec, residual, delta, weight, eps, out);
 }
 

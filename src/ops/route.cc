@@ -6,6 +6,11 @@
 
 namespace m2::ops {
 
+int64_t route_workspace_bytes(Device device, int64_t tokens, int64_t hidden, int64_t experts) {
+  if (device.kind != DeviceKind::cuda) return 0;
+  return cuda::route_workspace_bytes(tokens, hidden, experts);
+}
+
 void route(const Exec& exec, Tensor x, Tensor gate, Tensor bias, Tensor ids, Tensor weights,
            Tensor slots) {
   M2_CHECK(x.rank() == 2 && gate.rank() == 2 && ids.rank() == 2 && x.size(1) > 0);

@@ -8,6 +8,10 @@ namespace m2::ops {
 constexpr int64_t kMaxTopExperts = 32;
 constexpr int64_t kMaxRoutedExperts = 4096;
 
+// Bytes of Exec::workspace with which route() takes the fast forms, and sums alike, for that many
+// tokens and any fewer.
+int64_t route_workspace_bytes(Device device, int64_t tokens, int64_t hidden, int64_t experts);
+
 // Chooses experts (model.md 6.8), FP32 end to end: s = sigmoid(x gate^T); the `top` largest of
 // s + bias, ties to the lower id; weight = s / sum of the chosen s (divisor 1 if that sum is <= 0).
 // Chosen experts are written in ascending order of id, so that summing them is one fixed order.

@@ -96,6 +96,11 @@ void copy_to_host(const Exec& exec, void* to_host, const void* from, int64_t byt
           "copying from the GPU");
 }
 
+void clear(const Exec& exec, void* memory, int64_t bytes) {
+  require(cudaMemsetAsync(memory, 0, static_cast<size_t>(bytes), stream_of(exec)),
+          "clearing memory of the GPU");
+}
+
 void synchronize(const Exec& exec) {
   require(cudaStreamSynchronize(stream_of(exec)), "waiting for the GPU");
 }

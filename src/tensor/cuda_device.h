@@ -17,6 +17,7 @@ void* allocate_pinned(int64_t bytes);
 void free_pinned(void* memory);
 void copy_to_device(const Exec& exec, void* to, const void* from_host, int64_t bytes);
 void copy_to_host(const Exec& exec, void* to_host, const void* from, int64_t bytes);
+void clear(const Exec& exec, void* memory, int64_t bytes);
 void synchronize(const Exec& exec);
 std::string describe(Device device);
 

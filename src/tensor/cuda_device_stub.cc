@@ -41,6 +41,9 @@ void copy_to_device(const Exec&, void*, const void*, int64_t) {
 void copy_to_host(const Exec&, void*, const void*, int64_t) {
   no_cuda();
 }
+void clear(const Exec&, void*, int64_t) {
+  no_cuda();
+}
 void synchronize(const Exec&) {
   no_cuda();
 }

@@ -54,6 +54,11 @@ void copy_to_host(const Exec& exec, void* to_host, const void* from, int64_t byt
   std::memcpy(to_host, from, static_cast<size_t>(bytes));
 }
 
+void clear(const Exec& exec, void* memory, int64_t bytes) {
+  if (on_gpu(exec.device)) return cuda_device::clear(exec, memory, bytes);
+  std::memset(memory, 0, static_cast<size_t>(bytes));
+}
+
 void synchronize(const Exec& exec) {
   if (on_gpu(exec.device)) cuda_device::synchronize(exec);
 }

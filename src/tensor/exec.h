@@ -42,6 +42,8 @@ void device_free(Device device, void* memory);
 // Copies between host and device memory. Asynchronous on cuda (ordered by exec.stream).
 void copy_to_device(const Exec& exec, void* to, const void* from_host, int64_t bytes);
 void copy_to_host(const Exec& exec, void* to_host, const void* from, int64_t bytes);
+// Zeros. Asynchronous on cuda, likewise.
+void clear(const Exec& exec, void* memory, int64_t bytes);
 // Returns when everything enqueued on exec has finished. Nothing to do on the CPU.
 void synchronize(const Exec& exec);
 

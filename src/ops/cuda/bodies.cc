@@ -46,6 +46,11 @@ Matrix matrix(const Tensor& tensor) {
           tensor.elements() / std::max<int64_t>(1, tensor.size(0)), tensor.row_stride()};
 }
 
+QuantisedRows rows_of(const Quantised& quantised) {
+  if (quantised.empty()) return {};
+  return {static_cast<uint8_t*>(quantised.values.data()), quantised.scales.as<float>()};
+}
+
 Heads heads_of(const HeadShape& heads) {
   return {static_cast<int>(heads.q_heads), static_cast<int>(heads.kv_heads),
           static_cast<int>(heads.head_dim), static_cast<int>(heads.rotary_dim)};
@@ -71,14 +76,24 @@ void gather_rows(const Exec& exec, Tensor x, Tensor rows, Tensor out) {
   launch_gather_rows(exec.stream, matrix(x), rows.as<int32_t>(), matrix(out));
 }
 
-void rms_norm(const Exec& exec, Tensor x, Tensor weight, float eps, Tensor out) {
-  launch_rms_norm(exec.stream, matrix(x), {}, weight.data(), weight.dtype(), eps, matrix(out));
+bool wants_quantised() {
+  return compute_major() == 9;
+}
+
+void quantise(const Exec& exec, Tensor x, const Quantised& to) {
+  launch_quantise(exec.stream, matrix(x), rows_of(to));
+}
+
+void rms_norm(const Exec& exec, Tensor x, Tensor weight, float eps, Tensor out,
+              const Quantised& quantised) {
+  launch_rms_norm(exec.stream, matrix(x), {}, weight.data(), weight.dtype(), eps, matrix(out),
+                  rows_of(quantised));
 }
 
 void add_rms_norm(const Exec& exec, Tensor residual, Tensor delta, Tensor weight, float eps,
-                  Tensor out) {
+                  Tensor out, const Quantised& quantised) {
   launch_rms_norm(exec.stream, matrix(residual), matrix(delta), weight.data(), weight.dtype(), eps,
-                  matrix(out));
+                  matrix(out), rows_of(quantised));
 }
 
 void rope_angles(const Exec& exec, Tensor positions, float theta, Tensor out) {
@@ -110,6 +125,11 @@ void qk_norm_rope_store(const Exec& exec, Tensor qkv, Tensor sums, Tensor q_norm
   launch_qk_norm_rope(exec.stream, args);
 }
 
+int64_t route_workspace_bytes(int64_t tokens, int64_t hidden, int64_t experts) {
+  return std::max(route_scratch(tokens, hidden, experts),
+                  route_scratch(std::min(tokens, kRouteProductTokens - 1), hidden, experts));
+}
+
 void route(const Exec& exec, Tensor x, Tensor gate, Tensor bias, Tensor slots, Tensor ids,
            Tensor weights) {
   Route args;
@@ -119,7 +139,7 @@ void route(const Exec& exec, Tensor x, Tensor gate, Tensor bias, Tensor slots, T
   args.experts = static_cast<int>(gate.size(0));
   args.top = static_cast<int>(ids.size(1));
   args.slots = slots.empty() ? nullptr : slots.as<int32_t>();
-  const int64_t scores_bytes = x.size(0) * gate.size(0) * 4;
+  const int64_t scores_bytes = route_scratch(x.size(0), x.size(1), gate.size(0));
   args.scores = exec.workspace && exec.workspace_bytes >= scores_bytes
                     ? static_cast<float*>(exec.workspace)
                     : nullptr;
@@ -200,7 +220,8 @@ bool even_parts(std::span<const Linear> weights) {
                      [](const Linear& weight) { return weight.weight.size(0) % 2 == 0; });
 }
 
-void linear_parts(const Exec& exec, Tensor x, std::span<const Linear> weights, Tensor out) {
+void linear_parts(const Exec& exec, Tensor x, std::span<const Linear> weights, Tensor out,
+                  const QuantisedRows& quantised) {
   LinearArgs args = {};
   args.x = matrix(x);
   args.out = matrix(out);
@@ -228,10 +249,13 @@ void linear_parts(const Exec& exec, Tensor x, std::span<const Linear> weights, T
   }
   args.tiles = static_cast<int>(tiles);
   shape.workspace_bytes = exec.workspace ? exec.workspace_bytes : 0;
+  shape.quantised = quantised.values != nullptr;
   const LinearPlan plan = plan_linear(shape);
   auto* workspace = static_cast<uint8_t*>(exec.workspace);
-  args.x_f8 = workspace;
-  args.x_scales = reinterpret_cast<float*>(workspace + plan.scales_at);
+  args.quantised = shape.quantised;
+  args.x_f8 = shape.quantised ? quantised.values : workspace;
+  args.x_scales =
+      shape.quantised ? quantised.scales : reinterpret_cast<float*>(workspace + plan.scales_at);
   args.paired_stores = out.dtype() == DType::bf16 && out.row_stride() % 2 == 0 &&
                        reinterpret_cast<uintptr_t>(out.data()) % 4 == 0 && even_parts(weights);
   launch_linear(exec.stream, plan, args);
@@ -239,14 +263,15 @@ void linear_parts(const Exec& exec, Tensor x, std::span<const Linear> weights, T
 
 }  // namespace
 
-void linear(const Exec& exec, Tensor x, std::span<const Linear> weights, Tensor out) {
+void linear(const Exec& exec, Tensor x, std::span<const Linear> weights, Tensor out,
+            const Quantised& quantised) {
   int64_t column = 0;
   for (size_t i = 0; i < weights.size(); i += LinearArgs::kMaxParts) {
     const auto some =
         weights.subspan(i, std::min<size_t>(LinearArgs::kMaxParts, weights.size() - i));
     int64_t rows = 0;
     for (const Linear& weight : some) rows += weight.weight.size(0);
-    linear_parts(exec, x, some, out.columns(column, rows));
+    linear_parts(exec, x, some, out.columns(column, rows), rows_of(quantised));
     column += rows;
   }
 }
@@ -259,7 +284,7 @@ int64_t attention_workspace_bytes(int64_t sequences, int64_t max_context, const 
 }
 
 void paged_attention(const Exec& exec, Tensor q, const KvCache& cache, const BatchLayout& layout,
-                     const HeadShape& heads, Tensor out) {
+                     const HeadShape& heads, Tensor out, const Quantised& quantised) {
   AttentionArgs args = {};
   args.q = matrix(q);
   args.out = matrix(out);
@@ -287,6 +312,7 @@ void paged_attention(const Exec& exec, Tensor q, const KvCache& cache, const Bat
   shape.workspace_bytes = exec.workspace ? exec.workspace_bytes : 0;
   const AttentionPlan plan = plan_attention(shape);
   args.splits = plan.splits;
+  args.quantised = rows_of(quantised);
   launch_attention(exec.stream, plan, args);
 }
 
@@ -314,13 +340,13 @@ ExpertsShape experts_shape(const Experts& experts, int64_t tokens, int64_t top) 
 int64_t experts_scratch_bytes(const Experts& experts, int64_t tokens, int64_t top) {
   // The input's dtype and alignment are not known yet: enough for either form.
   ExpertsShape shape = experts_shape(experts, tokens, top);
-  const int64_t best = plan_experts(shape).scratch_bytes;
+  const int64_t best = experts_scratch_bytes(shape);
   shape.aligned = false;
-  return std::max(best, plan_experts(shape).scratch_bytes);
+  return std::max(best, experts_scratch_bytes(shape));
 }
 
 void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Tensor weights,
-             Tensor scratch, Tensor out) {
+             Tensor scratch, Tensor out, const Quantised& quantised) {
   const int64_t tokens = x.size(0), top = ids.size(1);
   if (tokens == 0) return;
   ExpertsShape shape = experts_shape(experts, tokens, top);
@@ -357,6 +383,7 @@ void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Ten
   args.inner_values = base + plan.inner;
   args.results = reinterpret_cast<float*>(base + plan.results);
 
+  if (plan.form == ExpertsForm::flow) args.done = reinterpret_cast<int32_t*>(base + plan.done);
   args.group_pairs = static_cast<int>(plan.group_pairs);
   args.x_f8 = base + plan.x_f8;
   args.x_scales = reinterpret_cast<float*>(base + plan.x_scales);
@@ -369,6 +396,9 @@ void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Ten
     args.out = matrix(out.rows(first, count));
     args.ids = ids.rows(first, count).as<int32_t>();
     args.weights = weights.rows(first, count).as<float>();
+    const QuantisedRows token = rows_of(quantised.rows(first, count));
+    args.token_f8 = token.values;
+    args.token_scales = token.scales;
     launch_experts(exec.stream, plan, args);
   }
 }

@@ -24,8 +24,9 @@ struct LaunchShape {
   dim3 grid;
   dim3 block;
   int shared_bytes = 0;
-  int cluster = 1;      // thread blocks in a cluster, along x
-  bool overlap = true;  // may start while the previous kernel of the stream drains (Hopper)
+  int cluster = 1;          // thread blocks in a cluster, along x
+  bool overlap = true;      // may start while the previous kernel of the stream drains (Hopper)
+  bool through_l1 = false;  // keeps much memory in flight by loads: needs L1 for it
 };
 
 // The compute capability's major number of the current device.
@@ -57,6 +58,11 @@ void launch(void* stream, void (*kernel)(Parameters...), const LaunchShape& shap
   if (shape.shared_bytes > 48 * 1024)
     M2_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  shape.shared_bytes));
+  // All others split the multiprocessor's memory alike, for shared memory: one that wants another
+  // split than the kernel before it cannot begin before that one has left.
+  M2_CUDA(cudaFuncSetAttribute(
+      kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+      shape.through_l1 ? cudaSharedmemCarveoutDefault : cudaSharedmemCarveoutMaxShared));
   if (shape.cluster > 8)
     M2_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
   cudaLaunchConfig_t config = {};
@@ -168,6 +174,19 @@ __device__ __forceinline__ float block_sum(float value, float* scratch) {
   }
   __syncthreads();
   return scratch[32];
+}
+
+// Quantisation of activations (model.md 7): scale = largest magnitude / 448, and x / scale as e4m3.
+constexpr float kF8Most = 448.0f;
+__device__ __forceinline__ float f8_scale(float most) {
+  return fmaxf(most, 1e-10f) / kF8Most;
+}
+// Four numbers, given 1 / scale.
+__device__ __forceinline__ uint32_t to_f8(float a, float b, float c, float d, float inverse) {
+  return __nv_fp8x4_e4m3(float4{a * inverse, b * inverse, c * inverse, d * inverse}).__x;
+}
+__device__ __forceinline__ float largest_of(float a, float b, float c, float d) {
+  return fmaxf(fmaxf(fabsf(a), fabsf(b)), fmaxf(fabsf(c), fabsf(d)));
 }
 
 __device__ __forceinline__ float silu(float value) {

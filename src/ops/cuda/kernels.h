@@ -19,6 +19,12 @@ struct Matrix {
   int64_t stride = 0;
 };
 
+// A matrix of activations once more, as FP8 (ops/quantised.h); null where it is not wanted.
+struct QuantisedRows {
+  uint8_t* values = nullptr;
+  float* scales = nullptr;
+};
+
 struct Heads {
   int q, kv, dim, rotary;
 };
@@ -38,7 +44,10 @@ void launch_gather_rows(void* stream, Matrix x, const int32_t* rows, Matrix out)
 
 // residual and delta empty: plain norm of x. Otherwise residual += delta, norm of the residual.
 void launch_rms_norm(void* stream, Matrix x, Matrix delta, const void* weight, DType weight_dtype,
-                     float eps, Matrix out);
+                     float eps, Matrix out, QuantisedRows quantised);
+
+// bf16 rows of a multiple of 4 columns.
+void launch_quantise(void* stream, Matrix x, QuantisedRows to);
 
 void launch_rope_angles(void* stream, const int32_t* positions, int64_t tokens, int rotary,
                         float theta, float* out);
@@ -66,10 +75,17 @@ struct Route {
   int experts;
   int top;
   const int32_t* slots;  // or null
-  float* scores;         // [T, experts] to work in, or null: then many tokens take longer
+  float* scores;         // route_scratch() bytes to work in, or null: slower, and other sums
   int32_t* ids;
   float* weights;
 };
+// Logits are summed in stretches of so many columns; from so many tokens on as one product.
+constexpr int kRouteStretch = 256;
+constexpr int64_t kRouteProductTokens = 512;
+constexpr int64_t route_scratch(int64_t tokens, int64_t hidden, int64_t experts) {
+  const int64_t stretches = (hidden + kRouteStretch - 1) / kRouteStretch;
+  return tokens * experts * 4 * (tokens < kRouteProductTokens ? stretches : 1);
+}
 void launch_route(void* stream, const Route& args);
 
 struct UnpackStep {

@@ -17,7 +17,7 @@ struct alignas(16) Pack8 {
 template <class T, bool kAdd>
 __global__ void __launch_bounds__(kThreads)
     rms_norm_kernel(Matrix x, Matrix delta, const void* weight, DType weight_dtype, float eps,
-                    Matrix out, bool aligned) {
+                    Matrix out, bool aligned, QuantisedRows quantised) {
   __shared__ float scratch[33];
   wait_for_previous();
   let_next_start();
@@ -55,6 +55,21 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int i = 0; i < 8; ++i) pack.values[i] = normed(pack.values[i], p * 8 + i);
     reinterpret_cast<Pack8<T>*>(to)[p] = pack;
+    if (!quantised.values) continue;
+    // Half a warp has 128 columns.
+    float value[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) value[i] = to_float(pack.values[i]);
+    float most = fmaxf(largest_of(value[0], value[1], value[2], value[3]),
+                       largest_of(value[4], value[5], value[6], value[7]));
+#pragma unroll
+    for (int offset = 8; offset; offset /= 2)
+      most = fmaxf(most, __shfl_xor_sync(0xffffu << (threadIdx.x & 16), most, offset));
+    const float scale = f8_scale(most), inverse = 1.0f / scale;
+    reinterpret_cast<uint2*>(quantised.values + row * columns)[p] = {
+        to_f8(value[0], value[1], value[2], value[3], inverse),
+        to_f8(value[4], value[5], value[6], value[7], inverse)};
+    if (threadIdx.x % 16 == 0) quantised.scales[row * (columns / 128) + p / 16] = scale;
   }
   for (int64_t c = packs * 8 + threadIdx.x; c < columns; c += kThreads) to[c] = normed(from[c], c);
 }
@@ -66,15 +81,19 @@ bool aligned16(const Matrix& m) {
 }  // namespace
 
 void launch_rms_norm(void* stream, Matrix x, Matrix delta, const void* weight, DType weight_dtype,
-                     float eps, Matrix out) {
+                     float eps, Matrix out, QuantisedRows quantised) {
   if (x.rows == 0) return;
   const bool aligned = aligned16(x) && aligned16(delta) && aligned16(out);
   const bool bf16 = x.dtype == DType::bf16, add = delta.data != nullptr;
+  const bool fused = aligned && bf16 && x.columns % 128 == 0;
   const auto kernel =
       bf16 ? (add ? rms_norm_kernel<__nv_bfloat16, true> : rms_norm_kernel<__nv_bfloat16, false>)
            : (add ? rms_norm_kernel<float, true> : rms_norm_kernel<float, false>);
-  launch(stream, kernel, {dim3(static_cast<unsigned>(x.rows)), dim3(kThreads)}, x, delta, weight,
-         weight_dtype, eps, out, aligned);
+  LaunchShape shape{dim3(static_cast<unsigned>(x.rows)), dim3(kThreads)};
+  shape.through_l1 = x.rows >= 512;
+  launch(stream, kernel, shape, x, delta, weight, weight_dtype, eps, out, aligned,
+         fused ? quantised : QuantisedRows());
+  if (quantised.values && !fused) launch_quantise(stream, out, quantised);
 }
 
 }  // namespace m2::ops::cuda

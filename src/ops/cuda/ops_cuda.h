@@ -10,6 +10,7 @@
 #include "ops/linear.h"
 #include "ops/norm.h"
 #include "ops/qk_norm_rope.h"
+#include "ops/quantised.h"
 #include "ops/route.h"
 #include "ops/sample.h"
 #include "ops/unpack_step.h"
@@ -22,24 +23,30 @@ namespace m2::ops::cuda {
 
 void embed(const Exec& exec, Tensor ids, Tensor table, int64_t first_id, Tensor out);
 void gather_rows(const Exec& exec, Tensor x, Tensor rows, Tensor out);
-void rms_norm(const Exec& exec, Tensor x, Tensor weight, float eps, Tensor out);
+bool wants_quantised();
+// What the operations that take or make a Quantised compose themselves of: x bf16 [T, K].
+void quantise(const Exec& exec, Tensor x, const Quantised& to);
+void rms_norm(const Exec& exec, Tensor x, Tensor weight, float eps, Tensor out,
+              const Quantised& quantised = {});
 void add_rms_norm(const Exec& exec, Tensor residual, Tensor delta, Tensor weight, float eps,
-                  Tensor out);
-void linear(const Exec& exec, Tensor x, std::span<const Linear> weights, Tensor out);
+                  Tensor out, const Quantised& quantised = {});
+void linear(const Exec& exec, Tensor x, std::span<const Linear> weights, Tensor out,
+            const Quantised& quantised = {});
 void rope_angles(const Exec& exec, Tensor positions, float theta, Tensor out);
 void qk_sum_squares(const Exec& exec, Tensor qkv, const HeadShape& heads, Tensor sums);
 void qk_norm_rope_store(const Exec& exec, Tensor qkv, Tensor sums, Tensor q_norm, Tensor k_norm,
                         int64_t full_q, int64_t full_k, float eps, Tensor angles, Tensor slots,
                         const HeadShape& heads, const KvCache& cache);
 void paged_attention(const Exec& exec, Tensor q, const KvCache& cache, const BatchLayout& layout,
-                     const HeadShape& heads, Tensor out);
+                     const HeadShape& heads, Tensor out, const Quantised& quantised = {});
 int64_t attention_workspace_bytes(int64_t sequences, int64_t max_context, const HeadShape& heads);
 int64_t linear_workspace_bytes(int64_t tokens, int64_t columns);
+int64_t route_workspace_bytes(int64_t tokens, int64_t hidden, int64_t experts);
 void route(const Exec& exec, Tensor x, Tensor gate, Tensor bias, Tensor slots, Tensor ids,
            Tensor weights);
 int64_t experts_scratch_bytes(const Experts& experts, int64_t tokens, int64_t top);
 void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Tensor weights,
-             Tensor scratch, Tensor out);
+             Tensor scratch, Tensor out, const Quantised& quantised = {});
 int64_t sample_scratch_bytes(int64_t rows, int64_t vocab);
 void sample(const Exec& exec, Tensor logits, int64_t id_limit, const SampleInput& input,
             Tensor scratch, const SampleOutput& out);

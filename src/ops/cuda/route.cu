@@ -10,7 +10,6 @@ namespace cg = cooperative_groups;
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / kWarp;
 
-constexpr int kProductTokens = 512;
 constexpr int kMaxEach = 32;  // experts a lane looks after: up to 1024 in all
 
 // The largest of the warp's values, and the smallest.
@@ -195,7 +194,7 @@ __global__ void __launch_bounds__(kThreads) route_kernel(Route args, int cluster
 // Many tokens: the logits as one product on the FP32 units, 64 tokens by 64 experts a block, 8 by 4
 // a thread; a second kernel chooses. FLOPs: 2 T E H, bound by the FP32 units. Sums of 256 columns
 // are added up one after another, so that errors stay those of short sums.
-constexpr int kTile = 64, kDepth = 32, kShortSum = 256;
+constexpr int kTile = 64, kDepth = 32, kShortSum = kRouteStretch;
 constexpr int kProductThreads = 128;
 
 __global__ void __launch_bounds__(kProductThreads) route_scores(Route args) {
@@ -279,6 +278,101 @@ __global__ void __launch_bounds__(kProductThreads) route_scores(Route args) {
   }
 }
 
+// Few tokens, with the very sums of route_scores: a block has 32 experts, 256 columns and 4 kEach
+// tokens, and sums each stretch of 256 by itself; route_join adds the stretches up, first to last.
+// The gate is asked for before the kernels in front have ended. Bytes: E H 4 for each 4 kEach
+// tokens, from L2 but for the first. FLOPs: 2 T E H. Bound: latency for few tokens.
+constexpr int kPartThreads = 128, kPartExperts = 32;
+
+template <int kEach>
+__global__ void __launch_bounds__(kPartThreads) route_parts(Route args) {
+  constexpr int kRow = kShortSum + 4;  // rows begin in different banks
+  constexpr int kPartTokens = kEach * (kPartThreads / kWarp);
+  extern __shared__ float4 shared4[];
+  float* gates = reinterpret_cast<float*>(shared4);  // [kPartExperts][kRow]
+  float* tokens = gates + kPartExperts * kRow;       // [kPartTokens][kShortSum]
+  const int hidden = static_cast<int>(args.x.columns);
+  const int first = blockIdx.x * kShortSum, width = min(kShortSum, hidden - first);
+  const int first_expert = blockIdx.y * kPartExperts;
+  const int64_t first_token = static_cast<int64_t>(blockIdx.z) * kPartTokens;
+  constexpr int kFours = kShortSum / 4;
+  float4 gate[kPartExperts * kFours / kPartThreads];
+#pragma unroll
+  for (int i = 0; i < kPartExperts * kFours / kPartThreads; ++i) {
+    const int item = i * kPartThreads + threadIdx.x, row = item / kFours, c = item % kFours * 4;
+    const int expert = min(first_expert + row, args.experts - 1);
+    gate[i] = c < width ? __ldg(reinterpret_cast<const float4*>(
+                              args.gate + static_cast<int64_t>(expert) * hidden + first + c))
+                        : float4{};
+  }
+  wait_for_previous();
+  let_next_start();
+#pragma unroll
+  for (int i = 0; i < kPartExperts * kFours / kPartThreads; ++i) {
+    const int item = i * kPartThreads + threadIdx.x;
+    *reinterpret_cast<float4*>(gates + item / kFours * kRow + item % kFours * 4) = gate[i];
+  }
+  for (int item = threadIdx.x; item < kPartTokens * kShortSum / 8; item += kPartThreads) {
+    const int row = item / (kShortSum / 8), c = item % (kShortSum / 8) * 8;
+    uint4 eight = {};
+    if (first_token + row < args.x.rows && c < width)
+      eight = *reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(args.x.data) +
+                                              (first_token + row) * args.x.stride + first + c);
+    const uint32_t words[4] = {eight.x, eight.y, eight.z, eight.w};
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      *reinterpret_cast<float2*>(tokens + row * kShortSum + c + 2 * j) = {
+          __uint_as_float(words[j] << 16), __uint_as_float(words[j] & 0xffff0000u)};
+  }
+  __syncthreads();
+  const int lane = threadIdx.x % kWarp, mine = threadIdx.x / kWarp * kEach;
+  if (first_token + mine >= args.x.rows || first_expert + lane >= args.experts) return;
+  float sum[kEach] = {};
+#pragma unroll 8
+  for (int c = 0; c < width; c += 4) {
+    const float4 b = *reinterpret_cast<const float4*>(gates + lane * kRow + c);
+#pragma unroll
+    for (int t = 0; t < kEach; ++t) {
+      const float4 a = *reinterpret_cast<const float4*>(tokens + (mine + t) * kShortSum + c);
+      sum[t] = fmaf(a.x, b.x, sum[t]);
+      sum[t] = fmaf(a.y, b.y, sum[t]);
+      sum[t] = fmaf(a.z, b.z, sum[t]);
+      sum[t] = fmaf(a.w, b.w, sum[t]);
+    }
+  }
+  // scores: [T, stretches, experts] here
+#pragma unroll
+  for (int t = 0; t < kEach; ++t)
+    if (first_token + mine + t < args.x.rows)
+      args.scores[((first_token + mine + t) * gridDim.x + blockIdx.x) * args.experts +
+                  first_expert + lane] = sum[t];
+}
+
+// One warp a token, which adds up its logits and chooses.
+constexpr int kJoinTokens = 4;
+__global__ void __launch_bounds__(kJoinTokens* kWarp) route_join(Route args, int stretches) {
+  extern __shared__ float4 shared4[];
+  wait_for_previous();
+  let_next_start();
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int64_t token = static_cast<int64_t>(blockIdx.x) * kJoinTokens + warp;
+  if (token >= args.x.rows) return;
+  float* scores = reinterpret_cast<float*>(shared4) + warp * args.experts;
+  const float* parts = args.scores + token * stretches * args.experts;
+#pragma unroll 2
+  for (int e = lane; e < args.experts; e += kWarp) {
+    float total = 0.0f;
+#pragma unroll 12
+    for (int s = 0; s < stretches; ++s) total += parts[s * args.experts + e];
+    scores[e] = 1.0f / (1.0f + expf(-total));
+  }
+  __syncwarp();
+  if (args.experts <= 8 * kWarp)
+    choose<8>(scores, args, token);
+  else
+    choose<kMaxEach>(scores, args, token);
+}
+
 // One warp a token.
 __global__ void __launch_bounds__(256) route_choose(Route args) {
   wait_for_previous();
@@ -297,6 +391,20 @@ bool fits_product(const Route& args) {
   return args.scores && args.x.dtype == DType::bf16 && args.x.columns % kDepth == 0 &&
          args.x.stride % 8 == 0 && aligned(args.x.data) && aligned(args.gate) &&
          args.experts <= kMaxEach * kWarp;
+}
+
+template <int kEach>
+void launch_parts(void* stream, const Route& args) {
+  const int stretches = static_cast<int>((args.x.columns + kShortSum - 1) / kShortSum);
+  constexpr int kPartTokens = kEach * (kPartThreads / kWarp);
+  LaunchShape shape{dim3(static_cast<unsigned>(stretches), blocks_for(args.experts, kPartExperts),
+                         blocks_for(args.x.rows, kPartTokens)),
+                    dim3(kPartThreads)};
+  shape.shared_bytes = 4 * (kPartExperts * (kShortSum + 4) + kPartTokens * kShortSum);
+  launch(stream, route_parts<kEach>, shape, args);
+  LaunchShape join{dim3(blocks_for(args.x.rows, kJoinTokens)), dim3(kJoinTokens * kWarp)};
+  join.shared_bytes = kJoinTokens * args.experts * 4;
+  launch(stream, route_join, join, args, stretches);
 }
 
 void launch_product(void* stream, const Route& args) {
@@ -323,7 +431,11 @@ void launch_form(void* stream, const Route& args, int cluster) {
 
 void launch_route(void* stream, const Route& args) {
   if (args.x.rows == 0) return;
-  if (args.x.rows >= kProductTokens && fits_product(args)) return launch_product(stream, args);
+  // One order of every sum for all steps: parts and product differ in nothing but speed.
+  if (fits_product(args)) {
+    if (args.x.rows >= kRouteProductTokens) return launch_product(stream, args);
+    return args.x.rows <= 4 ? launch_parts<1>(stream, args) : launch_parts<4>(stream, args);
+  }
   // Few tokens: spread the gate over many blocks. Many: share what is read of it.
   if (args.x.rows <= 4)
     launch_form<1, 1>(stream, args, 16);

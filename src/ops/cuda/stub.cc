@@ -18,13 +18,19 @@ void embed(const Exec&, Tensor, Tensor, int64_t, Tensor) {
 void gather_rows(const Exec&, Tensor, Tensor, Tensor) {
   no_cuda();
 }
-void rms_norm(const Exec&, Tensor, Tensor, float, Tensor) {
+bool wants_quantised() {
+  return false;
+}
+void quantise(const Exec&, Tensor, const Quantised&) {
   no_cuda();
 }
-void add_rms_norm(const Exec&, Tensor, Tensor, Tensor, float, Tensor) {
+void rms_norm(const Exec&, Tensor, Tensor, float, Tensor, const Quantised&) {
   no_cuda();
 }
-void linear(const Exec&, Tensor, std::span<const Linear>, Tensor) {
+void add_rms_norm(const Exec&, Tensor, Tensor, Tensor, float, Tensor, const Quantised&) {
+  no_cuda();
+}
+void linear(const Exec&, Tensor, std::span<const Linear>, Tensor, const Quantised&) {
   no_cuda();
 }
 void rope_angles(const Exec&, Tensor, float, Tensor) {
@@ -38,7 +44,10 @@ void qk_norm_rope_store(const Exec&, Tensor, Tensor, Tensor, Tensor, int64_t, in
   no_cuda();
 }
 void paged_attention(const Exec&, Tensor, const KvCache&, const BatchLayout&, const HeadShape&,
-                     Tensor) {
+                     Tensor, const Quantised&) {
+  no_cuda();
+}
+int64_t route_workspace_bytes(int64_t, int64_t, int64_t) {
   no_cuda();
 }
 void route(const Exec&, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor) {
@@ -60,7 +69,8 @@ void unpack_step(const Exec&, const StepSizes&, Tensor, Tensor, int64_t, const B
 int64_t experts_scratch_bytes(const Experts&, int64_t, int64_t) {
   no_cuda();
 }
-void experts(const Exec&, Tensor, const Experts&, Tensor, Tensor, Tensor, Tensor) {
+void experts(const Exec&, Tensor, const Experts&, Tensor, Tensor, Tensor, Tensor,
+             const Quantised&) {
   no_cuda();
 }
 double read_rate(const Exec&, Tensor) {

@@ -92,6 +92,31 @@ __device__ __forceinline__ void tensor_copy(uint32_t to, const CUtensorMap* map,
       : "memory");
 #endif
 }
+__device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+#endif
+}
+__device__ __forceinline__ void tensor_copy_3d(uint32_t to, const CUtensorMap* map, int c0, int c1,
+                                               int c2, uint64_t* barrier) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, "
+      "%3, %4}], [%5];" ::"r"(to),
+      "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(shared_address(barrier))
+      : "memory");
+#endif
+}
+__device__ __forceinline__ void tensor_copy_5d(uint32_t to, const CUtensorMap* map, int c0, int c1,
+                                               int c2, int c3, int c4, uint64_t* barrier) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, "
+      "%3, %4, %5, %6}], [%7];" ::"r"(to),
+      "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4), "r"(shared_address(barrier))
+      : "memory");
+#endif
+}
 
 // One tile's place: tokens [token, token + tokens) of the quantised rows, and the weights' first
 // row(s) in the tensor map (two halves of 64, which may lie apart).
@@ -201,37 +226,42 @@ __device__ __forceinline__ void run_tiles(Work& work) {
 
 // --- quantising activations ----------------------------------------------------------------------
 
-constexpr float kF8Most = 448.0f;
-
-// One warp quantises a row: for each 128 columns scale = max |x| / 448 and x / scale as f8_e4m3
-// (model.md 7). x bf16, columns a multiple of 4; scales [columns / 128 rounded up].
-__device__ __forceinline__ void quantise_row(const __nv_bfloat16* x, int columns, uint8_t* to,
-                                             float* scales) {
-  const int lane = threadIdx.x % kWarp;
-#pragma unroll 4
-  for (int begin = 0; begin < columns; begin += 128) {
-    const int c = begin + lane * 4;
-    float value[4] = {};
-    if (c < columns) {
-      const uint2 pairs = *reinterpret_cast<const uint2*>(x + c);
-      value[0] = __uint_as_float(pairs.x << 16);
-      value[1] = __uint_as_float(pairs.x & 0xffff0000u);
-      value[2] = __uint_as_float(pairs.y << 16);
-      value[3] = __uint_as_float(pairs.y & 0xffff0000u);
-    }
-    float most =
-        fmaxf(fmaxf(fabsf(value[0]), fabsf(value[1])), fmaxf(fabsf(value[2]), fabsf(value[3])));
+// A warp quantises 128 columns of a row, from `begin` on: x bf16, columns a multiple of 4.
+__device__ __forceinline__ void quantise_stretch(uint2 pairs, bool there, uint8_t* to,
+                                                 float* scale) {
+  float value[4] = {__uint_as_float(pairs.x << 16), __uint_as_float(pairs.x & 0xffff0000u),
+                    __uint_as_float(pairs.y << 16), __uint_as_float(pairs.y & 0xffff0000u)};
+  float most = largest_of(value[0], value[1], value[2], value[3]);
 #pragma unroll
-    for (int offset = 16; offset; offset /= 2)
-      most = fmaxf(most, __shfl_xor_sync(~0u, most, offset));
-    const float scale = fmaxf(most, 1e-10f) / kF8Most, inverse = 1.0f / scale;
-    if (c < columns) {
-      const __nv_fp8x4_e4m3 quarter(
-          float4{value[0] * inverse, value[1] * inverse, value[2] * inverse, value[3] * inverse});
-      *reinterpret_cast<uint32_t*>(to + c) = quarter.__x;
-    }
-    if (lane == 0) scales[begin / 128] = scale;
+  for (int offset = 16; offset; offset /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, offset));
+  const float factor = f8_scale(most);
+  if (there)
+    *reinterpret_cast<uint32_t*>(to) = to_f8(value[0], value[1], value[2], value[3], 1.0f / factor);
+  if (threadIdx.x % kWarp == 0) *scale = factor;
+}
+
+// A warp quantises kQuantiseAhead stretches of 128 columns of a row, from stretch `first` on: for
+// each scale = max |x| / 448 and x / scale as f8_e4m3. scales [columns / 128 rounded up].
+constexpr int kQuantiseAhead = 6;
+__device__ __forceinline__ void quantise_stretches(const __nv_bfloat16* x, int columns, int first,
+                                                   uint8_t* to, float* scales) {
+  const int lane = threadIdx.x % kWarp, stretches = (columns + 127) / 128;
+  uint2 pairs[kQuantiseAhead];
+#pragma unroll
+  for (int i = 0; i < kQuantiseAhead; ++i) {
+    const int column = (first + i) * 128 + lane * 4;
+    pairs[i] = column < columns ? *reinterpret_cast<const uint2*>(x + column) : uint2{};
   }
+#pragma unroll
+  for (int i = 0; i < kQuantiseAhead; ++i) {
+    const int column = (first + i) * 128 + lane * 4;
+    if (first + i < stretches)
+      quantise_stretch(pairs[i], column < columns, to + column, scales + first + i);
+  }
+}
+// Warps that share a row.
+__host__ __device__ inline int quantise_warps(int columns) {
+  return (columns + kQuantiseAhead * 128 - 1) / (kQuantiseAhead * 128);
 }
 
 // --- host side -----------------------------------------------------------------------------------
@@ -240,5 +270,15 @@ __device__ __forceinline__ void quantise_row(const __nv_bfloat16* x, int columns
 // in the 128-byte swizzle. Columns and rows past the end read as zeros. In tensor_map.cu.
 CUtensorMap tensor_map(const void* data, int64_t rows, int64_t columns, int64_t stride,
                        int box_rows);
+
+// The same for two boxes at once, columns c .. c + 127 and then c + 128 .. c + 255. Coordinates: 0,
+// row, column / 128. columns a multiple of 128.
+CUtensorMap double_map(const void* data, int64_t rows, int64_t columns, int64_t stride,
+                       int box_rows);
+
+// A map over w13 of all experts (two blocks of `rows` rows each) for boxes of 8 rows of the first
+// block over the same 8 of the second, four times: 64 rows, of 2 x 128 columns. Coordinates: 0, 0,
+// 0, (expert * 2 * rows + row) / 8, column / 128. rows a multiple of 32, columns of 128.
+CUtensorMap paired_rows_map(const void* data, int64_t experts, int64_t rows, int64_t columns);
 
 }  // namespace m2::ops::cuda

@@ -113,6 +113,58 @@ TEST_F(Gpu, Norms) {
       }
 }
 
+// What an operation writes quantised is what quantising its output gives.
+void expect_quantised(const ops::Quantised& got, const OnGpu& values, const OnGpu& scales,
+                      const Tensor& out, const std::string& what) {
+  const int64_t rows = out.size(0), columns = out.size(1);
+  const OnGpu f8(DType::f8_e4m3, {rows, columns}),
+      factors(DType::f32, {rows, (columns + 127) / 128});
+  cuda::quantise(gpu(), out, {f8, factors});
+  M2_CHECK(!got.empty());
+  EXPECT_EQ(values.bytes(), f8.bytes()) << what;
+  EXPECT_EQ(scales.bytes(), factors.bytes()) << what;
+}
+
+TEST_F(Gpu, NormsQuantised) {
+  for (const int64_t width : {128, 256, 3072, 6144, 192, 3080})
+    for (const int64_t rows : {1, 5}) {
+      const Numbers x = random_numbers(random_, rows * width, DType::bf16, 3.0);
+      const OnGpu residual(x, {rows, width}), delta(x, {rows, width});
+      const OnGpu weight(random_numbers(random_, width, DType::bf16), {width});
+      const OnGpu out(DType::bf16, {rows, width});
+      const OnGpu f8(DType::f8_e4m3, {rows, width}),
+          scales(DType::f32, {rows, (width + 127) / 128});
+      const ops::Quantised quantised{f8, scales};
+      const std::string what = std::to_string(rows) + " x " + std::to_string(width);
+      cuda::rms_norm(gpu(), residual, weight, 1e-6f, out, quantised);
+      expect_quantised(quantised, f8, scales, out, what);
+      // The reference's quantisation: codes from the bf16 numbers in double.
+      const std::vector<double> values = out.values();
+      const std::vector<double> factors = scales.values();
+      const std::vector<uint8_t> codes = f8.bytes();
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t begin = 0; begin < width; begin += 128) {
+          double most = 0;
+          const int64_t end = std::min(width, begin + 128);
+          for (int64_t c = begin; c < end; ++c)
+            most = std::max(most, std::abs(values[static_cast<size_t>(r * width + c)]));
+          const double scale =
+              factors[static_cast<size_t>(r * ((width + 127) / 128) + begin / 128)];
+          EXPECT_NEAR(scale, most / 448, most * 1e-9) << what;
+          for (int64_t c = begin; c < end; ++c) {
+            const auto at = static_cast<size_t>(r * width + c);
+            const double code = number_at(codes.data(), DType::f8_e4m3, static_cast<int64_t>(at));
+            // Half a step of e4m3 is a sixteenth of the number, or 2^-10 below 2^-6.
+            EXPECT_NEAR(code * scale, values[at],
+                        std::max(std::abs(values[at]) / 15.9, 1.01 * scale / 1024))
+                << what;
+          }
+        }
+      cuda::add_rms_norm(gpu(), residual, delta, weight, 1e-6f, delta, quantised);
+      expect_quantised(quantised, f8, scales, delta, "added, " + what);
+    }
+}
+
 TEST_F(Gpu, QkNormRopeStore) {
   struct Case {
     int64_t tokens, q, kv, dim, rotary, block;
@@ -309,13 +361,21 @@ void quantise(double* row, int64_t columns, int64_t group) {
   }
 }
 
-TEST_F(Gpu, LinearOfManyTokensOnFp8TensorCores) {
+TEST_F(Gpu, LinearOnFp8TensorCores) {
+  if (!cuda::wants_quantised()) GTEST_SKIP() << "needs a GPU of compute capability 9.0";
   struct Case {
     int64_t tokens, rows, columns, first_row, first_column;
   };
-  for (const Case& c :
-       {Case{65, 64, 128, 0, 0}, Case{128, 128, 256, 0, 0}, Case{129, 131, 320, 64, 128},
-        Case{300, 300, 192, 192, 256}, Case{200, 17, 1536, 0, 0}, Case{1000, 520, 3072, 0, 0}}) {
+  std::vector<Case> cases = {{65, 64, 128, 0, 0},      {128, 128, 256, 0, 0},
+                             {129, 131, 320, 64, 128}, {300, 300, 192, 192, 256},
+                             {200, 17, 1536, 0, 0},    {1000, 520, 3072, 0, 0},
+                             {1, 3072, 6144, 0, 0},    {64, 3072, 768, 0, 256}};
+  for (const int64_t tokens : {1, 7, 8, 9, 16, 17, 32, 33, 63, 64}) {
+    cases.push_back({tokens, 131, 320, 64, 128});
+    cases.push_back({tokens, 2049, 192, 0, 0});
+    cases.push_back({tokens, 8, 3072, 128, 0});
+  }
+  for (const Case& c : cases) {
     Numbers x = random_numbers(random_, c.tokens * c.columns, DType::bf16);
     const OnGpu x_gpu(x, {c.tokens, c.columns});
     const Slice slice(random_, DType::f8_e4m3, c.rows, c.columns, c.first_row, c.first_column);
@@ -369,7 +429,7 @@ TEST_F(Gpu, LinearSideBySideIntoAStridedOutput) {
 }
 
 TEST_F(Gpu, LinearRowsAreTheSameInAnyBatch) {
-  const int64_t tokens = 40, columns = 3072, rows = 64;
+  const int64_t tokens = 200, columns = 3072, rows = 192;
   for (const DType dtype : {DType::f8_e4m3, DType::bf16}) {
     const Numbers x = random_numbers(random_, tokens * columns, DType::bf16);
     const Slice slice(random_, dtype, rows, columns, 0, 0);
@@ -379,12 +439,14 @@ TEST_F(Gpu, LinearRowsAreTheSameInAnyBatch) {
     const OnGpu all(DType::f32, {tokens, rows});
     cuda::linear(gpu(), x_gpu, {&weight, 1}, all);
     const std::vector<double> together = all.values();
-    for (const int64_t t : {0, 13, 39}) {
-      const OnGpu one(DType::f32, {1, rows});
-      cuda::linear(gpu(), x_gpu.tensor().rows(t, 1), {&weight, 1}, one);
-      EXPECT_EQ(one.values(), std::vector<double>(together.begin() + t * rows,
-                                                  together.begin() + (t + 1) * rows));
-    }
+    for (const int64_t count : {1, 2, 8, 13, 16, 30, 32, 50, 64, 65, 130})
+      for (const int64_t first : {0, 17, 70}) {
+        const OnGpu some(DType::f32, {count, rows});
+        cuda::linear(gpu(), x_gpu.tensor().rows(first, count), {&weight, 1}, some);
+        EXPECT_EQ(some.values(), std::vector<double>(together.begin() + first * rows,
+                                                     together.begin() + (first + count) * rows))
+            << name_of(dtype) << ", tokens " << first << " to " << first + count;
+      }
   }
 }
 
@@ -439,6 +501,34 @@ TEST_F(Gpu, Route) {
         }
       }
     }
+}
+
+TEST_F(Gpu, RouteIsTheSameInAnyBatch) {
+  constexpr int64_t kTokens = 700, kExperts = 250, kTop = 8;
+  for (const int64_t hidden : {3072, 352}) {
+    const OnGpu x(random_numbers(random_, kTokens * hidden, DType::bf16), {kTokens, hidden});
+    const OnGpu gate(random_numbers(random_, kExperts * hidden, DType::f32, 0.02),
+                     {kExperts, hidden});
+    const OnGpu bias(random_numbers(random_, kExperts, DType::f32, 0.1), {kExperts});
+    const auto run = [&](int64_t first, int64_t count) {
+      const OnGpu ids(DType::i32, {count, kTop}), weights(DType::f32, {count, kTop});
+      cuda::route(gpu(), x.tensor().rows(first, count), gate, bias, {}, ids, weights);
+      std::vector<double> both = ids.values();
+      const std::vector<double> shares = weights.values();
+      both.insert(both.end(), shares.begin(), shares.end());
+      return both;
+    };
+    const std::vector<double> all = run(0, kTokens);
+    for (const int64_t count : {1, 2, 4, 5, 16, 64, 511, 512})
+      for (const int64_t first : {0, 19, 188}) {
+        const std::vector<double> some = run(first, count);
+        std::vector<double> expected(all.begin() + first * kTop,
+                                     all.begin() + (first + count) * kTop);
+        const auto shares = all.begin() + (kTokens + first) * kTop;
+        expected.insert(expected.end(), shares, shares + count * kTop);
+        EXPECT_EQ(some, expected) << count << " from " << first << ", hidden " << hidden;
+      }
+  }
 }
 
 TEST_F(Gpu, RouteBreaksTiesTowardsTheLowerId) {
@@ -522,6 +612,15 @@ std::vector<double> run_attention(std::mt19937& random, const AttentionCase& c, 
   cuda::paged_attention(exec, q_gpu.tensor().columns(0, q_heads * dim), {k_gpu, v_gpu}, layout,
                         c.heads, out);
   const std::vector<double> values = out.values();
+  if (c.dtype == DType::bf16) {
+    const int64_t width = q_heads * dim;
+    const OnGpu f8(DType::f8_e4m3, {tokens, width}),
+        scales(DType::f32, {tokens, (width + 127) / 128}), again(DType::bf16, {tokens, width});
+    cuda::paged_attention(exec, q_gpu.tensor().columns(0, width), {k_gpu, v_gpu}, layout, c.heads,
+                          again, {f8, scales});
+    EXPECT_EQ(again.bytes(), out.bytes()) << what;
+    expect_quantised({f8, scales}, f8, scales, out, what);
+  }
 
   std::vector<double> expected, checked;
   for (int64_t s = 0; s < count; ++s) {
@@ -596,6 +695,39 @@ TEST_F(Gpu, AttentionPrefillAndMixed) {
                 gpu(), "mixed");
 }
 
+// A prompt's tokens are the same bytes however it is cut, in chunks of at least two tokens.
+TEST_F(Gpu, AttentionOfChunks) {
+  const ops::HeadShape heads{12, 2, 128, 64};
+  constexpr int32_t kTokens = 700, kBlocks = (kTokens + 15) / 16;
+  const Numbers cells = random_numbers(random_, kBlocks * 2 * 16 * 128, DType::bf16);
+  const OnGpu k(cells, {kBlocks, 2, 16, 128}), v(cells, {kBlocks, 2, 16, 128});
+  const OnGpu q(random_numbers(random_, kTokens * 12 * 128, DType::bf16, 1.5), {kTokens, 12 * 128});
+  std::vector<int32_t> blocks(kBlocks);
+  std::iota(blocks.rbegin(), blocks.rend(), 0);
+  const OnGpu table(blocks, {1, kBlocks});
+  const auto run = [&](int32_t begin, int32_t end) {
+    const OnGpu starts(std::vector<int32_t>{0, end - begin}, {2});
+    const OnGpu context(std::vector<int32_t>{end}, {1});
+    const OnGpu out(DType::bf16, {end - begin, 12 * 128});
+    ops::BatchLayout layout;
+    layout.query_starts = starts;
+    layout.context_lens = context;
+    layout.block_tables = table;
+    cuda::paged_attention(gpu(), q.tensor().rows(begin, end - begin), {k, v}, layout, heads, out);
+    return out.values();
+  };
+  const std::vector<double> whole = run(0, kTokens);
+  for (const std::vector<int32_t>& cuts :
+       {std::vector<int32_t>{0, 2, 700}, {0, 65, 130, 641, 700}, {0, 512, 698, 700}}) {
+    std::vector<double> pieces;
+    for (size_t i = 0; i + 1 < cuts.size(); ++i) {
+      const std::vector<double> piece = run(cuts[i], cuts[i + 1]);
+      pieces.insert(pieces.end(), piece.begin(), piece.end());
+    }
+    EXPECT_EQ(pieces, whole) << "cut after " << cuts[1];
+  }
+}
+
 TEST_F(Gpu, AttentionOfAnyShape) {
   run_attention(random_, {{4, 2, 64, 32}, 16, DType::f32, {{1, 100}, {30, 77}, {5, 5}}}, gpu(),
                 "f32");
@@ -651,8 +783,10 @@ struct RankExperts {
   }
 };
 
-void run_experts(std::mt19937& random, const ExpertsCase& c, const std::string& what,
-                 bool quantised = false) {
+void run_experts(std::mt19937& random, const ExpertsCase& c, const std::string& what) {
+  const bool quantised = cuda::wants_quantised() && c.x == DType::bf16 &&
+                         c.weight == DType::f8_e4m3 && c.hidden % 128 == 0 && c.inner % 64 == 0 &&
+                         c.first_inner % 64 == 0;
   const RankExperts rank(random, c);
   const Numbers x = random_numbers(random, c.tokens * c.hidden, c.x);
   std::vector<int32_t> ids;
@@ -682,6 +816,7 @@ void run_experts(std::mt19937& random, const ExpertsCase& c, const std::string& 
   const OnGpu x_gpu(x, {c.tokens, c.hidden}), ids_gpu(ids, {c.tokens, c.top}),
       weights_gpu(weights, {c.tokens, c.top});
   const OnGpu scratch(DType::u8, {cuda::experts_scratch_bytes(experts, c.tokens, c.top)});
+  clear(gpu(), scratch.tensor().data(), scratch.tensor().elements());
   const OnGpu out(c.x, {c.tokens, c.hidden});
   cuda::experts(gpu(), x_gpu, experts, ids_gpu, weights_gpu, scratch, out);
   const std::vector<double> values = out.values();
@@ -705,7 +840,10 @@ void run_experts(std::mt19937& random, const ExpertsCase& c, const std::string& 
         }
         inner[static_cast<size_t>(i)] = gate / (1.0 + std::exp(-gate)) * up;
       }
-      if (quantised) quantise(inner.data(), c.inner, 64);
+      if (quantised) {
+        for (double& value : inner) value = to_float(to_bf16(static_cast<float>(value)));
+        quantise(inner.data(), c.inner, 64);
+      }
       for (int64_t n = 0; n < c.hidden; ++n) {
         double sum = 0.0;
         for (int64_t i = 0; i < c.inner; ++i)
@@ -718,13 +856,25 @@ void run_experts(std::mt19937& random, const ExpertsCase& c, const std::string& 
   const double norm_limit = quantised ? 1.2e-2 : c.x == DType::bf16 ? kTwiceNorm : 1e-5;
   expect_close(values, expected, norm_limit, c.x == DType::bf16 ? 24 * norm_limit : 1e-3, what);
 
-  if (quantised) return;
-  const int64_t last = c.tokens - 1;
-  const OnGpu one(c.x, {1, c.hidden});
-  cuda::experts(gpu(), x_gpu.tensor().rows(last, 1), experts, ids_gpu.tensor().rows(last, 1),
-                weights_gpu.tensor().rows(last, 1), scratch, one);
-  EXPECT_EQ(one.values(), std::vector<double>(values.begin() + last * c.hidden, values.end()))
-      << what << ": the last token alone differs";
+  // The same bytes in any batch, whether they come quantised or not.
+  for (const int64_t count : {1, 2, 7, 20, 64, 150}) {
+    if (count > c.tokens) continue;
+    const int64_t first = c.tokens - count;
+    const std::vector<double> same(values.begin() + first * c.hidden, values.end());
+    const Tensor tokens = x_gpu.tensor().rows(first, count);
+    for (const bool given : {false, true}) {
+      if (given && !quantised) continue;
+      const OnGpu f8(DType::f8_e4m3, {count, c.hidden});
+      const OnGpu scales(DType::f32, {count, (c.hidden + 127) / 128});
+      if (given) cuda::quantise(gpu(), tokens, {f8, scales});
+      const OnGpu some(c.x, {count, c.hidden});
+      cuda::experts(gpu(), tokens, experts, ids_gpu.tensor().rows(first, count),
+                    weights_gpu.tensor().rows(first, count), scratch, some,
+                    given ? ops::Quantised{f8, scales} : ops::Quantised());
+      EXPECT_EQ(some.values(), same)
+          << what << ": the last " << count << " alone differ, quantised before " << given;
+    }
+  }
 }
 
 TEST_F(Gpu, Experts) {
@@ -748,12 +898,12 @@ TEST_F(Gpu, ExpertsOfAnyShape) {
 }
 
 TEST_F(Gpu, ExpertsOfALargeStep) {
-  run_experts(random_, {DType::bf16, DType::f8_e4m3, 600, 4, 10, 0, 10, 256, 128, 0}, "600 tokens",
-              true);
+  run_experts(random_, {DType::bf16, DType::f8_e4m3, 600, 4, 10, 0, 10, 256, 128, 0}, "600 tokens");
   run_experts(random_, {DType::bf16, DType::f8_e4m3, 517, 4, 10, 3, 5, 384, 192, 192},
-              "517 tokens of a slice", true);
-  run_experts(random_, {DType::bf16, DType::f8_e4m3, 300, 8, 12, 0, 12, 512, 256, 0}, "300 tokens",
-              true);
+              "517 tokens of a slice");
+  run_experts(random_, {DType::bf16, DType::f8_e4m3, 300, 8, 12, 0, 12, 512, 256, 0}, "300 tokens");
+  run_experts(random_, {DType::bf16, DType::f8_e4m3, 160, 8, 64, 0, 64, 3072, 192, 0}, "narrow");
+  run_experts(random_, {DType::bf16, DType::f8_e4m3, 100, 8, 24, 0, 24, 1024, 1536, 0}, "wide");
 }
 
 }  // namespace

@@ -8,15 +8,63 @@
 namespace m2::ops::cuda {
 namespace {
 
-TEST(LinearPlan, DecodeStreamsAndTakesMoreTokensTogetherAsTheyCome) {
-  LinearShape shape{.tokens = 1, .rows = 8192, .columns = 3072};
+LinearShape with_workspace(LinearShape shape) {
+  shape.workspace_bytes = linear_workspace_bytes(shape.tokens, shape.columns);
+  return shape;
+}
+
+TEST(LinearPlan, HopperQuantisesWhateverTheStep) {
+  const LinearShape qkv{.tokens = 1, .rows = 8192, .columns = 3072};
+  EXPECT_EQ(describe(plan_linear(with_workspace(qkv))), "flow, tiles of 64 rows");
+  for (const int64_t tokens : {1, 8, 9, 64, 65, 8192}) {
+    LinearShape shape = qkv;
+    shape.tokens = tokens;
+    const LinearForm form = tokens <= 64 ? LinearForm::flow : LinearForm::tiles;
+    EXPECT_EQ(plan_linear(with_workspace(shape)).form, form) << tokens;
+    shape.quantised = true;
+    EXPECT_EQ(plan_linear(shape).form, form) << tokens;
+    shape.quantised = false;
+    EXPECT_NE(plan_linear(shape).form, form) << "without a workspace";
+    for (const auto change : {+[](LinearShape& s) { s.whole_blocks = false; },
+                              +[](LinearShape& s) { s.compute_major = 10; },
+                              +[](LinearShape& s) { s.rows_follow = false; },
+                              +[](LinearShape& s) { s.weight = DType::bf16; }}) {
+      LinearShape other = with_workspace(shape);
+      change(other);
+      const LinearForm instead = plan_linear(other).form;
+      EXPECT_TRUE(instead == LinearForm::ring || instead == LinearForm::stream) << tokens;
+    }
+  }
+  LinearShape many = with_workspace({.tokens = 2048, .rows = 8192, .columns = 3072});
+  EXPECT_EQ(plan_linear(many).scales_at, 2048 * 3072);
+}
+
+TEST(LinearPlan, FlowTilesSpreadEvenly) {
+  const auto rows_of = [](int64_t tokens, int64_t rows, int64_t columns) {
+    return plan_linear(with_workspace({.tokens = tokens, .rows = rows, .columns = columns}))
+        .tile_rows;
+  };
+  EXPECT_EQ(rows_of(1, 8192, 3072), 64);  // 128 tiles on 132 multiprocessors
+  EXPECT_EQ(rows_of(1, 3072, 6144), 24);  // 128 as well; of 64 rows only 48
+  EXPECT_EQ(rows_of(1, 2048, 3072), 16);  // a fourth of qkv
+  for (const int64_t rows : {1, 8, 100, 5000, 200064})
+    for (const int64_t tokens : {1, 64}) {
+      const int tile =
+          plan_linear(with_workspace({.tokens = tokens, .rows = rows, .columns = 128})).tile_rows;
+      EXPECT_TRUE(tile % 8 == 0 && tile >= 16 && tile <= 64) << tile;
+    }
+}
+
+TEST(LinearPlan, OtherChipsStreamAndTakeMoreTokensTogetherAsTheyCome) {
+  LinearShape shape{.tokens = 1, .rows = 8192, .columns = 3072, .compute_major = 10};
   EXPECT_EQ(describe(plan_linear(shape)), "ring, tiles of 16 rows");
   // 192 tiles of 16 rows would leave 72 of 132 multiprocessors with half the work.
-  EXPECT_EQ(describe(plan_linear({.tokens = 1, .rows = 3072, .columns = 6144})),
-            "ring, tiles of 8 rows");
+  EXPECT_EQ(
+      describe(plan_linear({.tokens = 1, .rows = 3072, .columns = 6144, .compute_major = 10})),
+      "ring, tiles of 8 rows");
   shape.compute_major = 8;
   EXPECT_EQ(describe(plan_linear(shape)), "stream, 8 tokens");
-  shape.compute_major = 9;
+  shape.compute_major = 10;
   shape.tokens = 9;
   EXPECT_EQ(describe(plan_linear(shape)), "stream, 16 tokens");
   shape.tokens = 17;
@@ -45,25 +93,22 @@ TEST(LinearPlan, WhatTheMatrixUnitsCannotTakeRunsAnyway) {
             LinearForm::stream);
 }
 
-TEST(LinearPlan, ManyTokensNeedAWorkspaceForTheTensorCores) {
-  LinearShape shape{.tokens = 2048, .rows = 8192, .columns = 3072};
-  EXPECT_EQ(plan_linear(shape).form, LinearForm::stream);
-  shape.workspace_bytes = linear_workspace_bytes(2048, 3072);
-  EXPECT_EQ(plan_linear(shape).form, LinearForm::tiles);
-  EXPECT_EQ(plan_linear(shape).scales_at, 2048 * 3072);
-  shape.whole_blocks = false;
-  EXPECT_EQ(plan_linear(shape).form, LinearForm::stream);
-}
-
 TEST(ExpertsPlan, FormsByTokens) {
   ExpertsShape shape{.tokens = 1, .top = 8, .experts = 256, .inner = 1536, .hidden = 3072};
-  EXPECT_EQ(describe(plan_experts(shape)), "ring, batch 1");
+  EXPECT_EQ(describe(plan_experts(shape)), "flow, groups of 8, batch 1");
   shape.tokens = 64;
-  EXPECT_EQ(describe(plan_experts(shape)), "ring, batch 64");
+  EXPECT_EQ(describe(plan_experts(shape)), "flow, groups of 8, batch 64");
+  shape.tokens = 200;
+  EXPECT_EQ(describe(plan_experts(shape)), "flow, groups of 16, batch 200");
   shape.tokens = 20000;
   EXPECT_EQ(describe(plan_experts(shape)), "tiles, batch 8192");
-  shape.weight = DType::bf16;
+  shape.compute_major = 10;
   EXPECT_EQ(describe(plan_experts(shape)), "stream, 16 tokens, batch 256");
+  shape.tokens = 64;
+  EXPECT_EQ(describe(plan_experts(shape)), "ring, batch 64");
+  shape.compute_major = 9;
+  shape.weight = DType::bf16;
+  EXPECT_EQ(describe(plan_experts(shape)), "stream, 8 tokens, batch 64");
   shape.weight = DType::f16;
   EXPECT_EQ(describe(plan_experts(shape)), "any, batch 64");
 }
@@ -79,21 +124,39 @@ TEST(ExpertsPlan, ScratchRegionsFollowOneAnother) {
                                .aligned = aligned};
       const ExpertsPlan plan = plan_experts(shape);
       const int64_t pairs = plan.batch * 8;
+      const bool tiles = plan.form == ExpertsForm::tiles, flow = plan.form == ExpertsForm::flow;
+      EXPECT_EQ(plan.done, 0);
+      EXPECT_GE(plan.offsets, 4 * (256 + pairs / plan.group_pairs + 1) * (flow ? 1 : 0));
       EXPECT_GE(plan.active, plan.offsets + 4 * 257) << describe(plan);
       EXPECT_GE(plan.order, plan.active + 4 * 257);
       EXPECT_GE(plan.inner, plan.order + 4 * pairs);
-      if (plan.form == ExpertsForm::tiles) {
+      EXPECT_GE(plan.results, plan.inner + (tiles ? 0 : 2) * pairs * 1536);
+      EXPECT_GE(plan.scratch_bytes, plan.results + (tiles || flow ? 2 : 4) * pairs * 3072);
+      if (tiles || flow) {
         EXPECT_GE(plan.x_f8, plan.results + 2 * pairs * 3072);
         EXPECT_GE(plan.x_scales, plan.x_f8 + pairs * 3072);
+        EXPECT_GE(plan.scratch_bytes, plan.x_scales + 4 * pairs * 24);
+      }
+      if (tiles) {
         EXPECT_GE(plan.inner_f8, plan.x_scales + 4 * pairs * 24);
         EXPECT_GE(plan.inner_scales, plan.inner_f8 + pairs * 1536);
         EXPECT_GE(plan.scratch_bytes, plan.inner_scales + 4 * pairs * 24);
-      } else {
-        EXPECT_GE(plan.results, plan.inner + 2 * pairs * 1536);
-        EXPECT_GE(plan.scratch_bytes, plan.results + 4 * pairs * 3072);
       }
       EXPECT_LE(plan.batch, tokens);
     }
+}
+
+TEST(ExpertsPlan, ScratchOfALargeStepIsEnoughForEverySmallerOne) {
+  for (const int64_t experts : {8, 64, 256})
+    for (const int64_t most : {1, 100, 257, 300, 2000})
+      for (int64_t tokens = 1; tokens <= most; ++tokens) {
+        const ExpertsShape shape{
+            .tokens = most, .top = 8, .experts = experts, .inner = 1536, .hidden = 3072};
+        ExpertsShape smaller = shape;
+        smaller.tokens = tokens;
+        ASSERT_LE(plan_experts(smaller).scratch_bytes, experts_scratch_bytes(shape))
+            << experts << " experts, " << tokens << " of " << most;
+      }
 }
 
 TEST(AttentionPlan, PartsDependOnTheContextAlone) {

@@ -76,6 +76,7 @@ void launch_attention(void* stream, const AttentionPlan& plan, const AttentionAr
   if (!plan.matrix_units) {
     if (args.heads.dim > kAnyMaxDim) cuda_failed("attention", "heads wider than 256");
     launch(stream, attention_any, {dim3(tokens, q_heads), dim3(kAnyWarps * kWarp)}, args);
+    if (args.quantised.values) launch_quantise(stream, args.out, args.quantised);
     return;
   }
   if (plan.prefill) {
@@ -84,13 +85,14 @@ void launch_attention(void* stream, const AttentionPlan& plan, const AttentionAr
     launch(stream, sm80_attention_prefill, shape, args);
   }
   if (plan.decode) {
-    launch(
-        stream, sm80_attention_decode,
-        {dim3(static_cast<unsigned>(plan.splits), static_cast<unsigned>(args.heads.kv), sequences),
-         dim3(kDecodeWarps * kWarp)},
-        args);
+    LaunchShape shape{
+        dim3(static_cast<unsigned>(plan.splits), static_cast<unsigned>(args.heads.kv), sequences),
+        dim3(kDecodeWarps * kWarp)};
+    shape.through_l1 = true;
+    launch(stream, sm80_attention_decode, shape, args);
     if (plan.splits > 1)
-      launch(stream, sm80_attention_join, {dim3(q_heads, sequences), dim3(kDim)}, args);
+      launch(stream, sm80_attention_join,
+             {dim3(blocks_for(q_heads, kJoinHeads), sequences), dim3(kJoinHeads * kWarp)}, args);
   }
 }
 

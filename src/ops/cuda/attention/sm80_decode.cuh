@@ -121,6 +121,27 @@ __device__ __forceinline__ void attend_page(const PageRegisters& page, const uin
   }
 }
 
+// Four dims of one token and q head, from dim on; the warp has them all.
+__device__ __forceinline__ void store_dims(const AttentionArgs& args, int64_t token, int q_head,
+                                           int dim, float (&value)[4]) {
+  const int64_t row = token * args.out.stride + q_head * kDim + dim;
+  float most = 0.0f;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    store_number(args.out.data, args.out.dtype, row + i, value[i]);
+    value[i] = to_float(__float2bfloat16_rn(value[i]));
+    most = fmaxf(most, fabsf(value[i]));
+  }
+  if (!args.quantised.values) return;
+#pragma unroll
+  for (int offset = 16; offset; offset /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, offset));
+  const float scale = f8_scale(most);
+  const int64_t cell = token * args.heads.q + q_head;  // a head is a block of 128
+  *reinterpret_cast<uint32_t*>(args.quantised.values + cell * kDim + dim) =
+      to_f8(value[0], value[1], value[2], value[3], 1.0f / scale);
+  if (dim == 0) args.quantised.scales[cell] = scale;
+}
+
 // Decoded tokens (sequences with one token in this step): one block a (part of the context, KV
 // head, sequence), the KV head's q heads packed as mma's 8 columns. Each warp takes every fourth
 // page. Parts, pages and their order depend on the token's own context alone. Bytes: S ctx kv 2 *
@@ -194,39 +215,47 @@ __global__ void __launch_bounds__(kDecodeWarps* kWarp, 4)
       values[warp][2 * t + r % 2][dim_of(m, g + r / 2 * 8)] = state.values[m][r];
   __syncthreads();
 
-  const int dim = threadIdx.x;
-  static_assert(kDecodeWarps * kWarp == kDim, "a thread a dim");
-  for (int h = 0; h < group; ++h) {
+  // A warp a head, four dims a lane.
+  const int dim = lane * 4;
+  static_assert(kWarp * 4 == kDim, "a warp has a head's dims");
+  for (int h = warp; h < group; h += kDecodeWarps) {
     float largest = stats[0][0][h];
     for (int w = 1; w < kDecodeWarps; ++w) largest = fmaxf(largest, stats[w][0][h]);
-    float sum = 0.0f, value = 0.0f;
+    float sum = 0.0f, value[4] = {};
     for (int w = 0; w < kDecodeWarps; ++w) {
       const float factor = exp2f(stats[w][0][h] - largest);  // 0 for a warp without pages
       sum = fmaf(stats[w][1][h], factor, sum);
-      value = fmaf(values[w][h][dim], factor, value);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) value[i] = fmaf(values[w][h][dim + i], factor, value[i]);
     }
     const int q_head = head * group + h;
     if (each >= pages) {
-      store_number(args.out.data, args.out.dtype, token * args.out.stride + q_head * kDim + dim,
-                   value / sum);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) value[i] /= sum;
+      store_dims(args, token, q_head, dim, value);
       continue;
     }
     const int64_t cell =
         (static_cast<int64_t>(sequence) * args.heads.q + q_head) * args.splits + part;
-    args.workspace[cell * kDim + dim] = value;
-    if (dim < 2) {
+    *reinterpret_cast<float4*>(args.workspace + cell * kDim + dim) =
+        float4{value[0], value[1], value[2], value[3]};
+    if (lane < 2) {
       float* totals =
           args.workspace + static_cast<int64_t>(args.sequences) * args.heads.q * args.splits * kDim;
-      totals[cell * 2 + dim] = dim ? sum : largest;
+      totals[cell * 2 + lane] = lane ? sum : largest;
     }
   }
 }
 
-// Joins the parts of one token and q head, first to last. Bytes: parts * 130 * 4 a head.
-__global__ void __launch_bounds__(kDim) sm80_attention_join(AttentionArgs args) {
+// Joins the parts of one token and q head, first to last; a warp has a head. Bytes: parts * 130 * 4
+// a head.
+constexpr int kJoinHeads = 4;
+__global__ void __launch_bounds__(kJoinHeads* kWarp) sm80_attention_join(AttentionArgs args) {
   wait_for_previous();
   let_next_start();
-  const int q_head = blockIdx.x, sequence = blockIdx.y, dim = threadIdx.x;
+  const int q_head = blockIdx.x * kJoinHeads + threadIdx.x / kWarp, sequence = blockIdx.y;
+  const int dim = threadIdx.x % kWarp * 4;
+  if (q_head >= args.heads.q) return;
   const int token = args.query_starts[sequence];
   if (args.query_starts[sequence + 1] - token != 1) return;
   const int pages = (args.context_lens[sequence] + kPage - 1) / kPage;
@@ -239,32 +268,40 @@ __global__ void __launch_bounds__(kDim) sm80_attention_join(AttentionArgs args) 
                         cell * 2;
   // Eight parts are asked for at once.
   constexpr int kAhead = 8;
-  float largest = -INFINITY, sum = 0.0f, value = 0.0f;
+  float largest = -INFINITY, sum = 0.0f, value[4] = {};
   for (int first = 0; first < parts; first += kAhead) {
-    float part_largest[kAhead], part_sum[kAhead], part_value[kAhead];
+    float part_largest[kAhead], part_sum[kAhead];
+    float4 part_value[kAhead];
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       const bool there = first + i < parts;
       part_largest[i] = there ? totals[2 * (first + i)] : -INFINITY;
       part_sum[i] = there ? totals[2 * (first + i) + 1] : 0.0f;
-      part_value[i] = there ? args.workspace[(cell + first + i) * kDim + dim] : 0.0f;
+      part_value[i] =
+          there ? *reinterpret_cast<const float4*>(args.workspace + (cell + first + i) * kDim + dim)
+                : float4{};
     }
     float top = largest;
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) top = fmaxf(top, part_largest[i]);
     const float before = exp2f(largest - top);
     sum *= before;
-    value *= before;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) value[i] *= before;
     largest = top;
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       const float factor = exp2f(part_largest[i] - top);
       sum = fmaf(part_sum[i], factor, sum);
-      value = fmaf(part_value[i], factor, value);
+      value[0] = fmaf(part_value[i].x, factor, value[0]);
+      value[1] = fmaf(part_value[i].y, factor, value[1]);
+      value[2] = fmaf(part_value[i].z, factor, value[2]);
+      value[3] = fmaf(part_value[i].w, factor, value[3]);
     }
   }
-  store_number(args.out.data, args.out.dtype, token * args.out.stride + q_head * kDim + dim,
-               value / sum);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) value[i] /= sum;
+  store_dims(args, token, q_head, dim, value);
 }
 
 }  // namespace m2::ops::cuda

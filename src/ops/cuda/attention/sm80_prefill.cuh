@@ -204,12 +204,31 @@ __global__ void __launch_bounds__(kPrefillWarps* kWarp, 1)
     if (index >= length) continue;
     const float factor = 1.0f / sum[half];
     const int64_t row = (start + index) * args.out.stride + head * kDim;
+    float most = 0.0f;
 #pragma unroll
     for (int n = 0; n < 16; ++n)
 #pragma unroll
-      for (int i = 0; i < 2; ++i)
-        store_number(args.out.data, args.out.dtype, row + n * 8 + 2 * t + i,
-                     out[n][2 * half + i] * factor);
+      for (int i = 0; i < 2; ++i) {
+        float& value = out[n][2 * half + i];
+        value *= factor;
+        store_number(args.out.data, args.out.dtype, row + n * 8 + 2 * t + i, value);
+        value = to_float(__float2bfloat16_rn(value));
+        most = fmaxf(most, fabsf(value));
+      }
+    if (!args.quantised.values) continue;
+    // The four lanes of a row have its 128 dims, a block of the quantised output.
+    const unsigned row_lanes = 0xfu << (g * 4);
+    most = fmaxf(most, __shfl_xor_sync(row_lanes, most, 1));
+    most = fmaxf(most, __shfl_xor_sync(row_lanes, most, 2));
+    const float scale = f8_scale(most), inverse = 1.0f / scale;
+    const int64_t cell = static_cast<int64_t>(start + index) * args.heads.q + head;
+#pragma unroll
+    for (int n = 0; n < 16; ++n) {
+      const __nv_fp8x2_e4m3 pair(
+          float2{out[n][2 * half] * inverse, out[n][2 * half + 1] * inverse});
+      *reinterpret_cast<uint16_t*>(args.quantised.values + cell * kDim + n * 8 + 2 * t) = pair.__x;
+    }
+    if (t == 0) args.quantised.scales[cell] = scale;
   }
 }
 

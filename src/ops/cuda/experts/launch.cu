@@ -1,6 +1,7 @@
 #include "ops/cuda/experts/launch.h"
 #include "ops/cuda/experts/lists.cuh"
 #include "ops/cuda/experts/sm80_stream.cuh"
+#include "ops/cuda/experts/sm90_flow.cuh"
 #include "ops/cuda/experts/sm90_ring.cuh"
 #include "ops/cuda/experts/sm90_tiles.cuh"
 
@@ -86,10 +87,11 @@ void launch_stream(void* stream, const ExpertsArgs& args) {
   const auto units = static_cast<unsigned>(pairs < args.experts || one ? pairs : args.experts);
   const dim3 block(kStreamThreads);
   if (!one) launch(stream, list_pairs, {dim3(1), dim3(kListThreads)}, args);
-  launch(stream, sm80_experts_up<kF8, kTiles>,
-         {dim3(blocks_for(args.inner, kUpRows), units), block}, args);
-  const unsigned tiles = blocks_for(args.hidden, kStreamRows);
-  launch(stream, sm80_experts_down<kF8, kTiles>, {dim3(tiles, units), block}, args);
+  LaunchShape up{dim3(blocks_for(args.inner, kUpRows), units), block};
+  LaunchShape down{dim3(blocks_for(args.hidden, kStreamRows), units), block};
+  up.through_l1 = down.through_l1 = true;
+  launch(stream, sm80_experts_up<kF8, kTiles>, up, args);
+  launch(stream, sm80_experts_down<kF8, kTiles>, down, args);
   launch_combine<float>(stream, args);
 }
 
@@ -104,10 +106,46 @@ void launch_ring(void* stream, const ExpertsArgs& args) {
   launch_combine<float>(stream, args);
 }
 
+// The pairs in the order of their experts, and their tokens quantised in that order.
+void launch_order(void* stream, const ExpertsArgs& args) {
+  const int64_t pairs = args.x.rows * args.top;
+  if (args.x.rows > 1) launch(stream, list_pairs, {dim3(1), dim3(kListThreads)}, args);
+  if (!args.token_f8)
+    launch(stream, sm90_experts_quantise,
+           {dim3(blocks_for(pairs * quantise_warps(args.hidden), 8)), dim3(256)}, args);
+  else if (args.x.rows > 1)
+    launch(stream, sm90_experts_gather, {dim3(blocks_for(pairs, 8)), dim3(256)}, args);
+}
+
+// Blocks wait for one another, so all of them have to run at once: one a multiprocessor, and the
+// kernel after them cannot start before.
+template <int kN>
+void launch_flow(void* stream, const ExpertsArgs& args, bool fused) {
+  launch_order(stream, args);
+  ExpertsFlowMaps maps;
+  const int64_t pairs = args.x.rows * args.top;
+  maps.x = args.x.rows == 1 && args.token_f8 ? flow_map(args.token_f8, 1, args.hidden, kN)
+                                             : flow_map(args.x_f8, pairs, args.hidden, kN);
+  maps.w13 = paired_rows_map(args.w13, args.experts, args.inner, args.hidden);
+  maps.w2 = flow_map(args.w2, int64_t{1} * args.experts * args.hidden, args.inner, kFlowRows);
+  const int stretches = args.hidden / 128 > args.inner / 64 ? args.hidden / 128 : args.inner / 64;
+  const FlowShared shared = flow_shared(kFlowRows, kN, stretches, 2, args.inner);
+  LaunchShape shape;
+  shape.grid = dim3(static_cast<unsigned>(multiprocessors()));
+  shape.block = dim3(kFlowThreads);
+  shape.shared_bytes = shared.bytes;
+  if (fused) {
+    launch(stream, sm90_experts_flow<kN>, shape, args, maps, shared, 3);
+  } else {
+    launch(stream, sm90_experts_flow<kN>, shape, args, maps, shared, 1);
+    launch(stream, sm90_experts_flow<kN>, shape, args, maps, shared, 2);
+  }
+  launch_combine<__nv_bfloat16>(stream, args);
+}
+
 void launch_tiles(void* stream, const ExpertsArgs& args) {
   const int64_t pairs = args.x.rows * args.top;
-  launch(stream, list_pairs, {dim3(1), dim3(kListThreads)}, args);
-  launch(stream, sm90_experts_quantise, {dim3(blocks_for(pairs, 8)), dim3(256)}, args);
+  launch_order(stream, args);
   ExpertsMaps maps;
   maps.x = tensor_map(args.x_f8, pairs, args.hidden, args.hidden, kTileTokens);
   maps.w13 =
@@ -130,6 +168,9 @@ void launch_experts(void* stream, const ExpertsPlan& plan, const ExpertsArgs& ar
   if (args.x.rows == 0) return;
   if (plan.form == ExpertsForm::any) return launch_any(stream, args);
   if (plan.form == ExpertsForm::tiles) return launch_tiles(stream, args);
+  if (plan.form == ExpertsForm::flow)
+    return plan.group_pairs == 8 ? launch_flow<8>(stream, args, plan.fused)
+                                 : launch_flow<16>(stream, args, plan.fused);
   if (plan.form == ExpertsForm::ring) return launch_ring(stream, args);
   const bool f8 = args.weight_dtype == DType::f8_e4m3;
   if (plan.token_tiles == 1)

@@ -31,6 +31,10 @@ struct ExpertsArgs {
   void* inner_values;
   float* results;
   int group_pairs;  // most pairs of a group
+  int32_t* done;    // flow: tiles of the first half computed, for each group; zeros between calls
+  // The tokens quantised [T, hidden] with scales of every 128 columns, or null.
+  const uint8_t* token_f8;
+  const float* token_scales;
   // tiles: quantised tokens [pairs, hidden] and inner values [pairs, inner] in the order of
   // `order`, with scales of every 128 and every 64 columns; `results` is bf16 then.
   uint8_t* x_f8;

@@ -113,6 +113,38 @@ __device__ __forceinline__ int pair_at(const ExpertsArgs& args, int position) {
   return args.x.rows == 1 ? position : args.order[position];
 }
 
+// Some pairs of one expert, at most group_pairs, which a pass over its weights takes together.
+struct Group {
+  int expert, begin, count;
+};
+
+// The step's groups: of one token its experts here; otherwise list_pairs has written them.
+struct Groups {
+  const ExpertsArgs& args;
+  uint32_t held = 0;  // one token: which of its places are held here
+
+  // By whole warps.
+  __device__ __forceinline__ void find() {
+    if (args.x.rows != 1) return;
+    const int lane = threadIdx.x % kWarp;
+    const int id = lane < args.top ? args.ids[lane] - args.first_expert : -1;
+    held = __ballot_sync(~0u, id >= 0 && id < args.experts);
+  }
+  __device__ __forceinline__ int count() const {
+    return args.x.rows == 1 ? __popc(held) : args.groups[0];
+  }
+  __device__ __forceinline__ Group at(int i) const {
+    if (args.x.rows == 1) {
+      uint32_t later = held;
+      for (; i > 0; --i) later &= later - 1;
+      const int place = __ffs(static_cast<int>(later)) - 1;
+      return {args.ids[place] - args.first_expert, place, 1};
+    }
+    const int4 entry = *reinterpret_cast<const int4*>(args.groups + 4 + 4 * i);
+    return {entry.x, entry.y, entry.z};
+  }
+};
+
 // out[t] = sum over the token's experts here, in ascending order, of weight * result. A thread owns
 // 4 neighbouring columns of one token and asks for 8 results before it adds the first. Bytes: T top
 // H 4 (or 2) read, T H 2 written. Bound: bandwidth, latency for few tokens.
@@ -134,6 +166,11 @@ __global__ void __launch_bounds__(kCombineThreads) combine_pairs(ExpertsArgs arg
   const int column = (blockIdx.x * kCombineThreads + threadIdx.x) * 4;
   wait_for_previous();
   let_next_start();
+  if (args.done && blockIdx.x == 0 && blockIdx.y == 0) {  // the next call's groups begin at 0
+    const int groups = min(args.experts, static_cast<int>(args.x.rows) * args.top) +
+                       static_cast<int>(args.x.rows) * args.top / args.group_pairs + 1;
+    for (int i = threadIdx.x; i < groups; i += kCombineThreads) args.done[i] = 0;
+  }
   if (column >= args.hidden) return;
   const bool whole = args.hidden % 4 == 0;
   float sum[4] = {};

@@ -23,13 +23,18 @@ constexpr int64_t kAnyBatch = 64;
 constexpr int64_t kStreamBatch = 256;
 constexpr int64_t kTilesBatch = 8192;
 constexpr int64_t kRingHidden = 3072, kRingInner = 1536;  // what the ring's registers hold
+constexpr int64_t kFlowHidden = 8192,
+                  kFlowInner = 4096;  // what the flow form's shared memory holds
+constexpr int64_t kMostExperts = 1024;
 
-// Steps of that many tokens and more are prefill: activations are quantised.
-constexpr int64_t kTilesTokens = 129;
+// An expert's tokens when the choice is even, above which prefill's tiles take the decode form's
+// place. (Which of the two runs changes no byte.)
+constexpr int64_t kFlowMean = 8;
+constexpr int64_t kFlowPairs = 128 * 32;  // a step of the flow form has no more
 
-bool can_tile(const ExpertsShape& shape) {
-  return shape.compute_major == 9 && shape.weight == DType::f8_e4m3 &&
-         shape.tokens >= kTilesTokens && shape.hidden % 128 == 0;
+// Where activations are quantised, for few tokens and for many.
+bool can_quantise(const ExpertsShape& shape) {
+  return shape.compute_major == 9 && shape.weight == DType::f8_e4m3 && shape.hidden % 128 == 0;
 }
 
 bool can_stream(const ExpertsShape& shape) {
@@ -53,29 +58,49 @@ ExpertsPlan plan_experts(const ExpertsShape& shape) {
       shape.hidden <= kRingHidden && shape.inner <= kRingInner)
     plan.form = ExpertsForm::ring;
 
-  if (stream && can_tile(shape)) {
-    plan.form = ExpertsForm::tiles;
+  if (stream && can_quantise(shape)) {
+    const int64_t even = shape.tokens * shape.top / std::max<int64_t>(shape.experts, 1);
+    const bool flow = even <= kFlowMean && shape.tokens * shape.top <= kFlowPairs &&
+                      shape.hidden <= kFlowHidden && shape.inner <= kFlowInner;
+    plan.form = flow ? ExpertsForm::flow : ExpertsForm::tiles;
     plan.batch = std::min(shape.tokens, kTilesBatch);
-    plan.group_pairs = 128;
+    plan.fused = shape.alone;
+    plan.group_pairs = !flow ? 128 : even <= 4 ? 8 : 16;
   }
-  const bool tiles = plan.form == ExpertsForm::tiles;
+  const bool tiles = plan.form == ExpertsForm::tiles, flow = plan.form == ExpertsForm::flow;
 
   const int64_t pairs = plan.batch * shape.top;
   Layout layout;
+  // First, so that it lies at the same place whatever the step.
+  plan.done = layout.place(shape.compute_major == 9 ? 4 * (kMostExperts + kFlowPairs / 8 + 1) : 0);
   plan.offsets = layout.place(4 * (shape.experts + 1));
   plan.active = layout.place(4 * (shape.experts + 1));
   plan.groups = layout.place(4 * (4 + 4 * (shape.experts + pairs / plan.group_pairs + 1)));
   plan.order = layout.place(4 * pairs);
   plan.inner = layout.place(tiles ? 0 : (stream ? 2 : 4) * pairs * shape.inner);
-  plan.results = layout.place((tiles ? 2 : 4) * pairs * shape.hidden);
-  if (tiles) {
+  plan.results = layout.place((tiles || flow ? 2 : 4) * pairs * shape.hidden);
+  if (tiles || flow) {
     plan.x_f8 = layout.place(pairs * shape.hidden);
     plan.x_scales = layout.place(4 * pairs * (shape.hidden / 128));
+  }
+  if (tiles) {
     plan.inner_f8 = layout.place(pairs * shape.inner);
     plan.inner_scales = layout.place(4 * pairs * (shape.inner / 64));
   }
   plan.scratch_bytes = layout.bytes();
   return plan;
+}
+
+int64_t experts_scratch_bytes(ExpertsShape shape) {
+  int64_t bytes = plan_experts(shape).scratch_bytes;
+  // The largest step of the flow form may need more than the smallest of tiles.
+  const int64_t even = ((kFlowMean + 1) * shape.experts - 1) / std::max<int64_t>(shape.top, 1);
+  for (const int64_t tokens : {even, kFlowPairs / std::max<int64_t>(shape.top, 1)}) {
+    ExpertsShape smaller = shape;
+    smaller.tokens = std::min(shape.tokens, tokens);
+    bytes = std::max(bytes, plan_experts(smaller).scratch_bytes);
+  }
+  return bytes;
 }
 
 std::string describe(const ExpertsPlan& plan) {
@@ -89,6 +114,8 @@ std::string describe(const ExpertsPlan& plan) {
       return "ring" + batch;
     case ExpertsForm::tiles:
       return "tiles" + batch;
+    case ExpertsForm::flow:
+      return "flow, groups of " + std::to_string(plan.group_pairs) + batch;
   }
   return "?";
 }

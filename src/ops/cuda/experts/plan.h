@@ -13,6 +13,7 @@ enum class ExpertsForm {
   stream,  // few tokens: each expert's weights streamed once for its tokens
   ring,    // decode on Hopper: the same sums, weights kept flowing into shared memory
   tiles,   // prefill on Hopper: FP8 wgmma, tokens grouped by expert
+  flow,    // decode on Hopper: the same bytes as tiles, weights kept flowing into shared memory
 };
 
 struct ExpertsShape {
@@ -22,6 +23,7 @@ struct ExpertsShape {
   bool aligned = true;       // rows of x and of the weights begin at multiples of 16 bytes
   bool whole_chunks = true;  // the inner slice begins at a multiple of 64 columns
   int compute_major = 9;
+  bool alone = true;  // no other stream uses the device
 };
 
 // A pair is one token with one of its experts: pair = token * top + place. Lists and results lie in
@@ -38,11 +40,15 @@ struct ExpertsPlan {
   int64_t inner = 0;        // [pairs, I]: silu(gate) * up; f32 (any) or bf16
   int64_t results = 0;      // f32 [pairs, H]
   int64_t group_pairs = 8;  // most pairs of a group
+  int64_t done = 0;         // flow: i32 [groups], zeros between calls
+  bool fused = true;        // flow: both halves in one launch, whose blocks all run at once
   int64_t x_f8 = 0, x_scales = 0, inner_f8 = 0, inner_scales = 0;  // tiles; results are bf16 then
   int64_t scratch_bytes = 0;
 };
 
 ExpertsPlan plan_experts(const ExpertsShape& shape);
+// Enough for that many tokens and for any fewer.
+int64_t experts_scratch_bytes(ExpertsShape shape);
 std::string describe(const ExpertsPlan& plan);
 
 }  // namespace m2::ops::cuda

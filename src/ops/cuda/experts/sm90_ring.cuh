@@ -5,38 +5,6 @@
 
 namespace m2::ops::cuda {
 
-// Up to 8 pairs of one expert, which a pass over its weights takes together.
-struct Group {
-  int expert, begin, count;
-};
-
-// The step's groups: of one token its experts here; otherwise list_pairs has written them.
-struct Groups {
-  const ExpertsArgs& args;
-  uint32_t held = 0;  // one token: which of its places are held here
-
-  // By whole warps.
-  __device__ __forceinline__ void find() {
-    if (args.x.rows != 1) return;
-    const int lane = threadIdx.x % kWarp;
-    const int id = lane < args.top ? args.ids[lane] - args.first_expert : -1;
-    held = __ballot_sync(~0u, id >= 0 && id < args.experts);
-  }
-  __device__ __forceinline__ int count() const {
-    return args.x.rows == 1 ? __popc(held) : args.groups[0];
-  }
-  __device__ __forceinline__ Group at(int i) const {
-    if (args.x.rows == 1) {
-      uint32_t later = held;
-      for (; i > 0; --i) later &= later - 1;
-      const int place = __ffs(static_cast<int>(later)) - 1;
-      return {args.ids[place] - args.first_expert, place, 1};
-    }
-    const int4 entry = *reinterpret_cast<const int4*>(args.groups + 4 + 4 * i);
-    return {entry.x, entry.y, entry.z};
-  }
-};
-
 // Tiles of one group after another; kUp: 8 rows of w1 over the same 8 of w3, else 32 rows of w2.
 template <bool kUp>
 struct ExpertsRingWork {

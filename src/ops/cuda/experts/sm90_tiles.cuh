@@ -15,12 +15,15 @@ struct ExpertsMaps {
 __global__ void __launch_bounds__(256) sm90_experts_quantise(ExpertsArgs args) {
   wait_for_previous();
   let_next_start();
-  const int position = blockIdx.x * 8 + threadIdx.x / kWarp;
-  if (position >= args.offsets[args.experts]) return;
-  const int64_t token = args.order[position] / args.top;
-  quantise_row(static_cast<const __nv_bfloat16*>(args.x.data) + token * args.x.stride, args.hidden,
-               args.x_f8 + static_cast<int64_t>(position) * args.hidden,
-               args.x_scales + static_cast<int64_t>(position) * (args.hidden / 128));
+  const int warps = quantise_warps(args.hidden);
+  const int item = blockIdx.x * 8 + threadIdx.x / kWarp, position = item / warps;
+  const bool one = args.x.rows == 1;
+  if (position >= (one ? args.top : args.offsets[args.experts])) return;
+  const int64_t token = one ? 0 : args.order[position] / args.top;
+  quantise_stretches(static_cast<const __nv_bfloat16*>(args.x.data) + token * args.x.stride,
+                     args.hidden, item % warps * kQuantiseAhead,
+                     args.x_f8 + static_cast<int64_t>(position) * args.hidden,
+                     args.x_scales + static_cast<int64_t>(position) * (args.hidden / 128));
 }
 
 // inner = silu(w1 x) * (w3 x), quantised again for every 64 of its columns. A tile is 128 tokens of
@@ -63,13 +66,13 @@ struct ExpertsUpTiles {
 #pragma unroll
       for (int i = 0; i < 16; ++i) {
         const int at = i / 2 * 4 + half * 2 + i % 2;
-        value[i] = silu(total[at]) * total[at + 32];
+        value[i] = to_float(__float2bfloat16_rn(silu(total[at]) * total[at + 32]));
         most = fmaxf(most, fabsf(value[i]));
       }
       most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
       most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
       if (row + half * 8 >= place.tokens) continue;
-      const float scale = fmaxf(most, 1e-10f) / kF8Most, inverse = 1.0f / scale;
+      const float scale = f8_scale(most), inverse = 1.0f / scale;
       const int64_t position = place.token + row + half * 8;
       uint8_t* to = args.inner_f8 + position * args.inner + column + 2 * t;
 #pragma unroll

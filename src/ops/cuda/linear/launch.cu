@@ -1,5 +1,6 @@
 #include "ops/cuda/linear/launch.h"
 #include "ops/cuda/linear/sm80_stream.cuh"
+#include "ops/cuda/linear/sm90_flow.cuh"
 #include "ops/cuda/linear/sm90_ring.cuh"
 #include "ops/cuda/linear/sm90_tiles.cuh"
 
@@ -45,10 +46,11 @@ void launch_stream(void* stream, const LinearPlan& plan, const LinearArgs& args)
   const auto kernel = plan.token_tiles == 1   ? sm80_linear_stream<kF8, 1>
                       : plan.token_tiles == 2 ? sm80_linear_stream<kF8, 2>
                                               : sm80_linear_stream<kF8, 4>;
-  launch(stream, kernel,
-         {dim3(static_cast<unsigned>(args.tiles), blocks_for(args.x.rows, 8 * plan.token_tiles)),
-          dim3(kStreamThreads)},
-         args);
+  LaunchShape shape{
+      dim3(blocks_for(args.x.rows, 8 * plan.token_tiles), static_cast<unsigned>(args.tiles)),
+      dim3(kStreamThreads)};
+  shape.through_l1 = true;
+  launch(stream, kernel, shape, args);
 }
 
 template <int kRows>
@@ -64,8 +66,29 @@ void launch_ring(void* stream, const LinearArgs& args) {
          shape, args, tiles, ring_slots(kRows * static_cast<int>(args.x.columns)));
 }
 
+template <int kN>
+void launch_flow(void* stream, const LinearPlan& plan, const LinearArgs& args) {
+  if (!args.quantised) launch_quantise(stream, args.x, {args.x_f8, args.x_scales});
+  LinearFlowMaps maps;
+  maps.x = flow_map(args.x_f8, args.x.rows, args.x.columns, kN);
+  int tiles = 0;
+  for (int i = 0; i < args.parts; ++i) {
+    const int rows = args.part[i].rows;
+    maps.weight[i] =
+        flow_map(args.part[i].weight, rows > 0 ? rows : 1, args.x.columns, plan.tile_rows);
+    tiles += (rows + plan.tile_rows - 1) / plan.tile_rows;
+  }
+  const int stretches = static_cast<int>((args.x.columns + kTileStep - 1) / kTileStep);
+  const FlowShared shared = flow_shared(plan.tile_rows, kN, stretches, 1, 0);
+  LaunchShape shape;
+  shape.grid = dim3(static_cast<unsigned>(tiles < multiprocessors() ? tiles : multiprocessors()));
+  shape.block = dim3(kFlowThreads);
+  shape.shared_bytes = shared.bytes;
+  launch(stream, sm90_linear_flow<kN>, shape, args, maps, shared, tiles);
+}
+
 void launch_tiles(void* stream, const LinearArgs& args) {
-  launch(stream, sm90_linear_quantise, {dim3(blocks_for(args.x.rows, 8)), dim3(256)}, args);
+  if (!args.quantised) launch_quantise(stream, args.x, {args.x_f8, args.x_scales});
   LinearMaps maps;
   maps.x = tensor_map(args.x_f8, args.x.rows, args.x.columns, args.x.columns, kTileTokens);
   for (int i = 0; i < args.parts; ++i)
@@ -80,9 +103,22 @@ void launch_tiles(void* stream, const LinearArgs& args) {
 
 }  // namespace
 
+void launch_quantise(void* stream, Matrix x, QuantisedRows to) {
+  if (x.dtype != DType::bf16 || x.columns % 4 != 0) cuda_failed("quantise", "not bf16 rows");
+  const int64_t warps = x.rows * quantise_warps(static_cast<int>(x.columns));
+  launch(stream, quantise_rows, {dim3(blocks_for(warps, 8)), dim3(256)}, x, to);
+}
+
 void launch_linear(void* stream, const LinearPlan& plan, const LinearArgs& args) {
   if (args.x.rows == 0) return;
   if (plan.form == LinearForm::tiles) return launch_tiles(stream, args);
+  if (plan.form == LinearForm::flow) {
+    const int tokens = flow_tokens(args.x.rows);
+    return tokens == 8    ? launch_flow<8>(stream, plan, args)
+           : tokens == 16 ? launch_flow<16>(stream, plan, args)
+           : tokens == 32 ? launch_flow<32>(stream, plan, args)
+                          : launch_flow<64>(stream, plan, args);
+  }
   if (plan.form == LinearForm::ring) {
     if (plan.tile_rows == 16)
       launch_ring<16>(stream, args);

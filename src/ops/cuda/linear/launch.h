@@ -27,6 +27,7 @@ struct LinearArgs {
   // tiles: quantised x [T, K] and the scales of every 128 columns
   uint8_t* x_f8;
   float* x_scales;
+  bool quantised;      // they are there already
   bool paired_stores;  // two neighbouring bf16 of the output may be stored at once
 };
 

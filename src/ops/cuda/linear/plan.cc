@@ -9,8 +9,25 @@ double imbalance(int64_t tiles, int64_t workers) {
   return static_cast<double>(most * workers) / static_cast<double>(tiles);
 }
 
-// More tokens than this are prefill: activations are quantised.
-constexpr int64_t kStreamTokens = 64;
+constexpr int64_t kFlowTokens = 64;     // more are prefill
+constexpr int64_t kFlowColumns = 8192;  // of which the scales fit into shared memory
+
+// Rows of a flow tile: a block's time goes with its tiles, and a tile's with its rows and, since
+// every tile reads the tokens again, with these.
+int flow_rows(const LinearShape& shape) {
+  int best = 64;
+  int64_t least = 0;
+  for (int rows = 64; rows >= 16; rows -= 8) {
+    const int64_t tiles = (shape.rows + rows - 1) / rows;
+    const int64_t each = (tiles + shape.multiprocessors - 1) / shape.multiprocessors;
+    const int64_t time = each * (rows + flow_tokens(shape.tokens));
+    if (least == 0 || time < least) {
+      least = time;
+      best = rows;
+    }
+  }
+  return best;
+}
 
 int64_t scales_offset(int64_t tokens, int64_t columns) {
   return (tokens * columns + 255) / 256 * 256;
@@ -22,6 +39,10 @@ int64_t linear_workspace_bytes(int64_t tokens, int64_t columns) {
   return scales_offset(tokens, columns) + tokens * ((columns + 127) / 128) * 4;
 }
 
+int flow_tokens(int64_t tokens) {
+  return tokens <= 8 ? 8 : tokens <= 16 ? 16 : tokens <= 32 ? 32 : 64;
+}
+
 LinearPlan plan_linear(const LinearShape& shape) {
   LinearPlan plan;
   const bool f8 = shape.weight == DType::f8_e4m3;
@@ -29,6 +50,19 @@ LinearPlan plan_linear(const LinearShape& shape) {
                        (f8 || shape.weight == DType::bf16) && shape.columns % 64 == 0 &&
                        shape.aligned && (!f8 || shape.whole_chunks);
   if (!streams) return plan;
+  // Whether activations are quantised is a matter of the weights alone, never of how many tokens a
+  // step has: so a token's result is the same bytes in any step.
+  const bool quantises =
+      f8 && shape.compute_major == 9 && shape.whole_blocks && shape.rows_follow && shape.rows > 0 &&
+      shape.columns <= kFlowColumns &&
+      (shape.quantised ||
+       shape.workspace_bytes >= linear_workspace_bytes(shape.tokens, shape.columns));
+  if (quantises) {
+    plan.form = shape.tokens <= kFlowTokens ? LinearForm::flow : LinearForm::tiles;
+    plan.scales_at = scales_offset(shape.tokens, shape.columns);
+    plan.tile_rows = flow_rows(shape);
+    return plan;
+  }
   plan.form = LinearForm::stream;
   if (f8 && shape.compute_major >= 9 && shape.tokens <= 8 && shape.rows_follow &&
       shape.columns <= 6144 && shape.rows > 0) {
@@ -38,12 +72,6 @@ LinearPlan plan_linear(const LinearShape& shape) {
                         imbalance(tiles, shape.multiprocessors);
     // Two tiles of the widest rows have to fit, one read while the other comes.
     plan.tile_rows = halves || shape.columns > 4096 ? 8 : 16;
-  }
-  if (f8 && shape.compute_major == 9 && shape.tokens > kStreamTokens && shape.whole_blocks &&
-      shape.rows_follow && shape.rows > 0 &&
-      shape.workspace_bytes >= linear_workspace_bytes(shape.tokens, shape.columns)) {
-    plan.form = LinearForm::tiles;
-    plan.scales_at = scales_offset(shape.tokens, shape.columns);
   }
   plan.token_tiles = shape.tokens <= 8 ? 1 : shape.tokens <= 16 ? 2 : 4;
   return plan;
@@ -59,6 +87,8 @@ std::string describe(const LinearPlan& plan) {
       return "ring, tiles of " + std::to_string(plan.tile_rows) + " rows";
     case LinearForm::tiles:
       return "tiles";
+    case LinearForm::flow:
+      return "flow, tiles of " + std::to_string(plan.tile_rows) + " rows";
   }
   return "?";
 }

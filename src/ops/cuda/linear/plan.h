@@ -13,6 +13,7 @@ enum class LinearForm {
   stream,  // few tokens: weights streamed through mma, 16 rows a block
   ring,    // decode on Hopper: the same sums, weights kept flowing into shared memory
   tiles,   // prefill on Hopper: FP8 wgmma on tiles in shared memory
+  flow,    // decode on Hopper: the same bytes as tiles, weights kept flowing into shared memory
 };
 
 struct LinearShape {
@@ -22,6 +23,7 @@ struct LinearShape {
   bool whole_chunks = true;  // every slice begins at a multiple of 64 columns
   bool whole_blocks = true;  // slices begin at multiples of 64 rows and 128 columns
   int64_t workspace_bytes = 0;
+  bool quantised = false;   // x comes quantised too
   bool rows_follow = true;  // no gaps between the rows of a weight
   int compute_major = 9;
   int multiprocessors = 132;
@@ -31,13 +33,15 @@ struct LinearPlan {
   LinearForm form = LinearForm::any;
   int token_tiles = 1;    // stream: tiles of 8 tokens a block takes together
   int64_t scales_at = 0;  // tiles: where in the workspace the scales of the quantised x begin
-  int tile_rows = 16;     // ring: rows of a tile, 16 or 8, whichever spreads more evenly
+  int tile_rows = 16;     // ring, flow: rows of a tile, as many as spread evenly
 };
 
 // Workspace (Exec) with which many tokens are multiplied on the FP8 tensor cores: x quantised, and
 // its scales. With less they go through the stream form.
 int64_t linear_workspace_bytes(int64_t tokens, int64_t columns);
 LinearPlan plan_linear(const LinearShape& shape);
+// Tokens of one flow tile: 8, 16, 32 or 64.
+int flow_tokens(int64_t tokens);
 std::string describe(const LinearPlan& plan);
 
 }  // namespace m2::ops::cuda

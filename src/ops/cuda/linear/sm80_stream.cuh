@@ -6,7 +6,9 @@
 namespace m2::ops::cuda {
 
 // out[t, n] = sum_k x[t, k] W[n, k] for kTiles * 8 tokens a block, weights f8_e4m3 with block
-// scales or bf16. One block a tile of 16 rows, all of K in flight at once. Bytes: N K weight bytes
+// scales or bf16. One block a tile of 16 rows, all of K in flight at once; the blocks
+// of a tile's token groups are neighbours, so that its weights come from memory once. Bytes: N K
+// weight bytes
 // (+ x from L2, T K 2 a block), FLOPs: 2 T N K. Bound: bandwidth of memory.
 template <bool kF8, int kTiles>
 __global__ void __launch_bounds__(kStreamThreads, kTiles == 4 ? 2 : 3)
@@ -17,9 +19,9 @@ __global__ void __launch_bounds__(kStreamThreads, kTiles == 4 ? 2 : 3)
   int index = 0;
 #pragma unroll
   for (int i = 1; i < LinearArgs::kMaxParts; ++i)
-    if (i < args.parts && static_cast<int>(blockIdx.x) >= args.part[i].tile_begin) index = i;
+    if (i < args.parts && static_cast<int>(blockIdx.y) >= args.part[i].tile_begin) index = i;
   const LinearPart part = args.part[index];
-  const int first_row = (blockIdx.x - part.tile_begin) * kStreamRows;
+  const int first_row = (blockIdx.y - part.tile_begin) * kStreamRows;
 
   // Rows past the end read the last one again; their sums are dropped.
   const int upper = min(first_row + group, part.rows - 1);
@@ -33,7 +35,7 @@ __global__ void __launch_bounds__(kStreamThreads, kTiles == 4 ? 2 : 3)
   rows.lower_scale = part.scale + (part.first_row + lower) / 128 * part.scale_stride;
   rows.first_column = part.first_column;
 
-  const int first_token = blockIdx.y * kTiles * 8;
+  const int first_token = blockIdx.x * kTiles * 8;
   const uint8_t* tokens[kTiles];
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) {

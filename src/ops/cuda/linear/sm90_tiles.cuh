@@ -10,15 +10,16 @@ struct LinearMaps {
   CUtensorMap weight[LinearArgs::kMaxParts];
 };
 
-// One warp a row. Bytes: T K 3. Bound: bandwidth.
-__global__ void __launch_bounds__(256) sm90_linear_quantise(LinearArgs args) {
+// Some warps a row. Bytes: T K 3. Bound: bandwidth.
+__global__ void __launch_bounds__(256) quantise_rows(Matrix x, QuantisedRows to) {
   wait_for_previous();
   let_next_start();
-  const int64_t row = blockIdx.x * 8 + threadIdx.x / kWarp;
-  if (row >= args.x.rows) return;
-  const int columns = static_cast<int>(args.x.columns);
-  quantise_row(static_cast<const __nv_bfloat16*>(args.x.data) + row * args.x.stride, columns,
-               args.x_f8 + row * columns, args.x_scales + row * ((columns + 127) / 128));
+  const int columns = static_cast<int>(x.columns), warps = quantise_warps(columns);
+  const int64_t item = blockIdx.x * int64_t{8} + threadIdx.x / kWarp, row = item / warps;
+  if (row >= x.rows) return;
+  quantise_stretches(static_cast<const __nv_bfloat16*>(x.data) + row * x.stride, columns,
+                     static_cast<int>(item % warps) * kQuantiseAhead, to.values + row * columns,
+                     to.scales + row * ((columns + 127) / 128));
 }
 
 // Tiles of all parts, one part after another; within a part the token tiles of 128 rows follow one

@@ -1,0 +1,287 @@
+#pragma once
+
+#include "ops/cuda/experts/lists.cuh"
+#include "ops/cuda/flow.cuh"
+
+namespace m2::ops::cuda {
+
+struct ExpertsFlowMaps {
+  CUtensorMap x;    // boxes of kN tokens
+  CUtensorMap w13;  // boxes of 8 rows of w1, the same 8 of w3, four times
+  CUtensorMap w2;   // boxes of 64 rows
+};
+
+constexpr int kFlowUpRows = kFlowRows / 2;  // of w1, and the same of w3
+
+// Both halves of experts() (sm80_stream.cuh says what they compute) for f8_e4m3 weights, without a
+// pause between them: a block first runs through its share of w1 and w3, then through its share of
+// w2, whose weights it asks for while the first half still computes. A group's second half waits
+// until all blocks have counted the group's tiles of the first in `done`. Every block has to be
+// running for that; where that is not sure, the halves are launched one after the other (`phases`).
+// Bytes: 3 I H weights a group, FLOPs: 6 I H a pair. Bound: bandwidth.
+template <int kN>
+__global__ void __launch_bounds__(kFlowThreads, 1)
+    sm90_experts_flow(const __grid_constant__ ExpertsArgs args,
+                      const __grid_constant__ ExpertsFlowMaps maps, const FlowShared shape,
+                      int phases) {
+  extern __shared__ uint8_t flow_memory[];
+  __shared__ FlowBarriers barriers;
+  const uint32_t start = (shared_address(flow_memory) + 1023) & ~1023u;
+  uint8_t* memory = flow_memory + (start - shared_address(flow_memory));
+  auto* token_scales = reinterpret_cast<float*>(memory + shape.token_scales_at);
+  auto* weight_scales = reinterpret_cast<float*>(memory + shape.weight_scales_at);
+  auto* resident_scales = reinterpret_cast<float*>(memory + shape.resident_scales_at);
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const bool one = args.x.rows == 1;
+  if (threadIdx.x == 0) {
+    prefetch_map(&maps.w13);
+    prefetch_map(&maps.x);
+    prefetch_map(&maps.w2);
+  }
+  barriers.init(shape.stages);
+  // The groups are the list's, which is done when this kernel runs, or the router's own.
+  if (one) wait_for_previous();
+  Groups groups{args};
+  groups.find();
+  const int group_count = groups.count();
+  const int up_tiles = (args.inner + kFlowUpRows - 1) / kFlowUpRows;
+  const int down_tiles = args.hidden / kFlowRows;
+  const bool with_up = phases & 1, with_down = phases & 2;
+  const int up_all = with_up ? group_count * up_tiles : 0;
+  const int down_all = with_down ? group_count * down_tiles : 0;
+  const int up_begin = flow_begin(up_all, blockIdx.x), up_end = flow_begin(up_all, blockIdx.x + 1);
+  const int down_begin = flow_begin(down_all, blockIdx.x);
+  const int down_end = flow_begin(down_all, blockIdx.x + 1);
+  const int up_stretches = args.hidden / kTileStep, down_stretches = args.inner / 64;
+  const int up_steps = (args.hidden + kFlowColumns - 1) / kFlowColumns;
+  const int down_steps = (args.inner + kFlowColumns - 1) / kFlowColumns;
+  const int stretches = max(up_stretches, down_stretches);
+  constexpr int kWeightBox = kFlowRows * kTileStep;
+
+  if (warp == kFlowConsumers / kWarp) {
+    if (lane != 0) return;
+    if (!one) wait_for_previous();
+    let_next_start();
+    FlowSlot at;
+    const auto next_slot = [&](int bytes) {
+      if (at.round > 0) barrier_wait(&barriers.empty[at.slot], (at.round - 1) & 1);
+      barrier_expect(&barriers.full[at.slot], bytes);
+      return start + at.slot * shape.stage_bytes();
+    };
+    for (int tile = up_begin; tile < up_end; ++tile) {
+      const Group group = groups.at(tile / up_tiles);
+      const int rows = (group.expert * 2 * args.inner + tile % up_tiles * kFlowUpRows) / 8;
+      const int token = one && args.token_f8 ? 0 : group.begin;
+      for (int step = 0; step < up_steps; ++step) {
+        const uint32_t to = next_slot(shape.stage_bytes());
+        tensor_copy_5d(to, &maps.w13, 0, 0, 0, rows, step * 2, &barriers.full[at.slot]);
+        copy_boxes(to + 2 * kWeightBox, kN * kTileStep, &maps.x, true, step, token,
+                   &barriers.full[at.slot]);
+        at.next(shape.stages);
+      }
+    }
+    const bool joined = args.inner % kTileStep == 0;
+    for (int tile = down_begin; tile < down_end; ++tile) {
+      const Group group = groups.at(tile / down_tiles);
+      const int row = group.expert * args.hidden + tile % down_tiles * kFlowRows;
+      for (int step = 0; step < down_steps; ++step) {
+        const uint32_t to = next_slot(2 * kWeightBox);
+        copy_boxes(to, kWeightBox, &maps.w2, joined, step, row, &barriers.full[at.slot]);
+        at.next(shape.stages);
+      }
+    }
+    return;
+  }
+
+  if (warp == kFlowConsumers / kWarp + 1) {
+    if (!one) wait_for_previous();
+    let_next_start();
+    int tile_count = 0;
+    const auto next_buffer = [&] {
+      const int buffer = tile_count % 2, round = tile_count / 2;
+      ++tile_count;
+      if (round > 0) barrier_wait(&barriers.scales_empty[buffer], (round - 1) & 1);
+      return buffer;
+    };
+    int group_of[2] = {-1, -1};
+    for (int tile = up_begin; tile < up_end; ++tile) {
+      const int index = tile / up_tiles, buffer = next_buffer();
+      const Group group = groups.at(index);
+      const int block = (args.first_inner + tile % up_tiles * kFlowUpRows) / 128 - args.scale_row;
+      const int64_t at =
+          (static_cast<int64_t>(group.expert) * args.inner_blocks + block) * args.hidden_blocks;
+      auto* to = reinterpret_cast<float2*>(weight_scales + buffer * 2 * stretches);
+      for (int s = lane; s < up_stretches; s += kWarp)
+        to[s] = {__ldg(args.w1_scale + at + s), __ldg(args.w3_scale + at + s)};
+      if (group_of[buffer] != index) {
+        group_of[buffer] = index;
+        const bool direct = one && args.token_f8;
+        const float* from = direct
+                                ? args.token_scales
+                                : args.x_scales + static_cast<int64_t>(group.begin) * up_stretches;
+        float* scales = token_scales + buffer * stretches * kN;
+#pragma unroll 8
+        for (int i = lane; i < kN * up_stretches; i += kWarp) {
+          const int token = i / up_stretches, stretch = i % up_stretches;
+          scales[stretch * kN + token] = token < group.count ? from[direct ? stretch : i] : 0.0f;
+        }
+      }
+      barrier_arrive(&barriers.scales_full[buffer]);
+    }
+    for (int tile = down_begin; tile < down_end; ++tile) {
+      const int buffer = next_buffer();
+      const Group group = groups.at(tile / down_tiles);
+      const int64_t at = (static_cast<int64_t>(group.expert) * args.hidden_blocks +
+                          tile % down_tiles * kFlowRows / 128) *
+                         args.inner_blocks;
+      auto* to = reinterpret_cast<float2*>(weight_scales + buffer * 2 * stretches);
+      for (int s = lane; s < down_stretches; s += kWarp) {
+        const float scale =
+            __ldg(args.w2_scale + at + (args.first_inner + s * 64) / 128 - args.scale_row);
+        to[s] = {scale, scale};
+      }
+      barrier_arrive(&barriers.scales_full[buffer]);
+    }
+    return;
+  }
+
+  if (!one) wait_for_previous();
+  let_next_start();
+  const int g = lane / 4, t = lane % 4, row = warp * 16 + g;
+  FlowSlot at;
+  int tile_count = 0;
+  auto* inner_values = static_cast<__nv_bfloat16*>(args.inner_values);
+  const auto multiply = [&]<int kStretches>(std::integral_constant<int, kStretches>,
+                                            uint32_t tokens, int steps, int count,
+                                            const float* of_tokens, float(&total)[kN / 2]) {
+    const int buffer = tile_count % 2;
+    barrier_wait(&barriers.scales_full[buffer], tile_count / 2 & 1);
+    for (int step = 0; step < steps; ++step) {
+      barrier_wait(&barriers.full[at.slot], at.round & 1);
+      const uint32_t stage = start + at.slot * shape.stage_bytes();
+      multiply_stage<kN, kStretches>(
+          stage, kWeightBox, tokens ? tokens + step * (2 * kN * kTileStep) : stage + 2 * kWeightBox,
+          step * kStretches, count, of_tokens, weight_scales + buffer * 2 * stretches, 0, 1, total);
+      barrier_arrive(&barriers.empty[at.slot]);
+      at.next(shape.stages);
+    }
+    barrier_arrive(&barriers.scales_empty[buffer]);
+    ++tile_count;
+  };
+
+  for (int tile = up_begin; tile < up_end;) {
+    const int index = tile / up_tiles;
+    const Group group = groups.at(index);
+    const int last = min(up_end, (index + 1) * up_tiles), count = last - tile;
+    for (; tile < last; ++tile) {
+      float total[kN / 2] = {};
+      multiply(std::integral_constant<int, 2>(), 0, up_steps, up_stretches,
+               token_scales + tile_count % 2 * stretches * kN, total);
+      // The warp's rows are 8 of w1 and the same 8 of w3.
+      const int inner = tile % up_tiles * kFlowUpRows + warp * 8 + g;
+#pragma unroll
+      for (int j = 0; j < kN / 8; ++j)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int token = 8 * j + 2 * t + i;
+          if (token < group.count && inner < args.inner)
+            inner_values[static_cast<int64_t>(group.begin + token) * args.inner + inner] =
+                __float2bfloat16_rn(silu(total[4 * j + i]) * total[4 * j + 2 + i]);
+        }
+    }
+    if (!with_down) continue;
+    consumers_meet();
+    if (threadIdx.x == 0) {
+      __threadfence();
+      atomicAdd(&args.done[index], count);
+    }
+  }
+
+  uint8_t* resident = memory + shape.resident_at;
+  int current = -1;
+  Group group = {};
+  int64_t pair[kN / 4];
+  for (int tile = down_begin; tile < down_end; ++tile) {
+    const int index = tile / down_tiles;
+    if (index != current) {
+      current = index;
+      group = groups.at(index);
+      if (with_up && threadIdx.x == 0) {
+        int counted;
+        do {
+          asm volatile("ld.acquire.gpu.global.s32 %0, [%1];"
+                       : "=r"(counted)
+                       : "l"(args.done + index)
+                       : "memory");
+        } while (counted < up_tiles);
+      }
+      consumers_meet();  // it is there, and nobody multiplies with the group before any more
+#pragma unroll
+      for (int i = 0; i < kN / 4; ++i) {
+        const int token = i / 2 * 8 + 2 * t + i % 2;
+        pair[i] = token < group.count ? pair_at(args, group.begin + token) : 0;
+      }
+      // Half a warp quantises 64 columns of a pair.
+      const int half = lane / 16, part = lane % 16;
+#pragma unroll 4
+      for (int unit = warp * 2 + half; unit < group.count * down_stretches; unit += 8) {
+        const int token = unit / down_stretches, stretch = unit % down_stretches;
+        const int column = stretch * 64 + part * 4;
+        const uint2 pairs = __ldcg(reinterpret_cast<const uint2*>(
+            inner_values + static_cast<int64_t>(group.begin + token) * args.inner + column));
+        const float value[4] = {
+            __uint_as_float(pairs.x << 16), __uint_as_float(pairs.x & 0xffff0000u),
+            __uint_as_float(pairs.y << 16), __uint_as_float(pairs.y & 0xffff0000u)};
+        float most = largest_of(value[0], value[1], value[2], value[3]);
+#pragma unroll
+        for (int offset = 8; offset; offset /= 2)
+          most = fmaxf(most, __shfl_xor_sync(half ? 0xffff0000u : 0xffffu, most, offset));
+        const float scale = f8_scale(most);
+        const int within = column % kTileStep;
+        *reinterpret_cast<uint32_t*>(resident + column / kTileStep * (kN * kTileStep) +
+                                     token * kTileStep + ((within / 16) ^ (token & 7)) * 16 +
+                                     within % 16) =
+            to_f8(value[0], value[1], value[2], value[3], 1.0f / scale);
+        if (part == 0) resident_scales[stretch * kN + token] = scale;
+      }
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+      asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+      consumers_meet();
+    }
+    float total[kN / 2] = {};
+    multiply(std::integral_constant<int, 4>(), start + shape.resident_at, down_steps,
+             down_stretches, resident_scales, total);
+    const int to = tile % down_tiles * kFlowRows + row;
+#pragma unroll
+    for (int j = 0; j < kN / 8; ++j)
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        const int token = 8 * j + 2 * t + r % 2;
+        if (token < group.count)
+          reinterpret_cast<__nv_bfloat16*>(
+              args.results)[pair[2 * j + r % 2] * args.hidden + to + r / 2 * 8] =
+              __float2bfloat16_rn(total[4 * j + r]);
+      }
+  }
+}
+
+// Each pair's token, which is quantised already, in the order of `order`. Bytes: P H read (from
+// L2), P H written. Bound: latency for few tokens.
+__global__ void __launch_bounds__(256) sm90_experts_gather(ExpertsArgs args) {
+  wait_for_previous();
+  let_next_start();
+  const int position = blockIdx.x * 8 + threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  if (position >= args.offsets[args.experts]) return;
+  const int64_t token = args.order[position] / args.top;
+  const auto* from = reinterpret_cast<const uint4*>(args.token_f8 + token * args.hidden);
+  auto* to = reinterpret_cast<uint4*>(args.x_f8 + static_cast<int64_t>(position) * args.hidden);
+#pragma unroll 6
+  for (int i = lane; i < args.hidden / 16; i += kWarp) to[i] = from[i];
+  const int stretches = args.hidden / kTileStep;
+  for (int s = lane; s < stretches; s += kWarp)
+    args.x_scales[static_cast<int64_t>(position) * stretches + s] =
+        args.token_scales[token * stretches + s];
+}
+
+}  // namespace m2::ops::cuda

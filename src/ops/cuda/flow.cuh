@@ -1,0 +1,253 @@
+#pragma once
+
+#include "ops/cuda/tiles.cuh"
+
+// Few tokens on Hopper's FP8 tensor cores: the product of tiles.cuh with its sides exchanged, so
+// that 64 weight rows and 8 tokens make one instruction. One block a multiprocessor runs through
+// its share of row tiles; a producer warp keeps shared memory full of weights by tensor copies, one
+// warpgroup multiplies, and another warp fetches the weights' scales one tile ahead. Results are
+// the same bytes as those of tiles.cuh: the tensor cores sum a stretch of K alike whichever side
+// the operands stand on and however many tokens there are (gpu_test holds them to it), and
+// stretches are added in the same order with the same factors.
+namespace m2::ops::cuda {
+
+constexpr int kFlowConsumers = 128;
+constexpr int kFlowThreads = kFlowConsumers + 2 * kWarp;  // and two warps that fetch
+constexpr int kFlowColumns = 256;                         // of K a stage: two boxes of 128
+constexpr int kFlowMaxStages = 32;
+constexpr int kFlowMaxStretches = 64;
+
+// d (+)= a b^T: 64 weight rows x kN tokens, 32 of K. A thread holds for tokens 8 j + 2 t + {0, 1}
+// row g of its warp's 16 in d[4 j + {0, 1}] and row g + 8 in d[4 j + {2, 3}].
+template <int kN>
+__device__ __forceinline__ void wgmma_64xNx32(float (&d)[kN / 2], uint64_t a, uint64_t b, bool add);
+template <>
+__device__ __forceinline__ void wgmma_64xNx32<8>(float (&d)[4], uint64_t a, uint64_t b, bool add) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %6, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e4m3 {"
+      "%0, %1, %2, %3"
+      "}, %4, %5, p, 1, 1;\n"
+      "}\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+#else
+  __trap();  // compiled for sm_90 instead of sm_90a
+#endif
+}
+
+template <>
+__device__ __forceinline__ void wgmma_64xNx32<16>(float (&d)[8], uint64_t a, uint64_t b, bool add) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %10, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n16k32.f32.e4m3.e4m3 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7"
+      "}, %8, %9, p, 1, 1;\n"
+      "}\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+        "+f"(d[7])
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+#else
+  __trap();  // compiled for sm_90 instead of sm_90a
+#endif
+}
+
+template <>
+__device__ __forceinline__ void wgmma_64xNx32<32>(float (&d)[16], uint64_t a, uint64_t b,
+                                                  bool add) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %18, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n32k32.f32.e4m3.e4m3 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, "
+      "%8, %9, %10, %11, %12, %13, %14, %15"
+      "}, %16, %17, p, 1, 1;\n"
+      "}\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+        "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
+        "+f"(d[14]), "+f"(d[15])
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+#else
+  __trap();  // compiled for sm_90 instead of sm_90a
+#endif
+}
+
+template <>
+__device__ __forceinline__ void wgmma_64xNx32<64>(float (&d)[32], uint64_t a, uint64_t b,
+                                                  bool add) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %34, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, "
+      "%8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, "
+      "%24, %25, %26, %27, %28, %29, %30, %31"
+      "}, %32, %33, p, 1, 1;\n"
+      "}\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+        "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
+        "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
+        "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
+        "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+#else
+  __trap();  // compiled for sm_90 instead of sm_90a
+#endif
+}
+
+// Shared memory in the order in which it lies, in bytes from a 1024-byte border.
+struct FlowShared {
+  int rows, tokens;  // of a stage: weight rows (a multiple of 8) and tokens, 128 bytes each
+  int stages;
+  int token_scales_at;     // f32 [stretches, kN] (experts: twice, tile by tile in turn)
+  int weight_scales_at;    // f32 [2][stretches, 2], tile by tile in turn
+  int resident_at;         // experts: the second half's tokens, boxes of [kN, 128]
+  int resident_scales_at;  // and their scales
+  int bytes;               // of all, and the border
+
+  __host__ __device__ int stage_bytes() const { return (rows + tokens) * kFlowColumns; }
+};
+
+// The product's operands always span 64 rows; what a smaller tile leaves of them is whatever stands
+// behind it, and its sums are dropped.
+constexpr int kFlowRows = 64;
+
+// Barriers of the ring, and of the scales' two buffers.
+struct FlowBarriers {
+  uint64_t full[kFlowMaxStages], empty[kFlowMaxStages];
+  uint64_t scales_full[2], scales_empty[2];
+
+  __device__ __forceinline__ void init(int stages) {
+    const int i = threadIdx.x;
+    if (i < stages) {
+      barrier_init(&full[i], 1);
+      barrier_init(&empty[i], kFlowConsumers);
+    }
+    if (i < 2) {
+      barrier_init(&scales_full[i], kWarp);
+      barrier_init(&scales_empty[i], kFlowConsumers);
+    }
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+    __syncthreads();
+  }
+};
+
+// Asks for both boxes of a stage: `joined` says that the map is a double_map.
+__device__ __forceinline__ void copy_boxes(uint32_t to, int box_bytes, const CUtensorMap* map,
+                                           bool joined, int step, int row, uint64_t* barrier) {
+  if (joined) {
+    tensor_copy_3d(to, map, 0, row, step * 2, barrier);
+    return;
+  }
+  tensor_copy(to, map, step * kFlowColumns, row, barrier);
+  tensor_copy(to + box_bytes, map, step * kFlowColumns + kTileStep, row, barrier);
+}
+
+// A place in the ring that moves on.
+struct FlowSlot {
+  int slot = 0, round = 0;
+  __device__ __forceinline__ void next(int stages) {
+    if (++slot == stages) {
+      slot = 0;
+      ++round;
+    }
+  }
+};
+
+// The consumers alone.
+__device__ __forceinline__ void consumers_meet() {
+  asm volatile("bar.sync 1, %0;" ::"n"(kFlowConsumers) : "memory");
+}
+
+// total += one stage: kStretches stretches of its 256 columns, from stretch `first` on; those past
+// the end are left out. token_scales [stretch][kN]; weight_scales [stretch][2], of which the
+// thread's row g takes `upper`, row g + 8 takes `lower`.
+template <int kN, int kStretches>
+__device__ __forceinline__ void multiply_stage(uint32_t weights, int weight_box, uint32_t tokens,
+                                               int first, int stretches, const float* token_scales,
+                                               const float* weight_scales, int upper, int lower,
+                                               float (&total)[kN / 2]) {
+  constexpr int kSteps = kFlowColumns / 32 / kStretches;
+  float d[kStretches][kN / 2];
+  wgmma_begin();
+#pragma unroll
+  for (int s = 0; s < kStretches; ++s)
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      const int step = s * kSteps + k, box = step / 4, offset = step % 4 * 32;
+      wgmma_64xNx32<kN>(d[s], operand(weights + box * weight_box + offset),
+                        operand(tokens + box * (kN * kTileStep) + offset), k > 0);
+    }
+  wgmma_finish();
+  const int t = threadIdx.x % 4;
+#pragma unroll
+  for (int s = 0; s < kStretches; ++s) {
+    if (first + s >= stretches) continue;
+    const float* of_tokens = token_scales + (first + s) * kN + 2 * t;
+    const float f0 = weight_scales[2 * (first + s) + upper];
+    const float f1 = weight_scales[2 * (first + s) + lower];
+#pragma unroll
+    for (int j = 0; j < kN / 8; ++j) {
+      const float2 token = *reinterpret_cast<const float2*>(of_tokens + 8 * j);
+      total[4 * j] = fmaf(d[s][4 * j], token.x * f0, total[4 * j]);
+      total[4 * j + 1] = fmaf(d[s][4 * j + 1], token.y * f0, total[4 * j + 1]);
+      total[4 * j + 2] = fmaf(d[s][4 * j + 2], token.x * f1, total[4 * j + 2]);
+      total[4 * j + 3] = fmaf(d[s][4 * j + 3], token.y * f1, total[4 * j + 3]);
+    }
+  }
+}
+
+// The block's share of `tiles`, consecutive ones.
+__device__ __forceinline__ int flow_begin(int tiles, int block) {
+  return static_cast<int>(static_cast<int64_t>(tiles) * block / gridDim.x);
+}
+
+// --- host side -----------------------------------------------------------------------------------
+
+// The map of a matrix for copy_boxes(), joined where its columns are whole blocks.
+inline CUtensorMap flow_map(const void* data, int64_t rows, int64_t columns, int box_rows) {
+  return columns % kTileStep == 0 ? double_map(data, rows, columns, columns, box_rows)
+                                  : tensor_map(data, rows, columns, columns, box_rows);
+}
+
+// Lays out what a block may have. scale_sets: of the tokens' scales; resident: columns of the
+// second half's tokens that stay, or 0.
+inline FlowShared flow_shared(int rows, int tokens, int stretches, int scale_sets, int resident) {
+  // Of 227 KB a few are left to the small kernels in front and behind, so that they overlap.
+  constexpr int kMost = 221 * 1024;
+  FlowShared shared = {};
+  shared.rows = rows;
+  shared.tokens = tokens;
+  const int boxes = (resident + kFlowColumns - 1) / kFlowColumns * 2;
+  const int resident_bytes = boxes * tokens * kTileStep;
+  const int fixed = scale_sets * stretches * tokens * 4 + 2 * stretches * 2 * 4 + resident_bytes +
+                    boxes * 2 * tokens * 4 + (kFlowRows - rows) * kTileStep;
+  shared.stages = (kMost - fixed) / shared.stage_bytes();
+  if (shared.stages > kFlowMaxStages) shared.stages = kFlowMaxStages;
+  shared.resident_at = shared.stages * shared.stage_bytes();
+  // Past the last stage there must be memory for a whole operand.
+  int at = shared.resident_at + resident_bytes + (kFlowRows - rows) * kTileStep;
+  shared.token_scales_at = at;
+  at += scale_sets * stretches * tokens * 4;
+  shared.weight_scales_at = at;
+  at += 2 * stretches * 2 * 4;
+  shared.resident_scales_at = at;
+  at += boxes * 2 * tokens * 4;
+  shared.bytes = at + 1024;
+  return shared;
+}
+
+}  // namespace m2::ops::cuda
