@@ -169,7 +169,8 @@ class Runner : public StepModel {
       mail.top_ids = like(arrays_.top_ids);
       mail.top_logprobs = like(arrays_.top_logprobs);
     }
-    if (!host_addressable(exec_.device)) host_logits_ = like(scratch_.logits);
+    if (!host_addressable(exec_.device))
+      host_logits_ = like(scratch_.all_logits.empty() ? scratch_.logits : scratch_.all_logits);
   }
 
   ops::StepSizes sizes_of(const StepInput& input, bool sampled) const {

@@ -88,6 +88,14 @@ TEST_F(GpuRanks, AbortFreesTheDevice) {
   use_device(Fleet::device(0));
   const Stream stream(Fleet::device(0));
   const Exec exec{Fleet::device(0), nullptr, stream.handle()};
+  // NCCL connects the ranks in their first collective, on the host; the second is alone.
+  fleet.each([&](size_t r) {
+    const Stream own(Fleet::device(r));
+    const Exec there{Fleet::device(r), nullptr, own.handle()};
+    const Buffer first(Fleet::device(r), 4096);
+    fleet.ranks[r].device_tensor->all_reduce(there, Tensor(first.data(), DType::f32, {1024}));
+    synchronize(there);
+  });
   const Buffer x(Fleet::device(0), 4096);
   comm.all_reduce(exec, Tensor(x.data(), DType::f32, {1024}));
   const std::jthread aborts([&] {
