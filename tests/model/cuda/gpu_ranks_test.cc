@@ -230,14 +230,17 @@ double distance(const std::vector<float>& a, const std::vector<float>& b) {
   return std::sqrt(difference / norm);
 }
 
-// The tolerance of gpu_runner_test.cc: activations are bf16 on the GPU.
+// The tolerance of gpu_runner_test.cc for FP8 weights, whose products take FP8 activations. Of few
+// rows one near tie of a router moves the middle.
 void expect_close(const Rows& rows, const Rows& expected, const std::string& what) {
   ASSERT_EQ(rows.size(), expected.size()) << what;
   std::vector<double> distances;
   for (size_t i = 0; i < rows.size(); ++i) distances.push_back(distance(rows[i], expected[i]));
   std::ranges::sort(distances);
-  EXPECT_LT(distances[distances.size() / 2], 0.03) << what;
-  EXPECT_LT(distances[distances.size() * 9 / 10], 0.07) << what;
+  if (distances.size() >= 10) {
+    EXPECT_LT(distances[distances.size() / 2], 0.06) << what;
+  }
+  EXPECT_LT(distances[distances.size() * 9 / 10], 0.25) << what;
 }
 
 TEST_F(GpuRanks, TheModelOnManyIsTheModelOnOne) {
