@@ -13,6 +13,16 @@ namespace {
 // microseconds, and a futex wake costs about as much as this.
 constexpr int kSpins = 4000;
 
+uint64_t share_of(uint64_t begin, uint64_t end) {
+  return end << 32 | begin;
+}
+uint64_t first_of(uint64_t share) {
+  return share & 0xffffffff;
+}
+uint64_t end_of(uint64_t share) {
+  return share >> 32;
+}
+
 void relax() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -30,6 +40,7 @@ int usable_cpus() {
 
 ThreadPool::ThreadPool(int threads) {
   const int count = threads > 0 ? threads : usable_cpus();
+  shares_ = std::vector<Share>(static_cast<size_t>(count));
   threads_.reserve(static_cast<size_t>(count - 1));
   for (int i = 1; i < count; ++i) threads_.emplace_back([this, i] { work(i); });
 }
@@ -75,6 +86,30 @@ void ThreadPool::work(int thread) {
     job_(context_, thread);
     running_.fetch_sub(1, std::memory_order_release);
   }
+}
+
+void ThreadPool::deal(int64_t count) {
+  M2_CHECK(count >> 32 == 0, "{} indices", count);
+  const auto all = static_cast<uint64_t>(count);
+  const uint64_t threads = shares_.size();
+  for (uint64_t t = 0; t < threads; ++t)
+    shares_[t].left.store(share_of(t * all / threads, (t + 1) * all / threads),
+                          std::memory_order_relaxed);
+}
+
+int64_t ThreadPool::take(int thread) {
+  const size_t threads = shares_.size();
+  for (size_t t = 0; t < threads; ++t) {
+    std::atomic<uint64_t>& left = shares_[(static_cast<size_t>(thread) + t) % threads].left;
+    uint64_t share = left.load(std::memory_order_relaxed);
+    while (first_of(share) < end_of(share)) {
+      const uint64_t first = first_of(share), last = end_of(share) - 1;
+      const uint64_t rest = t == 0 ? share_of(first + 1, last + 1) : share_of(first, last);
+      if (left.compare_exchange_weak(share, rest, std::memory_order_relaxed))
+        return static_cast<int64_t>(t == 0 ? first : last);
+    }
+  }
+  return -1;
 }
 
 void ThreadPool::barrier() {

@@ -25,13 +25,15 @@ class ThreadPool {
   // `body` must not throw and must not call the pool, except for barrier().
   template <class Body>
   void run(Body&& body) {
-    run_job([](void* context, int thread) { (*static_cast<std::remove_reference_t<Body>*>(
-                                                 context))(thread); },
+    run_job([](void* context,
+               int thread) { (*static_cast<std::remove_reference_t<Body>*>(context))(thread); },
             const_cast<void*>(static_cast<const void*>(&body)));
   }
 
-  // Runs body(i) for every i in [0, count), handing out indices one at a time so that uneven work
-  // spreads. Which thread runs which index is not fixed: results must not depend on it.
+  // Runs body(i) for every i in [0, count), count < 2^32. Each thread has an equal share of
+  // consecutive indices and takes them in ascending order, so that what it reads follows in memory;
+  // then it takes the last of another's share, so that uneven work spreads. Which thread runs which
+  // index is not fixed: results must not depend on it.
   template <class Body>
   void for_each(int64_t count, Body&& body) {
     if (count <= 0) return;
@@ -39,11 +41,9 @@ class ThreadPool {
       for (int64_t i = 0; i < count; ++i) body(i);
       return;
     }
-    std::atomic<int64_t> next{0};
-    run([&](int) {
-      for (int64_t i = next.fetch_add(1, std::memory_order_relaxed); i < count;
-           i = next.fetch_add(1, std::memory_order_relaxed))
-        body(i);
+    deal(count);
+    run([&](int thread) {
+      for (int64_t i = take(thread); i >= 0; i = take(thread)) body(i);
     });
   }
 
@@ -52,6 +52,14 @@ class ThreadPool {
 
  private:
   using Job = void (*)(void* context, int thread);
+  // The indices left of one thread's share: first in the low half, the one behind the last in the
+  // high half.
+  struct alignas(64) Share {
+    std::atomic<uint64_t> left{0};
+  };
+
+  void deal(int64_t count);
+  int64_t take(int thread);  // the next index for a thread; -1 when none is left
   void run_job(Job job, void* context);
   void work(int thread);
   void wait_for(const std::atomic<uint64_t>& value, uint64_t old);
@@ -63,6 +71,7 @@ class ThreadPool {
   alignas(64) std::atomic<int> barrier_arrived_{0};
   alignas(64) std::atomic<uint64_t> barrier_phase_{0};
   std::atomic<bool> stopping_{false};
+  std::vector<Share> shares_;
   std::vector<std::thread> threads_;
 };
 

@@ -42,6 +42,28 @@ TEST(ThreadPoolTest, ForEachVisitsEveryIndexOnce) {
   }
 }
 
+// Each thread walks up its share; a thread that is done walks down another's.
+TEST(ThreadPoolTest, ForEachGivesConsecutiveSharesAndStealsTheirEnds) {
+  ThreadPool pool(2);
+  for (int round = 0; round < 20; ++round) {
+    std::vector<std::thread::id> ran(100);
+    std::vector<int> order(100);
+    std::atomic<int> next{0};
+    // Index 0 begins first and lasts until all others are done: the other thread must steal 49..1.
+    std::atomic<bool> begun{false};
+    pool.for_each(100, [&](int64_t i) {
+      if (i == 0) begun = true;
+      while (!begun) std::this_thread::yield();
+      ran[static_cast<size_t>(i)] = std::this_thread::get_id();
+      order[static_cast<size_t>(i)] = next++;
+      while (i == 0 && next < 100) std::this_thread::yield();
+    });
+    for (size_t i = 1; i < 100; ++i) ASSERT_NE(ran[i], ran[0]) << i;
+    for (size_t i = 51; i < 100; ++i) ASSERT_GT(order[i], order[i - 1]) << i;
+    for (size_t i = 2; i < 50; ++i) ASSERT_LT(order[i], order[i - 1]) << i;
+  }
+}
+
 // What a job wrote, plain memory, is seen by the caller afterwards and by the next job.
 TEST(ThreadPoolTest, JobsSeeWhatEarlierOnesWrote) {
   ThreadPool pool(3);

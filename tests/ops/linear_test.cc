@@ -134,32 +134,34 @@ TEST_F(LinearTest, MatchesDoublePrecisionAtTheModelsShapes) {
   }
 }
 
+class LinearOfWidthTest : public LinearTest, public testing::WithParamInterface<int64_t> {};
+
 // Every one of the 256 codes at every place of a row, exactly: each output is one weight.
-TEST_F(LinearTest, DecodesEveryFp8CodeExactly) {
-  constexpr int64_t kColumns = 256 + 5;
-  Host weight(DType::f8_e4m3, {kColumns, kColumns});
-  for (int64_t r = 0; r < kColumns; ++r)
-    for (int64_t c = 0; c < kColumns; ++c) {
+TEST_P(LinearOfWidthTest, DecodesEveryFp8CodeExactly) {
+  const int64_t width = GetParam();
+  Host weight(DType::f8_e4m3, {width, width});
+  for (int64_t r = 0; r < width; ++r)
+    for (int64_t c = 0; c < width; ++c) {
       const auto code = static_cast<uint8_t>((r + c) & 0xff);
       // Only the diagonal is a NaN code where it is one: elsewhere they become zeros.
       const bool nan = (code & 0x7f) == 0x7f;
-      weight.view().as<F8E4M3>()[r * kColumns + c] = {r == c || !nan ? code : uint8_t{0}};
+      weight.view().as<F8E4M3>()[r * width + c] = {r == c || !nan ? code : uint8_t{0}};
     }
   Host scale(DType::f32, {3, 3});
   for (int64_t i = 0; i < 9; ++i) store(scale, i, 0.5);
-  for (const int64_t tokens : {int64_t{1}, int64_t{12}, kColumns}) {
-    Host x(DType::f32, {kColumns, kColumns});
-    for (int64_t t = 0; t < kColumns; ++t)
-      for (int64_t c = 0; c < kColumns; ++c) store(x, t * kColumns + c, t == c ? 1 : 0);
-    Host out(DType::f32, {kColumns, kColumns});
+  for (const int64_t tokens : {int64_t{1}, int64_t{12}, width}) {
+    Host x(DType::f32, {width, width});
+    for (int64_t t = 0; t < width; ++t)
+      for (int64_t c = 0; c < width; ++c) store(x, t * width + c, t == c ? 1 : 0);
+    Host out(DType::f32, {width, width});
     for_each_target([&](const char* target, bool) {
       out.poison();
-      for (int64_t t = 0; t < kColumns; t += tokens) {
-        const int64_t count = std::min(tokens, kColumns - t);
+      for (int64_t t = 0; t < width; t += tokens) {
+        const int64_t count = std::min(tokens, width - t);
         linear(exec_, x.view().rows(t, count), Linear{weight, scale}, out.view().rows(t, count));
       }
-      for (int64_t t = 0; t < kColumns; ++t)
-        for (int64_t n = 0; n < kColumns; ++n) {
+      for (int64_t t = 0; t < width; ++t)
+        for (int64_t n = 0; n < width; ++n) {
           const bool nan_row = std::isnan(load(weight, n, n));
           const double expected = nan_row ? std::nan("") : load(weight, n, t) * 0.5;
           const double actual = load(out, t, n);
@@ -170,6 +172,8 @@ TEST_F(LinearTest, DecodesEveryFp8CodeExactly) {
     });
   }
 }
+// Ragged, and whole blocks.
+INSTANTIATE_TEST_SUITE_P(Widths, LinearOfWidthTest, testing::Values(256 + 5, 384));
 
 TEST_F(LinearTest, NanCodeOfALaterColumnBlockIsSeen) {
   // More columns than one block of any path, so that sums are carried from block to block.
@@ -198,7 +202,8 @@ TEST_F(LinearTest, NanCodeOfALaterColumnBlockIsSeen) {
 TEST_F(LinearTest, ATokensResultDoesNotDependOnItsBatchThreadsOrInstructionSet) {
   Random random(3);
   for (const DType dtype : {DType::f8_e4m3, DType::bf16, DType::f16, DType::f32}) {
-    for (const Shape& s : {Shape{150, 1000, 101, 70, 100}, Shape{40, 6144, 37}}) {
+    for (const Shape& s :
+         {Shape{150, 1000, 101, 70, 100}, Shape{40, 6144, 37}, Shape{224, 640, 37, 96, 256}}) {
       Matrix matrix(random, dtype, s.rows, s.columns, s.first_row, s.first_column);
       Host x(DType::f32, {s.tokens, s.columns});
       x.fill(random);

@@ -116,6 +116,7 @@ void score_run(const AttentionItem& item, const Tile& tile, int64_t first, int64
                          .carry_stride = 0,
                          .first = true,
                          .last = true,
+                         .fetch = false,
                          .out = space.scores + begin * kAttentionTile + first,
                          .out_stride = kAttentionTile};
     dot_rows<K>(block, count, end - begin);
@@ -211,15 +212,24 @@ void value_run(const AttentionItem& item, const Tile& tile, int64_t first, int64
     add_values<V, 1>(weights(row), v, seen(row), item.head_dim, sums(row));
 }
 
+// Fetches the next tile a few positions at a time, between what is multiplied meanwhile: fetched in
+// one go, most of it would be waited for.
 void tile_of_few_rows(const AttentionItem& item, const Tile& tile, AttentionSpace& space) {
+  constexpr int64_t kScored = 4, kAdded = 8;  // positions at a time
   for_runs(item, tile, [&](int64_t first, int64_t count, const BF16* k, const BF16*) {
-    prefetch_next(item, tile, first, count, item.k, item.k_block_stride);
-    score_run(item, tile, first, count, k, space);
+    for (int64_t i = 0; i < count; i += kScored) {
+      const int64_t some = std::min(kScored, count - i);
+      prefetch_next(item, tile, first + i, some, item.k, item.k_block_stride);
+      score_run(item, tile, first + i, some, k + i * item.head_dim, space);
+    }
   });
   for (int64_t r = tile.first_row; r < item.count; ++r) softmax_row(item, tile, r, space);
   for_runs(item, tile, [&](int64_t first, int64_t count, const BF16*, const BF16* v) {
-    prefetch_next(item, tile, first, count, item.v, item.v_block_stride);
-    value_run(item, tile, first, count, v, space);
+    for (int64_t i = 0; i < count; i += kAdded) {
+      const int64_t some = std::min(kAdded, count - i);
+      prefetch_next(item, tile, first + i, some, item.v, item.v_block_stride);
+      value_run(item, tile, first + i, some, v + i * item.head_dim, space);
+    }
   });
 }
 

@@ -40,6 +40,7 @@ struct DotBlock {
   float* carry;  // [r, t, 16] lanes between blocks of k; carry_stride floats from row to row
   int64_t carry_stride;
   bool first, last;  // whether this is the first or last block of k
+  bool fetch;        // whether the rows behind these are read next: fetches them
   float* out;
   int64_t out_stride;
 };
@@ -127,12 +128,14 @@ void dot_block(const DotBlock& block) {
             block.first
                 ? hn::Zero(DF())
                 : hn::LoadU(DF(), block.carry + r * block.carry_stride + t * 16 + p * kLanes);
+  // Decoded weights are in the cache already.
+  const bool fetch = !std::is_same_v<W, float> && block.fetch;
   NanWatch<W> watch;
   int64_t k = 0;
   for (; k + kStep <= block.k; k += kStep) {
     // A row is too short for the processor to foresee the next: fetch the same place of the next
-    // block's rows. Decoded weights are in the cache already.
-    if constexpr (!std::is_same_v<W, float>) {
+    // block's rows.
+    if (fetch) {
 #pragma GCC unroll 8
       for (int r = R; r < 2 * R; ++r)
 #pragma GCC unroll 2

@@ -94,15 +94,21 @@ void pack_job(const Tensor& x, const TilePairs& pairs, const Job& job, const Til
   }
 }
 
-// Packs silu(W1 x) * (W3 x) for some inner rows of one job's expert.
+const std::byte* gate_weights(const Experts& experts, const Job& job, int64_t row) {
+  return row_of(experts.w13, job.expert) + row * experts.hidden() * size_of(experts.w13.dtype());
+}
+const std::byte* down_weights(const Experts& experts, const Job& job, int64_t row) {
+  return row_of(experts.w2, job.expert) + row * experts.inner() * size_of(experts.w2.dtype());
+}
+
+// Packs silu(W1 x) * (W3 x) for some inner rows of one job's expert. `then`: the weights read next.
 void gate_rows(const Experts& experts, const TilePairs& pairs, const Job& job, const BF16* inputs,
-               const RowUnits::Unit& unit) {
+               const RowUnits::Unit& unit, const void* then) {
   alignas(64) float gate[kMostTokens * kMaxProductRows];
   alignas(64) float up[kMostTokens * kMaxProductRows];
   const int64_t block_row = (experts.first_inner + unit.begin) / kScaleBlock - experts.scale_row;
-  const int64_t row_bytes = experts.hidden() * size_of(experts.w13.dtype());
-  const std::byte* w1 = row_of(experts.w13, job.expert) + unit.begin * row_bytes;
-  TileProduct work{.weight = w1,
+  const std::byte* w3 = gate_weights(experts, job, experts.inner() + unit.begin);
+  TileProduct work{.weight = gate_weights(experts, job, unit.begin),
                    .weight_dtype = experts.w13.dtype(),
                    .rows = unit.count,
                    .columns = hidden_columns(experts),
@@ -110,9 +116,11 @@ void gate_rows(const Experts& experts, const TilePairs& pairs, const Job& job, c
                    .x = inputs,
                    .tiles = job.tiles(),
                    .width = job.width(),
-                   .sums = gate};
+                   .sums = gate,
+                   .then = w3};
   tile_product(work);
-  work.weight = w1 + experts.inner() * row_bytes;
+  work.weight = w3;
+  work.then = then;
   work.scale = scales_of(experts.w3_scale, job.expert, block_row);
   work.sums = up;
   tile_product(work);
@@ -125,16 +133,16 @@ void gate_rows(const Experts& experts, const TilePairs& pairs, const Job& job, c
               gated + tile * packed_size(columns, kTileTokens));
 }
 
-// sums[token, rows] += weight * (W2 gated) for some hidden rows of one job's expert.
+// sums[token, rows] += weight * (W2 gated) for some hidden rows of one job's expert. `then`: the
+// weights read next.
 void add_down_rows(const Experts& experts, const TilePairs& pairs, const Job& job,
-                   const RowUnits::Unit& unit, const Tensor& sums) {
+                   const RowUnits::Unit& unit, const void* then, const Tensor& sums) {
   alignas(64) float down[kMostTokens * kMaxProductRows];
   alignas(64) float rows[kTileTokens * kMaxProductRows];
   const TileColumns columns = inner_columns(experts);
   const float* scale = scales_of(experts.w2_scale, job.expert, unit.begin / kScaleBlock);
   const int64_t first_block = experts.first_inner / kScaleBlock - experts.scale_row;
-  const TileProduct work{.weight = row_of(experts.w2, job.expert) +
-                                   unit.begin * columns.columns * size_of(experts.w2.dtype()),
+  const TileProduct work{.weight = down_weights(experts, job, unit.begin),
                          .weight_dtype = experts.w2.dtype(),
                          .rows = unit.count,
                          .columns = columns,
@@ -142,7 +150,8 @@ void add_down_rows(const Experts& experts, const TilePairs& pairs, const Job& jo
                          .x = pairs.gated + job.slot * packed_size(columns, 1),
                          .tiles = job.tiles(),
                          .width = job.width(),
-                         .sums = down};
+                         .sums = down,
+                         .then = then};
   tile_product(work);
   const int64_t tile_size = (unit.count + kTileRows - 1) / kTileRows * kTileRows * job.width();
   for (int64_t tile = 0; tile < job.tiles(); ++tile) {
@@ -166,8 +175,12 @@ void down_rows(const Experts& experts, const TilePairs& pairs, const RowUnits::U
   const Tensor sums = direct ? out : Tensor(pairs.sums, DType::f32, {tokens, experts.hidden()});
   for (int64_t t = 0; t < tokens; ++t)
     std::memset(row_of(sums, t) + unit.begin * 4, 0, static_cast<size_t>(unit.count) * 4);
-  for (int64_t j = 0; j < pairs.job_count; ++j)
-    add_down_rows(experts, pairs, pairs.jobs[j], unit, sums);
+  for (int64_t j = 0; j < pairs.job_count; ++j) {
+    const bool last = j + 1 == pairs.job_count;
+    const void* then = last ? down_weights(experts, pairs.jobs[0], unit.begin + unit.count)
+                            : down_weights(experts, pairs.jobs[j + 1], unit.begin);
+    add_down_rows(experts, pairs, pairs.jobs[j], unit, then, sums);
+  }
   if (direct) return;
   for (int64_t t = 0; t < tokens; ++t)
     store_row(reinterpret_cast<const float*>(row_of(sums, t)) + unit.begin, unit.count,
@@ -224,8 +237,12 @@ void experts_by_tiles(const Exec& exec, const Tensor& x, const Experts& experts,
     });
     const RowUnits inner = inner_units(experts, count, threads);
     exec.pool->for_each(count * inner.count(), [&](int64_t index) {
-      const Job& job = jobs[static_cast<size_t>(index / inner.count())];
-      gate_rows(experts, pairs, job, inputs(job), inner.at(index % inner.count()));
+      const int64_t units = inner.count();
+      const int64_t next = (index + 1) % (count * units);
+      const Job& job = jobs[static_cast<size_t>(index / units)];
+      gate_rows(experts, pairs, job, inputs(job), inner.at(index % units),
+                gate_weights(experts, jobs[static_cast<size_t>(next / units)],
+                             inner.at(next % units).begin));
     });
     first = end;
   }

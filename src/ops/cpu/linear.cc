@@ -110,8 +110,9 @@ struct PackedTokens {
   int64_t first_tile(int64_t slab) const { return slab * count() / slabs; }
 };
 
-// The outputs of `unit` for one slab of tokens.
-void run_unit(const Unit& unit, const PackedTokens& packed, int64_t slab, const Tensor& out) {
+// The outputs of `unit` for one slab of tokens. `then`: the weights read next.
+void run_unit(const Unit& unit, const PackedTokens& packed, int64_t slab, const void* then,
+              const Tensor& out) {
   alignas(64) float sums[kMaxProductTiles * kTileTokens * kMaxProductRows];
   alignas(64) float rows[kTileTokens * kMaxProductRows];
   const Tensor& weight = unit.linear->weight;
@@ -126,7 +127,8 @@ void run_unit(const Unit& unit, const PackedTokens& packed, int64_t slab, const 
                          .x = packed.tiles + first * packed_size(packed.columns, kTileTokens),
                          .tiles = packed.first_tile(slab + 1) - first,
                          .width = width,
-                         .sums = sums};
+                         .sums = sums,
+                         .then = then};
   tile_product(work);
   const int64_t tile_rows = (unit.count + kTileRows - 1) / kTileRows * kTileRows;
   for (int64_t tile = 0; tile < work.tiles; ++tile) {
@@ -177,7 +179,9 @@ void linear_by_tiles(const Exec& exec, const Tensor& x, std::span<const Linear> 
     const int64_t units = unit_count(weights, unit_rows);
     const Tensor part = out.rows(begin, tokens);
     exec.pool->for_each(units * packed.slabs, [&](int64_t index) {
-      run_unit(unit_at(weights, unit_rows, index % units), packed, index / units, part);
+      const Unit next = unit_at(weights, unit_rows, (index + 1) % units);
+      run_unit(unit_at(weights, unit_rows, index % units), packed, index / units,
+               next.linear->weight.rows(next.begin, next.count).data(), part);
     });
   }
 }

@@ -158,6 +158,7 @@ void many_tokens(const Product& work, const Columns& columns, const Columns& nex
                            .carry_stride = work.tokens * 16,
                            .first = columns.begin == 0,
                            .last = columns.begin + columns.count == work.columns,
+                           .fetch = false,
                            .out = work.out + begin * work.out_stride + row,
                            .out_stride = work.out_stride};
       dot_rows<float>(block, rows, tokens);
@@ -177,6 +178,7 @@ void few_tokens(const Product& work, const Columns& columns, Workspace& space) {
                        .carry_stride = work.tokens * 16,
                        .first = columns.begin == 0,
                        .last = columns.begin + columns.count == work.columns,
+                       .fetch = true,
                        .out = work.out,
                        .out_stride = work.out_stride};
   dot_rows<W>(block, work.rows, work.tokens);

@@ -82,6 +82,8 @@ struct TileProduct {
   int64_t tiles;        // <= kMaxProductTiles
   int64_t width;        // tokens of a tile
   float* sums;          // [tiles, rows rounded up to 16, width]
+  // Weights that this thread reads next, to be fetched meanwhile; null: those behind these.
+  const void* then = nullptr;
 };
 void tile_product(const TileProduct& work);
 
