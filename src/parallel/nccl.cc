@@ -2,10 +2,10 @@
 
 #include <dlfcn.h>
 
+#include <chrono>
 #include <cstring>
 #include <functional>
 #include <mutex>
-#include <utility>
 
 #include "tensor/buffer.h"
 #include "tensor/stream.h"
@@ -107,7 +107,7 @@ class NcclComm : public Comm {
       : nccl_(nccl), rank_(rank), size_(size), mark_(device, 64), handle_(handle) {}
   // ncclCommDestroy would wait for ranks that may be gone.
   ~NcclComm() override {
-    if (handle_) nccl_.abort(handle_);
+    if (status_of_group().ok()) nccl_.abort(handle_);
   }
 
   int64_t rank() const override { return rank_; }
@@ -192,7 +192,7 @@ class NcclComm : public Comm {
   }
 
   Result<void> status() const override {
-    std::lock_guard lock(mutex_);
+    std::lock_guard lock(state_);
     if (!failed_.text.empty()) return failed_;
     int code = Nccl::kSuccess;
     nccl_.async_error(handle_, &code);
@@ -200,10 +200,12 @@ class NcclComm : public Comm {
     return fail(Code::unavailable, "NCCL: {}", nccl_.error_string(code));
   }
 
-  // What is under way on the device ends, undone.
+  // What is under way on the device ends, undone. NCCL wants no other call at the same time, but a
+  // call can itself wait for ranks that do not come, and then this is what ends it.
   void abort(const Error& why) override {
-    std::lock_guard lock(mutex_);
-    give_up(why);
+    if (!note(why)) return;
+    const std::unique_lock lock(calls_, std::chrono::seconds(1));
+    nccl_.abort(handle_);
   }
 
   void set_deadline(Nanos) override {}
@@ -226,11 +228,12 @@ class NcclComm : public Comm {
 
   template <class Body>
   void call(const char* name, Body&& body) {
-    std::lock_guard lock(mutex_);
-    if (!failed_.text.empty()) return;
+    const std::lock_guard lock(calls_);
+    if (!status_of_group().ok()) return;
     const int code = body();
     if (code == Nccl::kSuccess || code == Nccl::kInProgress) return;
-    give_up(fail(Code::unavailable, "NCCL's {} failed: {}", name, nccl_.error_string(code)));
+    if (note(fail(Code::unavailable, "NCCL's {} failed: {}", name, nccl_.error_string(code))))
+      nccl_.abort(handle_);
   }
 
   // The calls that body makes, with each, run as one.
@@ -247,17 +250,25 @@ class NcclComm : public Comm {
     });
   }
 
-  void give_up(const Error& why) {
-    if (!failed_.text.empty()) return;
+  // True for the first failure. The handle is used no more: who noted it aborts it.
+  bool note(const Error& why) {
+    std::lock_guard lock(state_);
+    if (!failed_.text.empty()) return false;
     failed_ = why;
-    nccl_.abort(std::exchange(handle_, nullptr));
+    return true;
+  }
+  Result<void> status_of_group() const {
+    std::lock_guard lock(state_);
+    if (failed_.text.empty()) return {};
+    return failed_;
   }
 
   const Nccl& nccl_;
   const int64_t rank_, size_;
   const Buffer mark_;  // for barriers
-  mutable std::mutex mutex_;
-  Nccl::Handle handle_;  // null once it has failed
+  const Nccl::Handle handle_;
+  std::timed_mutex calls_;    // held during a call
+  mutable std::mutex state_;  // of failed_
   Error failed_;
 };
 

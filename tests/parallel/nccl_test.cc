@@ -44,7 +44,23 @@ TEST(NcclComm, KeepsTheContractInEveryGroup) {
   }
 }
 
-// A rank that waits for one that does not come is freed by abort(), which needs no turn.
+// A call that waits for a rank that does not come (NCCL connects ranks in their first) is ended by
+// abort(), from another thread.
+TEST(NcclComm, AbortEndsACallThatWaits) {
+  Topology shape;
+  shape.tensor_size = 2;
+  const Group group(shape);
+  Comm& comm = *group.ranks[0].device_tensor;
+  std::thread aborts([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    comm.abort({Code::unavailable, "rank 1 did not come", {}});
+  });
+  std::vector<float> x(10, 1);
+  comm.all_reduce(host(), view(x, 1, 10));
+  aborts.join();
+  EXPECT_EQ(comm.status().error().text, "rank 1 did not come");
+}
+
 TEST(NcclComm, AfterAbortNothingIsCalled) {
   Topology shape;
   shape.tensor_size = 2;
