@@ -96,8 +96,9 @@ class Fleet {
       config.metric_labels = fmt::format("engine=\"{}\"", i);
       config.log_interval = 0;
       sinks_.push_back(std::make_unique<RecordingSink>());
-      engines.push_back(
-          std::make_unique<Engine>(config, *heads_[i]->model, pool_, clock_, *sinks_[i], metrics_));
+      pools_.push_back(std::make_unique<ThreadPool>(1));
+      engines.push_back(std::make_unique<Engine>(config, *heads_[i]->model, *pools_[i], clock_,
+                                                 *sinks_[i], metrics_));
       heads_[i]->rounds->set_wake([engine = engines.back().get()] { engine->wake(); });
     }
   }
@@ -174,7 +175,7 @@ class Fleet {
   }
 
   SteadyClock clock_;
-  ThreadPool pool_{1};
+  std::vector<std::unique_ptr<ThreadPool>> pools_;
   Metrics metrics_;
   std::vector<parallel::LocalRank> locals_;
   std::vector<std::unique_ptr<StepWatch>> watches_;
