@@ -28,7 +28,6 @@ constexpr Switch kSwitches[] = {
     {"VLLM_MOE_DP_CHUNK_SIZE", kKernels},
     {"VLLM_FLOAT32_MATMUL_PRECISION", "what is FP32 is computed in FP32"},
     {"VLLM_USE_FLASHINFER_SAMPLER", "there is one sampler"},
-    {"VLLM_ENFORCE_STRICT_TOOL_CALLING", "tool calls are valid by construction"},
     {"VLLM_USE_RUST_FRONTEND", "there is one front end"},
     {"VLLM_USE_FLASHINFER_MOE_FP8", kKernels},
     {"VLLM_USE_FLASHINFER_MOE_FP16", kKernels},

@@ -55,6 +55,7 @@ constexpr Option kOptions[] = {
   {"default-chat-template-kwargs", "", "chat, tools", json, "", "chat_template_kwargs for requests that send none."},
   {"response-role", "", "chat, tools", text, "assistant", "Role of answers."},
   {"enable-auto-tool-choice", "", "chat, tools", flag, "true", "Let the model decide to call tools."},
+  {"constrain-auto-tools", "", "chat, tools", flag, "true", "Hold calls under tool_choice auto to the declared tools and their schemas; without, they come as the model writes them.", "VLLM_ENFORCE_STRICT_TOOL_CALLING"},
   {"exclude-tools-when-tool-choice-none", "", "chat, tools", flag, "false", "Leave tools out of the prompt when tool_choice is none."},
   {"tool-call-parser", "", "chat, tools", text, "minimax_m2", "minimax_m2 or none."},
   {"tool-parser-plugin", "", "chat, tools", text, "", "Accepted; no Python runs here."},

@@ -179,6 +179,7 @@ Result<server::ServerOptions> server_options(const Values& values, const ModelSe
   M2_TRY(out.reasoning_parser, text::reasoning_parser_named(values.text("reasoning-parser")));
   M2_TRY(out.tool_call_parser, text::tool_call_parser_named(values.text("tool-call-parser")));
   out.enable_auto_tool_choice = values.flag("enable-auto-tool-choice");
+  out.constrain_auto_tools = values.flag("constrain-auto-tools");
   out.exclude_tools_when_tool_choice_none = values.flag("exclude-tools-when-tool-choice-none");
   out.response_role = values.text("response-role");
   out.trust_request_chat_template = values.flag("trust-request-chat-template");

@@ -45,7 +45,7 @@ Result<Json> schema_of(const Json& sent, const char* param) {
 
 // ---- the kinds of grammar, each as EBNF
 
-Result<std::string> choice_grammar(const Json& choice) {
+Result<text::GrammarText> choice_grammar(const Json& choice) {
   if (!choice.is_array())
     return invalid("structured_outputs", "choice should be a list of strings");
   if (choice.empty()) return invalid("structured_outputs", "Choice '[]' cannot be an empty list");
@@ -56,21 +56,21 @@ Result<std::string> choice_grammar(const Json& choice) {
     out +=
         (out.empty() ? "root ::= " : " | ") + text::ebnf_literal(one.get_ref<const std::string&>());
   }
-  return out;
+  return text::GrammarText(std::move(out));
 }
 
-Result<std::string> regex_grammar(const Json& regex) {
+Result<text::GrammarText> regex_grammar(const Json& regex) {
   if (!regex.is_string()) return invalid("structured_outputs", "regex should be a string");
   auto pattern =
       text::regex_pattern(regex.get_ref<const std::string&>(), text::Spelling::raw, true);
   if (!pattern)
     return invalid("structured_outputs",
                    "The regex is not supported: " + pattern.error().text + ".");
-  return "root ::= " + text::regex_terminal(*pattern);
+  return text::GrammarText("root ::= " + text::regex_terminal(*pattern));
 }
 
 // A grammar as sent: bounded before anything reads it recursively.
-Result<std::string> user_grammar(const Json& sent) {
+Result<text::GrammarText> user_grammar(const Json& sent) {
   constexpr size_t kMaxBytes = 64 << 10;
   constexpr int kMaxDepth = 64;
   if (!sent.is_string()) return invalid("structured_outputs", "grammar should be a string");
@@ -106,10 +106,10 @@ Result<std::string> user_grammar(const Json& sent) {
   if (product > 10'000)
     return invalid("structured_outputs",
                    "The repetition counts of the grammar multiply to more than 10000.");
-  return grammar;
+  return text::GrammarText(grammar);
 }
 
-Result<std::string> tag_grammar(const Json& sent, const char* param) {
+Result<text::GrammarText> tag_grammar(const Json& sent, const char* param) {
   M2_TRY(const Json tag, schema_of(sent, param));
   return text::structural_tag_grammar(tag);
 }
@@ -132,7 +132,7 @@ Result<text::SchemaOptions> schema_options(const Json& asked) {
 constexpr const char* kKinds[] = {"json",    "regex",       "choice",
                                   "grammar", "json_object", "structural_tag"};
 
-Result<std::string> structured_outputs_grammar(const Json& asked) {
+Result<text::GrammarText> structured_outputs_grammar(const Json& asked) {
   if (!asked.is_object())
     return invalid("structured_outputs", "structured_outputs should be an object");
   std::vector<std::string> given;
@@ -162,11 +162,11 @@ Result<std::string> structured_outputs_grammar(const Json& asked) {
 }
 
 // Empty for plain text.
-Result<std::string> response_format_grammar(const Json& format) {
+Result<text::GrammarText> response_format_grammar(const Json& format) {
   if (!format.is_object() || !member(format, "type").is_string())
     return invalid("response_format", "response_format should be an object with a 'type'");
   const std::string type = format["type"];
-  if (type == "text") return std::string();
+  if (type == "text") return text::GrammarText();
   if (type == "json_object") return text::json_schema_grammar(Json(), {});
   if (type == "structural_tag") return tag_grammar(format, "response_format");
   if (type != "json_schema")
@@ -191,11 +191,11 @@ Result<std::shared_ptr<const text::Grammar>> content_grammar(const ConstraintAsk
                                                              Grammars& grammars) {
   const bool format = !asked.response_format.is_null();
   const char* param = format ? "response_format" : "structured_outputs";
-  auto ebnf = format ? response_format_grammar(asked.response_format)
+  auto text = format ? response_format_grammar(asked.response_format)
                      : structured_outputs_grammar(asked.structured_outputs);
-  if (!ebnf) return with_param(ebnf.error(), param);
-  if (ebnf->empty()) return std::shared_ptr<const text::Grammar>();
-  auto grammar = grammars.compiler().compile(*ebnf);
+  if (!text) return with_param(text.error(), param);
+  if (text->ebnf.empty()) return std::shared_ptr<const text::Grammar>();
+  auto grammar = grammars.compiler().compile(*text);
   if (!grammar) return with_param(grammar.error(), param);
   return grammar;
 }
@@ -207,6 +207,8 @@ Result<std::shared_ptr<const text::Grammar>> calls_grammar(const ConstraintAsked
                                                            Context& context, Grammars& grammars) {
   const bool forced =
       asked.tool_choice.kind == Kind::required || asked.tool_choice.kind == Kind::named;
+  if (!forced && !context.options().constrain_auto_tools)
+    return std::shared_ptr<const text::Grammar>();
   if (asked.tools.empty() || asked.tool_choice.kind == Kind::none ||
       context.options().tool_call_parser == text::ToolCallParser::none)
     return std::shared_ptr<const text::Grammar>();
@@ -224,7 +226,7 @@ Result<std::shared_ptr<const text::Grammar>> calls_grammar(const ConstraintAsked
   for (const std::string& keyword : calls->ignored)
     context.say_once("a tool's schema has what no grammar holds, calls may break it: '" +
                      printable(keyword, 60) + "'");
-  auto grammar = grammars.compiler().compile(calls->ebnf);
+  auto grammar = grammars.compiler().compile(calls->text);
   if (grammar) return grammar;
   if (forced) return with_param(grammar.error(), "tools");
   context.say_once("tool calls of a request are not constrained: " +

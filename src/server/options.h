@@ -58,6 +58,7 @@ struct ServerOptions {
   text::ReasoningParser reasoning_parser = text::ReasoningParser::minimax_m2;
   text::ToolCallParser tool_call_parser = text::ToolCallParser::minimax_m2;
   bool enable_auto_tool_choice = true;
+  bool constrain_auto_tools = true;  // else tool_choice auto leaves calls as the model writes them
   bool exclude_tools_when_tool_choice_none = false;
   std::string response_role = "assistant";
   bool trust_request_chat_template = false;

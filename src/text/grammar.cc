@@ -1,22 +1,29 @@
 #include "text/grammar.h"
 
-#include <grammar_functor.h>  // xgrammar's own: to see a grammar's automata before compiling it
+#include <compiled_grammar_impl.h>  // xgrammar's own: to see what it made
+#include <grammar_functor.h>        // and a grammar's automata before compiling it
 #include <xgrammar/xgrammar.h>
 
 #include <algorithm>
 #include <exception>
 #include <list>
+#include <set>
+#include <type_traits>
 #include <unordered_map>
 #include <unordered_set>
 #include <utility>
+#include <variant>
 
 #include "base/check.h"
+#include "text/grammar/limited_matcher.h"
 
 namespace m2::text {
 
 struct Grammar::Compiled {
   xgrammar::CompiledGrammar grammar;
-  size_t ids;
+  std::unique_ptr<const LimitedGrammar> limited;  // null: no rule has a length
+  std::shared_ptr<const TokenCharacters> tokens;
+  std::vector<TokenId> stop_ids;
 };
 
 Grammar::Grammar(std::unique_ptr<const Compiled> compiled) : compiled_(std::move(compiled)) {}
@@ -26,14 +33,80 @@ size_t Grammar::bytes() const {
   return compiled_->grammar.MemorySizeBytes();
 }
 
+size_t Grammar::states() const {
+  return compiled_->grammar->adaptive_token_mask_cache.size();
+}
+
 // ---- matching
 
+namespace {
+
+// xgrammar's own matcher, for grammars without lengths.
+class PlainMatcher {
+ public:
+  explicit PlainMatcher(const xgrammar::CompiledGrammar& grammar) : matcher_(grammar) {}
+
+  void fill(std::span<uint32_t> words) {
+    auto shape = static_cast<int64_t>(words.size());
+    DLTensor mask{};
+    mask.data = words.data();
+    mask.device = {kDLCPU, 0};
+    mask.ndim = 1;
+    mask.dtype = xgrammar::GetBitmaskDLType();
+    mask.shape = &shape;
+    matcher_.FillNextTokenBitmask(&mask);
+  }
+  bool accept(TokenId token, std::string_view) { return matcher_.AcceptToken(token); }
+  bool accept(std::string_view text) { return matcher_.AcceptString(std::string(text)); }
+  bool complete() const { return matcher_.IsCompleted(); }
+
+ private:
+  xgrammar::GrammarMatcher matcher_;
+};
+
+// What `call` says of the matcher; `otherwise` if xgrammar throws, which is no fault of the text.
+template <class Matchers, class Call, class Value>
+Value ask(Matchers& matchers, Value otherwise, const Call& call) {
+  try {
+    return std::visit(
+        [&](auto& matcher) -> Value {
+          if constexpr (std::is_same_v<std::decay_t<decltype(matcher)>, std::monostate>)
+            return otherwise;
+          else
+            return call(matcher);
+        },
+        matchers);
+  } catch (const std::exception&) {
+    return otherwise;
+  }
+}
+
+}  // namespace
+
 struct GrammarMatcher::State {
-  explicit State(std::shared_ptr<const Grammar> the_grammar)
-      : grammar(std::move(the_grammar)), matcher(grammar->compiled().grammar) {}
+  explicit State(std::shared_ptr<const Grammar> the_grammar) : grammar(std::move(the_grammar)) {
+    if (const LimitedGrammar* limited = compiled().limited.get())
+      matcher.emplace<LimitedMatcher>(*limited);
+    else
+      matcher.emplace<PlainMatcher>(compiled().grammar);
+  }
+
+  const Grammar::Compiled& compiled() const { return grammar->compiled(); }
+  bool is_stop(TokenId token) const { return std::ranges::count(compiled().stop_ids, token) > 0; }
+
+  // Takes this text, by `accept` of the matcher, if UTF-8 allows it.
+  template <class Accept>
+  bool take(std::string_view text, const Accept& accept) {
+    const Utf8Phase after = utf8_after(phase, text);
+    if (after == Utf8Phase::broken || !ask(matcher, false, accept)) return false;
+    phase = after;
+    return true;
+  }
 
   const std::shared_ptr<const Grammar> grammar;
-  xgrammar::GrammarMatcher matcher;
+  std::variant<std::monostate, PlainMatcher, LimitedMatcher> matcher;
+  Utf8Phase phase = Utf8Phase::whole;
+  bool stopped = false;
 };
 
 GrammarMatcher::GrammarMatcher(std::shared_ptr<const Grammar> grammar)
@@ -42,42 +115,40 @@ GrammarMatcher::~GrammarMatcher() = default;
 GrammarMatcher::GrammarMatcher(GrammarMatcher&&) noexcept = default;
 
 void GrammarMatcher::fill(std::span<uint32_t> words) {
-  const size_t ids = state_->grammar->compiled().ids;
-  M2_CHECK(words.size() >= mask_words(ids));
+  const TokenCharacters& tokens = *state_->compiled().tokens;
+  M2_CHECK(words.size() >= mask_words(tokens.ids()));
   std::ranges::fill(words, 0u);
-  if (state_->matcher.IsTerminated()) return;
-  auto shape = static_cast<int64_t>(mask_words(ids));
-  DLTensor mask{};
-  mask.data = words.data();
-  mask.device = {kDLCPU, 0};
-  mask.ndim = 1;
-  mask.dtype = xgrammar::GetBitmaskDLType();
-  mask.shape = &shape;
-  try {
-    state_->matcher.FillNextTokenBitmask(&mask);
-  } catch (const std::exception&) {
-    std::ranges::fill(words, 0u);  // nothing may come: the request ends
-  }
+  if (state_->stopped) return;
+  const bool filled = ask(state_->matcher, false, [&](auto& matcher) {
+    matcher.fill(words.first(mask_words(tokens.ids())));
+    return true;
+  });
+  if (!filled) std::ranges::fill(words, 0u);  // nothing may come: the request ends
+  tokens.keep_well_formed(state_->phase, words);
+  if (!complete()) return;
+  for (const TokenId id : state_->compiled().stop_ids)
+    words[static_cast<size_t>(id) / 32] |= 1u << (static_cast<size_t>(id) % 32);
 }
 
 bool GrammarMatcher::accept(TokenId token) {
-  try {
-    return !state_->matcher.IsTerminated() && state_->matcher.AcceptToken(token);
-  } catch (const std::exception&) {
-    return false;
-  }
+  if (state_->stopped) return false;
+  if (state_->is_stop(token)) return state_->stopped = complete();
+  const TokenCharacters& tokens = *state_->compiled().tokens;
+  if (token < 0 || static_cast<size_t>(token) >= tokens.ids()) return false;
+  const std::string& text = tokens.text(token);
+  return !text.empty() &&
+         state_->take(text, [&](auto& matcher) { return matcher.accept(token, text); });
 }
 
 bool GrammarMatcher::accept_text(std::string_view text) {
-  try {
-    return !state_->matcher.IsTerminated() && state_->matcher.AcceptString(std::string(text));
-  } catch (const std::exception&) {
-    return false;
-  }
+  return !state_->stopped &&
+         state_->take(text, [&](auto& matcher) { return matcher.accept(text); });
 }
 
 bool GrammarMatcher::complete() const {
-  return state_->matcher.IsCompleted() || state_->matcher.IsTerminated();
+  return state_->stopped ||
+         (state_->phase == Utf8Phase::whole &&
+          ask(state_->matcher, false, [](auto& matcher) { return matcher.complete(); }));
 }
 
 // ---- compiling
@@ -90,29 +161,122 @@ constexpr int64_t kSharedRulesBytes = 128 << 20;
 // A byte that no UTF-8 text holds: the text of tokens that a grammar must not spell.
 constexpr const char* kUnspelled = "\xff";
 
-xgrammar::TokenizerInfo tokenizer_info(const Tokenizer& tokenizer,
-                                       const std::vector<TokenId>& stop_ids,
-                                       std::span<const TokenId> spelled) {
-  std::vector<std::string> vocabulary;
-  vocabulary.reserve(static_cast<size_t>(tokenizer.id_limit()));
-  for (TokenId id = 0; id < tokenizer.id_limit(); ++id) {
-    const bool is_text = !tokenizer.is_added(id) || std::ranges::count(spelled, id) > 0;
-    const std::string_view bytes = tokenizer.bytes(id);
-    vocabulary.emplace_back(is_text && !bytes.empty() ? bytes : kUnspelled);
-  }
-  return xgrammar::TokenizerInfo(vocabulary, xgrammar::VocabType::RAW, tokenizer.id_limit(),
+// The texts of the tokens that a grammar may spell, by id; empty for all others.
+std::vector<std::string> texts_of(const Tokenizer& tokenizer, std::span<const TokenId> spelled) {
+  std::vector<std::string> texts(static_cast<size_t>(tokenizer.id_limit()));
+  for (TokenId id = 0; id < tokenizer.id_limit(); ++id)
+    if (!tokenizer.is_added(id) || std::ranges::count(spelled, id) > 0)
+      texts[static_cast<size_t>(id)] = tokenizer.bytes(id);
+  return texts;
+}
+
+xgrammar::TokenizerInfo tokenizer_info(std::vector<std::string> texts,
+                                       const std::vector<TokenId>& stop_ids) {
+  for (std::string& text : texts)
+    if (text.empty()) text = kUnspelled;
+  return xgrammar::TokenizerInfo(texts, xgrammar::VocabType::RAW, static_cast<int>(texts.size()),
                                  stop_ids);
 }
 
+// Rules with attributes bound tokens or characters at any price in time, or change the sampling.
+bool has_attributes(const xgrammar::Grammar& grammar) {
+  for (int i = 0; i < grammar->NumRules(); ++i) {
+    const auto& rule = grammar->GetRule(i);
+    if (rule.max_tokens >= 0 || rule.max_chars >= 0 || !rule.capture_name.empty() || rule.is_lazy ||
+        rule.temperature.has_value() || grammar->GetSuffixStopInfo(i) != nullptr)
+      return true;
+  }
+  return false;
+}
+
+// Whether each rule has a text that ends. Rules whose every text holds a rule without one do not.
+class Endings {
+ public:
+  explicit Endings(const xgrammar::Grammar& optimized)
+      : grammar_(optimized), ends_(static_cast<size_t>(grammar_->NumRules())) {
+    std::vector<std::vector<int>> users(ends_.size());
+    std::vector<int> left(ends_.size());
+    for (int rule = 0; rule < grammar_->NumRules(); ++rule) {
+      left[static_cast<size_t>(rule)] = rule;
+      each_edge(rule, [&](const xgrammar::FSMEdge& edge) {
+        if (const int used = rule_of(edge); used >= 0)
+          users[static_cast<size_t>(used)].push_back(rule);
+        return true;
+      });
+    }
+    while (!left.empty()) {
+      const auto rule = static_cast<size_t>(left.back());
+      left.pop_back();
+      if (ends_[rule] || !can_end(static_cast<int>(rule))) continue;
+      ends_[rule] = true;
+      left.insert(left.end(), users[rule].begin(), users[rule].end());
+    }
+  }
+
+  bool all() const { return std::ranges::count(ends_, false) == 0; }
+
+ private:
+  int rule_of(const xgrammar::FSMEdge& edge) const {
+    if (edge.IsRuleRef()) return edge.GetRefRuleId();
+    if (!edge.IsRepeatRef()) return -1;
+    return grammar_->complete_fsm.GetRepeatEdgeInfo(edge.GetAuxIndex()).RuleId();
+  }
+  bool may_pass(const xgrammar::FSMEdge& edge) const {
+    if (edge.IsRepeatRef() &&
+        grammar_->complete_fsm.GetRepeatEdgeInfo(edge.GetAuxIndex()).Lower() == 0)
+      return true;
+    const int rule = rule_of(edge);
+    return rule < 0 || ends_[static_cast<size_t>(rule)];
+  }
+
+  // Visits the edges of the rule's automaton that `passes` lets it reach; whether an end was met.
+  template <class Passes>
+  bool each_edge(int rule, const Passes& passes) const {
+    const auto& automaton = grammar_->per_rule_fsms[static_cast<size_t>(rule)]->GetFsm();
+    std::vector<int> left = {automaton.GetStart()};
+    std::unordered_set<int> met(left.begin(), left.end());
+    bool ends = false;
+    while (!left.empty()) {
+      const int state = left.back();
+      left.pop_back();
+      ends = ends || automaton.IsEndState(state);
+      for (const xgrammar::FSMEdge& edge : automaton.GetFsm().GetEdges(state))
+        if (passes(edge) && met.insert(edge.target).second) left.push_back(edge.target);
+    }
+    return ends;
+  }
+  bool can_end(int rule) const {
+    return each_edge(rule, [&](const xgrammar::FSMEdge& edge) { return may_pass(edge); });
+  }
+
+  const xgrammar::Grammar& grammar_;
+  std::vector<bool> ends_;
+};
+
+// What tells a terminal's automaton from others; empty for other bodies.
+std::string terminal_text(const xgrammar::Grammar& grammar,
+                          const xgrammar::Grammar::Impl::GrammarExpr& body) {
+  using Kind = xgrammar::Grammar::Impl::GrammarExprType;
+  if (body.type == Kind::kRegex) return "regex " + grammar->GetRegexString(body);
+  if (body.type != Kind::kTagDispatch) return {};
+  const auto dispatch = grammar->GetTagDispatch(body);
+  if (!dispatch.tag_rule_pairs.empty()) return {};
+  std::string out = "free ";
+  for (const std::string& excluded : dispatch.excludes) out += excluded + '\0';
+  return out;
+}
+
 // How long compiling will take, in states where any text may come (GrammarLimits).
-double cost_of(const xgrammar::Grammar& parsed) {
-  const xgrammar::Grammar optimized = xgrammar::GrammarOptimizer::Apply(parsed);
+double cost_of(const xgrammar::Grammar& optimized) {
   using Kind = xgrammar::Grammar::Impl::GrammarExprType;
   double cost = 0;
+  std::set<std::string> seen;  // bodies: masks of equal automata are made once
   for (int rule = 0; rule < optimized->NumRules(); ++rule) {
     const auto& automaton = optimized->per_rule_fsms[rule];
     if (!automaton.has_value()) continue;
     const auto body = optimized->GetGrammarExpr(optimized->GetRule(rule).body_expr_id);
+    if (const std::string text = terminal_text(optimized, body); !text.empty())
+      if (!seen.insert(text).second) continue;
     // Those of free text up to a tag are compared with few tokens, as xgrammar knows them.
     const double wide = body.type == Kind::kTagDispatch ? 0.1 : 1;
     std::unordered_set<int> states;
@@ -131,63 +295,79 @@ double cost_of(const xgrammar::Grammar& parsed) {
 
 struct GrammarCompiler::State {
   struct Entry {
-    std::string ebnf;
+    std::string key;
     std::shared_ptr<const Grammar> grammar;
     size_t bytes;
   };
 
-  State(const Tokenizer& tokenizer, const std::vector<TokenId>& stop_ids,
-        std::span<const TokenId> spelled, GrammarLimits the_limits)
+  State(const std::vector<std::string>& texts, std::vector<TokenId> the_stop_ids,
+        GrammarLimits the_limits)
       : limits(the_limits),
-        ids(static_cast<size_t>(tokenizer.id_limit())),
-        compiler(tokenizer_info(tokenizer, stop_ids, spelled), /*max_threads=*/1,
+        stop_ids(std::move(the_stop_ids)),
+        tokens(std::make_shared<const TokenCharacters>(texts, stop_ids)),
+        compiler(tokenizer_info(texts, stop_ids), /*max_threads=*/1,
                  /*cache_enabled=*/true, /*max_memory_bytes=*/kSharedRulesBytes) {}
 
-  std::shared_ptr<const Grammar> find(const std::string& ebnf);
-  void keep(const std::string& ebnf, std::shared_ptr<const Grammar> grammar);
-  Result<std::shared_ptr<const Grammar>> make(const std::string& ebnf);
+  std::shared_ptr<const Grammar> find(const std::string& key);
+  void keep(const std::string& key, std::shared_ptr<const Grammar> grammar);
+  Result<std::shared_ptr<const Grammar>> make(const GrammarText& text);
 
   const GrammarLimits limits;
-  const size_t ids;
+  const std::vector<TokenId> stop_ids;
+  const std::shared_ptr<const TokenCharacters> tokens;
   xgrammar::GrammarCompiler compiler;
 
   std::mutex mutex;          // guards what follows
   std::list<Entry> entries;  // the one used last first
-  std::unordered_map<std::string_view, std::list<Entry>::iterator> by_ebnf;
+  std::unordered_map<std::string_view, std::list<Entry>::iterator> by_key;
   size_t bytes = 0;
 };
 
-std::shared_ptr<const Grammar> GrammarCompiler::State::find(const std::string& ebnf) {
+std::shared_ptr<const Grammar> GrammarCompiler::State::find(const std::string& key) {
   std::lock_guard lock(mutex);
-  const auto found = by_ebnf.find(ebnf);
-  if (found == by_ebnf.end()) return nullptr;
+  const auto found = by_key.find(key);
+  if (found == by_key.end()) return nullptr;
   entries.splice(entries.begin(), entries, found->second);
   return found->second->grammar;
 }
 
-void GrammarCompiler::State::keep(const std::string& ebnf, std::shared_ptr<const Grammar> grammar) {
-  const size_t size = grammar->bytes() + ebnf.size();
+void GrammarCompiler::State::keep(const std::string& key, std::shared_ptr<const Grammar> grammar) {
+  const size_t size = grammar->bytes() + key.size();
   std::lock_guard lock(mutex);
-  if (size > limits.max_cached_bytes || by_ebnf.contains(ebnf)) return;
-  entries.push_front({ebnf, std::move(grammar), size});
-  by_ebnf.emplace(entries.front().ebnf, entries.begin());
+  if (size > limits.max_cached_bytes || by_key.contains(key)) return;
+  entries.push_front({key, std::move(grammar), size});
+  by_key.emplace(entries.front().key, entries.begin());
   bytes += size;
   while (bytes > limits.max_cached_bytes || entries.size() > limits.max_cached) {
     bytes -= entries.back().bytes;
-    by_ebnf.erase(entries.back().ebnf);
+    by_key.erase(entries.back().key);
     entries.pop_back();
   }
 }
 
-Result<std::shared_ptr<const Grammar>> GrammarCompiler::State::make(const std::string& ebnf) {
+Result<std::shared_ptr<const Grammar>> GrammarCompiler::State::make(const GrammarText& text) {
   try {
-    const xgrammar::Grammar parsed = xgrammar::Grammar::FromEBNF(ebnf);
-    if (cost_of(parsed) > limits.max_cost)
+    const xgrammar::Grammar parsed = xgrammar::Grammar::FromEBNF(text.ebnf);
+    if (has_attributes(parsed))
+      return fail(
+          Code::invalid_argument,
+          "Not a grammar: attributes of rules, as in name[max_chars=9], are not supported.");
+    const xgrammar::Grammar optimized = xgrammar::GrammarOptimizer::Apply(parsed);
+    if (!Endings(optimized).all())
+      return fail(Code::invalid_argument,
+                  "Not a grammar that can be satisfied: some of its rules (of a JSON schema: its "
+                  "'$ref's) require each other in a circle, so that no text of theirs ever ends.");
+    if (const double cost = cost_of(optimized); cost > limits.max_cost)
       return fail(Code::resource_exhausted,
-                  "The grammar is too large to compile: it has too many states, as counted "
-                  "repetitions of wide character classes make them.");
+                  "The grammar is too large to compile: it has {:.0f} states of free text, as "
+                  "counted repetitions of wide character classes make them; at most {:.0f} are "
+                  "allowed.",
+                  cost, limits.max_cost);
     auto compiled = std::make_unique<Grammar::Compiled>(
-        Grammar::Compiled{compiler.CompileGrammar(parsed), ids});
+        Grammar::Compiled{compiler.CompileGrammar(parsed), nullptr, tokens, stop_ids});
+    if (!text.limits.empty())
+      compiled->limited =
+          std::make_unique<const LimitedGrammar>(compiled->grammar, text.limits, tokens);
     return std::make_shared<const Grammar>(std::move(compiled));
   } catch (const std::exception& error) {
     // Without xgrammar's "[time] file.cc:line: ".
@@ -201,21 +381,22 @@ Result<std::shared_ptr<const Grammar>> GrammarCompiler::State::make(const std::s
 GrammarCompiler::GrammarCompiler(std::shared_ptr<const Tokenizer> tokenizer,
                                  std::vector<TokenId> stop_ids, std::span<const TokenId> spelled,
                                  GrammarLimits limits)
-    : state_(std::make_unique<State>(*tokenizer, stop_ids, spelled, limits)) {}
+    : state_(std::make_unique<State>(texts_of(*tokenizer, spelled), std::move(stop_ids), limits)) {}
 GrammarCompiler::~GrammarCompiler() = default;
 
-Result<std::shared_ptr<const Grammar>> GrammarCompiler::compile(const std::string& ebnf) {
-  if (ebnf.size() > state_->limits.max_ebnf_bytes)
+Result<std::shared_ptr<const Grammar>> GrammarCompiler::compile(const GrammarText& text) {
+  if (text.ebnf.size() > state_->limits.max_ebnf_bytes)
     return fail(Code::resource_exhausted, "The grammar has {} bytes, at most {} are allowed.",
-                ebnf.size(), state_->limits.max_ebnf_bytes);
-  if (auto known = state_->find(ebnf)) return known;
-  M2_TRY(auto grammar, state_->make(ebnf));
-  state_->keep(ebnf, grammar);
+                text.ebnf.size(), state_->limits.max_ebnf_bytes);
+  const std::string key = text.key();
+  if (auto known = state_->find(key)) return known;
+  M2_TRY(auto grammar, state_->make(text));
+  state_->keep(key, grammar);
   return grammar;
 }
 
 size_t GrammarCompiler::ids() const {
-  return state_->ids;
+  return state_->tokens->ids();
 }
 
 size_t GrammarCompiler::cached() const {

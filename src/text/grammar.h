@@ -10,10 +10,12 @@
 
 #include "base/clock.h"
 #include "base/result.h"
+#include "text/grammar/text_limits.h"
 #include "text/tokenizer.h"
 
 // Grammars over token ids: what the sampler may choose so that the text stays within a language.
-// Languages are given as xgrammar's EBNF; text/grammar/ makes it from schemas, patterns and tools.
+// Languages are given as xgrammar's EBNF, lengths of texts beside it; text/grammar/ makes them from
+// schemas, patterns and tools. Whatever the grammar says, what comes out is well-formed UTF-8.
 
 namespace m2::text {
 
@@ -41,7 +43,8 @@ class Grammar {
   Grammar& operator=(const Grammar&) = delete;
 
   const Compiled& compiled() const { return *compiled_; }
-  size_t bytes() const;  // of memory, about
+  size_t bytes() const;   // of memory, about
+  size_t states() const;  // of its automata, at which a byte may come
 
  private:
   std::unique_ptr<const Compiled> compiled_;
@@ -80,9 +83,9 @@ class GrammarCompiler {
                   std::span<const TokenId> spelled, GrammarLimits limits = {});
   ~GrammarCompiler();
 
-  // The grammar of this EBNF, whose first symbol is "root". Errors: invalid_argument (not a
-  // grammar), resource_exhausted (more than the limits allow).
-  Result<std::shared_ptr<const Grammar>> compile(const std::string& ebnf);
+  // Errors: invalid_argument (not a grammar, or one with attributes of rules), resource_exhausted
+  // (more than the limits allow).
+  Result<std::shared_ptr<const Grammar>> compile(const GrammarText& text);
 
   // Ids of the vocabulary: masks have mask_words() of them.
   size_t ids() const;

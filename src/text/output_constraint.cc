@@ -21,7 +21,9 @@ void forbid(TokenId id, std::span<uint32_t> words) {
 }  // namespace
 
 TagTokens::TagTokens(std::shared_ptr<const Tokenizer> tokenizer, std::vector<TokenId> stop_ids)
-    : tokenizer_(std::move(tokenizer)), stop_ids_(std::move(stop_ids)) {
+    : tokenizer_(std::move(tokenizer)),
+      stop_ids_(std::move(stop_ids)),
+      block_close_(tokenizer_->id_of("</minimax:tool_call>")) {
   for (size_t tag = 0; tag < kTags; ++tag) {
     const std::string_view text = kTagTexts[tag];
     ids_[tag] = tokenizer_->id_of(text);
@@ -111,6 +113,7 @@ bool OutputConstraint::fill(std::span<uint32_t> words) {
     case Phase::opening:
     case Phase::content:
       matcher_->fill(words);
+      forbid(tags_->block_close(), words);  // grammars of calls mean it, this is none
       if (shape_.reads_tags) tags_->forbid_spelled(begun_, words);
       if (phase_ == Phase::content) return true;
       if (newlines_due_)

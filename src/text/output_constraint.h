@@ -20,8 +20,9 @@ class TagTokens {
 
   TagTokens(std::shared_ptr<const Tokenizer> tokenizer, std::vector<TokenId> stop_ids);
 
-  TokenId id(Tag tag) const { return ids_[tag]; }  // -1: the vocabulary has no such token
-  bool complete() const;                           // it has all of them
+  TokenId id(Tag tag) const { return ids_[tag]; }       // -1: the vocabulary has no such token
+  TokenId block_close() const { return block_close_; }  // -1: none
+  bool complete() const;                                // it has all of them
   const std::vector<TokenId>& stop_ids() const { return stop_ids_; }
   const std::vector<TokenId>& newlines() const { return newlines_; }  // "\n" and "\n\n"
   TokenId newline() const { return newlines_.empty() ? -1 : newlines_[0]; }
@@ -39,6 +40,7 @@ class TagTokens {
   std::shared_ptr<const Tokenizer> tokenizer_;
   std::vector<TokenId> stop_ids_, newlines_;
   std::array<TokenId, kTags> ids_;
+  TokenId block_close_;
   std::array<std::vector<std::vector<TokenId>>, kTags> completing_;  // by bytes begun
 };
 

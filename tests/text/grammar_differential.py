@@ -3,11 +3,12 @@
   grammar_differential.py GRAMMAR_MAIN TOKENIZER.JSON [WALKS]
 
 Covers: text/grammar/json_schema.h, text/grammar/pattern.h, text/grammar/tool_calls.h,
-text/output_constraint.h, text/grammar.h.
+text/output_constraint.h, text/grammar.h, text/grammar/limited_matcher.h.
 """
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 import time
@@ -37,6 +38,16 @@ EXACT = [
     ({"type": "string", "minLength": 2, "maxLength": 4}, ["", "a", "ab", "abcd", "abcde", "日本語", "\n\n", "🎉🎉🎉🎉🎉"]),
     ({"type": "string", "maxLength": 20}, ["x" * 20, "x" * 21, "", "é" * 20]),
     ({"type": "string", "minLength": 3}, ["ab", "abc", "x" * 50]),
+    ({"type": "string", "minLength": 40, "maxLength": 300},
+     ["x" * 39, "x" * 40, "é" * 40, "\n" * 39, "\n" * 40, '"\\' * 150, '"\\' * 151, "日" * 300, "日" * 301, "🎉" * 300]),
+    ({"type": "string", "maxLength": 0}, ["", "a"]),
+    ({"type": "object", "propertyNames": {"minLength": 2, "maxLength": 3}, "additionalProperties": {"type": "null"}},
+     [{"a": None}, {"ab": None}, {"abc": None, "é\n": None}, {"abcd": None}]),
+    ({"type": "array", "items": {"type": "boolean"}, "minItems": 20, "maxItems": 1000},
+     [[True] * n for n in (0, 1, 16, 19, 20, 21, 31, 32, 33, 255, 256, 257, 991, 992, 999, 1000, 1001, 1016)]),
+    *[({"type": "array", "items": {"type": "null"}, "minItems": low, "maxItems": high}, [[None] * n for n in range(0, 40)])
+      for low, high in ((0, 15), (0, 16), (0, 17), (0, 31), (0, 32), (1, 33), (16, 17), (17, 17), (15, 34), (32, 36))],
+    ({"type": "array", "items": {"type": "null"}, "minItems": 33}, [[None] * n for n in (0, 16, 32, 33, 34, 49, 200)]),
     ({"type": "string", "pattern": "^[a-z]+\\d{2}$"}, ["ab12", "ab1", "12", "a12x", "A12"]),
     ({"type": "string", "pattern": "foo|^ba[rz]"}, ["foo", "xfoox", "bar", "bazaar", "xbar", "", "fo"]),
     ({"type": "string", "pattern": "^(\\([0-9]{3}\\))?[0-9]{3}-[0-9]{4}$"}, ["555-1212", "(888)555-1212", "(888)5551212"]),
@@ -130,6 +141,10 @@ REFUSED = [
     ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
     ({"$ref": "http://example.com/schema"}, "$ref"),
     ({"$ref": "#/$defs/none"}, "$ref"),
+    ({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "only lead to each other"),
+    ({"type": "object", "properties": {"x": {"$ref": "#/$defs/a"}}, "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}},
+     "only lead to each other"),
+    ({"$ref": "#/$defs/a", "$defs": {"a": {"type": "object", "properties": {"x": {"$ref": "#/$defs/a"}}, "required": ["x"]}}}, "circle"),
     ({"$dynamicRef": "#a"}, "$dynamicRef"),
     ({"type": "text"}, "type"),
     ({"type": "object", "properties": {"a": {}, "b": {}}, "minProperties": 2}, "minProperties"),
@@ -228,9 +243,11 @@ def validates(schema, value):
     return jsonschema.Draft202012Validator(schema).is_valid(value)
 
 
-def spellings(value):
-    """One value as JSON texts: the forms the grammar must know."""
+def spellings(schema, value):
+    """One value as JSON texts: the forms the grammar must know. Characters of a pattern are written as they are."""
     yield json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str) and "pattern" not in str(schema) and all(c < "\ud800" for c in value):
+        yield json.dumps(value)  # \u escapes
     yield json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     yield json.dumps(value, ensure_ascii=False, indent=2)
 
@@ -243,7 +260,7 @@ def is_written_one_way(schema, value):
 def test_exact(main):
     cases = 0
     for schema, values in EXACT:
-        cases_of = [(t, validates(schema, v)) for v in values for t in spellings(v)
+        cases_of = [(t, validates(schema, v)) for v in values for t in spellings(schema, v)
                     if not is_written_one_way(schema, v) or t == json.dumps(v, ensure_ascii=False)]
         texts = [text for text, _ in cases_of]
         wanted = [valid for _, valid in cases_of]
@@ -280,11 +297,14 @@ def test_schema_walks(main, walks):
 
 def test_tool_walks(main, walks):
     done = cut = 0
-    for seed, functions in enumerate(TOOLS):
+    sets = json.loads((pathlib.Path(__file__).parent / "tool_sets.json").read_text())
+    for seed, functions in enumerate(TOOLS + list(sets.values())):
         tools = [{"type": "function", "function": f} for f in functions]
         schemas = {f["name"]: f.get("parameters", {}) for f in functions}
-        for one in (False, True):
-            answer = main.ask(tools=tools, walks=walks, seed=seed, one=one)
+        named = functions[seed % len(functions)]["name"]
+        for asked in ({}, {"one": True}, {"only": named, "one": True}):
+            one = "one" in asked
+            answer = main.ask(tools=tools, walks=walks, seed=seed, **asked)
             check(answer.get("dry", 1) == 0, "dry", functions, answer)
             check(answer.get("ignored") == [], answer.get("ignored"))
             cut += answer.get("unfinished", 0)
@@ -294,16 +314,71 @@ def test_tool_walks(main, walks):
                 check(len(walk["calls"]) >= 1 and (not one or len(walk["calls"]) == 1), "calls", walk)
                 check(len(walk["calls"]) == walk["text"].count("<invoke name="), "calls", walk)
                 for call in walk["calls"]:
+                    check("only" not in asked or call["name"] == named, "named", walk)
                     schema = schemas.get(call["name"])
                     check(schema is not None, "name", walk)
                     try:
                         arguments = json.loads(call["arguments"])
-                        named = functions_with_plain_types(schema)
-                        valid = isinstance(arguments, dict) and validates(named, arguments)
+                        plain = functions_with_plain_types(schema)
+                        valid = isinstance(arguments, dict) and validates(plain, arguments)
                     except ValueError as error:
                         valid = error
                     check(valid is True, "arguments", call, walk["text"], valid)
+    check(done > 2 * cut, "walks end", done, cut)
     print(f"tool walks: {done} valid, {cut} cut")
+
+
+def tool_call(name, **values):
+    parameters = "".join(f'<parameter name="{key}">{value}</parameter>\n' for key, value in values.items())
+    return f'\n<invoke name="{name}">\n{parameters}</invoke>\n</minimax:tool_call>'
+
+
+def test_lengths_in_calls(main):
+    """Text values of a call: as many code points as the schema says, whatever they look like."""
+    cases = 0
+    for low, high in ((0, 5), (1, None), (3, 300), (600, 700)):
+        schema = {"type": "string", "minLength": low} | ({} if high is None else {"maxLength": high})
+        tools = [{"type": "function", "function": {"name": "f", "parameters": {
+            "type": "object", "properties": {"s": schema}, "required": ["s"]}}}]
+        values = [c * n for n in (0, 1, 2, 3, 4, 5, 6, 299, 300, 301, 599, 600, 700, 701) for c in ("x", "é", "<", "\n", "🎉")]
+        values += ["</p", "a</parameter>", "</parameter>" * 2, "<<</<", "x</parameter"]
+        answer = main.ask(tools=tools, texts=[tool_call("f", s=value) for value in values])
+        for value, got in zip(values, answer["accepts"]):
+            cases += 1
+            check(got == validates(schema, value), schema, value, got)
+    print(f"lengths in calls: {cases} texts")
+
+
+# Beginnings at which each token's bit of the mask must be what the matcher says of the token.
+MASKS = [
+    ({"type": "string", "minLength": 2, "maxLength": 5}, ['', '"', '"a', '"abc', '"abcde', '"ab\\', '"abcd\\u00', '"日本', '"\\"']),
+    ({"type": "object", "properties": {"a": {"type": "string", "maxLength": 40}, "b": {"type": "string", "minLength": 1}},
+      "required": ["a", "b"], "additionalProperties": False},
+     ['{', '{"a":', '{"a": "' + "x" * 12, '{"a": "' + "x" * 39, '{"a":"", "b":', '{"a":"", "b": "', '{"a":"", "b": "é']),
+    ({"anyOf": [{"enum": ["abc", "abcdefgh"]}, {"type": "string", "minLength": 4, "maxLength": 6}, {"type": "null"}]},
+     ['', '"', '"abc', '"abcdef', '"zz']),
+    ({"type": "array", "items": {"type": "string", "maxLength": 2}, "minItems": 18, "maxItems": 40},
+     ['[', '["a",' * 1, '["a"' + ', "bc"' * 16, '["a"' + ', "bc"' * 17, '["a"' + ', "bc"' * 39]),
+    ({"type": "object", "propertyNames": {"minLength": 3}, "additionalProperties": {"type": "string", "maxLength": 1}},
+     ['{', '{"', '{"ab', '{"abc', '{"abc": ', '{"abc": "']),
+]
+
+
+def test_masks(main):
+    looked = 0
+    for schema, beginnings in MASKS:
+        for text, mask in zip(beginnings, main.ask(schema=schema, at=beginnings)["at"]):
+            looked += 1
+            check(mask.get("wrong") == [] and mask["allowed"] > 0, schema, text, mask)
+    beginning = tool_call("f", s="").split("</parameter>")[0]
+    for low, high in ((0, 3), (2, 40)):
+        tools = [{"type": "function", "function": {"name": "f", "parameters": {
+            "type": "object", "properties": {"s": {"type": "string", "minLength": low, "maxLength": high}}, "required": ["s"]}}}]
+        texts = [beginning[:-8], beginning] + [beginning + t for t in ("a", "a<", "ab</para", "abc", "日本", "a" * (high - 1))]
+        for text, mask in zip(texts, main.ask(tools=tools, at=texts)["at"]):
+            looked += 1
+            check(mask.get("wrong") == [] and mask["allowed"] > 0, (low, high), text, mask)
+    print(f"masks: {looked} looked at")
 
 
 def functions_with_plain_types(schema):
@@ -334,6 +409,8 @@ def main():
     walks = int(sys.argv[3]) if len(sys.argv) > 3 else 12
     process = Main(sys.argv[1], sys.argv[2])
     test_exact(process)
+    test_lengths_in_calls(process)
+    test_masks(process)
     test_schema_walks(process, walks)
     test_tool_walks(process, walks)
     test_hostile(process)

@@ -3,12 +3,17 @@
 //   {"schema": S, "texts": [...]}            -> {"accepts": [bool...]} or {"error": "..."}
 //   {"schema": S, "walks": N, "seed": K}     -> {"walks": [text...], "compile_ms", "mask_us"}
 //   {"tools": [...], "walks": N, "seed": K}  -> {"walks": [{"text", "calls": [...]}...], ...}
+//   {"schema": S, "at": [text...]}           -> {"at": [{"mask_us", "allowed", "wrong":
+//   [token...]}...]}
 //
-// A walk draws random tokens among those allowed until the end comes; what has not ended after
-// `steps` tokens is left out.
+// "wrong" are the tokens of whose mask bit a matcher, given the token, says otherwise: all tokens
+// that hold '"', '<' or '>', and every 37th other. A walk draws random tokens among those allowed
+// until the end comes; what has not ended after `steps` tokens is left out.
+
+#include <time.h>
 
 #include <algorithm>
-#include <chrono>
+#include <bit>
 #include <fstream>
 #include <iostream>
 #include <random>
@@ -22,11 +27,11 @@
 namespace m2::text {
 namespace {
 
+// Of this thread's own time.
 double microseconds() {
-  return static_cast<double>(std::chrono::duration_cast<std::chrono::nanoseconds>(
-                                 std::chrono::steady_clock::now().time_since_epoch())
-                                 .count()) /
-         1000;
+  timespec now{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) * 1e6 + static_cast<double>(now.tv_nsec) / 1e3;
 }
 
 class Probe {
@@ -36,35 +41,41 @@ class Probe {
         stop_(tokenizer_->id_of("[e~[")),
         close_(tokenizer_->id_of("</minimax:tool_call>")),
         compiler_(tokenizer_, {stop_}, std::span(&close_, 1)),
-        tags_(std::make_shared<const TagTokens>(tokenizer_, std::vector<TokenId>{stop_})) {
+        tags_(std::make_shared<const TagTokens>(tokenizer_, std::vector<TokenId>{stop_})),
+        closers_(mask_words(tags_->ids())) {
     for (TokenId id = 0; id < tokenizer_->base_vocab_size(); ++id)
       if (tokenizer_->bytes(id).find_first_of("\"}],<>") != std::string_view::npos)
-        closers_.push_back(id);
+        set(closers_, id);
+    for (TokenId id = 0; id < tokenizer_->id_limit(); ++id)
+      if (tokenizer_->is_special(id) && id != stop_) control_.push_back(id);
   }
 
   Json answer(const Json& asked) {
     const double start = microseconds();
     Json out = Json::object();
     OutputShape shape;
-    auto ebnf = grammar(asked, out);
-    if (!ebnf) return Json{{"error", ebnf.error().text}};
-    if (asked.value("show", false)) out["ebnf"] = *ebnf;
-    auto compiled = compiler_.compile(*ebnf);
+    auto text = grammar(asked, out);
+    if (!text) return Json{{"error", text.error().text}};
+    if (asked.value("show", false)) out["ebnf"] = text->ebnf;
+    auto compiled = compiler_.compile(*text);
     out["compile_ms"] = (microseconds() - start) / 1000;
     if (!compiled) return out["error"] = compiled.error().text, out;
     if (asked.contains("texts")) out["accepts"] = accepts(*compiled, asked["texts"]);
+    if (asked.contains("at"))
+      for (const Json& prefix : asked["at"])
+        out["at"].push_back(look(*compiled, prefix.get<std::string>(), asked.value("check", true)));
     if (asked.contains("walks")) walk(asked, *compiled, out);
     return out;
   }
 
  private:
-  static Result<std::string> grammar(const Json& asked, Json& out) {
-    if (asked.contains("ebnf")) return asked["ebnf"].get<std::string>();
+  static Result<GrammarText> grammar(const Json& asked, Json& out) {
+    if (asked.contains("ebnf")) return GrammarText(asked["ebnf"].get<std::string>());
     if (asked.contains("tag")) return structural_tag_grammar(asked["tag"]);
     if (asked.contains("regex")) {
       M2_TRY(const std::string pattern,
              regex_pattern(asked["regex"].get<std::string>(), Spelling::raw, true));
-      return "root ::= " + regex_terminal(pattern);
+      return GrammarText("root ::= " + regex_terminal(pattern));
     }
     if (!asked.contains("tools")) return json_schema_grammar(asked["schema"], {});
     std::optional<std::string> only;
@@ -72,7 +83,7 @@ class Probe {
     M2_TRY(const ToolCallGrammar calls,
            tool_call_grammar(asked["tools"], only, asked.value("one", false)));
     out["ignored"] = calls.ignored;
-    return calls.ebnf;
+    return calls.text;
   }
 
   static Json accepts(const std::shared_ptr<const Grammar>& grammar, const Json& texts) {
@@ -82,6 +93,33 @@ class Probe {
       out.push_back(matcher.accept_text(text.get<std::string>()) && matcher.complete());
     }
     return out;
+  }
+
+  Json look(const std::shared_ptr<const Grammar>& grammar, const std::string& text, bool check) {
+    GrammarMatcher matcher(grammar);
+    if (!matcher.accept_text(text)) return Json{{"error", "not a beginning"}};
+    std::vector<uint32_t> words(mask_words(tags_->ids()));
+    std::vector<double> times;
+    for (int i = 0; i < 21; ++i) {
+      const double start = microseconds();
+      matcher.fill(words);
+      times.push_back(microseconds() - start);
+    }
+    std::ranges::sort(times);
+    Json wrong = Json::array();
+    int64_t allowed = 0;
+    for (TokenId id = 0; id < tokenizer_->id_limit(); ++id) {
+      const bool bit =
+          (words[static_cast<size_t>(id) / 32] >> (static_cast<size_t>(id) % 32) & 1u) != 0;
+      allowed += bit ? 1 : 0;
+      const bool looked_at = id % 37 == 0 || tokenizer_->is_added(id) ||
+                             tokenizer_->bytes(id).find_first_of("\"<>") != std::string_view::npos;
+      if (!check || !looked_at) continue;
+      GrammarMatcher other(grammar);
+      other.accept_text(text);
+      if (other.accept(id) != bit) wrong.push_back(std::string(tokenizer_->bytes(id)));
+    }
+    return Json{{"mask_us", times[10]}, {"allowed", allowed}, {"wrong", std::move(wrong)}};
   }
 
   void walk(const Json& asked, const std::shared_ptr<const Grammar>& grammar, Json& out) {
@@ -103,6 +141,9 @@ class Probe {
         case End::cut:
           ++unfinished;
           break;
+        case End::control:
+          out["control_text"] = text;
+          [[fallthrough]];
         case End::dry:
           ++dry;
           out["dry_text"] = text;
@@ -122,7 +163,7 @@ class Probe {
         Json{{"median", at(0.5)}, {"p99", at(0.99)}, {"max", at(1)}, {"count", times.size()}};
   }
 
-  enum class End { stopped, cut, dry };
+  enum class End { stopped, cut, dry, control };
 
   End one_walk(const OutputShape& shape, int64_t steps, std::mt19937_64& random,
                std::vector<double>& times, std::string& text) {
@@ -134,7 +175,10 @@ class Probe {
       const double start = microseconds();
       const bool masked = constraint.fill(words);
       if (step > 2) times.push_back(microseconds() - start);
-      const TokenId token = masked ? draw(words, step, steps, random) : -1;
+      const TokenId token = masked ? draw(words, text, step, steps, random) : -1;
+      for (const TokenId id : control_)
+        if (has(words, id)) return End::control;
+      if (!shape.calls && has(words, close_)) return End::control;
       if (token < 0) return End::dry;
       if (token == stop_) return End::stopped;
       text += tokenizer_->bytes(token);
@@ -143,22 +187,71 @@ class Probe {
     return End::cut;
   }
 
+  static bool has(std::span<const uint32_t> words, TokenId id) {
+    return (words[static_cast<size_t>(id) / 32] >> (static_cast<size_t>(id) % 32) & 1u) != 0;
+  }
+  static void set(std::span<uint32_t> words, TokenId id) {
+    words[static_cast<size_t>(id) / 32] |= 1u << (static_cast<size_t>(id) % 32);
+  }
+
+  // One of the tokens allowed, each as likely as any other, or -1.
+  static TokenId any_of(std::span<const uint32_t> words, std::mt19937_64& random) {
+    uint64_t allowed = 0;
+    for (const uint32_t word : words) allowed += static_cast<uint64_t>(std::popcount(word));
+    if (allowed == 0) return -1;
+    uint64_t left = random() % allowed;
+    size_t w = 0;
+    for (; left >= static_cast<uint64_t>(std::popcount(words[w])); ++w)
+      left -= static_cast<uint64_t>(std::popcount(words[w]));
+    uint32_t word = words[w];
+    for (; left > 0; --left) word &= word - 1;
+    return static_cast<TokenId>(w * 32 + static_cast<size_t>(std::countr_zero(word)));
+  }
+
+  // The tags of a call that a text value could hold the beginnings of.
+  static constexpr std::string_view kTags[] = {"</parameter>\n", "</invoke>\n",
+                                               "<parameter name=\""};
+
+  static size_t begun_of(std::string_view tag, std::string_view text) {
+    size_t begun = std::min(tag.size() - 1, text.size());
+    while (begun > 0 && !text.ends_with(tag.substr(0, begun))) --begun;
+    return begun;
+  }
+
+  // The longest token that goes on with one of these tags, if one is begun or a value is to end.
+  TokenId towards_tag(std::span<const uint32_t> words, std::string_view text, bool ends,
+                      std::mt19937_64& random) const {
+    std::string_view tag = kTags[0];
+    for (const std::string_view one : kTags)
+      if (begun_of(one, text) > begun_of(tag, text)) tag = one;
+    size_t begun = begun_of(tag, text);
+    if (begun < 2) {
+      const bool ended = text.ends_with(kTags[0]);
+      if (!ended && !ends) return -1;
+      if (ended) tag = kTags[1 + random() % 2];
+      begun = ended ? 0 : begun_of(tag, text);
+    }
+    for (size_t size = tag.size() - begun; size > 0; --size) {
+      const TokenId id = tokenizer_->id_of(tag.substr(begun, size));
+      if (id >= 0 && has(words, id)) return id;
+    }
+    return -1;
+  }
+
   // A random token of those allowed; the longer it goes on, the rather one that closes something.
-  TokenId draw(std::span<const uint32_t> words, int64_t step, int64_t steps,
+  TokenId draw(std::span<const uint32_t> words, std::string_view text, int64_t step, int64_t steps,
                std::mt19937_64& random) {
-    const auto allowed = [&](TokenId id) {
-      return (words[static_cast<size_t>(id) / 32] >> (static_cast<size_t>(id) % 32) & 1u) != 0;
-    };
-    if (allowed(stop_)) return stop_;
-    std::vector<TokenId> ids;
-    const bool closes = random() % 100 < static_cast<uint64_t>(10 + 100 * step / steps);
-    if (closes)
-      for (const TokenId id : closers_)
-        if (allowed(id)) ids.push_back(id);
-    if (ids.empty())
-      for (TokenId id = 0; id < tokenizer_->id_limit(); ++id)
-        if (allowed(id)) ids.push_back(id);
-    return ids.empty() ? -1 : ids[random() % ids.size()];
+    for (const TokenId end : {stop_, close_})
+      if (has(words, end) && random() % 2 == 0) return end;
+    const bool closes = random() % 100 < static_cast<uint64_t>(20 + 150 * step / steps);
+    if (random() % 10 > 0)
+      if (const TokenId id = towards_tag(words, text, closes, random); id >= 0) return id;
+    if (closes) {
+      std::vector<uint32_t> closing(words.begin(), words.end());
+      for (size_t w = 0; w < closing.size(); ++w) closing[w] &= closers_[w];
+      if (const TokenId id = any_of(closing, random); id >= 0) return id;
+    }
+    return any_of(words, random);
   }
 
   Json read(const Json& asked, const std::string& text) {
@@ -180,7 +273,8 @@ class Probe {
   const TokenId stop_, close_;
   GrammarCompiler compiler_;
   const std::shared_ptr<const TagTokens> tags_;
-  std::vector<TokenId> closers_;
+  std::vector<uint32_t> closers_;
+  std::vector<TokenId> control_;
 };
 
 int main(const std::string& path) {

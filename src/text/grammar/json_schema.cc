@@ -152,17 +152,6 @@ std::string alternatives(const std::vector<std::string>& parts) {
   return "(" + out + ")";
 }
 
-// {m,n} of an expression that is one symbol.
-std::string times(const std::string& symbol, int64_t low, int64_t high) {
-  if (high == 0) return "\"\"";
-  if (low == 0 && high < 0) return symbol + "*";
-  if (low == 1 && high < 0) return symbol + "+";
-  if (low == 1 && high == 1) return symbol;
-  if (low == 0 && high == 1) return symbol + "?";
-  return high < 0 ? fmt::format("{}{{{},}}", symbol, low)
-                  : fmt::format("{}{{{},{}}}", symbol, low, high);
-}
-
 // Formats with a grammar of their own; the others are annotations, as the specification says.
 const char* format_regex(const std::string& format) {
   static const std::map<std::string, const char*> known = {
@@ -211,14 +200,64 @@ void Rules::define(const std::string& name, const std::string& body) {
   if (!full()) text_ += name + " ::= " + body + "\n";
 }
 
-std::string Rules::add_limited(const std::string& body, int64_t characters) {
-  const std::string name = reserve();
-  define(fmt::format("{}[max_chars={}]", name, characters), body);
-  return name;
+std::string Rules::add_limited(const std::string& body, TextLimit limit) {
+  const std::string key = fmt::format("{} {} {} {} {}", body, limit.least, limit.most,
+                                      static_cast<int>(limit.as), limit.close);
+  const auto [found, is_new] = names_.try_emplace(key);
+  if (is_new) {
+    limit.rule = reserve();
+    define(limit.rule, body);
+    found->second = add(limit.rule + " " + ebnf_literal(limit.close));
+    limits_.push_back(std::move(limit));
+  }
+  return found->second;
 }
 
-std::string Rules::grammar(const std::string& root) const {
-  return "root ::= " + root + "\n" + text_;
+namespace {
+
+// {m,n} of an expression that is one symbol, few times.
+std::string counted(const std::string& symbol, int64_t low, int64_t high) {
+  if (high == 0) return "\"\"";
+  if (low == 0 && high < 0) return symbol + "*";
+  if (low == 1 && high < 0) return symbol + "+";
+  if (low == 1 && high == 1) return symbol;
+  if (low == 0 && high == 1) return symbol + "?";
+  return high < 0 ? fmt::format("{}{{{},}}", symbol, low)
+                  : fmt::format("{}{{{},{}}}", symbol, low, high);
+}
+
+constexpr int64_t kGroup = 16;
+
+}  // namespace
+
+// In groups of groups: what has come leaves one state a level, two where the end is near.
+std::string Rules::times(const std::string& symbol, int64_t low, int64_t high) {
+  if (std::max(low, high) <= kGroup) return counted(symbol, low, high);
+  if (low > 0) {
+    std::string out;
+    if (low >= kGroup)
+      out = times(add(counted(symbol, kGroup, kGroup)), low / kGroup, low / kGroup);
+    if (low % kGroup > 0) out += " " + counted(symbol, low % kGroup, low % kGroup);
+    if (high != low) out += " " + times(symbol, 0, high < 0 ? -1 : high - low);
+    return add(out);
+  }
+  return up_to(symbol, high);
+}
+
+std::string Rules::up_to(const std::string& symbol, int64_t high) {
+  if (high <= kGroup) return counted(symbol, 0, high);
+  const std::string group = add(counted(symbol, kGroup, kGroup));
+  const int64_t groups = (high + 1) / kGroup - 1, rest = (high + 1) % kGroup;
+  std::string out = up_to(group, groups) + " " + counted(symbol, 0, kGroup - 1);
+  if (rest > 0)
+    out += " | " + times(group, groups + 1, groups + 1) + " " + counted(symbol, 0, rest - 1);
+  return add(out);
+}
+
+GrammarText Rules::grammar(const std::string& root) const {
+  GrammarText out("root ::= " + root + "\n" + text_);
+  out.limits = limits_;
+  return out;
 }
 
 std::string ebnf_literal(std::string_view text) {
@@ -606,6 +645,19 @@ Result<Language> SchemaGrammar::values(const Json& schema) {
   return out;
 }
 
+// That "$ref"s do not only lead to each other.
+Result<void> SchemaGrammar::check_leads_on(const Json& schema) {
+  std::set<const Json*> met;
+  for (const Json* at = &schema; at->is_object() && at->contains("$ref");) {
+    if (!met.insert(at).second)
+      return fail(Code::invalid_argument,
+                  "The JSON schema has '$ref's that only lead to each other: '{}'.",
+                  printable((*at)["$ref"].get_ref<const std::string&>(), 80));
+    M2_TRY(at, target(*at));
+  }
+  return {};
+}
+
 // Schemas met again, as those that refer to themselves are, become references to one rule.
 Result<Language> SchemaGrammar::rule_of(const Json& schema) {
   const Json* at = &schema;
@@ -618,6 +670,7 @@ Result<Language> SchemaGrammar::rule_of(const Json& schema) {
   if (only_reference) {
     M2_TRY(at, target(schema));
     if (!at->is_object()) return values(*at);
+    M2_TRY_VOID(check_leads_on(*at));
     M2_TRY_VOID(check_keywords(*at));
     key = "#" + std::to_string(reinterpret_cast<uintptr_t>(at));
   } else if (schema.contains("$ref") || schema.contains("allOf")) {
@@ -852,9 +905,10 @@ const char* const kFreeValue =
 
 }  // namespace
 
-Result<Language> SchemaGrammar::string_body(const Json& schema, Spelling spelling) {
+Result<Language> SchemaGrammar::string_until(const Json& schema, Spelling spelling, char open,
+                                             const std::string& close) {
   M2_TRY(const int64_t least, count_of(schema, "minLength", 0));
-  M2_TRY(int64_t most, count_of(schema, "maxLength", INT64_MAX));
+  M2_TRY(const int64_t most, count_of(schema, "maxLength", TextLimit::kAny));
   if (least > most) return Language();
   const Json* pattern = find(schema, "pattern");
   const Json* format = find(schema, "format");
@@ -866,7 +920,7 @@ Result<Language> SchemaGrammar::string_body(const Json& schema, Spelling spellin
     if (!format->is_string()) return malformed("format", "a string");
     if (const char* known = format_regex(*format)) regex = known;
   }
-  const bool bounded = least > 0 || most != INT64_MAX;
+  const bool bounded = least > 0 || most != TextLimit::kAny;
   if (pattern && regex.empty()) pattern = nullptr;  // found in any string
   if (!regex.empty()) {
     if (bounded && pattern)
@@ -882,42 +936,33 @@ Result<Language> SchemaGrammar::string_body(const Json& schema, Spelling spellin
     if (text && (spelling == Spelling::raw_value || spelling == Spelling::json_value) &&
         has_tag(regex))
       M2_TRY_VOID(unsupported("pattern", "with the tags of tool calls in it"));
-    if (text) return Language(rules_.add(regex_terminal(*text)));
+    if (text)
+      return Language(rules_.add(rules_.add(regex_terminal(*text)) + " " + ebnf_literal(close)));
   }
-  const bool raw = spelling == Spelling::raw_value || spelling == Spelling::raw;
-  const std::string one = raw ? char_pattern(any_char(), spelling) : json_char(spelling);
-  constexpr int64_t kFewCharacters = 6, kMostPrefix = 16, kMostInValue = 512;
-  if (most <= kFewCharacters)
-    return Language(rules_.add(regex_terminal(fmt::format("{}{{{},{}}}", one, least, most))));
-  if (least > kMostPrefix) {
-    M2_TRY_VOID(unsupported("minLength", fmt::format("above {}", kMostPrefix)));
-  }
-  const int64_t prefix = std::min(least, kMostPrefix);
-  const bool in_value = spelling == Spelling::raw_value;
-  if (in_value && most > kMostInValue && most != INT64_MAX) {
-    M2_TRY_VOID(unsupported("maxLength", fmt::format("above {}", kMostInValue)));
-    most = INT64_MAX;
-  }
-  std::string body;
-  if (in_value && most == INT64_MAX) {
-    const std::string free = rules_.add(kFreeValue);
-    body = prefix == 0
-               ? free
-               : regex_terminal(fmt::format("{}{{{},{}}}", one, prefix, prefix)) + " " + free;
-    if (prefix == 1) body = "(" + body + " | \"<\" [^</pi] " + free + ")";
-  } else if (spelling == Spelling::json_value && prefix == 0) {
-    body = regex_terminal(tagless_json_pattern());
-  } else {
-    body = regex_terminal(prefix == 0 ? one + "*" : fmt::format("{}{{{},}}", one, prefix));
-  }
-  if (most == INT64_MAX) return Language(rules_.add(body));
-  return Language(rules_.add_limited(body, std::min<int64_t>(most, INT32_MAX)));
+  std::string text;
+  if (spelling == Spelling::raw_value)
+    text = kFreeValue;
+  else if (spelling == Spelling::json_value)
+    text = regex_terminal(tagless_json_pattern());
+  else if (spelling == Spelling::json)
+    text = regex_terminal(json_char(spelling) + "*");
+  else
+    text = regex_terminal(char_pattern(any_char(), spelling) + "*");
+  if (!bounded) return Language(rules_.add(rules_.add(text) + " " + ebnf_literal(close)));
+  const bool json = spelling == Spelling::json || spelling == Spelling::json_value;
+  return Language(
+      rules_.add_limited(text, {.rule = {},
+                                .as = json ? CountedAs::json_characters : CountedAs::code_points,
+                                .least = least,
+                                .most = most,
+                                .open = open,
+                                .close = close}));
 }
 
 Result<Language> SchemaGrammar::strings(const Json& schema) {
-  M2_TRY(const Language body, string_body(schema, options_.spelling));
-  if (!body) return Language();
-  return Language(rules_.add("\"\\\"\" " + *body + " \"\\\"\""));
+  M2_TRY(const Language rest, string_until(schema, options_.spelling, '"', "\""));
+  if (!rest) return Language();
+  return Language(rules_.add("\"\\\"\" " + *rest));
 }
 
 Result<Language> SchemaGrammar::arrays(const Json& schema) {
@@ -950,8 +995,9 @@ Result<Language> SchemaGrammar::arrays(const Json& schema) {
   if (!prefix) {
     if (!rest || high == 0) return least > 0 ? Language() : list("");
     const std::string some =
-        item + " " + times(next, std::max<int64_t>(least - 1, 0), counted < 0 ? -1 : counted - 1) +
-        " " + blank_ + " ";
+        item + " " +
+        rules_.times(next, std::max<int64_t>(least - 1, 0), counted < 0 ? -1 : counted - 1) + " " +
+        blank_ + " ";
     return list(least == 0 ? "(" + some + ")? " : some);
   }
   // Tuples may end early: ((a ("," b ("," rest)*)?)?
@@ -966,7 +1012,8 @@ Result<Language> SchemaGrammar::arrays(const Json& schema) {
   if (!rest && least > fixed) return Language();
   std::string body;
   if (rest && (high < 0 || high > fixed))
-    body = times(next, std::max<int64_t>(least - fixed, 0), counted < 0 ? -1 : counted - fixed);
+    body =
+        rules_.times(next, std::max<int64_t>(least - fixed, 0), counted < 0 ? -1 : counted - fixed);
   for (int64_t i = std::min(fixed, high < 0 ? fixed : high) - 1; i >= 0; --i) {
     const std::string part =
         (i > 0 ? comma() + " " : "") + heads[static_cast<size_t>(i)] + " " + body;
@@ -1106,8 +1153,9 @@ Result<Language> SchemaGrammar::members(const Json& schema) {
     if (map.empty() || most == 0) return least > 0 ? Language() : Language("\"\"");
     if (least > 1) M2_TRY_VOID(unsupported("minProperties", "above 1 where names are free"));
     const std::string some =
-        map + " " + times(next_map, 0, most == INT64_MAX ? -1 : std::min(most, kMostCounted) - 1) +
-        " " + blank_;
+        map + " " +
+        rules_.times(next_map, 0, most == INT64_MAX ? -1 : std::min(most, kMostCounted) - 1) + " " +
+        blank_;
     return Language(least > 0 ? some : "(" + some + ")?");
   }
   if (least > needed && !(least == 1 && needed == 0 && map.empty()) && least > 1)
@@ -1158,7 +1206,7 @@ const std::string& SchemaGrammar::any_value() {
   return any_;
 }
 
-Result<std::string> json_schema_grammar(const Json& schema, const SchemaOptions& options) {
+Result<GrammarText> json_schema_grammar(const Json& schema, const SchemaOptions& options) {
   static const Json any_object = Json{{"type", "object"}};
   const Json& root = schema.is_null() ? any_object : schema;
   Rules rules;

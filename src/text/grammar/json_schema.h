@@ -9,6 +9,7 @@
 #include "base/json.h"
 #include "base/result.h"
 #include "text/grammar/pattern.h"
+#include "text/grammar/text_limits.h"
 
 // JSON Schema to grammar rules. What a keyword says is kept exactly or the keyword is refused by
 // name; nothing is passed over in silence. Of the values that a schema accepts the grammar writes
@@ -29,16 +30,21 @@ class Rules {
   // A name whose body define() gives later.
   std::string reserve();
   void define(const std::string& name, const std::string& body);
-  // A rule whose text is at most so many characters long.
-  std::string add_limited(const std::string& body, int64_t characters);
+  // A text of `limit`'s lengths and what follows it, limit.close: a rule. `body` is one terminal.
+  std::string add_limited(const std::string& body, TextLimit limit);
+  // `symbol` so many times (`high` < 0: or more). Repetition in the grammar's own way would keep a
+  // state for each of the last hundred counts.
+  std::string times(const std::string& symbol, int64_t low, int64_t high);
 
   bool full() const { return count_ > kMaxRules || text_.size() > kMaxBytes; }
   // The grammar whose whole text is `root`.
-  std::string grammar(const std::string& root) const;
+  GrammarText grammar(const std::string& root) const;
 
  private:
+  std::string up_to(const std::string& symbol, int64_t high);
   std::map<std::string, std::string> names_;  // by body
   std::string text_;
+  std::vector<TextLimit> limits_;
   size_t count_ = 0;
 };
 
@@ -75,8 +81,10 @@ class SchemaGrammar {
   // The types that such a schema names or its keywords speak of; none: any.
   static Result<std::vector<std::string>> types_of(const Json& schema);
 
-  // A string's characters by minLength, maxLength, pattern and format, without quotes.
-  Result<Language> string_body(const Json& schema, Spelling spelling);
+  // A string's characters by minLength, maxLength, pattern and format, and `close`, the literal
+  // that ends them. `open` is the byte before them.
+  Result<Language> string_until(const Json& schema, Spelling spelling, char open,
+                                const std::string& close);
   Result<Language> integers(const Json& schema);
   Result<Language> numbers(const Json& schema);
 
@@ -87,6 +95,7 @@ class SchemaGrammar {
   Result<void> unsupported(const std::string& keyword, const std::string& why = "");
   Result<void> check_keywords(const Json& schema);
   Result<const Json*> target(const Json& schema);
+  Result<void> check_leads_on(const Json& schema);
   Result<std::vector<Json>> expand(const Json& schema, int depth);
   Result<std::vector<Json>> branches(const Json& list, const std::string& keyword, int depth);
   Result<bool> disjoint(const Json& a, const Json& b);
@@ -117,6 +126,6 @@ class SchemaGrammar {
 };
 
 // Whole grammars. `schema` null means any JSON object.
-Result<std::string> json_schema_grammar(const Json& schema, const SchemaOptions& options);
+Result<GrammarText> json_schema_grammar(const Json& schema, const SchemaOptions& options);
 
 }  // namespace m2::text

@@ -45,7 +45,7 @@ class TagGrammar {
     return malformed(fmt::format("the format '{}' is not supported", printable(type, 40)));
   }
 
-  Result<std::string> whole(const std::string& root) {
+  Result<GrammarText> whole(const std::string& root) {
     if (rules_.full()) return fail(Code::resource_exhausted, "The structural tag is too large.");
     return rules_.grammar(root);
   }
@@ -158,7 +158,7 @@ class TagGrammar {
 
 }  // namespace
 
-Result<std::string> structural_tag_grammar(const Json& tag) {
+Result<GrammarText> structural_tag_grammar(const Json& tag) {
   if (!tag.is_object()) return malformed("it should be an object");
   TagGrammar grammar;
   Json format = tag.contains("format") ? tag["format"] : tag;

@@ -4,6 +4,7 @@
 
 #include "base/json.h"
 #include "base/result.h"
+#include "text/grammar/text_limits.h"
 
 namespace m2::text {
 
@@ -11,6 +12,6 @@ namespace m2::text {
 // "end"}],"triggers":[...]}, and {"format":{...}} of const_string, json_schema, regex, any_text,
 // sequence, or, tag, triggered_tags and tags_with_separator. Errors: invalid_argument (names what
 // is malformed or not supported), resource_exhausted.
-Result<std::string> structural_tag_grammar(const Json& tag);
+Result<GrammarText> structural_tag_grammar(const Json& tag);
 
 }  // namespace m2::text

@@ -11,6 +11,7 @@ namespace m2::text {
 namespace {
 
 constexpr size_t kAnyOrder = 6;  // 2^n states
+constexpr const char* kClose = "</parameter>\n";
 
 // Types under the names people give them become JSON Schema's; unknown ones go.
 void plain_types(Json& schema, int depth) {
@@ -134,7 +135,7 @@ class ParameterGrammar {
   Language free_parameters() {
     return Language(rules_.add("\"<parameter name=\\\"\" " +
                                regex_terminal("[^\\u{0}-\\u{1f}\"'<>]+") + " \"\\\">\" " +
-                               free_text() + " \"</parameter>\\n\"") +
+                               free_value()) +
                     "?");
   }
 
@@ -167,21 +168,24 @@ class ParameterGrammar {
     if (!quoted) return Language();
     M2_TRY(const Language text, value(name, schema));
     if (!text) return Language();
-    return Language(rules_.add(ebnf_literal("<parameter name=" + *quoted + ">") + " " + *text +
-                               " \"</parameter>\\n\""));
+    return Language(rules_.add(ebnf_literal("<parameter name=" + *quoted + ">") + " " + *text));
   }
 
-  std::string free_text() {
-    return rules_.add(*grammar_.string_body(Json::object(), Spelling::raw_value).value());
+  Result<Language> string_value(const Json& schema) {
+    return grammar_.string_until(schema, Spelling::raw_value, '>', kClose);
+  }
+  std::string free_value() { return *string_value(Json::object()).value(); }
+  std::string closed(const std::string& text) {
+    return rules_.add("(" + text + ") " + ebnf_literal(kClose));
   }
 
-  // Texts that the reader turns into values the schema accepts.
+  // Texts that the reader turns into values the schema accepts, with the tag that ends them.
   Result<Language> value(const std::string& name, const Json& schema) {
     const SchemaView view = reader_.parameter(tool_, name);
     const JsonTypes types = reader_.types(view);
     const auto looser = [&]() -> Language {
       ignored_.insert("parameters." + name);
-      return types.has(JsonTypes::string) ? free_text() : grammar_.any_value();
+      return types.has(JsonTypes::string) ? free_value() : closed(grammar_.any_value());
     };
     auto parts = grammar_.expand(schema);
     if (!parts) return looser();
@@ -216,15 +220,19 @@ class ParameterGrammar {
   Result<Language> one_value(const Json& part, SchemaView view, JsonTypes types, bool others_bind) {
     if (part.contains("enum") || part.contains("const")) return members(part, view);
     const std::string type = part["type"];
-    if (type == "any") return Language(grammar_.any_value());
-    if (type != "string") return grammar_.values(part);
+    if (type == "any") return Language(closed(grammar_.any_value()));
+    if (type != "string") {
+      M2_TRY(const Language text, grammar_.values(part));
+      return text ? Language(closed(*text)) : Language();
+    }
     if (!types.has(JsonTypes::string)) return Language();
     const bool mixed = types.bits != JsonTypes::string;
-    if (!mixed || !others_bind) return grammar_.string_body(part, Spelling::raw_value);
+    if (!mixed || !others_bind) return string_value(part);
     const bool bounded =
         part.contains("minLength") || part.contains("maxLength") || part.contains("pattern");
     if (bounded) return Language();  // only the other types, then
-    return Language("(\"\" | [^ \\t-\\r0-9+\\-._{\\[\"<] " + free_text() + ")");
+    return Language("(" + ebnf_literal(kClose) + " | [^ \\t-\\r0-9+\\-._{\\[\"<] " + free_value() +
+                    ")");
   }
 
   Result<Language> members(const Json& part, SchemaView view) {
@@ -243,7 +251,7 @@ class ParameterGrammar {
       const auto read = parse_json(reader_.argument_json(text, view));
       if (read.ok() && *read == member) out += (out.empty() ? "" : " | ") + ebnf_literal(text);
     }
-    return out.empty() ? Language() : Language(rules_.add(out));
+    return out.empty() ? Language() : Language(closed(out));
   }
 
   const Json& schema_;
@@ -286,7 +294,7 @@ Result<ToolCallGrammar> tool_call_grammar(const Json& tools, const std::optional
   if (rules.full())
     return fail(Code::resource_exhausted, "The schemas of the tools are too large.");
   const std::string call = rules.add(calls);
-  out.ebnf = rules.grammar("\"\\n\" " + call + (one ? "" : "+") + " \"</minimax:tool_call>\"");
+  out.text = rules.grammar("\"\\n\" " + call + (one ? "" : "+") + " \"</minimax:tool_call>\"");
   return out;
 }
 

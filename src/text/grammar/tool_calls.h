@@ -6,11 +6,12 @@
 
 #include "base/json.h"
 #include "base/result.h"
+#include "text/grammar/text_limits.h"
 
 namespace m2::text {
 
 struct ToolCallGrammar {
-  std::string ebnf;
+  GrammarText text;
   std::set<std::string> ignored;  // schema keywords that have no grammar: nothing holds them
 };
 

@@ -1,0 +1,59 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "text/grammar/text_limits.h"
+
+namespace xgrammar {
+class CompiledGrammar;
+}
+
+namespace m2::text {
+
+class LimitedParser;
+
+// A compiled grammar some of whose rules have lengths. Immutable; shared by its matchers.
+//
+// xgrammar knows for every state of a grammar which tokens it takes, refuses, or cannot tell
+// without the states around it. Lengths change that in three places only. A token that stays within
+// a counted text is taken while its characters fit: a mask by number of characters. A token that
+// enters one may hold too much or too little of it: such tokens are few, and found here, once. A
+// token that leaves one is among those that are tried, and is tried with the lengths in force.
+class LimitedGrammar {
+ public:
+  // `tokens` of the vocabulary it was compiled for.
+  LimitedGrammar(const xgrammar::CompiledGrammar& compiled, std::vector<TextLimit> limits,
+                 std::shared_ptr<const TokenCharacters> tokens);
+  ~LimitedGrammar();
+
+  struct Tables;
+  const Tables& tables() const { return *tables_; }
+
+ private:
+  std::unique_ptr<const Tables> tables_;
+};
+
+// How far one output has come in such a grammar, which must outlive it.
+class LimitedMatcher {
+ public:
+  explicit LimitedMatcher(const LimitedGrammar& grammar);
+  ~LimitedMatcher();
+
+  // Sets the bits of the tokens that may come next, and clears all others. The end of the text and
+  // UTF-8 are left to the caller.
+  void fill(std::span<uint32_t> words);
+  // False, and nothing changes, if this may not come here.
+  bool accept(std::string_view bytes);
+  bool accept(int32_t /*token*/, std::string_view bytes) { return accept(bytes); }
+  bool complete() const;
+
+ private:
+  std::unique_ptr<LimitedParser> parser_;
+};
+
+}  // namespace m2::text
