@@ -11,6 +11,7 @@ import sys
 import tempfile
 import unittest
 
+import anthropic
 import jsonschema
 import openai
 import pydantic
@@ -55,11 +56,14 @@ class Constrained(unittest.TestCase):
         serve_process.make_checkpoint(cls.folder.name, "--layers", 1)
         cls.server = serve_process.Server(cls.folder.name, "--served-model-name", "random",
                                           "--disable-uvicorn-access-log")
-        cls.client = openai.OpenAI(base_url=f"http://127.0.0.1:{cls.server.port}/v1", api_key="none", max_retries=0, timeout=60)
+        url = f"http://127.0.0.1:{cls.server.port}"
+        cls.client = openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0, timeout=60)
+        cls.anthropic = anthropic.Anthropic(base_url=url, api_key="none", max_retries=0, timeout=60)
 
     @classmethod
     def tearDownClass(cls):
         cls.client.close()
+        cls.anthropic.close()
         cls.server.__exit__()
         assert cls.server.process.returncode == 0
         cls.folder.cleanup()
@@ -100,7 +104,37 @@ class Constrained(unittest.TestCase):
                 self.assertEqual(choice.finish_reason, "stop")
                 self.assertRegex(choice.message.content, f"^(?:{pattern})$")
 
+    def test_json_object(self):
+        whole = 0
+        for seed in SEEDS:
+            choice = self.chat(seed, response_format={"type": "json_object"}).choices[0]
+            if choice.finish_reason == "stop":
+                self.assertIsInstance(json.loads(choice.message.content), dict)
+                whole += 1
+            else:
+                self.assertTrue(choice.message.content.lstrip().startswith("{"))
+        self.assertGreater(whole, 0)
+
+    def test_structural_tag(self):
+        tag = {"type": "structural_tag", "format": {
+            "type": "tag", "begin": "<light>", "end": "</light>",
+            "content": {"type": "json_schema", "json_schema": SET_LIGHT["function"]["parameters"]}}}
+        for extra in ({"response_format": tag},
+                      {"structured_outputs": {"structural_tag": json.dumps(tag)}}):
+            for seed in range(4):
+                content = self.chat(seed, extra=extra).choices[0].message.content
+                inside = re.fullmatch("<light>(.*)</light>", content, re.DOTALL)
+                jsonschema.validate(json.loads(inside[1]), SET_LIGHT["function"]["parameters"])
+
     def test_completions(self):
+        for extra, pattern in (({"regex": "[a-f]{3}-[0-9]{2}"}, "[a-f]{3}-[0-9]{2}"),
+                               ({"grammar": 'root ::= "x" [0-9] | "y"'}, "x[0-9]|y")):
+            reply = self.client.completions.create(model="random", prompt="A", max_tokens=50, seed=1,
+                                                   extra_body={"structured_outputs": extra})
+            self.assertRegex(reply.choices[0].text, f"^(?:{pattern})$")
+        reply = self.client.completions.create(model="random", prompt="A", max_tokens=600, seed=1,
+                                               extra_body={"structured_outputs": {"json": SCHEMA}})
+        jsonschema.validate(json.loads(reply.choices[0].text), SCHEMA)
         for seed in SEEDS:
             reply = self.client.completions.create(
                 model="random", prompt="A", max_tokens=50, seed=seed,
@@ -153,6 +187,56 @@ class Constrained(unittest.TestCase):
             extra_body={"seed": 4, **NO_THINKING, "thinking_token_budget": 10})
         jsonschema.validate(json.loads(reply.output_text), SCHEMA)
 
+    def test_calls_of_responses(self):
+        tools = [{"type": "function", **tool["function"]} for tool in TOOLS]
+        for choice, names in (("required", set(PARAMETERS)),
+                              ({"type": "function", "name": "set_light"}, {"set_light"})):
+            for seed in range(4):
+                fields = {"model": "random", "input": "Anything.", "max_output_tokens": 600,
+                          "tools": tools, "tool_choice": choice, "parallel_tool_calls": False,
+                          "extra_body": {"seed": seed, **NO_THINKING}}
+                reply = self.client.responses.create(**fields)
+                call = self.only([item for item in reply.output if item.type == "function_call"])
+                self.assertIn(call.name, names)
+                jsonschema.validate(json.loads(call.arguments), PARAMETERS[call.name])
+                done = self.only([event for event in self.client.responses.create(stream=True, **fields)
+                                  if event.type == "response.function_call_arguments.done"])
+                self.assertEqual(done.arguments, call.arguments)
+
+    def message(self, **fields):
+        return {"model": "random", "max_tokens": 600, "messages": MESSAGES,
+                "thinking": {"type": "disabled"}, **fields}
+
+    def only(self, items):
+        self.assertEqual(len(items), 1)
+        return items[0]
+
+    def test_calls_of_messages(self):
+        tools = [{"name": tool["function"]["name"], "input_schema": tool["function"]["parameters"]}
+                 for tool in TOOLS]
+        for choice, names in (({"type": "any"}, set(PARAMETERS)),
+                              ({"type": "tool", "name": "set_light"}, {"set_light"})):
+            fields = self.message(tools=tools,
+                                  tool_choice={**choice, "disable_parallel_tool_use": True})
+            for _ in range(4):
+                with self.anthropic.messages.stream(**fields) as stream:
+                    streamed = stream.get_final_message()
+                for reply in (self.anthropic.messages.create(**fields), streamed):
+                    self.assertEqual(reply.stop_reason, "tool_use")
+                    call = self.only([block for block in reply.content if block.type == "tool_use"])
+                    self.assertIn(call.name, names)
+                    jsonschema.validate(call.input, PARAMETERS[call.name])
+        none = self.anthropic.messages.create(
+            **self.message(tools=tools, tool_choice={"type": "none"}, max_tokens=30))
+        self.assertNotIn("tool_use", [block.type for block in none.content])
+
+    def test_format_of_messages(self):
+        fields = self.message(
+            extra_body={"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}})
+        for _ in range(4):
+            reply = self.anthropic.messages.create(**fields)
+            jsonschema.validate(json.loads(self.only(reply.content).text), SCHEMA)
+
     def test_others_keep_their_bytes(self):
         def free(seed):
             return self.chat(seed).choices[0].message.content
@@ -172,6 +256,36 @@ class Constrained(unittest.TestCase):
         with self.assertRaises(openai.BadRequestError):
             self.chat(1, extra={"structured_outputs": {"choice": ["yes"]}, "allowed_token_ids": [65]})
         self.assertTrue(self.chat(1).choices, "the server goes on")
+
+
+class CallsUnderAuto(unittest.TestCase):
+    def calls(self, *flags):
+        """What a model calls that writes the mark of a call wherever it may."""
+        with tempfile.TemporaryDirectory() as folder:
+            serve_process.make_checkpoint(folder, "--layers", 1)
+            with serve_process.Server(folder, "--served-model-name", "random",
+                                      "--disable-uvicorn-access-log", *flags) as server, \
+                 openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}", api_key="none") as client:
+                mark = self.only(client.post("/tokenize", cast_to=object, body={
+                    "prompt": "<minimax:tool_call>", "add_special_tokens": False})["tokens"])
+                reply = client.post("/v1/chat/completions", cast_to=object, body={
+                    "messages": MESSAGES, "tools": TOOLS, "max_tokens": 600, "seed": 1,
+                    "logit_bias": {str(mark): 100}, **NO_THINKING})
+                return reply["choices"][0]["message"]["tool_calls"] or []
+
+    def only(self, items):
+        self.assertEqual(len(items), 1)
+        return items[0]
+
+    def test_are_whole(self):
+        calls = self.calls()
+        self.assertGreater(len(calls), 0)
+        for call in calls[:-1] or calls:
+            jsonschema.validate(json.loads(call["function"]["arguments"]),
+                                PARAMETERS[call["function"]["name"]])
+
+    def test_are_free_where_that_is_asked(self):
+        self.assertEqual(self.calls("--no-constrain-auto-tools"), [])
 
 
 if __name__ == "__main__":
