@@ -52,7 +52,8 @@ test-all: test
 sanitize: setup-test
 	cmake --preset $(SANITIZER) -DM2_TESTS=ON
 	cmake --build $(BUILD)-$(SANITIZER) -j $(JOBS)
-	ctest --test-dir $(BUILD)-$(SANITIZER) --output-on-failure -j $(JOBS) -LE "long|speed"
+	TSAN_OPTIONS=suppressions=$(CURDIR)/tests/tsan.suppressions \
+	  ctest --test-dir $(BUILD)-$(SANITIZER) --output-on-failure -j $(JOBS) -LE "long|speed"
 
 .PHONY: setup-cuda
 setup-cuda:
