@@ -150,7 +150,7 @@ class Texts(ServerCase):
                 ({"response_format": schema({"not": {}})},
                  "The JSON schema keyword 'not' is not supported.", "response_format"),
                 ({"response_format": schema({"$ref": "#"})},
-                 "The JSON schema's combinations or '$ref's are nested too deeply, or in a circle.",
+                 "The JSON schema has '$ref's that only lead to each other: '#'.",
                  "response_format"),
                 ({"structured_outputs": {"choice": []}}, "Choice '[]' cannot be an empty list",
                  "structured_outputs"),
