@@ -253,15 +253,16 @@ class Size(unittest.TestCase):
                             "--head-dim", "64", "--rotary-dim", "32")
             weights = sum(p.stat().st_size for p in pathlib.Path(folder).glob("*.safetensors"))
             self.assertGreater(weights, 180e6)
-            slowest = 2.0 * float(os.environ.get("M2_TIME_FACTOR", "1"))
+            factor = float(os.environ.get("M2_TIME_FACTOR", "1"))  # above 1 under a sanitizer
             with Server(folder, "--kv-cache-memory-bytes", "256M") as server:
-                self.assertLess(server.ready_seconds, slowest)
+                self.assertLess(server.ready_seconds, 2.0 * factor)
                 server.complete(prompt="a b c " * 200, max_tokens=64)
                 status = pathlib.Path(f"/proc/{server.process.pid}/status").read_text()
                 resident = int(re.search(r"VmRSS:\s+(\d+)", status).group(1)) * 1024
                 print(f"{weights / 1e6:.0f} MB of weights: ready in {server.ready_seconds:.2f} s, "
                       f"RSS {resident / 1e6:.0f} MB", file=sys.stderr)
-                self.assertLess(resident, weights + 256 * 2**20 + 300e6)
+                if factor == 1:  # sanitizers keep memory of their own
+                    self.assertLess(resident, weights + 256 * 2**20 + 300e6)
 
 
 if __name__ == "__main__":

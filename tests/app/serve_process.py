@@ -48,7 +48,7 @@ class Server:
         self.process.wait(timeout=30)
 
     def request(self, method, path, body=None, headers=None):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
         connection.request(method, path, json.dumps(body) if body is not None else None,
                            {"Content-Type": "application/json", **(headers or {})})
         reply = connection.getresponse()

@@ -143,8 +143,11 @@ class Machine {
   }
 
   std::function<void()> batch_of(int count, const std::function<void(int)>& call) const {
-    const auto calls = [count, call] {
-      for (int i = 0; i < count; ++i) call(i);
+    // Goes on where the last batch ended: each batch anew from the first weights would find them in
+    // a cache.
+    const auto next = std::make_shared<int>(0);
+    const auto calls = [count, call, next] {
+      for (int i = 0; i < count; ++i) call((*next)++);
     };
     if (!can_record(device_)) return calls;
     const auto graph = std::make_shared<Graph>(Graph::record(exec_, calls));
