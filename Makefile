@@ -69,7 +69,7 @@ cuda: setup-test setup-cuda
 bench: setup-test
 	cmake --preset release -DM2_TESTS=ON
 	cmake --build $(BUILD) -j $(JOBS) --target m2 forward_bench ranks_bench scheduler_bench sampler_bench \
-	  wire_bench tokenizer_bench
+	  wire_bench tokenizer_bench grammar_bench
 	@tools/bench $(BUILD)
 
 .PHONY: format

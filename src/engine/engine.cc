@@ -411,11 +411,7 @@ bool Engine::State::must_wait() const {
 Result<void> Engine::State::land() {
   M2_TRY(const model::StepResult sampled, model.collect());
   M2_CHECK(sampled.rows.size() == present.rows.size());
-  constexpr size_t kFar = 8;
-  for (size_t i = 0; i < present.rows.size(); ++i) {
-    if (i + kFar < present.rows.size()) prefetch(present.rows[i + kFar].sequence);
-    read_sample(sampled, i);
-  }
+  for (size_t i = 0; i < present.rows.size(); ++i) read_sample(sampled, i);
   commit(present);
   present.clear();
   return {};

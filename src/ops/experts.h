@@ -36,8 +36,7 @@ int64_t experts_scratch_bytes(Device device, const Experts& experts, int64_t tok
 //   x        f32 | bf16 [T, H]
 //   ids      i32 [T, top] global expert ids, ascending in each row; weights f32 [T, top]
 //   scratch  u8 [experts_scratch_bytes(...)]; zeros before its first use, and then written by
-//   experts()
-//            alone (GPU: kernels leave counters in it)
+//            experts() alone (GPU: kernels leave counters in it)
 //   quantised  x again, or empty
 //   out      f32 | bf16 [T, H]; all of it is written, zeros for a token with no expert here
 void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Tensor weights,

@@ -192,8 +192,8 @@ std::vector<TokenId> alone(const Request& request) {
   return world.record(id).tokens;
 }
 
-TEST(Ranks, FollowersRunTheFirstRanksSteps) {
-  Fleet fleet(3, 1);
+// Four requests to the first engine, until they have ended.
+void expect_answers_as_alone(Fleet& fleet) {
   fleet.run();
   std::vector<RequestId> ids;
   for (int i = 0; i < 4; ++i)
@@ -202,6 +202,11 @@ TEST(Ranks, FollowersRunTheFirstRanksSteps) {
   for (int i = 0; i < 4; ++i)
     EXPECT_EQ(fleet.record(ids[static_cast<size_t>(i)]).tokens,
               alone(test::greedy_request(20 + i, 9, 10 + i)));
+}
+
+TEST(Ranks, FollowersRunTheFirstRanksSteps) {
+  Fleet fleet(3, 1);
+  expect_answers_as_alone(fleet);
   EXPECT_FALSE(fleet.models[0]->tokens.empty());
   for (const auto& model : fleet.models) {
     EXPECT_EQ(model->fault(), "");
@@ -213,14 +218,7 @@ TEST(Ranks, FollowersRunTheFirstRanksSteps) {
 // Where models sample, every rank runs ahead with the first one.
 TEST(Ranks, FollowersRunAheadWithAModelThatSamples) {
   Fleet fleet(3, 1, {.samples = true});
-  fleet.run();
-  std::vector<RequestId> ids;
-  for (int i = 0; i < 4; ++i)
-    ids.push_back(*fleet.engines[0]->submit(test::greedy_request(20 + i, 9, 10 + i)));
-  fleet.finish();
-  for (int i = 0; i < 4; ++i)
-    EXPECT_EQ(fleet.record(ids[static_cast<size_t>(i)]).tokens,
-              alone(test::greedy_request(20 + i, 9, 10 + i)));
+  expect_answers_as_alone(fleet);
   for (const auto& model : fleet.models) {
     EXPECT_EQ(model->fault(), "");
     EXPECT_EQ(model->tokens, fleet.models[0]->tokens);

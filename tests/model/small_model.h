@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -153,5 +154,15 @@ class SmallModel {
   std::unique_ptr<parallel::Comm> comm_;
   std::unique_ptr<StepModel> model_;
 };
+
+// |a - b| / |b| of one row of logits.
+inline double distance(const std::vector<float>& a, const std::vector<float>& b) {
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    difference += std::pow(static_cast<double>(a[i]) - static_cast<double>(b[i]), 2);
+    norm += std::pow(static_cast<double>(b[i]), 2);
+  }
+  return std::sqrt(difference / norm);
+}
 
 }  // namespace m2::model

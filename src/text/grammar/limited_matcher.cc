@@ -96,6 +96,7 @@ class LimitedParser : private xgrammar::EarleyParser {
   const Tables& tables_;
   std::vector<CharacterCount> counts_;  // by row of the parser
   std::vector<uint32_t> scratch_;
+  std::vector<ParserState> open_states_;  // scratch of fill()
   bool ignores_lengths_ = false;
 };
 
@@ -271,13 +272,13 @@ void LimitedParser::add_tried(const ParserState& state, std::span<const int32_t>
 
 void LimitedParser::fill(std::span<uint32_t> words) {
   std::ranges::fill(words, 0u);
-  std::vector<ParserState> states;
+  open_states_.clear();
   for (const ParserState& state : GetLatestScanableStates()) {
     const int16_t close = tables_.close_of_state[static_cast<size_t>(state.element_id)];
-    if (close < 0 || may_close(state, close)) states.push_back(state);
+    if (close < 0 || may_close(state, close)) open_states_.push_back(state);
   }
-  for (const ParserState& state : states) add_taken(state, words);
-  for (const ParserState& state : states) {
+  for (const ParserState& state : open_states_) add_taken(state, words);
+  for (const ParserState& state : open_states_) {
     const AdaptiveTokenMask& mask = tables_.compiled->adaptive_token_mask_cache.find(state)->second;
     add_tried(state, mask.uncertain_indices, words);
     if (const auto found = tables_.doubts.find(state.element_id); found != tables_.doubts.end())

@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cmath>
 #include <functional>
 #include <random>
 #include <thread>
@@ -128,16 +127,6 @@ struct Spread {
   std::vector<int64_t> graph_sizes;
 };
 
-struct KeepRows : LogitsSink {
-  void on_logits(int64_t, Tensor logits) override {
-    for (int64_t r = 0; r < logits.size(0); ++r) {
-      const float* row = logits.as<float>() + r * logits.row_stride();
-      rows.emplace_back(row, row + logits.size(1));
-    }
-  }
-  Rows rows;
-};
-
 // The model on every rank of a fleet.
 class Ranks {
  public:
@@ -167,18 +156,18 @@ class Ranks {
   // Every engine runs the same chunks, or, if `only_first`, the first one alone. The first one's
   // logits.
   Rows run(const std::vector<Chunk>& chunks, bool only_first = false) {
-    KeepRows first;
+    RowsSink first;
     fleet_.each([&](size_t r) {
       const bool works = !only_first || fleet_.ranks[r].topology.data_rank == 0;
       const StepArrays arrays(works ? chunks : std::vector<Chunk>());
       StepInput input = arrays.input();
       input.engine_tokens = tokens(StepArrays(chunks).input(), only_first);
-      KeepRows other;
+      RowsSink other;
       const Result<void> done =
           models_[r]->step(input, r == 0 ? static_cast<LogitsSink&>(first) : other);
       M2_CHECK(done.ok(), "{}", done.error().text);
     });
-    return std::move(first.rows);
+    return first.take();
   }
 
   // Decodes greedily from `token` at `position`, two steps under way at a time.
@@ -220,15 +209,6 @@ class Ranks {
   std::vector<Stream> streams_;
   std::vector<std::unique_ptr<StepModel>> models_;
 };
-
-double distance(const std::vector<float>& a, const std::vector<float>& b) {
-  double difference = 0, norm = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    difference += std::pow(static_cast<double>(a[i]) - static_cast<double>(b[i]), 2);
-    norm += std::pow(static_cast<double>(b[i]), 2);
-  }
-  return std::sqrt(difference / norm);
-}
 
 // The tolerance of gpu_runner_test.cc for FP8 weights, whose products take FP8 activations. Of few
 // rows one near tie of a router moves the middle.
