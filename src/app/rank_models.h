@@ -84,6 +84,9 @@ class RankModels {
   // Ends every wait for other ranks, and says to all why: the first failure of a group if there is
   // one, else `why`. Any thread, after build().
   void abort_all(Error why);
+  // Other processes' calls wake no engine here any more. Call it when the engines' threads have
+  // ended, before the engines go.
+  void stop_listening() { bell_.reset(); }
   // Waits until the ranks that follow have ended: when their engines' first ranks have stopped, or
   // a collective has failed.
   Result<void> wait();

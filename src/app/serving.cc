@@ -274,6 +274,7 @@ Serving::~Serving() {
   if (server_) server_->stop();
   for (std::jthread& thread : engine_threads_) thread.request_stop();
   for (std::jthread& thread : engine_threads_) thread.join();
+  if (ranks_) ranks_->stop_listening();
 }
 
 // What all processes of one engine must agree on.
