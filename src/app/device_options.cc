@@ -85,6 +85,15 @@ StepDefaults step_defaults(Device device) {
   return large ? StepDefaults{1024, 8192} : StepDefaults{256, 2048};
 }
 
+Result<DType> read_kv_dtype(const Values& values) {
+  const std::string name = values.text("kv-cache-dtype");
+  if (name == "auto" || name == "bfloat16") return DType::bf16;
+  if (name == "fp8" || name == "fp8_e4m3") return DType::f8_e4m3;
+  return fail(Code::unsupported,
+              "--kv-cache-dtype {} is not supported (chose from {{ auto,bfloat16,fp8,fp8_e4m3 }})",
+              name);
+}
+
 Result<std::vector<int64_t>> graph_sizes(const Values& values, int64_t max_num_seqs,
                                          int64_t max_num_batched_tokens) {
   const Json config = values.json("compilation-config");

@@ -22,6 +22,9 @@ struct StepDefaults {
 };
 StepDefaults step_defaults(Device device);
 
+// --kv-cache-dtype: bf16 for auto and bfloat16, f8_e4m3 for fp8 and fp8_e4m3; all else is refused.
+Result<DType> read_kv_dtype(const Values& values);
+
 // Sizes of decoding steps to record, of --compilation-config {cudagraph_mode,
 // cudagraph_capture_sizes, max_cudagraph_capture_size}, -O and --enforce-eager (contract.md 5.1).
 // Ascending; the last is the first that holds max_num_seqs, or the largest allowed. Empty: none.

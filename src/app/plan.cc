@@ -7,6 +7,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "app/device_options.h"
 #include "app/model_files.h"
 #include "app/serve_options.h"
 #include "model/memory_plan.h"
@@ -73,7 +74,8 @@ double kv_bytes(const model::ModelConfig& config, const parallel::Topology& shap
                 const PlanFormats& formats) {
   const int64_t heads =
       model::axis_share(model::Axis::kv_width, config, shape).count / config.head_dim;
-  return number(model::kv_bytes_per_token(config, heads)) / (formats.fp8_kv ? 2 : 1);
+  const DType dtype = formats.fp8_kv ? DType::f8_e4m3 : DType::bf16;
+  return number(model::kv_bytes_per_token(config, heads, dtype));
 }
 
 // BF16 activations of the largest step, and FP32 logits of 256 rows.
@@ -186,13 +188,13 @@ std::string as_line(const Shown& shown, const model::ModelConfig& config, double
                      row.activations / 1e9, row.kv_per_token, room, floor);
 }
 
-// The fastest arrangement of these GPUs in formats that are served, or one as fast with clearly
-// more room for KV.
-const Shown* best(const std::vector<Shown>& rows, const std::string& gpus) {
+// The fastest arrangement of these GPUs in the formats asked for, or one as fast with clearly more
+// room for KV.
+const Shown* best(const std::vector<Shown>& rows, const std::string& gpus, bool fp8_kv) {
   const Shown* out = nullptr;
   for (const Shown& row : rows) {
-    const bool served = !row.row.formats.fp8_kv && !row.row.formats.int4_experts;
-    if (row.gpus != gpus || !served || row.row.kv_tokens == 0) continue;
+    const bool asked = row.row.formats.fp8_kv == fp8_kv && !row.row.formats.int4_experts;
+    if (row.gpus != gpus || !asked || row.row.kv_tokens == 0) continue;
     const double more = out ? number(row.row.kv_tokens) / number(out->row.kv_tokens) : 0;
     if (!out || row.floor < 0.95 * out->floor || (row.floor <= out->floor && more > 1.05))
       out = &row;
@@ -294,8 +296,8 @@ const Command& plan_command() {
                                "of that are kept for context, "
                                "graphs\nand activations. The floor is bytes read over the "
                                "datasheet's bandwidth; collectives are "
-                               "not counted.\nRows with --kv-cache-dtype fp8 and 4-bit experts "
-                               "show what those formats would "
+                               "not counted.\nRows with fp8 KV are what --kv-cache-dtype fp8 "
+                               "gives; rows with 4-bit experts show what that format would "
                                "give.",
                                options};
   return command;
@@ -314,6 +316,8 @@ Result<std::string> plan_text(const Values& values) {
   request.step_tokens = values.integer("max-num-batched-tokens").value_or(request.step_tokens);
   const double batch = number(std::max<int64_t>(1, *values.integer("batch")));
   const double context = number(std::max<int64_t>(0, *values.integer("context")));
+  M2_TRY(const DType kv_dtype, read_kv_dtype(values));
+  const bool fp8_kv = kv_dtype == DType::f8_e4m3;
   std::vector<std::string> machines = values.list("gpus");
   if (machines.empty()) machines = {"4x96G"};
   std::vector<Shown> rows;
@@ -352,8 +356,9 @@ Result<std::string> plan_text(const Values& values) {
       "after {:.0f} tokens.\n",
       request.step_tokens, batch, context);
   for (const std::string& name : machines) {
-    const Shown* row = best(rows, name);
-    out += row ? fmt::format("{}: m2 serve {} {}\n", name, model, flags_of(row->row.shape))
+    const Shown* row = best(rows, name, fp8_kv);
+    out += row ? fmt::format("{}: m2 serve {} {}{}\n", name, model, flags_of(row->row.shape),
+                             fp8_kv ? " --kv-cache-dtype fp8" : "")
                : fmt::format("{}: nothing fits\n", name);
   }
   return out;

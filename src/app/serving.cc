@@ -12,6 +12,7 @@
 #include "app/terminal.h"
 #include "app/version.h"
 #include "base/log.h"
+#include "model/kv_scales.h"
 #include "model/weight_table.h"
 #include "ops/instruction_set.h"
 
@@ -42,7 +43,6 @@ Result<void> refuse_unmodelled(const Values& values) {
   };
   const Choice choices[] = {
       {"dtype", {"auto", "bfloat16"}},
-      {"kv-cache-dtype", {"auto", "bfloat16"}},
       {"load-format", {"auto", "safetensors", "dummy"}},
       {"quantization", {"", "fp8"}},
       {"logprobs-mode", {"raw_logprobs"}},
@@ -225,6 +225,7 @@ engine::EngineConfig engine_config(const Values& values, const model::ModelConfi
   out.max_num_batched_tokens = values.integer("max-num-batched-tokens").value_or(defaults.tokens);
   out.max_queued_requests = *values.integer("max-queued-requests");
   out.prefix_caching = values.flag("enable-prefix-caching");
+  out.cache_dtype = values.text("kv-cache-dtype");
   out.chunked_prefill = values.flag("enable-chunked-prefill");
   out.long_prefill_token_threshold = *values.integer("long-prefill-token-threshold");
   out.policy = values.text("scheduling-policy") == "priority" ? engine::SchedulingPolicy::priority
@@ -284,7 +285,8 @@ Json Serving::terms() const {
   out["max-num-batched-tokens"] =
       values_.integer("max-num-batched-tokens").value_or(step_defaults_.tokens);
   out["seed"] = *values_.integer("seed");
-  for (const char* flag : {"load-format", "kv-cache-dtype"}) out[flag] = values_.text(flag);
+  for (const char* flag : {"load-format"}) out[flag] = values_.text(flag);
+  out["kv-cache-dtype"] = name_of(kv_dtype_);
   out["max-model-len"] = max_model_len_;
   return out;
 }
@@ -330,12 +332,16 @@ void Serving::watch_engines(std::stop_token stop) {
 Result<void> Serving::build(const std::string& model) {
   M2_TRY_VOID(refuse_unmodelled(values_));
   M2_TRY_VOID(ops::choose_instruction_set(values_.text("cpu-isa")));
+  M2_TRY(kv_dtype_, read_kv_dtype(values_));
   M2_TRY_VOID(check_sizes(values_));
   M2_TRY_VOID(check_pairs(values_));
   M2_TRY(folder_, model_folder(model, values_));
   M2_TRY(settings_, read_settings(folder_, values_));
   M2_TRY(max_model_len_, choose_max_model_len(values_, settings_.config));
   M2_TRY(device_, choose_device(values_));
+  if (on_gpu() && kv_dtype_ != DType::bf16)
+    return fail(Code::unsupported, "--kv-cache-dtype {}: not on GPUs yet",
+                values_.text("kv-cache-dtype"));
   step_defaults_ = step_defaults(device_);
   M2_TRY(spread_, read_spread(values_, settings_.config));
   M2_TRY_VOID(spread_over_gpus());
@@ -449,7 +455,27 @@ Result<model::Weights> Serving::read_weights(const parallel::Topology& topology,
     if (server_) server_->set_progress(fmt::format("loading weights, {}%", percent));
     if (values_.flag("use-tqdm-on-load")) bar.update(before * total + done, ranks * total);
   };
-  return model::load_weights(settings_.config, checkpoint, topology, device, progress);
+  M2_TRY(model::Weights weights,
+         model::load_weights(settings_.config, checkpoint, topology, device, progress));
+  if (kv_dtype_ == DType::f8_e4m3) {
+    M2_TRY(scaled_layers_, model::read_kv_scales(checkpoint, weights));
+  }
+  return weights;
+}
+
+// In the words that scripts of this family look for.
+void Serving::log_kv_dtype() const {
+  if (kv_dtype_ != DType::f8_e4m3) return;
+  log_info(
+      "Using fp8 data type to store kv cache. It reduces the GPU memory footprint and boosts the "
+      "performance. Meanwhile, it may cause accuracy drop without a proper scaling factor.");
+  if (scaled_layers_ > 0)
+    log_info("The checkpoint has KV scales for {} of {} layers", scaled_layers_,
+             settings_.config.num_layers);
+  else
+    log_warning(
+        "Using KV cache scaling factor 1.0 for fp8_e4m3. If this is unintended, verify that "
+        "k/v_scale scaling factors are properly set in the checkpoint.");
 }
 
 Result<void> Serving::make_models() {
@@ -461,6 +487,7 @@ Result<void> Serving::make_models() {
   request.kv_cache_bytes = values_.integer("kv-cache-memory-bytes").value_or(0);
   request.num_blocks = values_.integer("num-gpu-blocks-override").value_or(0);
   request.most_logprobs = *values_.integer("max-logprobs");
+  request.kv_dtype = kv_dtype_;
   model::RunnerOptions options;
   options.id_limit = id_limit_;
   if (on_gpu()) {
@@ -499,6 +526,7 @@ Result<void> Serving::make_models() {
     log_info("{} ranks: {} engines of {}, experts {}", spread_.ranks(), spread_.shape.data_size,
              spread_.shape.tensor_size,
              spread_.shape.expert_parallel ? "whole" : "cut over all ranks");
+  log_kv_dtype();
   log_info("Available KV cache memory: {:.2f} GiB", gib(plan.kv_bytes));
   log_info("GPU KV cache size: {} tokens", grouped(tokens));
   log_info("Maximum concurrency for {} tokens per request: {:.2f}x", grouped(max_model_len_),

@@ -44,6 +44,7 @@ class Serving {
   Result<model::Weights> read_weights(const parallel::Topology& topology, Device device);
   Result<void> check_gpu_memory();
   Result<void> make_models();
+  void log_kv_dtype() const;
   Result<void> start_engines();
   void announce_ready();
   bool on_gpu() const { return device_.kind == DeviceKind::cuda; }
@@ -56,7 +57,9 @@ class Serving {
   int64_t max_model_len_ = 0;
   Device device_;
   StepDefaults step_defaults_{};
-  int64_t gpu_budget_ = 0;  // bytes of the GPU's memory that may be used
+  DType kv_dtype_ = DType::bf16;
+  int64_t scaled_layers_ = 0;  // whose FP8 scales the checkpoint has
+  int64_t gpu_budget_ = 0;     // bytes of the GPU's memory that may be used
   std::shared_ptr<const text::Tokenizer> tokenizer_;
   std::shared_ptr<const text::ChatTemplate> chat_template_;
   std::string template_source_;  // for /tokenizer_info

@@ -124,8 +124,9 @@ namespace {
 
 std::string cache_info(const EngineConfig& config, const model::StepModel::Limits& limits) {
   const auto python = [](bool value) { return value ? "True" : "False"; };
-  return fmt::format("block_size=\"{}\",num_gpu_blocks=\"{}\",enable_prefix_caching=\"{}\"",
-                     limits.block_size, limits.num_blocks, python(config.prefix_caching));
+  return fmt::format(
+      "block_size=\"{}\",cache_dtype=\"{}\",num_gpu_blocks=\"{}\",enable_prefix_caching=\"{}\"",
+      limits.block_size, config.cache_dtype, limits.num_blocks, python(config.prefix_caching));
 }
 
 }  // namespace

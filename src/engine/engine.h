@@ -26,6 +26,7 @@ struct EngineConfig {
   int64_t max_queued_requests = 1024;     // waiting; more are refused
   int64_t max_queued_tokens = 2'000'000;  // prompt tokens waiting
   bool prefix_caching = true;
+  std::string cache_dtype = "auto";  // of the KV, for vllm:cache_config_info
   bool chunked_prefill = true;
   int64_t long_prefill_token_threshold = 0;  // 0: no limit below the step's
   // A waiting request lets a running prefill finish first if it can then take over at least so many

@@ -32,13 +32,14 @@ int64_t read_number(const char* path) {
 
 }  // namespace
 
-int64_t kv_bytes_per_token(const ModelConfig& config, int64_t kv_heads) {
-  return 2 * config.num_layers * kv_heads * config.head_dim * size_of(DType::bf16);
+int64_t kv_bytes_per_token(const ModelConfig& config, int64_t kv_heads, DType dtype) {
+  return 2 * config.num_layers * kv_heads * config.head_dim * size_of(dtype);
 }
 
 Result<MemoryPlan> plan_memory(const ModelConfig& config, const Weights& weights,
                                const MemoryRequest& request, Device device) {
   MemoryPlan plan;
+  plan.kv_dtype = request.kv_dtype;
   const int64_t logit_rows =
       ops::can_sample(device) ? std::min(kDeviceLogitRows, request.max_num_seqs) : kLogitRows;
   plan.limits = {request.max_num_batched_tokens,
@@ -58,7 +59,7 @@ Result<MemoryPlan> plan_memory(const ModelConfig& config, const Weights& weights
                                           request.max_num_batched_tokens, device);
 
   const int64_t kv_heads = weights.layers[0].qkv[1].weight.size(0) / config.head_dim;
-  const int64_t block_bytes = kv_bytes_per_token(config, kv_heads) * kBlockSize;
+  const int64_t block_bytes = kv_bytes_per_token(config, kv_heads, request.kv_dtype) * kBlockSize;
   const int64_t longest = blocks_of(request.max_model_len);
   if (request.num_blocks > 0) {
     plan.num_blocks = request.num_blocks;

@@ -8,14 +8,15 @@
 
 namespace m2::model {
 
-// Bytes of K and V of one token over all layers of one rank, in BF16.
-int64_t kv_bytes_per_token(const ModelConfig& config, int64_t kv_heads);
+// Bytes of K and V of one token over all layers of one rank.
+int64_t kv_bytes_per_token(const ModelConfig& config, int64_t kv_heads, DType dtype);
 
 // What the flags ask of the memory.
 struct MemoryRequest {
   int64_t max_model_len = 0;  // tokens of one sequence
   int64_t max_num_seqs = 0;
   int64_t max_num_batched_tokens = 0;
+  DType kv_dtype = DType::bf16;     // --kv-cache-dtype; or f8_e4m3
   int64_t kv_cache_bytes = 0;       // --kv-cache-memory-bytes; 0: choose
   int64_t num_blocks = 0;           // --num-gpu-blocks-override; 0: choose
   double memory_utilization = 0.9;  // share of the memory available at start that may be used
@@ -34,6 +35,7 @@ struct MemoryPlan {
   int64_t scratch_bytes = 0;
   int64_t exchange_bytes = 0;
   int64_t num_blocks = 0;
+  DType kv_dtype = DType::bf16;
   StepLimits limits;
 };
 

@@ -147,11 +147,14 @@ class Runner : public StepModel {
               weights_.layers[0].qkv[1].weight.size(0) / config_.head_dim, config_.head_dim,
               config_.rotary_dim};
     Arena arena(kv_memory_);
-    kv_.resize(weights_.layers.size());
-    for (ops::KvCache& cache : kv_) {
-      for (Tensor* tensor : {&cache.k, &cache.v})
-        *tensor = arena.place(DType::bf16,
-                              {plan_.num_blocks, heads_.kv_heads, kBlockSize, config_.head_dim});
+    const auto place = [&] {
+      return arena.place(plan_.kv_dtype,
+                         {plan_.num_blocks, heads_.kv_heads, kBlockSize, config_.head_dim});
+    };
+    const bool scaled = plan_.kv_dtype == DType::f8_e4m3;
+    for (const Layer& layer : weights_.layers) {
+      const Tensor k = place();
+      kv_.push_back({k, place(), scaled ? layer.k_scale : 1, scaled ? layer.v_scale : 1});
     }
   }
 

@@ -25,6 +25,7 @@ struct Layer {
   Tensor post_attention_norm;      // bf16 [H]
   Tensor gate;                     // f32 [E, H]
   Tensor routing_bias;             // f32 [E]
+  float k_scale = 1, v_scale = 1;  // of K and V in an FP8 cache (model/kv_scales.h)
   ops::Experts experts;
 };
 

@@ -20,10 +20,13 @@ struct BatchLayout {
   int64_t sequences() const { return context_lens.size(0); }
 };
 
-// One layer's paged cache. Slot s of KV head h is k[s / B, h, s % B, :], B = block size.
+// One layer's paged cache. Slot s of KV head h is k[s / B, h, s % B, :], B = block size. FP8 holds
+// k / k_scale and v / v_scale, rounded to nearest even, saturated at +-448; NaN stays NaN.
 struct KvCache {
-  Tensor k;  // bf16 [blocks, kv_heads, block_size, head_dim]
-  Tensor v;  // the same
+  Tensor k;           // bf16 | f8_e4m3 [blocks, kv_heads, block_size, head_dim]
+  Tensor v;           // the same
+  float k_scale = 1;  // finite and positive; 1 unless FP8
+  float v_scale = 1;
 };
 
 }  // namespace m2::ops

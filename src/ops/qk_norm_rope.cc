@@ -1,5 +1,7 @@
 #include "ops/qk_norm_rope.h"
 
+#include <cmath>
+
 #include "ops/check_tensor.h"
 #include "ops/cpu/ops_cpu.h"
 #include "ops/cuda/ops_cuda.h"
@@ -67,8 +69,13 @@ void qk_norm_rope_store(const Exec& exec, Tensor qkv, Tensor sums, Tensor q_norm
 void check_cache(const KvCache& cache, const HeadShape& heads) {
   M2_CHECK(cache.k.rank() == 4, "k cache is {}", cache.k.describe());
   for (const Tensor& tensor : {cache.k, cache.v})
-    check_tensor("cache", tensor, {DType::bf16},
+    check_tensor("cache", tensor, {DType::bf16, DType::f8_e4m3},
                  {cache.k.size(0), heads.kv_heads, cache.k.size(2), heads.head_dim});
+  M2_CHECK(cache.k.dtype() == cache.v.dtype(), "k cache {}, v cache {}", cache.k.describe(),
+           cache.v.describe());
+  const bool scaled = cache.k.dtype() == DType::f8_e4m3;
+  for (const float scale : {cache.k_scale, cache.v_scale})
+    M2_CHECK(scaled ? std::isfinite(scale) && scale > 0 : scale == 1, "a scale of {}", scale);
 }
 
 }  // namespace m2::ops

@@ -40,7 +40,7 @@ void qk_norm_rope_store(const Exec& exec, Tensor qkv, Tensor sums, Tensor q_norm
                         int64_t full_q, int64_t full_k, float eps, Tensor angles, Tensor slots,
                         const HeadShape& heads, const KvCache& cache);
 
-// Fails unless the cache has the heads' shape: bf16 [blocks, kv_heads, block_size, head_dim].
+// Fails unless the cache has the heads' shape, one dtype and scales that can be divided by.
 void check_cache(const KvCache& cache, const HeadShape& heads);
 
 }  // namespace m2::ops

@@ -87,6 +87,9 @@ TEST_F(Plan, TextJsonAndRefusals) {
   const std::string text = *run({released(), "--gpus", "4x96G", "8x144G"});
   EXPECT_NE(text.find("weights 230.12 GB (214.32 GiB)"), std::string::npos) << text;
   EXPECT_NE(text.find("4x96G: m2 serve " + released() + " -tp 4\n"), std::string::npos) << text;
+  EXPECT_NE(run({released(), "--gpus", "4x96G", "--kv-cache-dtype", "fp8"})
+                ->find("m2 serve " + released() + " -tp 4 --kv-cache-dtype fp8\n"),
+            std::string::npos);
   const Json json =
       *parse_json(*run({released(), "--gpus", "8xh200", "-tp", "8", "-ep", "--json"}));
   EXPECT_EQ(json["rows"].size(), 3u);

@@ -64,6 +64,25 @@ class Serve(WithCheckpoint):
                     seen.add(server.complete(prompt=prompt, max_tokens=32, temperature=1, seed=5))
         self.assertEqual(len(seen), 2, seen)
 
+    def test_fp8_kv_cache(self):
+        tokens, answers = {}, {}
+        for kind in ("auto", "fp8", "fp8_e4m3"):
+            with Server(self.model, "--kv-cache-dtype", kind, "--kv-cache-memory-bytes", "4M",
+                        "--calculate-kv-scales", "--max-model-len", 1024) as server:
+                log = "".join(server.log)
+                tokens[kind] = int(re.search(r"GPU KV cache size: ([\d,]+) tokens", log).group(1)
+                                   .replace(",", ""))
+                for line in ("Using fp8 data type to store kv cache.",
+                             "Using KV cache scaling factor 1.0 for fp8_e4m3."):
+                    self.assertEqual(line in log, kind != "auto", line)
+                self.assertIn("--calculate-kv-scales has no effect", log)
+                self.assertIn(f'cache_dtype="{kind}"', server.request("GET", "/metrics")[1])
+                answers[kind] = [server.complete(prompt="a b c " * 40, max_tokens=24)
+                                 for _ in range(2)]  # computed, and found in the cache
+        self.assertEqual(tokens["fp8"], 2 * tokens["auto"])
+        self.assertEqual(tokens["fp8_e4m3"], tokens["fp8"])
+        self.assertEqual(len({*answers["fp8"], *answers["fp8_e4m3"]}), 1, answers)
+
     def test_statistics_line(self):
         for flags, lines in (([], True), (["--disable-log-stats"], False)):
             with Server(self.model, *flags, env={"VLLM_LOG_STATS_INTERVAL": "0.05"}) as server:
@@ -195,7 +214,7 @@ class Flags(WithCheckpoint):
                             (["--max-model-len", "10M"], "max-model-len"),
                             (["--num-gpu-blocks-override", "1"], "max seq len"),
                             (["--gpu-memory-utilization", "7"], "gpu-memory-utilization"),
-                            (["--kv-cache-dtype", "fp8"], "kv-cache-dtype"),
+                            (["--kv-cache-dtype", "fp8_e5m2"], "chose from { auto,bfloat16,fp8,fp8_e4m3 }"),
                             (["--config", "/nowhere.yaml"], "/nowhere.yaml"),
                             (["--enable-log-outputs"], "Error: --enable-log-outputs requires "
                              "--enable-log-requests"),

@@ -21,9 +21,10 @@ ModelConfig released_config() {
 }
 
 TEST(MemoryPlan, BytesOfATokenAreThePublishedOnes) {
-  EXPECT_EQ(kv_bytes_per_token(released_config(), 8), 253'952);
-  EXPECT_EQ(kv_bytes_per_token(released_config(), 2), 63'488);  // a rank of TP4
-  EXPECT_EQ(kv_bytes_per_token(released_config(), 1), 31'744);  // a rank of TP8
+  EXPECT_EQ(kv_bytes_per_token(released_config(), 8, DType::bf16), 253'952);
+  EXPECT_EQ(kv_bytes_per_token(released_config(), 8, DType::f8_e4m3), 126'976);
+  EXPECT_EQ(kv_bytes_per_token(released_config(), 2, DType::bf16), 63'488);  // a rank of TP4
+  EXPECT_EQ(kv_bytes_per_token(released_config(), 1, DType::bf16), 31'744);  // a rank of TP8
 }
 
 class SmallPlan : public testing::Test {
@@ -31,7 +32,7 @@ class SmallPlan : public testing::Test {
   const ModelConfig config_ = small_config();
   const Weights weights_ = *dummy_weights(config_, {}, Device{}, 1);
   MemoryRequest request_ = small_memory(config_);
-  const int64_t block_bytes_ = kv_bytes_per_token(config_, 2) * kBlockSize;
+  const int64_t block_bytes_ = kv_bytes_per_token(config_, 2, DType::bf16) * kBlockSize;
 
   Result<MemoryPlan> plan() { return plan_memory(config_, weights_, request_, Device{}); }
 };

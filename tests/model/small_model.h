@@ -131,10 +131,12 @@ class RowsSink : public LogitsSink {
 
 class SmallModel {
  public:
-  explicit SmallModel(const ModelConfig& config, Weights weights, int threads = 2)
+  explicit SmallModel(const ModelConfig& config, Weights weights, int threads = 2,
+                      DType kv_dtype = DType::bf16)
       : pool_(threads), comm_(parallel::make_single_comm()) {
     const Exec exec{Device{}, &pool_, nullptr};
-    const MemoryRequest request = small_memory(config);
+    MemoryRequest request = small_memory(config);
+    request.kv_dtype = kv_dtype;
     Result<MemoryPlan> plan = plan_memory(config, weights, request, exec.device);
     M2_CHECK(plan.ok(), "{}", plan.error().text);
     model_ =

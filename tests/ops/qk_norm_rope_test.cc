@@ -112,6 +112,98 @@ TEST_F(QkNormRopeTest, MatchesDoublePrecision) {
   }
 }
 
+// The e4m3 code nearest to x, ties to the even one; beyond the largest, that.
+uint8_t nearest_code(double x) {
+  const double magnitude = std::min(std::fabs(x), 448.0);
+  const auto distance = [&](int code) {
+    return std::fabs(magnitude - to_float(F8E4M3{static_cast<uint8_t>(code)}));
+  };
+  int best = 0;
+  for (int code = 1; code < 127; ++code)
+    if (distance(code) < distance(best) || (distance(code) == distance(best) && code % 2 == 0))
+      best = code;
+  return static_cast<uint8_t>(best | (std::signbit(x) ? 0x80 : 0));
+}
+
+// Every BF16 number as a value: what FP8 keeps of it is the nearest code of value / scale.
+TEST_F(QkNormRopeTest, Fp8StoresTheNearestCodeOfEveryValue) {
+  constexpr int64_t kTokens = 32, kDim = 256, kHeads = 8;
+  const HeadShape heads{1, kHeads, kDim, 0};
+  Host qkv(DType::bf16, {kTokens, 17 * kDim}), sums(DType::f32, {kTokens, 2}),
+      q_norm(DType::f32, {kDim}), k_norm(DType::f32, {kHeads * kDim}),
+      angles(DType::f32, {kTokens, 0}), slots(DType::i32, {kTokens});
+  Random random(3);
+  qkv.fill(random);
+  sums.fill(random);
+  q_norm.fill(random);
+  k_norm.fill(random);
+  for (int64_t t = 0; t < kTokens; ++t) {
+    store(slots, t, static_cast<double>(t));
+    for (int64_t i = 0; i < kHeads * kDim; ++i)
+      qkv.view().as<BF16>()[t * 17 * kDim + 9 * kDim + i] = {
+          static_cast<uint16_t>(t * kHeads * kDim + i)};
+  }
+  for_each_target([&](const char* target, bool) {
+    for (const float scale : {1.0f, 0.25f, 0.0123f}) {
+      Host k(DType::f8_e4m3, {2, kHeads, 16, kDim}), v(DType::f8_e4m3, {2, kHeads, 16, kDim});
+      Host copy(DType::bf16, {kTokens, 17 * kDim});
+      std::memcpy(copy.view().data(), qkv.view().data(), kTokens * 17 * kDim * 2);
+      qk_norm_rope_store(exec_, copy, sums, q_norm, k_norm, kDim, kHeads * kDim, 1e3f, angles,
+                         slots, heads, {k, v, 1, scale});
+      for (int64_t i = 0; i < 0x10000; ++i) {
+        const float value = to_float(BF16{static_cast<uint16_t>(i)});
+        const int64_t t = i / (kHeads * kDim), h = i / kDim % kHeads;
+        const int64_t at = ((t / 16 * kHeads + h) * 16 + t % 16) * kDim + i % kDim;
+        const uint8_t code = v.view().as<F8E4M3>()[at].bits;
+        if (std::isnan(value)) {
+          ASSERT_EQ(code, 0x7f) << target;
+        } else {
+          // The quotient is an FP32 number (a scale of a power of two is exact).
+          ASSERT_EQ(code, nearest_code(value / scale)) << target << " " << value << " / " << scale;
+        }
+      }
+    }
+  });
+}
+
+// K, normalised and turned: within half a step of the format, and what FP32 is off by.
+TEST_F(QkNormRopeTest, Fp8KeysAreTheTurnedOnesRounded) {
+  const HeadShape heads{6, 2, 128, 64};
+  Random random(4);
+  Host input(DType::f32, {5, 1280}), q_norm(DType::bf16, {768}), k_norm(DType::bf16, {256}),
+      angles(DType::f32, {5, 64}), slots(DType::i32, {5}), sums(DType::f32, {5, 2});
+  input.fill(random);
+  q_norm.fill(random);
+  k_norm.fill(random);
+  angles.fill(random);
+  slots.set({3, 0, 17, 30, 9});
+  const float k_scale = 0.04f;
+  for_each_target([&](const char* target, bool) {
+    Host a(DType::f32, {5, 1280}), b(DType::f32, {5, 1280});
+    for (Host* copy : {&a, &b}) std::memcpy(copy->view().data(), input.view().data(), 5 * 1280 * 4);
+    Host k16(DType::bf16, {2, 2, 16, 128}), v16(DType::bf16, {2, 2, 16, 128});
+    Host k8(DType::f8_e4m3, {2, 2, 16, 128}), v8(DType::f8_e4m3, {2, 2, 16, 128});
+    qk_sum_squares(exec_, a, heads, sums);
+    qk_norm_rope_store(exec_, a, sums, q_norm, k_norm, 768, 256, 1e-6f, angles, slots, heads,
+                       {k16, v16});
+    qk_norm_rope_store(exec_, b, sums, q_norm, k_norm, 768, 256, 1e-6f, angles, slots, heads,
+                       {k8, v8, k_scale, 1});
+    EXPECT_TRUE(same_bytes(a, b)) << target;  // q is not touched by the cache's dtype
+    int64_t written = 0;
+    for (int64_t i = 0; i < k8.view().elements(); ++i) {
+      ASSERT_EQ(std::isnan(load(k16, i)), std::isnan(load(k8, i)));
+      if (std::isnan(load(k16, i))) continue;
+      ++written;
+      const double exact = load(k16, i) / k_scale, magnitude = std::fabs(exact);
+      // Half a step of either format.
+      const double half = std::max(0x1p-10, magnitude * 0x1p-4) + magnitude * 0x1p-8;
+      if (magnitude >= 448) continue;
+      ASSERT_NEAR(load(k8, i), exact, half) << target;
+    }
+    EXPECT_EQ(written, 5 * 256);
+  });
+}
+
 TEST_F(QkNormRopeTest, ATokensResultDoesNotDependOnItsBatchThreadsOrInstructionSet) {
   const HeadShape heads{6, 2, 128, 64};
   Random random(2);

@@ -45,31 +45,35 @@ struct Tile {
 };
 
 // Calls body(first, count, k, v) for the runs of a tile's positions that are consecutive in memory;
-// `first` counts from the tile's begin.
-template <class Body>
+// `first` counts from the tile's begin. C is the cache's dtype.
+template <class C, class Body>
 HWY_INLINE void for_runs(const AttentionItem& item, const Tile& tile, Body&& body) {
   for (int64_t first = 0; first < tile.count;) {
     const int64_t position = tile.begin + first;
     const int64_t block = item.blocks[position / item.block_size];
     const int64_t inside = position % item.block_size;
     const int64_t count = std::min(tile.count - first, item.block_size - inside);
-    body(first, count, item.k + block * item.k_block_stride + inside * item.head_dim,
-         item.v + block * item.v_block_stride + inside * item.head_dim);
+    const auto* k = reinterpret_cast<const C*>(item.k);
+    const auto* v = reinterpret_cast<const C*>(item.v);
+    body(first, count, k + block * item.k_block_stride + inside * item.head_dim,
+         v + block * item.v_block_stride + inside * item.head_dim);
     first += count;
   }
 }
 
 // Fetches what the next tile reads where this one reads `count` positions from `first` on: blocks
 // lie anywhere, so that the processor cannot foresee them.
+template <class C>
 void prefetch_next(const AttentionItem& item, const Tile& tile, int64_t first, int64_t count,
-                   const BF16* cache, int64_t block_stride) {
+                   const std::byte* cache, int64_t block_stride) {
   const int64_t position = tile.begin + kAttentionTile + first;
   const int64_t end = std::min(position + count, item.rows[item.count - 1].visible);
   const int64_t inside = position % item.block_size;
   if (position >= end) return;
-  const BF16* from = cache + item.blocks[position / item.block_size] * block_stride;
+  const C* from =
+      reinterpret_cast<const C*>(cache) + item.blocks[position / item.block_size] * block_stride;
   const int64_t last = std::min(item.block_size, inside + end - position);
-  constexpr int64_t kLine = 32;  // numbers of a cache line
+  constexpr int64_t kLine = 64 / sizeof(C);  // numbers of a cache line
   for (int64_t i = inside * item.head_dim; i < last * item.head_dim; i += kLine) {
     __builtin_prefetch(from + i, 0, 2);
     asm volatile("");  // GCC drops loops, and whole functions, that do nothing but prefetch
@@ -93,7 +97,8 @@ void prepare(const AttentionItem& item, AttentionSpace& space) {
   }
 }
 
-void convert(const BF16* from, int64_t count, float* to) {
+template <class C>
+void convert(const C* from, int64_t count, float* to) {
   for (int64_t i = 0; i < count; i += kLanes) hn::StoreU(load_lanes(from + i), DF(), to + i);
 }
 
@@ -212,32 +217,44 @@ void value_run(const AttentionItem& item, const Tile& tile, int64_t first, int64
     add_values<V, 1>(weights(row), v, seen(row), item.head_dim, sums(row));
 }
 
+// Scores and values read BF16 as it lies in the cache; FP8 is decoded in front of them.
+const BF16* as_operand(const BF16* from, int64_t, float*) {
+  return from;
+}
+const float* as_operand(const F8E4M3* from, int64_t count, float* to) {
+  convert(from, count, to);
+  return to;
+}
+
 // Fetches the next tile a few positions at a time, between what is multiplied meanwhile: fetched in
 // one go, most of it would be waited for.
+template <class C>
 void tile_of_few_rows(const AttentionItem& item, const Tile& tile, AttentionSpace& space) {
   constexpr int64_t kScored = 4, kAdded = 8;  // positions at a time
-  for_runs(item, tile, [&](int64_t first, int64_t count, const BF16* k, const BF16*) {
+  const int64_t dim = item.head_dim;
+  for_runs<C>(item, tile, [&](int64_t first, int64_t count, const C* k, const C*) {
     for (int64_t i = 0; i < count; i += kScored) {
       const int64_t some = std::min(kScored, count - i);
-      prefetch_next(item, tile, first + i, some, item.k, item.k_block_stride);
-      score_run(item, tile, first + i, some, k + i * item.head_dim, space);
+      prefetch_next<C>(item, tile, first + i, some, item.k, item.k_block_stride);
+      score_run(item, tile, first + i, some, as_operand(k + i * dim, some * dim, space.k), space);
     }
   });
   for (int64_t r = tile.first_row; r < item.count; ++r) softmax_row(item, tile, r, space);
-  for_runs(item, tile, [&](int64_t first, int64_t count, const BF16*, const BF16* v) {
+  for_runs<C>(item, tile, [&](int64_t first, int64_t count, const C*, const C* v) {
     for (int64_t i = 0; i < count; i += kAdded) {
       const int64_t some = std::min(kAdded, count - i);
-      prefetch_next(item, tile, first + i, some, item.v, item.v_block_stride);
-      value_run(item, tile, first + i, some, v + i * item.head_dim, space);
+      prefetch_next<C>(item, tile, first + i, some, item.v, item.v_block_stride);
+      value_run(item, tile, first + i, some, as_operand(v + i * dim, some * dim, space.v), space);
     }
   });
 }
 
 // K and V of the tile are converted once for all rows.
+template <class C>
 void tile_of_many_rows(const AttentionItem& item, const Tile& tile, AttentionSpace& space) {
-  for_runs(item, tile, [&](int64_t first, int64_t count, const BF16* k, const BF16* v) {
-    prefetch_next(item, tile, first, count, item.k, item.k_block_stride);
-    prefetch_next(item, tile, first, count, item.v, item.v_block_stride);
+  for_runs<C>(item, tile, [&](int64_t first, int64_t count, const C* k, const C* v) {
+    prefetch_next<C>(item, tile, first, count, item.k, item.k_block_stride);
+    prefetch_next<C>(item, tile, first, count, item.v, item.v_block_stride);
     convert(k, count * item.head_dim, space.k + first * item.head_dim);
     convert(v, count * item.head_dim, space.v + first * item.head_dim);
   });
@@ -246,7 +263,8 @@ void tile_of_many_rows(const AttentionItem& item, const Tile& tile, AttentionSpa
   value_run(item, tile, 0, tile.count, static_cast<const float*>(space.v), space);
 }
 
-void attend_here(const AttentionItem& item) {
+template <class C>
+void attend(const AttentionItem& item) {
   AttentionSpace space;
   prepare(item, space);
   const int64_t end = item.rows[item.count - 1].visible;
@@ -254,14 +272,19 @@ void attend_here(const AttentionItem& item) {
   for (; tile.begin < end; tile.begin += kAttentionTile) {
     tile.count = std::min(kAttentionTile, end - tile.begin);
     while (item.rows[tile.first_row].visible <= tile.begin) ++tile.first_row;
-    item.count - tile.first_row <= kMaxBlockTokens ? tile_of_few_rows(item, tile, space)
-                                                   : tile_of_many_rows(item, tile, space);
+    item.count - tile.first_row <= kMaxBlockTokens ? tile_of_few_rows<C>(item, tile, space)
+                                                   : tile_of_many_rows<C>(item, tile, space);
   }
   for (int64_t r = 0; r < item.count; ++r) {
     float* sums = space.sums + r * item.head_dim;
-    for (int64_t d = 0; d < item.head_dim; ++d) sums[d] /= space.total[r];
+    const float total = space.total[r] / item.value_scale;
+    for (int64_t d = 0; d < item.head_dim; ++d) sums[d] /= total;
     store_row(sums, item.head_dim, item.rows[r].out, item.out_dtype);
   }
+}
+
+void attend_here(const AttentionItem& item) {
+  item.cache_dtype == DType::bf16 ? attend<BF16>(item) : attend<F8E4M3>(item);
 }
 
 }  // namespace
@@ -307,9 +330,12 @@ AttentionItem make_item(const Tensor& q, const KvCache& cache, const Chunks& chu
   item.q_dtype = q.dtype();
   item.out_dtype = out.dtype();
   item.head_dim = heads.head_dim;
-  item.scale = 1.0f / std::sqrt(static_cast<float>(heads.head_dim));
-  item.k = cache.k.as<BF16>() + head * head_elements;
-  item.v = cache.v.as<BF16>() + head * head_elements;
+  item.cache_dtype = cache.k.dtype();
+  item.scale = cache.k_scale / std::sqrt(static_cast<float>(heads.head_dim));
+  item.value_scale = cache.v_scale;
+  const int64_t head_bytes = head_elements * size_of(item.cache_dtype);
+  item.k = static_cast<const std::byte*>(cache.k.data()) + head * head_bytes;
+  item.v = static_cast<const std::byte*>(cache.v.data()) + head * head_bytes;
   item.blocks = layout.block_tables.as<int32_t>() + sequence * layout.block_tables.row_stride();
   item.block_size = cache.k.size(2);
   item.k_block_stride = cache.k.row_stride();

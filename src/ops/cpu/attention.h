@@ -23,11 +23,13 @@ struct AttentionItem {
   int64_t count;
   DType q_dtype;
   DType out_dtype;
+  DType cache_dtype;
   int64_t head_dim;
-  float scale;
+  float scale;        // of scores, FP8's scale of K included
+  float value_scale;  // of sums of V
   // Position p of this KV head is k[blocks[p / block_size] * block_stride + p % block_size, :].
-  const BF16* k;
-  const BF16* v;
+  const std::byte* k;
+  const std::byte* v;
   const int32_t* blocks;
   int64_t block_size;
   int64_t k_block_stride;  // elements

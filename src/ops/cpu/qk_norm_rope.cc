@@ -39,21 +39,26 @@ void rotate(float* x, const float* angles, int64_t half) {
   }
 }
 
+// to = from / scale, in To's rounding.
 template <class From, class To>
-void convert(const From* from, int64_t count, To* to) {
+void convert(const From* from, int64_t count, float scale, To* to) {
+  const VF divisor = hn::Set(DF(), scale);
   int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) store_lanes(load_lanes(from + i), to + i);
-  for (; i < count; ++i) store_one(one_float(from[i]), to + i);
+  for (; i + kLanes <= count; i += kLanes) {
+    const VF value = load_lanes(from + i);
+    store_lanes(scale == 1 ? value : hn::Div(value, divisor), to + i);
+  }
+  for (; i < count; ++i) store_one(one_float(from[i]) / scale, to + i);
 }
 
-// One head: normalised, turned, rounded once.
+// One head: normalised, turned, divided by `scale`, rounded once.
 template <class X, class W, class To>
 void norm_rope_head(const X* x, const W* weight, float factor, const float* angles,
-                    const HeadShape& heads, To* out) {
+                    const HeadShape& heads, float scale, To* out) {
   alignas(64) float head[kMaxHeadDim];
   scale_row(x, weight, factor, heads.head_dim, head);
   rotate(head, angles, heads.rotary_dim / 2);
-  convert(static_cast<const float*>(head), heads.head_dim, out);
+  convert(static_cast<const float*>(head), heads.head_dim, scale, out);
 }
 
 template <class X>
@@ -68,12 +73,14 @@ void sums_here(const void* qkv, DType dtype, const HeadShape& heads, float* sums
                       : sums_of(static_cast<const BF16*>(qkv), heads, sums);
 }
 
-template <class X>
-void store_token_as(X* qkv, const TokenNorm& norm, const HeadShape& heads, const CacheSlot& slot) {
+template <class C, class X>
+void store_token_as(X* qkv, const TokenNorm& norm, const HeadShape& heads, const KvCache& cache,
+                    int64_t index) {
+  const CacheSlot<C> slot = cache_slot<C>(cache, index);
   const int64_t dim = heads.head_dim;
   with_weights(norm.q_weight, norm.q_dtype, [&](auto* weight) {
     for (int64_t h = 0; h < heads.q_heads; ++h)
-      norm_rope_head(qkv + h * dim, weight + h * dim, norm.q_factor, norm.angles, heads,
+      norm_rope_head(qkv + h * dim, weight + h * dim, norm.q_factor, norm.angles, heads, 1.0f,
                      qkv + h * dim);
   });
   const X* k = qkv + heads.q_heads * dim;
@@ -81,16 +88,23 @@ void store_token_as(X* qkv, const TokenNorm& norm, const HeadShape& heads, const
   with_weights(norm.k_weight, norm.k_dtype, [&](auto* weight) {
     for (int64_t h = 0; h < heads.kv_heads; ++h)
       norm_rope_head(k + h * dim, weight + h * dim, norm.k_factor, norm.angles, heads,
-                     slot.k + h * slot.head_stride);
+                     cache.k_scale, slot.k + h * slot.head_stride);
   });
   for (int64_t h = 0; h < heads.kv_heads; ++h)
-    convert(v + h * dim, dim, slot.v + h * slot.head_stride);
+    convert(v + h * dim, dim, cache.v_scale, slot.v + h * slot.head_stride);
+}
+
+template <class X>
+void store_token(X* qkv, const TokenNorm& norm, const HeadShape& heads, const KvCache& cache,
+                 int64_t slot) {
+  cache.k.dtype() == DType::bf16 ? store_token_as<BF16>(qkv, norm, heads, cache, slot)
+                                 : store_token_as<F8E4M3>(qkv, norm, heads, cache, slot);
 }
 
 void store_token_here(void* qkv, DType dtype, const TokenNorm& norm, const HeadShape& heads,
-                      const CacheSlot& slot) {
-  dtype == DType::f32 ? store_token_as(static_cast<float*>(qkv), norm, heads, slot)
-                      : store_token_as(static_cast<BF16*>(qkv), norm, heads, slot);
+                      const KvCache& cache, int64_t slot) {
+  dtype == DType::f32 ? store_token(static_cast<float*>(qkv), norm, heads, cache, slot)
+                      : store_token(static_cast<BF16*>(qkv), norm, heads, cache, slot);
 }
 
 }  // namespace
@@ -147,7 +161,7 @@ void qk_norm_rope_store(const Exec& exec, Tensor qkv, Tensor sums, Tensor q_norm
                          .k_factor = factor(sum[1], full_k),
                          .angles = reinterpret_cast<const float*>(row_of(angles, t))};
     HWY_DYNAMIC_DISPATCH(store_token_here)
-    (row_of(qkv, t), qkv.dtype(), norm, heads, cache_slot(cache, slot[t]));
+    (row_of(qkv, t), qkv.dtype(), norm, heads, cache, slot[t]);
   });
 }
 

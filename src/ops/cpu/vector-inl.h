@@ -92,6 +92,18 @@ HWY_INLINE VF load_lanes(const F16* p) {
   return hn::PromoteTo(DF(), hn::BitCast(dh, hn::LoadU(d16, reinterpret_cast<const uint16_t*>(p))));
 }
 
+// e4m3 -> float, exact: as load_many() below, but NaN stays NaN.
+HWY_INLINE VF load_lanes(const F8E4M3* p) {
+  const hn::Rebind<int8_t, DF> d8;
+  const hn::Rebind<int16_t, DF> d16;
+  const hn::Rebind<hwy::float16_t, DF> dh;
+  const auto wide = hn::PromoteTo(d16, hn::LoadU(d8, reinterpret_cast<const int8_t*>(p)));
+  const auto bits = hn::And(hn::ShiftLeft<7>(wide), hn::Set(d16, static_cast<int16_t>(0xbfff)));
+  const VF value = hn::Mul(hn::PromoteTo(DF(), hn::BitCast(dh, bits)), hn::Set(DF(), 256.0f));
+  const auto is_nan = hn::Gt(hn::Abs(value), hn::Set(DF(), 448.0f));  // its code reads as 480
+  return hn::IfThenElse(is_nan, hn::NaN(DF()), value);
+}
+
 // Numbers that load_many() reads at once: a full vector of int16 for FP8, to share its shifts.
 template <class W>
 constexpr int kMany = kLanes;
@@ -179,6 +191,27 @@ HWY_INLINE void store_lanes(VF v, BF16* p) {
              reinterpret_cast<uint16_t*>(p));
 }
 
+// Rounded to nearest even, saturated at +-448: steps of 2^-9 below 2^-6, where adding 2^14 rounds
+// to them, else the three upper bits of the mantissa. NaN becomes 0x7f.
+HWY_INLINE void store_lanes(VF v, F8E4M3* p) {
+  const hn::Rebind<uint32_t, DF> d32;
+  const hn::Rebind<uint8_t, DF> d8;
+  const VF most = hn::Set(DF(), 448.0f), border = hn::Set(DF(), 16384.0f);
+  const VF magnitude = hn::Min(hn::Abs(v), most);
+  const auto bits = hn::BitCast(d32, magnitude);
+  const auto odd = hn::And(hn::ShiftRight<20>(bits), hn::Set(d32, 1));
+  const auto rounded = hn::ShiftRight<20>(hn::Add(hn::Add(bits, hn::Set(d32, 0x7ffff)), odd));
+  const auto normal = hn::Sub(rounded, hn::Set(d32, (127 - 7) << 3));
+  const auto steps =
+      hn::Sub(hn::BitCast(d32, hn::Add(magnitude, border)), hn::BitCast(d32, border));
+  const auto is_small = hn::RebindMask(d32, hn::Lt(magnitude, hn::Set(DF(), 0x1p-6f)));
+  const auto sign = hn::And(hn::ShiftRight<24>(hn::BitCast(d32, v)), hn::Set(d32, 0x80));
+  const auto code = hn::Or(hn::IfThenElse(is_small, steps, normal), sign);
+  const auto is_nan = hn::RebindMask(d32, hn::IsNaN(v));
+  hn::StoreU(hn::TruncateTo(d8, hn::IfThenElse(is_nan, hn::Set(d32, 0x7f), code)), d8,
+             reinterpret_cast<uint8_t*>(p));
+}
+
 HWY_INLINE float one_float(float value) {
   return value;
 }
@@ -190,6 +223,9 @@ HWY_INLINE void store_one(float value, float* p) {
 }
 HWY_INLINE void store_one(float value, BF16* p) {
   *p = to_bf16(value);
+}
+HWY_INLINE void store_one(float value, F8E4M3* p) {
+  *p = to_f8_e4m3(value);
 }
 
 }  // namespace
