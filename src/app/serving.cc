@@ -339,9 +339,6 @@ Result<void> Serving::build(const std::string& model) {
   M2_TRY(settings_, read_settings(folder_, values_));
   M2_TRY(max_model_len_, choose_max_model_len(values_, settings_.config));
   M2_TRY(device_, choose_device(values_));
-  if (on_gpu() && kv_dtype_ != DType::bf16)
-    return fail(Code::unsupported, "--kv-cache-dtype {}: not on GPUs yet",
-                values_.text("kv-cache-dtype"));
   step_defaults_ = step_defaults(device_);
   M2_TRY(spread_, read_spread(values_, settings_.config));
   M2_TRY_VOID(spread_over_gpus());

@@ -234,7 +234,8 @@ class Bench {
   void linears();
   void linear(const char* name, DType dtype, int64_t rows, int64_t columns, const Sizes& tokens);
   void attentions();
-  void attention(int64_t sequences, int64_t queries, int64_t context);
+  void attention(int64_t sequences, int64_t queries, int64_t context,
+                 DType cache_dtype = DType::bf16);
   void all_experts();
   void experts(const char* name, DType dtype, int64_t inner, int64_t held, const Sizes& tokens);
   void around(int64_t tokens);
@@ -413,30 +414,37 @@ void Bench::attentions() {
     attention(8, 1, 8192);
     attention(1, 512, 512);
     attention(1, 512, 8192);
+    attention(1, 1, 8192, DType::f8_e4m3);
+    attention(8, 1, 8192, DType::f8_e4m3);
+    attention(1, 512, 8192, DType::f8_e4m3);
     return;
   }
-  attention(1, 1, 2048);
-  attention(1, 1, 8192);
-  attention(1, 1, 131072);
-  attention(8, 1, 4096);
-  attention(64, 1, 2048);
-  attention(64, 1, 4096);
-  attention(1, 2048, 2048);
-  attention(1, 8192, 8192);
-  attention(1, 8192, 32768);
+  for (const DType cache : {DType::bf16, DType::f8_e4m3}) {
+    attention(1, 1, 2048, cache);
+    attention(1, 1, 8192, cache);
+    attention(1, 1, 131072, cache);
+    attention(8, 1, 4096, cache);
+    attention(64, 1, 2048, cache);
+    attention(64, 1, 4096, cache);
+    attention(1, 2048, 2048, cache);
+    attention(1, 8192, 8192, cache);
+    attention(1, 8192, 32768, cache);
+  }
 }
 
-void Bench::attention(int64_t sequences, int64_t queries, int64_t context) {
+void Bench::attention(int64_t sequences, int64_t queries, int64_t context, DType cache_dtype) {
   const int64_t each = context / kBlock, blocks = sequences * each;
-  const int64_t live = sequences * context * kHeads.kv_heads * kHeads.head_dim * 4;
+  const int64_t live =
+      sequences * context * kHeads.kv_heads * kHeads.head_dim * 2 * size_of(cache_dtype);
   // Several caches in turn, more than a processor's holds.
   const int64_t copies = std::clamp<int64_t>((int64_t{512} << 20) / live, 1, 16);
   const std::string name =
-      fmt::format("attention {} x {} queries, context {}", sequences, queries, context);
+      fmt::format("attention {}{} x {} queries, context {}",
+                  cache_dtype == DType::bf16 ? "" : "fp8 KV ", sequences, queries, context);
   if (!wanted(name) || !fits(name, copies * live + sequences * queries * kAttention * 8)) return;
   Arena arena(machine_.memory());
-  const ops::KvCache cache{random(arena, DType::bf16, {copies * blocks, 8, kBlock, 128}),
-                           random(arena, DType::bf16, {copies * blocks, 8, kBlock, 128})};
+  const ops::KvCache cache{random(arena, cache_dtype, {copies * blocks, 8, kBlock, 128}),
+                           random(arena, cache_dtype, {copies * blocks, 8, kBlock, 128})};
   const int64_t tokens = sequences * queries;
   const Tensor q = random(arena, machine_.activation(), {tokens, kAttention});
   const Tensor out = arena.place(machine_.activation(), {tokens, kAttention});

@@ -57,9 +57,10 @@ Heads heads_of(const HeadShape& heads) {
 }
 
 Cache cache_of(const KvCache& cache) {
-  M2_CHECK(cache.k.dtype() == DType::bf16 && cache.v.dtype() == DType::bf16,
-           "KV cache of {} and {}", cache.k.describe(), cache.v.describe());
-  return {cache.k.data(), cache.v.data(), static_cast<int>(cache.k.size(2))};
+  M2_CHECK(cache.k.dense() && cache.v.dense(), "a cache with gaps");
+  return {cache.k.data(),  cache.v.data(),  static_cast<int>(cache.k.size(2)),
+          cache.k.size(0), cache.k.dtype(), cache.k_scale,
+          cache.v_scale};
 }
 
 bool aligned16(const void* data, int64_t stride, DType dtype) {
@@ -307,7 +308,10 @@ void paged_attention(const Exec& exec, Tensor q, const KvCache& cache, const Bat
   shape.head_dim = args.heads.dim;
   shape.block_size = args.cache.block_size;
   shape.q = q.dtype();
-  shape.aligned = aligned16(q.data(), q.row_stride(), q.dtype());
+  shape.cache = args.cache.dtype;
+  shape.aligned = aligned16(q.data(), q.row_stride(), q.dtype()) &&
+                  aligned16(args.cache.k, 0, shape.cache) &&
+                  aligned16(args.cache.v, 0, shape.cache);
   shape.compute_major = compute_major();
   shape.workspace_bytes = exec.workspace ? exec.workspace_bytes : 0;
   const AttentionPlan plan = plan_attention(shape);

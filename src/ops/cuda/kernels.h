@@ -29,11 +29,14 @@ struct Heads {
   int q, kv, dim, rotary;
 };
 
-// The paged cache of one layer: bf16 [blocks, kv_heads, block_size, dim].
+// The paged cache of one layer: bf16 | f8_e4m3 [blocks, kv_heads, block_size, dim].
 struct Cache {
   void* k = nullptr;
   void* v = nullptr;
   int block_size = 0;
+  int64_t blocks = 0;
+  DType dtype = DType::bf16;
+  float k_scale = 1, v_scale = 1;  // of f8_e4m3
 };
 
 // Ends the process with the CUDA error's name. In bodies.cc.

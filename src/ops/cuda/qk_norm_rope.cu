@@ -102,20 +102,41 @@ __device__ __forceinline__ float4 four(const __nv_bfloat16* from) {
   return {__uint_as_float(pairs.x << 16), __uint_as_float(pairs.x & 0xffff0000u),
           __uint_as_float(pairs.y << 16), __uint_as_float(pairs.y & 0xffff0000u)};
 }
-__device__ __forceinline__ void four(__nv_bfloat16* to, float4 value) {
-  const __nv_bfloat162 low = __floats2bfloat162_rn(value.x, value.y);
-  const __nv_bfloat162 high = __floats2bfloat162_rn(value.z, value.w);
-  *reinterpret_cast<uint2*>(to) =
-      uint2{reinterpret_cast<const uint32_t&>(low), reinterpret_cast<const uint32_t&>(high)};
-}
+
+// Where a head's numbers go: as BF16, or divided by a scale as FP8.
+struct Bf16Row {
+  __nv_bfloat16* to;
+  __device__ __forceinline__ void one(int i, float value) const {
+    to[i] = __float2bfloat16_rn(value);
+  }
+  __device__ __forceinline__ void four(int i, float4 value) const {
+    const __nv_bfloat162 low = __floats2bfloat162_rn(value.x, value.y);
+    const __nv_bfloat162 high = __floats2bfloat162_rn(value.z, value.w);
+    *reinterpret_cast<uint2*>(to + i) =
+        uint2{reinterpret_cast<const uint32_t&>(low), reinterpret_cast<const uint32_t&>(high)};
+  }
+};
+struct F8Row {
+  uint8_t* to;
+  float scale;
+  __device__ __forceinline__ void one(int i, float value) const {
+    to[i] = __nv_fp8_e4m3(value / scale).__x;
+  }
+  __device__ __forceinline__ void four(int i, float4 value) const {
+    *reinterpret_cast<uint32_t*>(to + i) =
+        __nv_fp8x4_e4m3(float4{value.x / scale, value.y / scale, value.z / scale, value.w / scale})
+            .__x;
+  }
+};
 __device__ __forceinline__ float4 scaled(const __nv_bfloat16* from, const __nv_bfloat16* weight,
                                          float factor) {
   const float4 value = four(from), by = four(weight);
   return {value.x * factor * by.x, value.y * factor * by.y, value.z * factor * by.z,
           value.w * factor * by.w};
 }
+template <class Row>
 __device__ void turn_head_by_fours(const NormedHead& head, const float* angles, int dim, int rotary,
-                                   __nv_bfloat16* to) {
+                                   const Row& to) {
   const auto* from = static_cast<const __nv_bfloat16*>(head.data) + head.begin;
   const auto* weight = static_cast<const __nv_bfloat16*>(head.weight) + head.weight_begin;
   const int half = rotary / 2, turning = half / 4;
@@ -126,14 +147,43 @@ __device__ void turn_head_by_fours(const NormedHead& head, const float* angles, 
       const float4 b = scaled(from + half + i, weight + half + i, head.factor);
       const float4 c = *reinterpret_cast<const float4*>(angles + i);
       const float4 s = *reinterpret_cast<const float4*>(angles + half + i);
-      four(to + i, float4{a.x * c.x - b.x * s.x, a.y * c.y - b.y * s.y, a.z * c.z - b.z * s.z,
-                          a.w * c.w - b.w * s.w});
-      four(to + half + i, float4{b.x * c.x + a.x * s.x, b.y * c.y + a.y * s.y,
-                                 b.z * c.z + a.z * s.z, b.w * c.w + a.w * s.w});
+      to.four(i, float4{a.x * c.x - b.x * s.x, a.y * c.y - b.y * s.y, a.z * c.z - b.z * s.z,
+                        a.w * c.w - b.w * s.w});
+      to.four(half + i, float4{b.x * c.x + a.x * s.x, b.y * c.y + a.y * s.y, b.z * c.z + a.z * s.z,
+                               b.w * c.w + a.w * s.w});
     } else {
       const int i = rotary + (item - turning) * 4;
-      four(to + i, scaled(from + i, weight + i, head.factor));
+      to.four(i, scaled(from + i, weight + i, head.factor));
     }
+  }
+}
+
+// A key, normalised and turned, or a value as it is. `begin`: where it is in qkv.
+template <class Row>
+__device__ void store_head(const QkNormRope& args, int64_t begin, bool is_key, int kv_head,
+                           bool by_fours, const Row& to) {
+  const int64_t token = blockIdx.x;
+  const int lane = threadIdx.x % kWarp, dim = args.heads.dim, rotary = args.heads.rotary;
+  if (is_key) {
+    const float* angles = args.angles + token * rotary;
+    const float mean = args.sums[2 * token + 1] / static_cast<float>(args.full_k);
+    const NormedHead k{args.qkv.data,
+                       args.qkv.dtype,
+                       begin,
+                       args.k_norm,
+                       args.k_norm_dtype,
+                       kv_head * dim,
+                       1.0f / sqrtf(mean + args.eps)};
+    if (by_fours)
+      turn_head_by_fours(k, angles, dim, rotary, to);
+    else
+      turn_head(k, angles, dim, rotary, [&](int c, float value) { to.one(c, value); });
+  } else if (by_fours) {
+    const auto* from = static_cast<const __nv_bfloat16*>(args.qkv.data) + begin;
+    for (int c = lane * 4; c < dim; c += kWarp * 4) to.four(c, four(from + c));
+  } else {
+    for (int c = lane; c < dim; c += kWarp)
+      to.one(c, load_number(args.qkv.data, args.qkv.dtype, begin + c));
   }
 }
 
@@ -159,7 +209,7 @@ __global__ void qk_norm_rope_kernel(QkNormRope args, bool by_fours) {
                        1.0f / sqrtf(mean + args.eps)};
     if (by_fours) {
       turn_head_by_fours(q, angles, heads.dim, heads.rotary,
-                         static_cast<__nv_bfloat16*>(args.qkv.data) + begin);
+                         Bf16Row{static_cast<__nv_bfloat16*>(args.qkv.data) + begin});
       return;
     }
     turn_head(q, angles, heads.dim, heads.rotary, [&](int c, float value) {
@@ -174,33 +224,15 @@ __global__ void qk_norm_rope_kernel(QkNormRope args, bool by_fours) {
                             args.cache.block_size +
                         slot % args.cache.block_size) *
                        heads.dim;
-  if (head < heads.q + heads.kv) {
-    auto* to = static_cast<__nv_bfloat16*>(args.cache.k) + cell;
-    const float mean = args.sums[2 * token + 1] / static_cast<float>(args.full_k);
-    const NormedHead k{args.qkv.data,
-                       args.qkv.dtype,
-                       begin,
-                       args.k_norm,
-                       args.k_norm_dtype,
-                       kv_head * heads.dim,
-                       1.0f / sqrtf(mean + args.eps)};
-    if (by_fours) {
-      turn_head_by_fours(k, angles, heads.dim, heads.rotary, to);
-      return;
-    }
-    turn_head(k, angles, heads.dim, heads.rotary,
-              [&](int c, float value) { to[c] = __float2bfloat16_rn(value); });
-  } else {
-    auto* to = static_cast<__nv_bfloat16*>(args.cache.v) + cell;
-    if (by_fours) {
-      const auto* from = static_cast<const __nv_bfloat16*>(args.qkv.data) + begin;
-      for (int c = threadIdx.x % kWarp * 4; c < heads.dim; c += kWarp * 4)
-        *reinterpret_cast<uint2*>(to + c) = *reinterpret_cast<const uint2*>(from + c);
-      return;
-    }
-    for (int c = threadIdx.x % kWarp; c < heads.dim; c += kWarp)
-      to[c] = __float2bfloat16_rn(load_number(args.qkv.data, args.qkv.dtype, begin + c));
-  }
+  const bool is_key = head < heads.q + heads.kv;
+  void* cache = is_key ? args.cache.k : args.cache.v;
+  if (args.cache.dtype == DType::bf16)
+    store_head(args, begin, is_key, kv_head, by_fours,
+               Bf16Row{static_cast<__nv_bfloat16*>(cache) + cell});
+  else
+    store_head(args, begin, is_key, kv_head, by_fours,
+               F8Row{static_cast<uint8_t*>(cache) + cell,
+                     is_key ? args.cache.k_scale : args.cache.v_scale});
 }
 
 }  // namespace

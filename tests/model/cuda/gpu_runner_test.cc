@@ -60,7 +60,7 @@ std::vector<int32_t> random_tokens(std::mt19937& random, size_t count, const Mod
 // A runner on the GPU, and the simplest ways to run it.
 class GpuModel : LogitsSink {
  public:
-  GpuModel(const ModelConfig& config, std::vector<int64_t> graph_sizes)
+  GpuModel(const ModelConfig& config, std::vector<int64_t> graph_sizes, DType kv = DType::bf16)
       : stream_(kGpu), comm_(parallel::make_single_comm()), vocab_(config.vocab_size) {
     const Exec exec{kGpu, nullptr, stream_.handle()};
     Weights weights = weights_on(config, kGpu);
@@ -68,6 +68,7 @@ class GpuModel : LogitsSink {
     request.max_num_seqs = 64;
     request.max_num_batched_tokens = 512;
     request.num_blocks = 256;
+    request.kv_dtype = kv;
     request.padded_rows = graph_sizes.empty() ? 0 : graph_sizes.back();
     Result<MemoryPlan> plan = plan_memory(config, weights, request, kGpu);
     M2_CHECK(plan.ok(), "{}", plan.error().text);
@@ -179,15 +180,17 @@ struct Tolerance {
 constexpr Tolerance kRounded{0.03, 0.07};
 // With FP8 weights Hopper rounds them to FP8 as well: some 3 % a product.
 constexpr Tolerance kQuantised{0.06, 0.25};
+// With K and V in FP8 a number near the middle of two codes takes one here and the other there.
+constexpr Tolerance kRoundedKv{0.05, 0.12};
 Tolerance of_fp8() {
   return ops::wants_quantised(kGpu) ? kQuantised : kRounded;
 }
 
 // Now and then a router's near tie falls the other way, which moves a row by a third: few rows may.
 void expect_as_on_the_cpu(const ModelConfig& config, std::mt19937& random, size_t longer,
-                          const Tolerance& tolerance, const char* name) {
-  SmallModel cpu(config, weights_on(config, Device{}), 0);
-  GpuModel gpu(config, {});
+                          const Tolerance& tolerance, const char* name, DType kv = DType::bf16) {
+  SmallModel cpu(config, weights_on(config, Device{}), 0, kv);
+  GpuModel gpu(config, {}, kv);
   const auto prompt = random_tokens(random, longer, config);
   const auto other = random_tokens(random, 20, config);
   const std::vector<Chunk> chunks{{prompt, 0, blocks_from(0, 7)}, {other, 0, blocks_from(10, 4)}};
@@ -236,6 +239,16 @@ TEST_F(GpuRunner, RegularShapesAsOnTheCpu) {
   expect_as_on_the_cpu(config, random_, 90, of_fp8(), "regular shapes, FP8");
   config.fp8_blocks = false;
   expect_as_on_the_cpu(config, random_, 90, kRounded, "regular shapes, BF16");
+}
+
+TEST_F(GpuRunner, Fp8KvAsOnTheCpu) {
+  ModelConfig config = regular_config();
+  expect_as_on_the_cpu(config, random_, 90, of_fp8(), "FP8 with FP8 KV", DType::f8_e4m3);
+  config.fp8_blocks = false;
+  expect_as_on_the_cpu(config, random_, 90, kRoundedKv, "BF16 with FP8 KV", DType::f8_e4m3);
+  config = small_config();
+  config.fp8_blocks = false;
+  expect_as_on_the_cpu(config, random_, 90, kRoundedKv, "odd shapes with FP8 KV", DType::f8_e4m3);
 }
 
 TEST_F(GpuRunner, FullWidthAsOnTheCpu) {

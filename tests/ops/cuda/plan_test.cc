@@ -185,6 +185,14 @@ TEST(AttentionPlan, ChoosesKernelsAndParts) {
   shape.tokens = 100;
   EXPECT_TRUE(plan_attention(shape).prefill);
   EXPECT_TRUE(plan_attention(shape).decode);
+  EXPECT_EQ(describe(plan_attention(shape)), "decode in up to 1 parts, prefill in tiles");
+  shape.cache = DType::f8_e4m3;
+  EXPECT_EQ(describe(plan_attention(shape)), "decode in up to 1 parts, prefill in tiles");
+  shape.compute_major = 8;
+  EXPECT_EQ(describe(plan_attention(shape)), "any");
+  shape.cache = DType::bf16;
+  EXPECT_EQ(describe(plan_attention(shape)), "decode in up to 1 parts, prefill");
+  shape.compute_major = 9;
   shape.head_dim = 64;
   EXPECT_EQ(describe(plan_attention(shape)), "any");
   shape.head_dim = 128;

@@ -22,8 +22,6 @@ __global__ void __launch_bounds__(kAnyWarps* kWarp) attention_any(AttentionArgs 
   const int seen = args.context_lens[sequence] - (args.query_starts[sequence + 1] - token) + 1;
   const int kv_head = head / (args.heads.q / args.heads.kv);
   const int32_t* table = args.block_tables + sequence * args.table_stride;
-  const auto* keys = static_cast<const __nv_bfloat16*>(args.cache.k);
-  const auto* vals = static_cast<const __nv_bfloat16*>(args.cache.v);
   const int64_t query = token * args.q.stride + static_cast<int64_t>(head) * dim;
 
   float largest = -INFINITY, sum = 0.0f, value[kEach] = {};
@@ -34,9 +32,9 @@ __global__ void __launch_bounds__(kAnyWarps* kWarp) attention_any(AttentionArgs 
                         dim;
     float logit = 0.0f;
     for (int c = lane; c < dim; c += kWarp)
-      logit =
-          fmaf(load_number(args.q.data, args.q.dtype, query + c), to_float(keys[row + c]), logit);
-    logit = warp_sum(logit) * args.scale * kLog2E;
+      logit = fmaf(load_number(args.q.data, args.q.dtype, query + c),
+                   load_number(args.cache.k, args.cache.dtype, row + c), logit);
+    logit = warp_sum(logit) * args.scale * args.cache.k_scale * kLog2E;
     const float top = fmaxf(largest, logit);
     const float factor = exp2f(largest - top), weight = exp2f(logit - top);
     largest = top;
@@ -44,7 +42,9 @@ __global__ void __launch_bounds__(kAnyWarps* kWarp) attention_any(AttentionArgs 
 #pragma unroll
     for (int i = 0; i < kEach; ++i)
       if (lane + i * kWarp < dim)
-        value[i] = fmaf(value[i], factor, weight * to_float(vals[row + lane + i * kWarp]));
+        value[i] =
+            fmaf(value[i], factor,
+                 weight * load_number(args.cache.v, args.cache.dtype, row + lane + i * kWarp));
   }
 #pragma unroll
   for (int i = 0; i < kEach; ++i)
@@ -62,7 +62,8 @@ __global__ void __launch_bounds__(kAnyWarps* kWarp) attention_any(AttentionArgs 
     float joined = 0.0f;
     for (int w = 0; w < kAnyWarps; ++w) joined += values[w][c] * exp2f(stats[w][0] - top);
     store_number(args.out.data, args.out.dtype,
-                 token * args.out.stride + static_cast<int64_t>(head) * dim + c, joined / total);
+                 token * args.out.stride + static_cast<int64_t>(head) * dim + c,
+                 joined / total * args.cache.v_scale);
   }
 }
 
@@ -79,7 +80,9 @@ void launch_attention(void* stream, const AttentionPlan& plan, const AttentionAr
     if (args.quantised.values) launch_quantise(stream, args.out, args.quantised);
     return;
   }
-  if (plan.prefill) {
+  if (plan.tiles) {
+    launch_prefill_tiles(stream, args);
+  } else if (plan.prefill) {
     LaunchShape shape{dim3(tokens / kQueries + sequences, q_heads), dim3(kPrefillWarps * kWarp)};
     shape.shared_bytes = kPrefillShared;
     launch(stream, sm80_attention_prefill, shape, args);
@@ -89,7 +92,10 @@ void launch_attention(void* stream, const AttentionPlan& plan, const AttentionAr
         dim3(static_cast<unsigned>(plan.splits), static_cast<unsigned>(args.heads.kv), sequences),
         dim3(kDecodeWarps * kWarp)};
     shape.through_l1 = true;
-    launch(stream, sm80_attention_decode, shape, args);
+    launch(stream,
+           args.cache.dtype == DType::bf16 ? sm80_attention_decode<Bf16Page>
+                                           : sm80_attention_decode<F8Page>,
+           shape, args);
     if (plan.splits > 1)
       launch(stream, sm80_attention_join,
              {dim3(blocks_for(q_heads, kJoinHeads), sequences), dim3(kJoinHeads * kWarp)}, args);

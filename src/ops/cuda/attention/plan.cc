@@ -31,6 +31,9 @@ AttentionPlan plan_attention(const AttentionShape& shape) {
   // A step with as many tokens as sequences may hold longer and empty ones only if somebody built
   // it so; the scheduler never plans an empty sequence.
   plan.prefill = shape.tokens > shape.sequences;
+  plan.tiles = plan.prefill && shape.compute_major == 9;
+  // Elsewhere prompts over FP8 have no kernel of their own.
+  if (plan.prefill && !plan.tiles && shape.cache != DType::bf16) return {};
   plan.decode = true;
   plan.splits = most_splits(shape.max_context);
   if (shape.workspace_bytes <
@@ -43,7 +46,7 @@ std::string describe(const AttentionPlan& plan) {
   if (!plan.matrix_units) return "any";
   std::string text;
   if (plan.decode) text = "decode in up to " + std::to_string(plan.splits) + " parts";
-  if (plan.prefill) text += text.empty() ? "prefill" : ", prefill";
+  if (plan.prefill) text += plan.tiles ? ", prefill in tiles" : ", prefill";
   return text;
 }
 

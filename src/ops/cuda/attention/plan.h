@@ -12,8 +12,8 @@ struct AttentionShape {
   int64_t tokens = 0, sequences = 0;
   int64_t max_context = 0;  // block_tables' columns times the block size
   int q_heads = 0, kv_heads = 0, head_dim = 0, block_size = 0;
-  DType q = DType::bf16;
-  bool aligned = true;  // q's rows begin at multiples of 16 bytes
+  DType q = DType::bf16, cache = DType::bf16;
+  bool aligned = true;  // q's rows and the cache begin at multiples of 16 bytes
   int compute_major = 9;
   int64_t workspace_bytes = 0;
 };
@@ -22,6 +22,7 @@ struct AttentionPlan {
   bool matrix_units = false;  // otherwise one block a token and head, any shape and dtype
   bool decode = false;        // run the kernel for sequences of one token in this step
   bool prefill = false;       // run the kernel for sequences of several
+  bool tiles = false;         // which is the one with wgmma
   int splits = 1;             // most parts a decoded token's context is cut into
 };
 

@@ -1,13 +1,11 @@
 #pragma once
 
-#include "ops/cuda/attention/launch.h"
+#include "ops/cuda/attention/words.cuh"
 #include "ops/cuda/mma.cuh"
 
 namespace m2::ops::cuda {
 
 constexpr int kDecodeWarps = 4;
-constexpr int kDim = 128;
-constexpr float kLog2E = 1.4426950408889634f;
 
 // b^T of an 8x8 matrix of 16-bit numbers whose row g lies in lanes 4 g .. 4 g + 3.
 __device__ __forceinline__ uint32_t transpose8x8(uint32_t rows) {
@@ -18,16 +16,11 @@ __device__ __forceinline__ uint32_t transpose8x8(uint32_t rows) {
   return columns;
 }
 
-__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return reinterpret_cast<const uint32_t&>(pair);
-}
-
 // Keys and values of one page of one KV head, as a lane holds them: K rows g and g + 8, a quarter
-// of the 16-byte pieces each; V rows 2t, 2t+1, 2t+8, 2t+9, dims 8g.. and 64 + 8g...
-struct PageRegisters {
+// of the 16-byte pieces each; V rows 2t, 2t+1, 2t+8, 2t+9.
+struct Bf16Page {
   uint4 upper[4], lower[4];
-  uint4 v[4][2];
+  uint4 v[4][2];  // dims 8g.. and 64 + 8g..
 
   __device__ __forceinline__ void load(const Cache& cache, int64_t page, int kv_heads, int head) {
     const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
@@ -53,11 +46,103 @@ struct PageRegisters {
     for (int i = 0; i < 4; ++i)
       if (2 * t + i % 2 + i / 2 * 8 >= valid) v[i][0] = v[i][1] = uint4{};
   }
+  // The query's part that a lane multiplies with its part of a key. `row`: 128 numbers.
+  static __device__ __forceinline__ void load_query(const uint8_t* row, uint32_t (&q)[8][2]) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const uint4 piece = *reinterpret_cast<const uint4*>(row + threadIdx.x % 4 * 16 + j * 64);
+      q[2 * j][0] = piece.x;
+      q[2 * j][1] = piece.y;
+      q[2 * j + 1][0] = piece.z;
+      q[2 * j + 1][1] = piece.w;
+    }
+  }
+  // Operands of the matrix units: step `step` of the keys' dims; 16 dims of all keys' values.
+  __device__ __forceinline__ void keys(int step, uint32_t (&a)[4]) const {
+    a[0] = word(upper[step / 2], step % 2 * 2);
+    a[1] = word(lower[step / 2], step % 2 * 2);
+    a[2] = word(upper[step / 2], step % 2 * 2 + 1);
+    a[3] = word(lower[step / 2], step % 2 * 2 + 1);
+  }
+  __device__ __forceinline__ void values(int m, uint32_t (&a)[4]) const {
+    const uint32_t select = m % 2 ? 0x7632 : 0x5410;
+    a[0] = __byte_perm(word(v[0][0], m / 2), word(v[1][0], m / 2), select);
+    a[1] = __byte_perm(word(v[0][1], m / 2), word(v[1][1], m / 2), select);
+    a[2] = __byte_perm(word(v[2][0], m / 2), word(v[3][0], m / 2), select);
+    a[3] = __byte_perm(word(v[2][1], m / 2), word(v[3][1], m / 2), select);
+  }
+  // Dim that row `row` (0..15) of values(m) stands for.
+  static __device__ __forceinline__ int dim_of(int m, int row) {
+    return row / 8 * 64 + row % 8 * 8 + m;
+  }
+  static __device__ __forceinline__ uint32_t pack(float low, float high) {
+    return pack_bf16(low, high);
+  }
+  static __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4],
+                                                  uint32_t b0, uint32_t b1) {
+    mma_bf16(d, a, b0, b1);
+  }
 };
 
-__device__ __forceinline__ uint32_t word(const uint4& value, int i) {
-  return i == 0 ? value.x : i == 1 ? value.y : i == 2 ? value.z : value.w;
-}
+// The same in FP8. It is widened to f16, which holds every e4m3 number exactly, and queries and
+// weights are rounded to f16 as well; so queries beyond 65504 are infinite.
+struct F8Page {
+  uint4 upper[2], lower[2];
+  uint4 v[4];  // dims 16g..
+
+  __device__ __forceinline__ void load(const Cache& cache, int64_t page, int kv_heads, int head) {
+    const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
+    const int64_t begin = (page * kv_heads + head) * (kPage * kDim);
+    const auto* k = static_cast<const uint8_t*>(cache.k) + begin + t * 16;
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      upper[j] = load_written(k + g * 128 + j * 64);
+      lower[j] = load_written(k + (g + 8) * 128 + j * 64);
+    }
+    const auto* values = static_cast<const uint8_t*>(cache.v) + begin + g * 16;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) v[i] = load_written(values + (2 * t + i % 2 + i / 2 * 8) * 128);
+  }
+  __device__ __forceinline__ void clear_values_from(int valid) {
+    const int t = threadIdx.x % 4;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (2 * t + i % 2 + i / 2 * 8 >= valid) v[i] = uint4{};
+  }
+  static __device__ __forceinline__ void load_query(const uint8_t* row, uint32_t (&q)[8][2]) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const uint4 piece =
+          *reinterpret_cast<const uint4*>(row + j / 2 * 128 + threadIdx.x % 4 * 32 + j % 2 * 16);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const uint32_t pair = word(piece, i);
+        q[2 * j + i / 2][i % 2] =
+            pack(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+      }
+    }
+  }
+  __device__ __forceinline__ void keys(int step, uint32_t (&a)[4]) const {
+    widen_to_halves(word(upper[step / 4], step % 4), a[0], a[2]);
+    widen_to_halves(word(lower[step / 4], step % 4), a[1], a[3]);
+  }
+  __device__ __forceinline__ void values(int m, uint32_t (&a)[4]) const {
+    const uint32_t select = m % 2 ? 0x7362 : 0x5140;
+    widen_to_halves(__byte_perm(word(v[0], m / 2), word(v[1], m / 2), select), a[0], a[1]);
+    widen_to_halves(__byte_perm(word(v[2], m / 2), word(v[3], m / 2), select), a[2], a[3]);
+  }
+  static __device__ __forceinline__ int dim_of(int m, int row) {
+    return row % 8 * 16 + 2 * m + row / 8;
+  }
+  static __device__ __forceinline__ uint32_t pack(float low, float high) {
+    const __half2 pair = __floats2half2_rn(low, high);
+    return reinterpret_cast<const uint32_t&>(pair);
+  }
+  static __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4],
+                                                  uint32_t b0, uint32_t b1) {
+    mma_f16(d, a, b0, b1);
+  }
+};
 
 // Running softmax of one warp: for heads 2t and 2t+1 the largest logit (base 2), the sum of the
 // weights (this lane's keys only), and the weighted sum of V, transposed: tile m, register r holds
@@ -68,24 +153,19 @@ struct Running {
   float values[8][4] = {};
 };
 
-// Dim that row `row` (0..15) of tile m stands for: lanes own dims 8g + i and 64 + 8g + i.
-__device__ __forceinline__ int dim_of(int m, int row) {
-  return row / 8 * 64 + row % 8 * 8 + m;
-}
-
 // One page: logits of its 16 keys for up to 8 heads on the matrix units, keys standing on the
 // 16-row side, then the weighted values with dims on that side. Nothing passes through shared
 // memory.
-__device__ __forceinline__ void attend_page(const PageRegisters& page, const uint32_t (&q)[8][2],
-                                            int valid, float log2_scale, Running& state) {
+template <class Page>
+__device__ __forceinline__ void attend_page(const Page& page, const uint32_t (&q)[8][2], int valid,
+                                            float log2_scale, Running& state) {
   const int g = threadIdx.x % kWarp / 4;
   float logits[4] = {};
 #pragma unroll
   for (int step = 0; step < 8; ++step) {
-    const uint32_t a[4] = {
-        word(page.upper[step / 2], step % 2 * 2), word(page.lower[step / 2], step % 2 * 2),
-        word(page.upper[step / 2], step % 2 * 2 + 1), word(page.lower[step / 2], step % 2 * 2 + 1)};
-    mma_bf16(logits, a, q[step][0], q[step][1]);
+    uint32_t a[4];
+    page.keys(step, a);
+    Page::multiply(logits, a, q[step][0], q[step][1]);
   }
   float factor[2];
 #pragma unroll
@@ -105,19 +185,15 @@ __device__ __forceinline__ void attend_page(const PageRegisters& page, const uin
     lower = exp2f(lower - largest);
     state.sum[h] = state.sum[h] * factor[h] + (upper + lower);
   }
-  const uint32_t b0 = transpose8x8(pack_bf16(logits[0], logits[1]));
-  const uint32_t b1 = transpose8x8(pack_bf16(logits[2], logits[3]));
+  const uint32_t b0 = transpose8x8(Page::pack(logits[0], logits[1]));
+  const uint32_t b1 = transpose8x8(Page::pack(logits[2], logits[3]));
 #pragma unroll
   for (int m = 0; m < 8; ++m) {
 #pragma unroll
     for (int r = 0; r < 4; ++r) state.values[m][r] *= factor[r % 2];
-    const uint32_t select = m % 2 ? 0x7632 : 0x5410;
-    const uint32_t a[4] = {
-        __byte_perm(word(page.v[0][0], m / 2), word(page.v[1][0], m / 2), select),
-        __byte_perm(word(page.v[0][1], m / 2), word(page.v[1][1], m / 2), select),
-        __byte_perm(word(page.v[2][0], m / 2), word(page.v[3][0], m / 2), select),
-        __byte_perm(word(page.v[2][1], m / 2), word(page.v[3][1], m / 2), select)};
-    mma_bf16(state.values[m], a, b0, b1);
+    uint32_t a[4];
+    page.values(m, a);
+    Page::multiply(state.values[m], a, b0, b1);
   }
 }
 
@@ -145,7 +221,8 @@ __device__ __forceinline__ void store_dims(const AttentionArgs& args, int64_t to
 // Decoded tokens (sequences with one token in this step): one block a (part of the context, KV
 // head, sequence), the KV head's q heads packed as mma's 8 columns. Each warp takes every fourth
 // page. Parts, pages and their order depend on the token's own context alone. Bytes: S ctx kv 2 *
-// 256, FLOPs: 4 S ctx q 128. Bound: bandwidth of memory.
+// 256 (FP8: 128), FLOPs: 4 S ctx q 128. Bound: bandwidth of memory.
+template <class Page>
 __global__ void __launch_bounds__(kDecodeWarps* kWarp, 4)
     sm80_attention_decode(AttentionArgs args) {
   __shared__ float values[kDecodeWarps][8][kDim + 4];
@@ -172,29 +249,23 @@ __global__ void __launch_bounds__(kDecodeWarps* kWarp, 4)
   const int group = args.heads.q / args.heads.kv;
   uint32_t q[8][2] = {};
   if (g < group) {
-    const auto* row = static_cast<const uint8_t*>(args.q.data) +
-                      (token * args.q.stride + (head * group + g) * kDim) * 2 + t * 16;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const uint4 piece = *reinterpret_cast<const uint4*>(row + j * 64);
-      q[2 * j][0] = piece.x;
-      q[2 * j][1] = piece.y;
-      q[2 * j + 1][0] = piece.z;
-      q[2 * j + 1][1] = piece.w;
-    }
+    Page::load_query(static_cast<const uint8_t*>(args.q.data) +
+                         (token * args.q.stride + (head * group + g) * kDim) * 2,
+                     q);
   }
 
   Running state;
+  const float log2_scale = args.scale * args.cache.k_scale * kLog2E;
   for (int base = begin + warp; base < end; base += kDecodeWarps * kWarp) {
     if (base != begin + warp) page_id = page_of_lane(base);
     for (int i = 0; i < kWarp; ++i) {
       const int page = base + i * kDecodeWarps;
       if (page >= end) break;
-      PageRegisters registers;
+      Page registers;
       registers.load(args.cache, __shfl_sync(~0u, page_id, i), args.heads.kv, head);
       const int valid = context - page * kPage;
       if (valid < kPage) registers.clear_values_from(valid);
-      attend_page(registers, q, valid, args.scale * kLog2E, state);
+      attend_page(registers, q, valid, log2_scale, state);
     }
   }
 
@@ -212,7 +283,7 @@ __global__ void __launch_bounds__(kDecodeWarps* kWarp, 4)
   for (int m = 0; m < 8; ++m)
 #pragma unroll
     for (int r = 0; r < 4; ++r)
-      values[warp][2 * t + r % 2][dim_of(m, g + r / 2 * 8)] = state.values[m][r];
+      values[warp][2 * t + r % 2][Page::dim_of(m, g + r / 2 * 8)] = state.values[m][r];
   __syncthreads();
 
   // A warp a head, four dims a lane.
@@ -231,7 +302,7 @@ __global__ void __launch_bounds__(kDecodeWarps* kWarp, 4)
     const int q_head = head * group + h;
     if (each >= pages) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) value[i] /= sum;
+      for (int i = 0; i < 4; ++i) value[i] *= args.cache.v_scale / sum;
       store_dims(args, token, q_head, dim, value);
       continue;
     }
@@ -300,7 +371,7 @@ __global__ void __launch_bounds__(kJoinHeads* kWarp) sm80_attention_join(Attenti
     }
   }
 #pragma unroll
-  for (int i = 0; i < 4; ++i) value[i] /= sum;
+  for (int i = 0; i < 4; ++i) value[i] *= args.cache.v_scale / sum;
   store_dims(args, token, q_head, dim, value);
 }
 

@@ -1,0 +1,642 @@
+#pragma once
+
+#include <type_traits>
+
+#include "ops/cuda/attention/words.cuh"
+#include "ops/cuda/tiles.cuh"
+
+// Attention of sequences of several tokens on Hopper, the shape of FlashAttention-3 (Shah et al.
+// 2024): tiles of 128 queries of one q head over tiles of 128 keys, counted from position 0. One
+// block a multiprocessor runs through its tiles of queries. A producer keeps keys and values in a
+// ring; each of two warpgroups has 64 queries. Both products are wgmma, weights go from the first
+// to the second in registers, and while one warpgroup computes its softmax the other multiplies.
+// FLOPs: 4 * 128 a (token, key, q head). Bytes: each tile of queries reads its context once, mostly
+// from L2: 64 KB for 8.4 MFLOP. Bound: matrix units.
+namespace m2::ops::cuda {
+
+namespace tiled {
+constexpr int kRows = 128;  // queries of a tile: 64 a warpgroup
+constexpr int kKeys = 128;  // keys of a tile, eight pages
+constexpr int kPages = kKeys / kPage;
+constexpr int kStages = 2;
+constexpr int kConsumers = 256, kProducers = 128, kThreads = kConsumers + kProducers;
+constexpr int kHalf = kKeys * 128;    // bytes of 64 dims of a tile's keys, or values
+constexpr int kOperand = 2 * kHalf;   // of all 128 dims
+constexpr int kQueryHalf = 64 * 128;  // of 64 dims of a warpgroup's queries
+constexpr int kQueryBytes = 4 * kQueryHalf;
+constexpr int kSharedBytes = kQueryBytes + kStages * 2 * kOperand + 1024;  // aligned by hand
+// Named barriers: one for each warpgroup alone, one for each one's turn to multiply.
+constexpr int kOwnBarrier = 1, kTurnBarrier = 3;
+
+__device__ __forceinline__ void meet(int barrier, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void arrive(int barrier, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+// Ordinary writes to shared memory, before wgmma reads them.
+__device__ __forceinline__ void publish_to_wgmma() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void store_shared(uint32_t to, uint4 value) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(value.x), "r"(value.y),
+               "r"(value.z), "r"(value.w)
+               : "memory");
+}
+__device__ __forceinline__ void wgmma_commit() {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+// What is computed of the numbers stays on its side of this point: the compiler does not know that
+// wgmma works on while it waits for nothing.
+__device__ __forceinline__ void pin(float (&numbers)[64]) {
+#pragma unroll
+  for (int i = 0; i < 64; ++i) asm volatile("" : "+f"(numbers[i])::"memory");
+}
+// Returns when all but the last kPending groups are done. `results`: what they have written, which
+// may not be read before.
+template <int kPending>
+__device__ __forceinline__ void wgmma_wait(float (&results)[64]) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+#endif
+  pin(results);
+}
+
+#define M2_WGMMA_SUMS                        \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, "        \
+  "%8, %9, %10, %11, %12, %13, %14, %15, "   \
+  "%16, %17, %18, %19, %20, %21, %22, %23, " \
+  "%24, %25, %26, %27, %28, %29, %30, %31, " \
+  "%32, %33, %34, %35, %36, %37, %38, %39, " \
+  "%40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, " \
+  "%56, %57, %58, %59, %60, %61, %62, %63}"
+#define M2_EIGHT(d, i)                                                                        \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
+      "+f"(d[i + 6]), "+f"(d[i + 7])
+#define M2_SIXTY_FOUR(d)                                                             \
+  M2_EIGHT(d, 0), M2_EIGHT(d, 8), M2_EIGHT(d, 16), M2_EIGHT(d, 24), M2_EIGHT(d, 32), \
+      M2_EIGHT(d, 40), M2_EIGHT(d, 48), M2_EIGHT(d, 56)
+
+// d (+)= a b^T: 64 queries x 128 keys, 16 dims, both in shared memory as rows of 128 bytes in the
+// 128-byte swizzle, bf16 or (kHalves) f16.
+template <bool kHalves>
+__device__ __forceinline__ void multiply_keys(float (&d)[64], uint64_t a, uint64_t b, bool add) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  if constexpr (kHalves)
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 " M2_WGMMA_SUMS
+        ", %64, %65, p, 1, 1, 0, 0;\n}\n"
+        : M2_SIXTY_FOUR(d)
+        : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+  else
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 " M2_WGMMA_SUMS
+        ", %64, %65, p, 1, 1, 0, 0;\n}\n"
+        : M2_SIXTY_FOUR(d)
+        : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+#else
+  __trap();
+#endif
+}
+// d += a b: 64 queries x 128 dims, 16 keys; weights in registers, values in shared memory as they
+// lie in the cache, rows of 64 dims.
+template <bool kHalves>
+__device__ __forceinline__ void multiply_values(float (&d)[64], const uint32_t* a, uint64_t b) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  if constexpr (kHalves)
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 " M2_WGMMA_SUMS
+                 ", {%64, %65, %66, %67}, %68, 1, 1, 1, 1;\n"
+                 : M2_SIXTY_FOUR(d)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+  else
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 " M2_WGMMA_SUMS
+                 ", {%64, %65, %66, %67}, %68, 1, 1, 1, 1;\n"
+                 : M2_SIXTY_FOUR(d)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+#else
+  __trap();
+#endif
+}
+#undef M2_WGMMA_SUMS
+#undef M2_EIGHT
+#undef M2_SIXTY_FOUR
+
+// Values as an operand whose rows are keys: eight keys every 1024 bytes, 64 dims every kHalf.
+__device__ __forceinline__ uint64_t value_operand(uint32_t address) {
+  return (static_cast<uint64_t>(1) << 62) | (static_cast<uint64_t>(1024 >> 4) << 32) |
+         (static_cast<uint64_t>(kHalf >> 4) << 16) | (address >> 4 & 0x3fff);
+}
+
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+template <bool kHalves>
+__device__ __forceinline__ uint32_t pack(float low, float high) {
+  if constexpr (kHalves) {
+    const __half2 pair = __floats2half2_rn(low, high);
+    return reinterpret_cast<const uint32_t&>(pair);
+  } else {
+    return pack_bf16(low, high);
+  }
+}
+
+// The tiles of queries one after another, sequence by sequence, those with the most keys first.
+// Sequences of one token have none. All lanes of a warp ask together, for ascending tiles.
+struct QueryTiles {
+  int sequence = 0;
+  int before = 0;  // tiles of the sequences before it
+
+  // False if there are fewer tiles. Otherwise `sequence` is the tile's, and `first` its first token
+  // within this step's.
+  __device__ __forceinline__ bool find(const AttentionArgs& args, int tile, int& first) {
+    const int lane = threadIdx.x % kWarp;
+    for (; sequence < args.sequences; sequence += kWarp) {
+      const int mine = sequence + lane;
+      int length = 0;
+      if (mine < args.sequences) length = args.query_starts[mine + 1] - args.query_starts[mine];
+      const int tiles = length < 2 ? 0 : (length + kRows - 1) / kRows;
+      int end = tiles;  // tiles of this lane's sequence and those before it, from `sequence` on
+#pragma unroll
+      for (int offset = 1; offset < kWarp; offset *= 2) {
+        const int other = __shfl_up_sync(~0u, end, offset);
+        if (lane >= offset) end += other;
+      }
+      const unsigned reach = __ballot_sync(~0u, before + end > tile);
+      if (reach == 0) {
+        before += __shfl_sync(~0u, end, kWarp - 1);
+        continue;
+      }
+      const int found = __ffs(reach) - 1;
+      sequence += found;
+      before += __shfl_sync(~0u, end - tiles, found);
+      first = (before + __shfl_sync(~0u, tiles, found) - 1 - tile) * kRows;
+      return true;
+    }
+    return false;
+  }
+};
+
+// One tile of queries of one q head.
+struct Item {
+  int sequence, first, head;
+  int start, length, context;
+  int tiles;  // of keys
+
+  __device__ __forceinline__ int before() const { return context - length; }
+};
+
+__device__ __forceinline__ bool find_item(const AttentionArgs& args, QueryTiles& tiles, int index,
+                                          Item& item) {
+  item.head = index % args.heads.q;
+  if (!tiles.find(args, index / args.heads.q, item.first)) return false;
+  item.sequence = tiles.sequence;
+  item.start = args.query_starts[item.sequence];
+  item.length = args.query_starts[item.sequence + 1] - item.start;
+  item.context = args.context_lens[item.sequence];
+  const int last = item.before() + min(item.first + kRows, item.length) - 1;
+  item.tiles = last / kKeys + 1;
+  return true;
+}
+
+struct Ring {
+  uint64_t full_k[kStages], full_v[kStages], empty_k[kStages], empty_v[kStages];
+};
+
+// --- producing: BF16 by tensor copies ----------------------------------------------------------
+
+// One warp. Keys past the context are left as they are, whatever that is: their logits are not
+// looked at. Values there become zeros, since even times zero they could do harm.
+__device__ __forceinline__ void copy_tiles(const AttentionArgs& args, const CUtensorMap* keys,
+                                           const CUtensorMap* values, uint32_t ring_memory,
+                                           Ring& ring) {
+  const int lane = threadIdx.x % kWarp, page_of_lane = lane / 2 % kPages, half = lane % 2;
+  const bool copies = lane < 2 * kPages;
+  QueryTiles finder;
+  Item item;
+  int step = 0;
+  for (int index = blockIdx.x; find_item(args, finder, index, item); index += gridDim.x) {
+    const int32_t* table = args.block_tables + item.sequence * args.table_stride;
+    const int kv_head = item.head / (args.heads.q / args.heads.kv);
+    const int pages = (item.context + kPage - 1) / kPage;
+    int id = page_of_lane < pages ? table[page_of_lane] : 0;
+    for (int tile = 0; tile < item.tiles; ++tile, ++step) {
+      const int slot = step % kStages;
+      const uint32_t parity = (step / kStages - 1) & 1;
+      const int first_page = tile * kPages, row = (id * args.heads.kv + kv_head) * kPage;
+      const uint32_t to = ring_memory + slot * 2 * kOperand + half * kHalf + page_of_lane * 2048;
+      const int next = first_page + kPages + page_of_lane;
+      id = next < pages ? table[next] : 0;
+
+      const int present = min(kPages, pages - first_page);
+      if (step >= kStages) barrier_wait(&ring.empty_k[slot], parity);
+      if (lane == 0) barrier_expect(&ring.full_k[slot], present * 4096);
+      __syncwarp();
+      if (copies && page_of_lane < present)
+        tensor_copy(to, keys, half * 128, row, &ring.full_k[slot]);
+
+      const int left = item.context - tile * kKeys;
+      const int whole = min(kPages, left / kPage);
+      if (step >= kStages) barrier_wait(&ring.empty_v[slot], parity);
+      if (whole < kPages) {
+        const uint32_t v = ring_memory + slot * 2 * kOperand + kOperand;
+        const int partial = whole < present ? table[first_page + whole] : 0;
+        const auto* from =
+            static_cast<const uint8_t*>(args.cache.v) +
+            (static_cast<int64_t>(partial) * args.heads.kv + kv_head) * (kPage * kDim * 2);
+        for (int piece = lane; piece < (kPages - whole) * kPage * 16; piece += kWarp) {
+          const int line = piece / 16, key = whole * kPage + line, chunk = piece % 16;
+          uint4 value = {};
+          if (key < left) value = load_written(from + line * 256 + chunk * 16);
+          store_shared(v + chunk / 8 * kHalf + key * 128 + ((chunk % 8 ^ (key & 7)) << 4), value);
+        }
+        publish_to_wgmma();
+      }
+      __syncwarp();
+      if (lane == 0) barrier_expect(&ring.full_v[slot], whole * 4096);
+      __syncwarp();
+      if (copies && page_of_lane < whole)
+        tensor_copy(to + kOperand, values, half * 128, row, &ring.full_v[slot]);
+    }
+  }
+}
+
+// --- producing: FP8, widened to f16 on the way -------------------------------------------------
+
+// Runs through the tiles of keys of all the block's items.
+struct KeyTiles {
+  QueryTiles finder;
+  Item item;
+  int index = blockIdx.x, tile = 0;
+  bool valid;
+
+  __device__ __forceinline__ explicit KeyTiles(const AttentionArgs& args) {
+    valid = find_item(args, finder, index, item);
+  }
+  __device__ __forceinline__ void advance(const AttentionArgs& args) {
+    if (++tile < item.tiles) return;
+    tile = 0;
+    index += gridDim.x;
+    valid = find_item(args, finder, index, item);
+  }
+};
+
+// A thread's share of a tile's keys, or values: 16 dims of one key of each page.
+struct F8Pieces {
+  uint4 piece[kPages];
+
+  __device__ __forceinline__ void load(const AttentionArgs& args, const void* cache,
+                                       const KeyTiles& at) {
+    if (!at.valid) return;
+    const int line = threadIdx.x % kProducers / 8, part = threadIdx.x % 8;
+    const int32_t* table =
+        args.block_tables + at.item.sequence * args.table_stride + at.tile * kPages;
+    const int kv_head = at.item.head / (args.heads.q / args.heads.kv);
+    const int left = at.item.context - at.tile * kKeys;
+#pragma unroll
+    for (int p = 0; p < kPages; ++p) {
+      piece[p] = uint4{};
+      if (p * kPage + line >= left) continue;
+      const auto* from =
+          static_cast<const uint8_t*>(cache) +
+          ((static_cast<int64_t>(table[p]) * args.heads.kv + kv_head) * kPage + line) * kDim +
+          part * 16;
+      piece[p] = load_written(from);
+    }
+  }
+  __device__ __forceinline__ void store(uint32_t operand_memory) const {
+    const int line = threadIdx.x % kProducers / 8, part = threadIdx.x % 8;
+#pragma unroll
+    for (int p = 0; p < kPages; ++p) {
+      const int key = p * kPage + line;
+      const uint32_t row = operand_memory + part / 4 * kHalf + key * 128;
+      // The two halves of a row store their pieces in opposite order: they lie in the same banks.
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int which = i ^ (part / 4);
+        const uint32_t low = which ? piece[p].z : piece[p].x;
+        const uint32_t high = which ? piece[p].w : piece[p].y;
+        uint4 wide;
+        widen_to_halves(low, wide.x, wide.y);
+        widen_to_halves(high, wide.z, wide.w);
+        store_shared(row + (((part % 4 * 2 + which) ^ (key & 7)) << 4), wide);
+      }
+    }
+  }
+};
+
+// 128 threads. Keys and values of the next tile are on their way while those of this one are
+// widened.
+__device__ __forceinline__ void widen_tiles(const AttentionArgs& args, uint32_t ring_memory,
+                                            Ring& ring) {
+  KeyTiles at(args);
+  F8Pieces keys, values;
+  keys.load(args, args.cache.k, at);
+  values.load(args, args.cache.v, at);
+  for (int step = 0; at.valid; ++step) {
+    const int slot = step % kStages;
+    const uint32_t parity = (step / kStages - 1) & 1;
+    const uint32_t memory = ring_memory + slot * 2 * kOperand;
+    if (step >= kStages) barrier_wait(&ring.empty_k[slot], parity);
+    keys.store(memory);
+    publish_to_wgmma();
+    barrier_arrive(&ring.full_k[slot]);
+    at.advance(args);
+    keys.load(args, args.cache.k, at);
+    if (step >= kStages) barrier_wait(&ring.empty_v[slot], parity);
+    values.store(memory + kOperand);
+    publish_to_wgmma();
+    barrier_arrive(&ring.full_v[slot]);
+    values.load(args, args.cache.v, at);
+  }
+}
+
+// --- consuming ---------------------------------------------------------------------------------
+
+// A warpgroup's 64 queries on their way into shared memory; rows past the end repeat the last.
+struct Queries {
+  uint4 piece[8];
+
+  __device__ __forceinline__ void load(const AttentionArgs& args, const Item& item, int group) {
+    const int thread = threadIdx.x % 128, chunk = thread % 16;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int row = item.first + group * 64 + i * 8 + thread / 16;
+      const int token = item.start + min(row, item.length - 1);
+      piece[i] = *reinterpret_cast<const uint4*>(static_cast<const uint8_t*>(args.q.data) +
+                                                 (token * args.q.stride + item.head * kDim) * 2 +
+                                                 chunk * 16);
+    }
+  }
+  template <bool kHalves>
+  __device__ __forceinline__ void store(uint32_t to) const {
+    const int thread = threadIdx.x % 128, chunk = thread % 16;
+    const auto convert = [](uint32_t pair) {
+      if constexpr (!kHalves) return pair;
+      return pack<true>(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+    };
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int row = i * 8 + thread / 16;
+      const uint4 value = {convert(piece[i].x), convert(piece[i].y), convert(piece[i].z),
+                           convert(piece[i].w)};
+      store_shared(to + chunk / 8 * kQueryHalf + row * 128 + ((chunk % 8 ^ (row & 7)) << 4), value);
+    }
+    publish_to_wgmma();
+  }
+};
+
+// Running softmax of a thread's two rows, g and g + 8 of its warp's 16. Logits are scaled to powers
+// of two.
+struct Softmax {
+  float largest[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+
+  // Turns a tile's logits into weights; `factor` is for what was summed before.
+  __device__ __forceinline__ void take(float (&logits)[64], float scale, float (&factor)[2]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float top = fmaxf(logits[2 * half], logits[2 * half + 1]);
+#pragma unroll
+      for (int j = 1; j < 16; ++j)
+        top = fmaxf(top, fmaxf(logits[4 * j + 2 * half], logits[4 * j + 2 * half + 1]));
+      top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+      top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+      top = fmaxf(top, largest[half]);  // finite: every row sees key 0 of the first tile
+      factor[half] = exp2_fast((largest[half] - top) * scale);
+      largest[half] = top;
+      const float offset = top * scale;
+      float added[2] = {};
+#pragma unroll
+      for (int j = 0; j < 16; ++j)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          float& logit = logits[4 * j + 2 * half + i];
+          logit = exp2_fast(fmaf(logit, scale, -offset));
+          added[i] += logit;
+        }
+      sum[half] = fmaf(sum[half], factor[half], added[0] + added[1]);
+    }
+  }
+};
+
+// Keys from `first_key` on that a row at `position` does not see.
+__device__ __forceinline__ void mask(float (&logits)[64], int first_key, const int (&position)[2]) {
+  const int t = threadIdx.x % 4;
+#pragma unroll
+  for (int j = 0; j < 16; ++j)
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (first_key + j * 8 + 2 * t + i % 2 > position[i / 2]) logits[4 * j + i] = -INFINITY;
+}
+
+// Rows g and g + 8: 128 dims, in the four lanes of each.
+__device__ __forceinline__ void store_rows(const AttentionArgs& args, const Item& item, int row,
+                                           float (&out)[64], Softmax& softmax) {
+  const int lane = threadIdx.x % kWarp, t = lane % 4;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float total = softmax.sum[half];
+    total += __shfl_xor_sync(~0u, total, 1);
+    total += __shfl_xor_sync(~0u, total, 2);
+    const int index = item.first + row + half * 8;
+    if (index >= item.length) continue;
+    const float factor = args.cache.v_scale / total;
+    const int64_t to = (item.start + index) * args.out.stride + item.head * kDim + 2 * t;
+    float most = 0.0f;
+#pragma unroll
+    for (int j = 0; j < 16; ++j) {
+      float& a = out[4 * j + 2 * half];
+      float& b = out[4 * j + 2 * half + 1];
+      a *= factor;
+      b *= factor;
+      const uint32_t pair = pack_bf16(a, b);
+      if (args.out.dtype == DType::bf16) {
+        *reinterpret_cast<uint32_t*>(static_cast<__nv_bfloat16*>(args.out.data) + to + j * 8) =
+            pair;
+      } else {
+        static_cast<float*>(args.out.data)[to + j * 8] = a;
+        static_cast<float*>(args.out.data)[to + j * 8 + 1] = b;
+      }
+      a = __uint_as_float(pair << 16);
+      b = __uint_as_float(pair & 0xffff0000u);
+      most = fmaxf(most, fmaxf(fabsf(a), fabsf(b)));
+    }
+    if (!args.quantised.values) continue;
+    const unsigned row_lanes = 0xfu << (lane / 4 * 4);
+    most = fmaxf(most, __shfl_xor_sync(row_lanes, most, 1));
+    most = fmaxf(most, __shfl_xor_sync(row_lanes, most, 2));
+    const float scale = f8_scale(most), inverse = 1.0f / scale;
+    const int64_t cell = static_cast<int64_t>(item.start + index) * args.heads.q + item.head;
+#pragma unroll
+    for (int j = 0; j < 16; ++j) {
+      const __nv_fp8x2_e4m3 pair(
+          float2{out[4 * j + 2 * half] * inverse, out[4 * j + 2 * half + 1] * inverse});
+      *reinterpret_cast<uint16_t*>(args.quantised.values + cell * kDim + j * 8 + 2 * t) = pair.__x;
+    }
+    if (t == 0) args.quantised.scales[cell] = scale;
+  }
+}
+
+// A warp hands a slot back.
+__device__ __forceinline__ void hand_back(uint64_t* empty) {
+  __syncwarp();
+  if (threadIdx.x % kWarp == 0) barrier_arrive(empty);
+}
+
+template <bool kHalves>
+__device__ __forceinline__ void attend_tiles(const AttentionArgs& args, uint32_t memory,
+                                             Ring& ring) {
+  const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);  // as one number of the warp
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const uint32_t queries = memory + group * 2 * kQueryHalf, ring_memory = memory + kQueryBytes;
+  const float scale = args.scale * args.cache.k_scale * kLog2E;
+  const auto score = [&](float(&logits)[64], int slot) {
+    const uint32_t keys = ring_memory + slot * 2 * kOperand;
+    wgmma_begin();
+#pragma unroll
+    for (int s = 0; s < 8; ++s)
+      multiply_keys<kHalves>(logits, operand(queries + s / 4 * kQueryHalf + s % 4 * 32),
+                             operand(keys + s / 4 * kHalf + s % 4 * 32), s > 0);
+    wgmma_commit();
+  };
+  const auto add_values = [&](float(&out)[64], const uint32_t(&weights)[32], int slot) {
+    const uint32_t values = ring_memory + slot * 2 * kOperand + kOperand;
+    wgmma_begin();
+#pragma unroll
+    for (int s = 0; s < 8; ++s)
+      multiply_values<kHalves>(out, weights + 4 * s, value_operand(values + s * 2048));
+    wgmma_commit();
+  };
+  const auto pack_weights = [](const float(&logits)[64], uint32_t(&weights)[32]) {
+#pragma unroll
+    for (int i = 0; i < 32; ++i) weights[i] = pack<kHalves>(logits[2 * i], logits[2 * i + 1]);
+  };
+
+  __shared__ float marks[kConsumers];
+  const uint32_t mark = shared_address(marks + threadIdx.x);
+  QueryTiles finder;
+  Item next;
+  Queries next_queries;
+  int step = 0, index = blockIdx.x;
+  bool more = find_item(args, finder, index, next);
+  if (more) next_queries.load(args, next, group);
+  while (more) {
+    const Item item = next;
+    meet(kOwnBarrier + group, 128);  // all have multiplied the queries before
+    next_queries.template store<kHalves>(queries);
+    meet(kOwnBarrier + group, 128);
+    const int row = warp * 16 + lane / 4;  // of the tile; the other is row + 8
+    const int position[2] = {item.before() + min(item.first + row, item.length - 1),
+                             item.before() + min(item.first + row + 8, item.length - 1)};
+    const int whole = item.before() + item.first + group * 64;  // keys up to here need no mask
+    float out[64] = {}, logits[64], factor[2];
+    uint32_t weights[32];
+    Softmax softmax;
+
+    barrier_wait(&ring.full_k[step % kStages], step / kStages & 1);
+    score(logits, step % kStages);
+    wgmma_wait<0>(logits);
+    hand_back(&ring.empty_k[step % kStages]);
+    if (kKeys - 1 > whole) mask(logits, 0, position);
+    softmax.take(logits, scale, factor);
+    pack_weights(logits, weights);
+
+    // Scores of a tile and values of the one before are multiplied together; the softmax of the
+    // former runs under the latter, and under the other warpgroup's turn.
+    const auto next_tile = [&](int tile, auto masked) {
+      const int slot = (step + 1) % kStages, slot_before = step % kStages;
+      barrier_wait(&ring.full_k[slot], (step + 1) / kStages & 1);
+      meet(kTurnBarrier + group, kConsumers);
+      score(logits, slot);
+      barrier_wait(&ring.full_v[slot_before], step / kStages & 1);
+      add_values(out, weights, slot_before);
+      if (group == 0 || tile + 1 < item.tiles) arrive(kTurnBarrier + (1 - group), kConsumers);
+      wgmma_wait<1>(logits);
+      hand_back(&ring.empty_k[slot]);
+      if constexpr (decltype(masked)::value) mask(logits, tile * kKeys, position);
+      softmax.take(logits, scale, factor);
+      // The softmax belongs under the values' product, not behind it, and only a store that depends
+      // on it keeps ptxas from waiting first.
+      asm volatile("st.volatile.shared.f32 [%0], %1;" ::"r"(mark),
+                   "f"(softmax.sum[0] + softmax.sum[1])
+                   : "memory");
+      wgmma_wait<0>(out);
+      hand_back(&ring.empty_v[slot_before]);
+#pragma unroll
+      for (int i = 0; i < 64; ++i) out[i] *= factor[i / 2 % 2];
+      pack_weights(logits, weights);
+      ++step;
+    };
+    if (group == 1 && item.tiles > 1) arrive(kTurnBarrier, kConsumers);
+    const int unmasked = min(item.tiles, (whole + 1) / kKeys);
+    int tile = 1;
+    for (; tile < unmasked; ++tile) next_tile(tile, std::false_type());
+    for (; tile < item.tiles; ++tile) next_tile(tile, std::true_type());
+    barrier_wait(&ring.full_v[step % kStages], step / kStages & 1);
+    add_values(out, weights, step % kStages);
+    // The next queries are on their way while these are finished and stored.
+    index += gridDim.x;
+    more = find_item(args, finder, index, next);
+    if (more) next_queries.load(args, next, group);
+    wgmma_wait<0>(out);
+    hand_back(&ring.empty_v[step % kStages]);
+    ++step;
+    store_rows(args, item, row, out, softmax);
+  }
+}
+
+}  // namespace tiled
+
+// kF8: the cache is FP8. It is widened to f16, which holds every e4m3 number exactly, and queries
+// and weights are rounded to f16 as well; so queries beyond 65504 are infinite.
+template <bool kF8>
+__global__ void __launch_bounds__(tiled::kThreads, 1)
+    sm90_attention_prefill(const __grid_constant__ CUtensorMap keys,
+                           const __grid_constant__ CUtensorMap values, AttentionArgs args) {
+  extern __shared__ uint8_t prefill_memory[];
+  __shared__ tiled::Ring ring;
+  const uint32_t memory = (shared_address(prefill_memory) + 1023) & ~1023u;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < tiled::kStages; ++i) {
+      barrier_init(&ring.full_k[i], kF8 ? tiled::kProducers : 1);
+      barrier_init(&ring.full_v[i], kF8 ? tiled::kProducers : 1);
+      barrier_init(&ring.empty_k[i], tiled::kConsumers / kWarp);
+      barrier_init(&ring.empty_v[i], tiled::kConsumers / kWarp);
+    }
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+    if constexpr (!kF8) {
+      prefetch_map(&keys);
+      prefetch_map(&values);
+    }
+  }
+  __syncthreads();
+  wait_for_previous();
+  let_next_start();
+  if (threadIdx.x >= tiled::kConsumers) {
+    const uint32_t ring_memory = memory + tiled::kQueryBytes;
+    if constexpr (kF8) {
+      give_registers<88>();
+      tiled::widen_tiles(args, ring_memory, ring);
+    } else {
+      give_registers<40>();
+      if (threadIdx.x < tiled::kConsumers + kWarp)
+        tiled::copy_tiles(args, &keys, &values, ring_memory, ring);
+    }
+  } else {
+    take_registers<kF8 ? 208 : 232>();
+    tiled::attend_tiles<kF8>(args, memory, ring);
+  }
+}
+
+}  // namespace m2::ops::cuda
