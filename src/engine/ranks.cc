@@ -64,7 +64,9 @@ void FirstRank::enqueue(const StepInput& input, const model::StepSampling& sampl
     enqueued_ = step.error();
     return;
   }
+  watch_.begin();
   own_.enqueue(*step, sampling);
+  watch_.end();
 }
 
 Result<model::StepResult> FirstRank::collect() {
@@ -189,7 +191,9 @@ class Follower {
     if (!own_.samples()) return fail(Code::corrupt, "the first rank's model samples, this one not");
     M2_TRY_VOID(land(model::StepModel::kMostInFlight - 1));
     rows_.resize(input.logit_rows.size());
+    watch_.begin();
     own_.enqueue(input, {rows_, {}, {}});
+    watch_.end();
     ++under_way_;
     return {};
   }

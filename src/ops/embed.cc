@@ -19,12 +19,23 @@ void embed(const Exec& exec, Tensor ids, Tensor table, int64_t first_id, Tensor 
 
 void gather_rows(const Exec& exec, Tensor x, Tensor rows, Tensor out) {
   M2_CHECK(x.rank() == 2 && rows.rank() == 1);
-  check_tensor("x", x, {DType::f32, DType::bf16}, {x.size(0), x.size(1)});
+  check_tensor("x", x, {DType::f32, DType::bf16, DType::i32}, {x.size(0), x.size(1)});
   check_tensor("rows", rows, {DType::i32}, {rows.size(0)});
   check_tensor("out", out, {x.dtype()}, {rows.size(0), x.size(1)});
   if (rows.size(0) == 0) return;
   if (exec.device.kind == DeviceKind::cuda) return cuda::gather_rows(exec, x, rows, out);
   cpu::gather_rows(exec, x, rows, out);
+}
+
+void sum_rows(const Exec& exec, Tensor x, Tensor rows, Tensor out) {
+  M2_CHECK(x.rank() == 2 && rows.rank() == 2);
+  check_tensor("x", x, {DType::f32, DType::bf16}, {x.size(0), x.size(1)});
+  check_tensor("rows", rows, {DType::i32}, {rows.size(0), rows.size(1)});
+  check_tensor("out", out, {x.dtype()}, {rows.size(0), x.size(1)});
+  check_dense("rows", rows);
+  if (rows.size(0) == 0) return;
+  if (exec.device.kind == DeviceKind::cuda) return cuda::sum_rows(exec, x, rows, out);
+  cpu::sum_rows(exec, x, rows, out);
 }
 
 }  // namespace m2::ops

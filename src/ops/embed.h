@@ -13,7 +13,11 @@ namespace m2::ops {
 // Precondition: every id is >= 0.
 void embed(const Exec& exec, Tensor ids, Tensor table, int64_t first_id, Tensor out);
 
-// out[r, :] = x[rows[r], :].   x [T, H], rows i32 [R], out [R, H]; one dtype, f32 | bf16.
+// out[r, :] = x[rows[r], :].   x [T, H], rows i32 [R], out [R, H]; one dtype, f32 | bf16 | i32.
 void gather_rows(const Exec& exec, Tensor x, Tensor rows, Tensor out);
+
+// out[t, :] = sum over k, ascending, of x[rows[t, k], :], in FP32 and rounded once; a negative row
+// adds nothing.   x [N, H], rows i32 [T, K], out [T, H]; one dtype, f32 | bf16.
+void sum_rows(const Exec& exec, Tensor x, Tensor rows, Tensor out);
 
 }  // namespace m2::ops

@@ -38,7 +38,7 @@ TEST_F(EmbedTest, TakesRowsOfASliceOfTheTable) {
 
 TEST_F(EmbedTest, GathersRows) {
   Random random(2);
-  for (const DType dtype : {DType::f32, DType::bf16}) {
+  for (const DType dtype : {DType::f32, DType::bf16, DType::i32}) {
     Host x(dtype, {9, 77}, 3), rows(DType::i32, {4}), out(dtype, {4, 77});
     x.fill(random);
     rows.set({0, 3, 3, 8});
@@ -49,10 +49,31 @@ TEST_F(EmbedTest, GathersRows) {
   }
 }
 
+TEST_F(EmbedTest, SumsRows) {
+  Random random(3);
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    Host x(dtype, {9, 1100}, 3), rows(DType::i32, {4, 3}), out(dtype, {4, 1100}, 2);
+    x.fill(random);
+    rows.set({0, 3, 8, -1, 5, -1, 2, 2, -1, -1, -1, -1});
+    sum_rows(exec_, x, rows, out);
+    for (int64_t t = 0; t < 4; ++t)
+      for (int64_t c = 0; c < 1100; ++c) {
+        float sum = 0;
+        for (int64_t k = 0; k < 3; ++k)
+          if (const double row = load(rows, t, k); row >= 0)
+            sum += static_cast<float>(load(x, static_cast<int64_t>(row), c));
+        ASSERT_EQ(load(out, t, c), dtype == DType::bf16 ? to_float(to_bf16(sum)) : sum);
+      }
+  }
+}
+
 TEST_F(EmbedTest, ARowOutsideIsABug) {
   Host x(DType::f32, {9, 7}), rows(DType::i32, {1}), out(DType::f32, {1, 7});
   rows.set({9});
   EXPECT_DEATH(gather_rows(exec_, x, rows, out), "row 9 of");
+  Host lists(DType::i32, {1, 1});
+  lists.set({9});
+  EXPECT_DEATH(sum_rows(exec_, x, lists, out), "row 9 of");
 }
 
 }  // namespace

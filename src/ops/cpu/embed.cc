@@ -51,4 +51,23 @@ void gather_rows(const Exec& exec, Tensor x, Tensor rows, Tensor out) {
   });
 }
 
+void sum_rows(const Exec& exec, Tensor x, Tensor rows, Tensor out) {
+  const int64_t width = x.size(1), most = rows.size(1), element = size_of(x.dtype());
+  for_rows(exec, rows.size(0), most * width * element, [&](int64_t t) {
+    const int32_t* row = rows.as<int32_t>() + t * most;
+    alignas(64) float sums[kChunk], part[kChunk];
+    for (int64_t first = 0; first < width; first += kChunk) {
+      const int64_t n = std::min(kChunk, width - first);
+      std::fill_n(sums, n, 0.0f);
+      for (int64_t k = 0; k < most; ++k) {
+        if (row[k] < 0) continue;
+        M2_CHECK(row[k] < x.size(0), "row {} of {}", row[k], x.describe());
+        load_row(row_of(x, row[k]) + first * element, x.dtype(), n, part);
+        for (int64_t i = 0; i < n; ++i) sums[i] += part[i];
+      }
+      store_row(sums, n, row_of(out, t) + first * element, out.dtype());
+    }
+  });
+}
+
 }  // namespace m2::ops::cpu

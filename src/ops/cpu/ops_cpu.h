@@ -20,6 +20,7 @@ void paged_attention(const Exec& exec, Tensor q, const KvCache& cache, const Bat
                      const HeadShape& heads, Tensor out);
 void embed(const Exec& exec, Tensor ids, Tensor table, int64_t first_id, Tensor out);
 void gather_rows(const Exec& exec, Tensor x, Tensor rows, Tensor out);
+void sum_rows(const Exec& exec, Tensor x, Tensor rows, Tensor out);
 int64_t experts_scratch_bytes(const Experts& experts, int64_t tokens, int64_t top);
 void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Tensor weights,
              Tensor scratch, Tensor out);

@@ -77,6 +77,11 @@ void gather_rows(const Exec& exec, Tensor x, Tensor rows, Tensor out) {
   launch_gather_rows(exec.stream, matrix(x), rows.as<int32_t>(), matrix(out));
 }
 
+void sum_rows(const Exec& exec, Tensor x, Tensor rows, Tensor out) {
+  launch_sum_rows(exec.stream, matrix(x), rows.as<int32_t>(), static_cast<int>(rows.size(1)),
+                  matrix(out));
+}
+
 bool wants_quantised() {
   return compute_major() == 9;
 }

@@ -30,6 +30,19 @@ __global__ void gather_rows_kernel(Matrix x, const int32_t* rows, Matrix out) {
   }
 }
 
+// Bytes: a row of x for each that is added, and one output row a token. Bound by latency.
+__global__ void sum_rows_kernel(Matrix x, const int32_t* rows, int most, Matrix out) {
+  wait_for_previous();
+  let_next_start();
+  const int32_t* row = rows + static_cast<int64_t>(blockIdx.x) * most;
+  for (int64_t c = threadIdx.x; c < out.columns; c += blockDim.x) {
+    float sum = 0.0f;
+    for (int k = 0; k < most; ++k)
+      if (row[k] >= 0) sum += load_number(x.data, x.dtype, row[k] * x.stride + c);
+    store_number(out.data, out.dtype, blockIdx.x * out.stride + c, sum);
+  }
+}
+
 }  // namespace
 
 void launch_embed(void* stream, const int32_t* ids, Matrix table, int64_t first_id, Matrix out) {
@@ -41,6 +54,12 @@ void launch_embed(void* stream, const int32_t* ids, Matrix table, int64_t first_
 void launch_gather_rows(void* stream, Matrix x, const int32_t* rows, Matrix out) {
   if (out.rows == 0) return;
   launch(stream, gather_rows_kernel, {dim3(static_cast<unsigned>(out.rows)), dim3(256)}, x, rows,
+         out);
+}
+
+void launch_sum_rows(void* stream, Matrix x, const int32_t* rows, int most, Matrix out) {
+  if (out.rows == 0) return;
+  launch(stream, sum_rows_kernel, {dim3(static_cast<unsigned>(out.rows)), dim3(256)}, x, rows, most,
          out);
 }
 

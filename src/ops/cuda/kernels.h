@@ -44,6 +44,8 @@ struct Cache {
 
 void launch_embed(void* stream, const int32_t* ids, Matrix table, int64_t first_id, Matrix out);
 void launch_gather_rows(void* stream, Matrix x, const int32_t* rows, Matrix out);
+// rows [out.rows, most]
+void launch_sum_rows(void* stream, Matrix x, const int32_t* rows, int most, Matrix out);
 
 // residual and delta empty: plain norm of x. Otherwise residual += delta, norm of the residual.
 void launch_rms_norm(void* stream, Matrix x, Matrix delta, const void* weight, DType weight_dtype,

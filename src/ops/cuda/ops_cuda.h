@@ -23,6 +23,7 @@ namespace m2::ops::cuda {
 
 void embed(const Exec& exec, Tensor ids, Tensor table, int64_t first_id, Tensor out);
 void gather_rows(const Exec& exec, Tensor x, Tensor rows, Tensor out);
+void sum_rows(const Exec& exec, Tensor x, Tensor rows, Tensor out);
 bool wants_quantised();
 // What the operations that take or make a Quantised compose themselves of: x bf16 [T, K].
 void quantise(const Exec& exec, Tensor x, const Quantised& to);

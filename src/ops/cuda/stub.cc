@@ -18,6 +18,9 @@ void embed(const Exec&, Tensor, Tensor, int64_t, Tensor) {
 void gather_rows(const Exec&, Tensor, Tensor, Tensor) {
   no_cuda();
 }
+void sum_rows(const Exec&, Tensor, Tensor, Tensor) {
+  no_cuda();
+}
 bool wants_quantised() {
   return false;
 }

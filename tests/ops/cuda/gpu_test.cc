@@ -71,6 +71,25 @@ TEST_F(Gpu, Embed) {
   }
 }
 
+TEST_F(Gpu, SumRows) {
+  for (const DType dtype : {DType::bf16, DType::f32})
+    for (const int64_t width : {1, 63, 3072}) {
+      const Numbers x = random_numbers(random_, 9 * width, dtype);
+      const std::vector<int32_t> rows{0, 3, 8, -1, 5, -1, 2, 2, -1, -1, -1, -1};
+      const OnGpu x_gpu(x, {9, width}), rows_gpu(rows, {4, 3}), out(dtype, {4, width});
+      cuda::sum_rows(gpu(), x_gpu, rows_gpu, out);
+      const std::vector<double> values = out.values();
+      for (int64_t i = 0; i < 4 * width; ++i) {
+        float sum = 0;
+        for (int64_t k = 0; k < 3; ++k)
+          if (const int64_t row = rows[static_cast<size_t>(i / width * 3 + k)]; row >= 0)
+            sum += static_cast<float>(x.values[static_cast<size_t>(row * width + i % width)]);
+        ASSERT_EQ(values[static_cast<size_t>(i)],
+                  dtype == DType::bf16 ? to_float(to_bf16(sum)) : sum);
+      }
+    }
+}
+
 TEST_F(Gpu, Norms) {
   for (const DType dtype : {DType::bf16, DType::f32})
     for (const int64_t width : {1, 8, 257, 3071, 3072, 3080, 6144})
