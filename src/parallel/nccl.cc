@@ -8,6 +8,7 @@
 #include <mutex>
 #include <thread>
 
+#include "parallel/peers.h"
 #include "tensor/buffer.h"
 #include "tensor/stream.h"
 
@@ -108,7 +109,8 @@ class NcclComm : public Comm {
       : nccl_(nccl), rank_(rank), size_(size), mark_(device, 64), handle_(handle) {}
   // ncclCommDestroy would wait for ranks that may be gone.
   ~NcclComm() override {
-    if (status_of_group().ok()) nccl_.abort(handle_);
+    if (status_of_group().ok()) end_handle();
+    if (ending_.joinable()) ending_.join();
   }
 
   int64_t rank() const override { return rank_; }
@@ -211,7 +213,7 @@ class NcclComm : public Comm {
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
       (void)lock.try_lock();
     }
-    nccl_.abort(handle_);
+    end_handle();
   }
 
   void set_deadline(Nanos) override {}
@@ -239,7 +241,7 @@ class NcclComm : public Comm {
     const int code = body();
     if (code == Nccl::kSuccess || code == Nccl::kInProgress) return;
     if (note(fail(Code::unavailable, "NCCL's {} failed: {}", name, nccl_.error_string(code))))
-      nccl_.abort(handle_);
+      end_handle();
   }
 
   // The calls that body makes, with each, run as one.
@@ -256,7 +258,13 @@ class NcclComm : public Comm {
     });
   }
 
-  // True for the first failure. The handle is used no more: who noted it aborts it.
+  // Ends what is under way. NCCL then frees the handle, for which it waits until no recorded graph
+  // holds it any more: on a thread of its own, since the graphs live as long as the model.
+  void end_handle() {
+    ending_ = std::thread([abort = nccl_.abort, handle = handle_] { abort(handle); });
+  }
+
+  // True for the first failure. The handle is used no more: who noted it ends it.
   bool note(const Error& why) {
     std::lock_guard lock(state_);
     if (!failed_.text.empty()) return false;
@@ -273,6 +281,7 @@ class NcclComm : public Comm {
   const int64_t rank_, size_;
   const Buffer mark_;  // for barriers
   const Nccl::Handle handle_;
+  std::thread ending_;        // once the group has failed
   std::mutex calls_;          // held during a call
   mutable std::mutex state_;  // of failed_
   Error failed_;
@@ -305,8 +314,8 @@ Result<std::unique_ptr<Comm>> make_nccl_comm(const NcclId& id, Device device, in
 
 namespace {
 
-// The NCCL group of the ranks of `host`, whose first one makes the id.
-Result<std::unique_ptr<Comm>> like(Comm& host, Device device) {
+// The device's group of the ranks of `host`, whose first one makes NCCL's id.
+Result<std::unique_ptr<Comm>> like(Comm& host, Device device, SumsBy sums) {
   if (host.size() == 1) return make_single_comm();
   NcclId id{};
   if (host.rank() == 0) {
@@ -314,16 +323,18 @@ Result<std::unique_ptr<Comm>> like(Comm& host, Device device) {
   }
   host.broadcast(Exec{}, Tensor(id.data(), DType::u8, {static_cast<int64_t>(id.size())}), 0);
   M2_TRY_VOID(host.status());
-  return make_nccl_comm(id, device, host.rank(), host.size());
+  M2_TRY(std::unique_ptr<Comm> nccl, make_nccl_comm(id, device, host.rank(), host.size()));
+  if (sums == SumsBy::nccl || host_addressable(device)) return nccl;
+  return sum_through_peers(std::move(nccl), host, device);
 }
 
 }  // namespace
 
-Result<void> add_device_groups(LocalRank& rank, Device device) {
+Result<void> add_device_groups(LocalRank& rank, Device device, SumsBy sums) {
   const auto add = [&]() -> Result<void> {
-    M2_TRY(rank.device_tensor, like(*rank.tensor, device));
+    M2_TRY(rank.device_tensor, like(*rank.tensor, device, sums));
     if (rank.engines) {
-      M2_TRY(rank.device_engines, like(*rank.engines, device));
+      M2_TRY(rank.device_engines, like(*rank.engines, device, sums));
     }
     return {};
   };

@@ -18,15 +18,23 @@ Result<NcclId> make_nccl_id();
 // exec.stream: status() tells of failures that have shown so far. Every rank calls this on its own
 // thread at the same time.
 //
-// Sums are made in NCCL's order and dtype, not in FP32 in ascending order of rank; all ranks hold
-// the same bytes, and the same arrangement gives the same sums again. There is no deadline: who
-// waits too long for the stream calls abort(), which ends what is under way there.
+// Sums are made in NCCL's order and dtype, not in FP32 in ascending order of rank: all ranks hold
+// the same bytes, and two ranks those of any order, but with more the order depends on the tensor's
+// size and on the place in it (parallel/peers.h keeps it). There is no deadline: who
+// waits too long for the stream calls abort(), which ends what is under way there. Graphs in which
+// collectives are recorded must be gone before the group is destroyed.
 Result<std::unique_ptr<Comm>> make_nccl_comm(const NcclId& id, Device device, int64_t rank,
                                              int64_t size);
+
+// Who adds up what ranks on devices have.
+enum class SumsBy : uint8_t {
+  peers,  // parallel/peers.h, where it can; else nccl
+  nccl
+};
 
 // Gives a rank communicators of `device`, for the groups it has communicators of host memory for.
 // Every rank of every group calls this on its own thread at the same time; the groups of a rank
 // that fails are aborted.
-Result<void> add_device_groups(LocalRank& rank, Device device);
+Result<void> add_device_groups(LocalRank& rank, Device device, SumsBy sums = SumsBy::peers);
 
 }  // namespace m2::parallel

@@ -66,6 +66,17 @@ DeviceMemory memory(Device device) {
   return {static_cast<int64_t>(free_bytes), static_cast<int64_t>(total_bytes)};
 }
 
+bool reach(Device from, Device to) {
+  int can = 0;
+  require(cudaDeviceCanAccessPeer(&can, from.index, to.index), "asking whether GPUs reach another");
+  if (can == 0) return false;
+  use(from);
+  const cudaError_t status = cudaDeviceEnablePeerAccess(to.index, 0);
+  if (status == cudaSuccess) return true;
+  (void)cudaGetLastError();  // it would be taken for the next call's
+  return status == cudaErrorPeerAccessAlreadyEnabled;
+}
+
 void* allocate(Device device, int64_t bytes) {
   require(cudaSetDevice(device.index), "choosing the GPU");
   void* memory = nullptr;

@@ -10,6 +10,7 @@ namespace m2::cuda_device {
 Result<void> check(Device device);
 void use(Device device);
 DeviceMemory memory(Device device);
+bool reach(Device from, Device to);
 
 void* allocate(Device device, int64_t bytes);
 void free(Device device, void* memory);

@@ -23,6 +23,9 @@ void use(Device) {
 DeviceMemory memory(Device) {
   no_cuda();
 }
+bool reach(Device, Device) {
+  no_cuda();
+}
 void* allocate(Device, int64_t) {
   no_cuda();
 }

@@ -22,6 +22,11 @@ void use_device(Device device) {
   if (on_gpu(device)) cuda_device::use(device);
 }
 
+bool reach_device(Device from, Device to) {
+  M2_CHECK(on_gpu(from) && on_gpu(to), "only GPUs have memory of their own");
+  return from == to || cuda_device::reach(from, to);
+}
+
 DeviceMemory device_memory(Device device) {
   M2_CHECK(on_gpu(device), "only a GPU's memory is its own");
   return cuda_device::memory(device);

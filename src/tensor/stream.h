@@ -20,6 +20,10 @@ Result<void> check_device(Device device);
 // calls it once.
 void use_device(Device device);
 
+// Lets work of GPU `from` read and write memory of GPU `to`; false if the machine does not. At once
+// or later allocated.
+bool reach_device(Device from, Device to);
+
 // Bytes of device memory: free now, and in all. Only for GPUs.
 struct DeviceMemory {
   int64_t free = 0;

@@ -1,5 +1,5 @@
-# The CUDA bodies of the operations. Included by every build, because the folder's host sources are
-# found by the rooms' globs: without M2_CUDA only the pure plans and the stubs stay.
+# The CUDA bodies of the operations, and of sums over ranks (src/parallel/cuda). Included by every build, because the
+# folders' host sources are found by the rooms' globs: without M2_CUDA only the pure plans and the stubs stay.
 # nvcc sees only *.cu and what they include (no base/ or tensor/ headers but dtype.h).
 
 function(m2_drop_sources target pattern)
@@ -14,6 +14,7 @@ if(NOT M2_CUDA)
   return()
 endif()
 m2_drop_sources(m2_ops "src/ops/cuda/stub\\.cc$")
+m2_drop_sources(m2_parallel "src/parallel/cuda/stub\\.cc$")
 m2_drop_sources(m2_tensor "src/tensor/cuda_device_stub\\.cc$")
 
 # An installed toolkit, or one made from wheels.
@@ -37,13 +38,15 @@ add_library(m2_cudart INTERFACE)
 target_include_directories(m2_cudart SYSTEM INTERFACE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
 target_link_libraries(m2_cudart INTERFACE ${M2_CUDART} Threads::Threads ${CMAKE_DL_LIBS} rt)
 
-file(GLOB_RECURSE cuda_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/ops/cuda/*.cu)
+file(GLOB_RECURSE cuda_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/ops/cuda/*.cu
+    ${CMAKE_SOURCE_DIR}/src/parallel/cuda/*.cu)
 add_library(m2_cuda_kernels STATIC ${cuda_sources})
 target_include_directories(m2_cuda_kernels PRIVATE ${CMAKE_SOURCE_DIR}/src)
 target_compile_options(m2_cuda_kernels PRIVATE --expt-relaxed-constexpr -lineinfo)
 # PRIVATE: nothing above sees CUDA's headers, so all else compiles as it does without CUDA.
 target_link_libraries(m2_cuda_kernels PRIVATE m2_cudart)
 target_link_libraries(m2_ops PRIVATE m2_cuda_kernels m2_cudart)
+target_link_libraries(m2_parallel PRIVATE m2_cuda_kernels)
 target_link_libraries(m2_tensor PRIVATE m2_cudart)
 string(REPLACE ";" "," architectures "${CMAKE_CUDA_ARCHITECTURES}")
 set_source_files_properties(${CMAKE_SOURCE_DIR}/src/tensor/cuda_device.cc PROPERTIES
