@@ -10,7 +10,6 @@
 #include "base/log.h"
 #include "model/weight_table.h"
 #include "parallel/mpi.h"
-#include "parallel/nccl.h"
 #include "parallel/tcp.h"
 
 namespace m2::app {
@@ -74,8 +73,8 @@ void log_experts(const parallel::Topology& topology, const model::ModelConfig& c
 
 // The processes of --nnodes, or of mpirun: all behind the first one's port.
 Result<void> read_nodes(const Values& values, Spread& spread) {
-  M2_TRY(spread.processes, size_flag(values, "nnodes"));
-  spread.process = *values.integer("node-rank");
+  M2_TRY(spread.nodes, size_flag(values, "nnodes"));
+  int64_t node = *values.integer("node-rank");
   spread.address = values.text("master-addr");
   spread.port = static_cast<int>(*values.integer("master-port"));
   const std::string backend = values.text("distributed-executor-backend");
@@ -84,59 +83,78 @@ Result<void> read_nodes(const Values& values, Spread& spread) {
     return fail(
         Code::invalid_argument,
         "--distributed-executor-backend mpi: mpirun has not started this process with others");
-  if (launch.processes > 1 && spread.processes == 1 && (backend.empty() || backend == "mpi")) {
-    spread.processes = launch.processes;
-    spread.process = launch.process;
+  if (launch.processes > 1 && spread.nodes == 1 && (backend.empty() || backend == "mpi")) {
+    spread.nodes = launch.processes;
+    node = launch.process;
     spread.local_process = launch.local_process;
     spread.mpi = true;
   }
-  if (spread.process < 0 || spread.process >= spread.processes)
-    return fail(Code::invalid_argument, "--node-rank {} is not one of --nnodes {}", spread.process,
-                spread.processes);
+  if (node < 0 || node >= spread.nodes)
+    return fail(Code::invalid_argument, "--node-rank {} is not one of --nnodes {}", node,
+                spread.nodes);
+  if (spread.ranks() % spread.nodes != 0)
+    return fail(Code::invalid_argument, "{} ranks cannot be shared evenly by {} processes{}",
+                spread.ranks(), spread.nodes, spread.mpi ? " of mpirun" : " (--nnodes)");
+  spread.first = node == 0;
+  spread.share = parallel::place_evenly(spread.ranks(), spread.nodes, node).local();
   return {};
 }
 
-// The processes of --data-parallel-size-local and --data-parallel-rank: each with engines of its
-// own, behind the first one's port or each behind its own.
-Result<void> read_engine_processes(const Values& values, Spread& spread) {
-  const int64_t engines = spread.shape.data_size;
+// Who serves, of processes with engines of their own: each its engines, or one all.
+Result<void> read_balancing(const Values& values, Spread& spread) {
   const bool external =
       values.given("data-parallel-rank") || values.flag("data-parallel-external-lb");
-  const bool hybrid = values.flag("data-parallel-hybrid-lb");
-  if (external && hybrid)
+  spread.fronts = external || values.flag("data-parallel-hybrid-lb");
+  if (external && values.flag("data-parallel-hybrid-lb"))
     return fail(Code::invalid_argument,
                 "--data-parallel-hybrid-lb and --data-parallel-external-lb exclude each other");
-  if (hybrid && !values.given("data-parallel-size-local"))
+  if (spread.fronts && !external && !values.given("data-parallel-size-local"))
     return fail(Code::invalid_argument,
                 "--data-parallel-hybrid-lb needs --data-parallel-size-local: the engines of this "
                 "process");
-  const int64_t local = values.integer("data-parallel-size-local").value_or(external ? 1 : engines);
-  if (external && local != 1)
-    return fail(Code::invalid_argument,
-                "--data-parallel-size-local {}: with --data-parallel-rank a process holds one "
-                "engine",
-                local);
-  if (local < 1 || engines % local != 0)
-    return fail(Code::invalid_argument,
-                "--data-parallel-size-local {} does not share the {} engines of "
-                "--data-parallel-size evenly",
-                local, engines);
-  const int64_t start =
-      values.integer(external ? "data-parallel-rank" : "data-parallel-start-rank").value_or(0);
   if (external && !values.given("data-parallel-rank"))
     return fail(Code::invalid_argument,
                 "--data-parallel-external-lb needs --data-parallel-rank: the engine of this "
                 "process");
+  if (external && values.integer("data-parallel-size-local").value_or(1) != 1)
+    return fail(Code::invalid_argument,
+                "--data-parallel-size-local {}: with --data-parallel-rank a process holds one "
+                "engine",
+                *values.integer("data-parallel-size-local"));
+  return {};
+}
+
+// The processes of --data-parallel-size-local and --data-parallel-rank. How many there are nobody
+// says: all engines have to come.
+Result<void> read_engine_processes(const Values& values, Spread& spread) {
+  M2_TRY_VOID(read_balancing(values, spread));
+  const bool external = values.given("data-parallel-rank");
+  const int64_t engines = spread.shape.data_size;
+  const int64_t local = values.integer("data-parallel-size-local").value_or(external ? 1 : engines);
+  const int64_t start =
+      values.integer(external ? "data-parallel-rank" : "data-parallel-start-rank").value_or(0);
+  if (local < 0 || local > engines)
+    return fail(Code::invalid_argument,
+                "--data-parallel-size-local {} is not from 0 to the {} of --data-parallel-size",
+                local, engines);
+  if (local == 0 && (engines == 1 || spread.fronts || values.flag("headless")))
+    return fail(Code::invalid_argument,
+                "--data-parallel-size-local 0: a process without engines serves those of others, "
+                "two or more: not with {}",
+                engines == 1 ? "--data-parallel-size 1"
+                             : (spread.fronts ? "--data-parallel-hybrid-lb" : "--headless"));
   if (start < 0 || start >= engines)
     return fail(Code::invalid_argument, "data_parallel_rank {} is out of range [0, {}).", start,
                 engines);
-  if (start % local != 0)
+  if (start + local > engines)
     return fail(Code::invalid_argument,
-                "--data-parallel-start-rank {} is not a multiple of --data-parallel-size-local {}",
-                start, local);
-  spread.processes = engines / local;
-  spread.process = start / local;
-  spread.fronts = (external || hybrid) && spread.processes > 1;
+                "--data-parallel-start-rank {} and --data-parallel-size-local {} go beyond the {} "
+                "engines of --data-parallel-size",
+                start, local, engines);
+  spread.share = {local == 0 ? 0 : start * spread.shape.tensor_size,
+                  local * spread.shape.tensor_size};
+  spread.first = start == 0 && !values.flag("headless");
+  spread.fronts = spread.fronts && !spread.alone();
   spread.address = values.text("data-parallel-address");
   spread.port = static_cast<int>(*values.integer("data-parallel-rpc-port"));
   return {};
@@ -149,6 +167,7 @@ Result<void> read_processes(const Values& values, Spread& spread) {
         "data-parallel-external-lb", "data-parallel-hybrid-lb"})
     by_engines = by_engines || values.given(flag);
   const bool by_nodes = *values.integer("nnodes") > 1 || mpi_launch().processes > 1;
+  by_engines = by_engines || (values.flag("headless") && !by_nodes);
   if (by_engines && by_nodes)
     return fail(Code::invalid_argument,
                 "the processes are counted either by {} or by --data-parallel-size-local and "
@@ -157,11 +176,10 @@ Result<void> read_processes(const Values& values, Spread& spread) {
   M2_TRY_VOID(by_engines ? read_engine_processes(values, spread) : read_nodes(values, spread));
 
   if (values.flag("headless")) {
-    if (spread.serves())
+    if (spread.serves() || spread.shape.data_size == 1)
       return fail(Code::invalid_argument,
                   "--headless: this process holds engine {}, and serves HTTP for {}",
-                  spread.process * spread.shape.data_size / spread.processes,
-                  spread.fronts ? "it" : "all");
+                  spread.first_engine(), spread.fronts ? "it" : "all");
     if (values.given("api-server-count") && *values.integer("api-server-count") > 0)
       return fail(Code::invalid_argument,
                   "api_server_count={} cannot be used with --headless (no API servers are started "
@@ -172,9 +190,6 @@ Result<void> read_processes(const Values& values, Spread& spread) {
                 "the process of engine 0 serves HTTP for all: add --headless here, or "
                 "--data-parallel-hybrid-lb everywhere");
   }
-  if (spread.processes > 1 && spread.ranks() % spread.processes != 0)
-    return fail(Code::invalid_argument, "{} ranks cannot be shared evenly by {} processes{}",
-                spread.ranks(), spread.processes, spread.mpi ? " of mpirun" : " (--nnodes)");
   return {};
 }
 
@@ -193,47 +208,53 @@ Result<Spread> read_spread(const Values& values, const model::ModelConfig& confi
     return fail(Code::invalid_argument,
                 "--expert-placement-strategy {} (chose from {{ linear,round_robin }})", placement);
   out.shape.round_robin = placement == "round_robin";
+  if (values.flag("disable-custom-all-reduce")) out.sums = parallel::SumsBy::nccl;
   M2_TRY(out.exchange, exchange_kind(values, out.shape));
   M2_TRY_VOID(model::check_topology(config, out.shape));
   M2_TRY_VOID(read_processes(values, out));
   return out;
 }
 
-Result<std::unique_ptr<parallel::Links>> meet_processes(const Spread& spread, const Values& values,
-                                                        Json terms) {
-  if (spread.processes == 1) return std::unique_ptr<parallel::Links>();
+Result<World> meet_processes(const Spread& spread, const Values& values, Json terms) {
+  World out;
+  out.where = parallel::place_evenly(spread.ranks(), 1, 0);
+  if (spread.alone()) return out;
   terms["tensor-parallel-size"] = spread.shape.tensor_size;
   terms["data-parallel-size"] = spread.shape.data_size;
   terms["enable-expert-parallel"] = spread.shape.expert_parallel;
   terms["expert-placement-strategy"] = spread.shape.round_robin ? "round_robin" : "linear";
-  terms["processes"] = spread.processes;
+  terms["nnodes"] = spread.nodes;
   terms["data-parallel load balancing"] = spread.fronts ? "each its own" : "internal";
   terms["all2all-backend"] =
       spread.exchange == model::ExchangeKind::all_to_all ? "all_to_all" : "allgather_reducescatter";
   if (spread.mpi) {
-    M2_TRY(std::unique_ptr<parallel::MpiWorld> world,
-           parallel::MpiWorld::open(spread.processes, terms));
-    return std::unique_ptr<parallel::Links>(std::move(world));
+    M2_TRY(out.links, parallel::MpiWorld::open(spread.nodes, terms));
+    out.where = parallel::place_evenly(spread.ranks(), spread.nodes,
+                                       spread.share.begin / spread.share.count);
+    return out;
   }
   parallel::Meeting meeting;
-  meeting.processes = spread.processes;
-  meeting.process = spread.process;
+  meeting.first = spread.first;
+  meeting.share = spread.share;
+  meeting.ranks = spread.ranks();
   meeting.address = spread.address;
   meeting.port = spread.port;
   meeting.channels = parallel::channels_of(spread.shape);
   meeting.terms = std::move(terms);
   meeting.patience = *values.integer("rank-start-seconds") * kSecond;
   M2_TRY(std::unique_ptr<parallel::TcpMesh> mesh, parallel::TcpMesh::connect(meeting));
-  return std::unique_ptr<parallel::Links>(std::move(mesh));
+  out.where = mesh->placement();
+  out.links = std::move(mesh);
+  return out;
 }
 
-RankModels::RankModels(const Spread& spread, parallel::Links* links, Device device, int threads)
-    : spread_(spread), links_(links) {
-  auto locals = parallel::make_local_ranks(spread.shape, spread.processes, spread.process, links,
-                                           spread.seats());
+RankModels::RankModels(const Spread& spread, const World& world, Device device, int threads)
+    : spread_(spread), world_(world), device_(device) {
+  auto locals =
+      parallel::make_local_ranks(spread.shape, world.where, world.links.get(), spread.seats());
   // The ranks of a process share its cores.
   const int cores = threads > 0 ? threads : usable_cpus();
-  const int each = std::max(1, cores / static_cast<int>(locals.size()));
+  const int each = std::max(1, cores / std::max(1, static_cast<int>(locals.size())));
   for (parallel::LocalRank& local : locals) {
     Rank& rank = *ranks_.emplace_back(std::make_unique<Rank>());
     rank.local = std::move(local);
@@ -260,13 +281,22 @@ Result<void> RankModels::on_every_rank(const std::function<Result<void>(Rank&)>&
 }
 
 Result<void> RankModels::connect_devices() {
-  if (spread_.ranks() == 1 || host_addressable(ranks_[0]->device)) return {};
-  return on_every_rank(
-      [](Rank& rank) { return parallel::add_device_groups(rank.local, rank.device); });
+  if (spread_.ranks() == 1 || host_addressable(device_)) return {};
+  return on_every_rank([sums = spread_.sums](Rank& rank) {
+    return parallel::add_device_groups(rank.local, rank.device, sums);
+  });
 }
 
 Result<void> RankModels::build(const model::ModelConfig& config, const MakeWeights& make_weights,
                                model::MemoryRequest request, const model::RunnerOptions& options) {
+  if (!ranks_.empty()) M2_TRY_VOID(build_ranks(config, make_weights, request, options));
+  if (spread_.seats() && spread_.first) return add_seats();
+  return {};
+}
+
+Result<void> RankModels::build_ranks(const model::ModelConfig& config,
+                                     const MakeWeights& make_weights, model::MemoryRequest request,
+                                     const model::RunnerOptions& options) {
   std::vector<model::Weights> weights;
   for (const auto& rank : ranks_) {
     log_experts(rank->local.topology, config);
@@ -275,7 +305,7 @@ Result<void> RankModels::build(const model::ModelConfig& config, const MakeWeigh
     weights.push_back(std::move(part));
   }
   const auto count = static_cast<int64_t>(ranks_.size());
-  if (host_addressable(ranks_[0]->device))
+  if (host_addressable(device_))
     request.available_bytes = (model::available_host_memory() + weight_bytes_) / count;
   request.exchange = spread_.exchange;
   const auto plan_of = [&](size_t i) {
@@ -289,13 +319,14 @@ Result<void> RankModels::build(const model::ModelConfig& config, const MakeWeigh
     blocks.push_back(plan.num_blocks);
   }
   M2_TRY(request.num_blocks, agree_on_blocks(blocks));
-  M2_TRY(plan_, plan_of(0));
+  num_blocks_ = request.num_blocks;
   // At the same time: ranks on devices record their steps together.
   const Result<void> made = on_every_rank([&](Rank& rank) -> Result<void> {
     const auto i = static_cast<size_t>(
         std::ranges::find_if(ranks_, [&](const auto& one) { return one.get() == &rank; }) -
         ranks_.begin());
     M2_TRY(const model::MemoryPlan plan, plan_of(i));
+    if (i == 0) kv_bytes_ = plan.kv_bytes;
     const Exec exec{rank.device, rank.pool.get(), rank.stream->handle()};
     const model::RankPlace place{rank.local.model_groups(), rank.local.topology, spread_.exchange};
     rank.model = model::make_runner(exec, place, config, std::move(weights[i]), plan,
@@ -303,15 +334,17 @@ Result<void> RankModels::build(const model::ModelConfig& config, const MakeWeigh
     return place.groups.tensor.status();
   });
   M2_TRY_VOID(made);
-  for (const auto& rank : ranks_) add_first(*rank);
-  if (spread_.seats() && spread_.process == 0) add_seats(links_);
+  for (const auto& rank : ranks_) {
+    add_first(*rank);
+    if (rank->local.seat) M2_TRY_VOID(engine::tell_of_model(*rank->local.seat, *rank->model));
+  }
   return {};
 }
 
 // The least over all ranks of all processes.
 Result<int64_t> RankModels::agree_on_blocks(const std::vector<int64_t>& blocks) {
   const int64_t least = *std::min_element(blocks.begin(), blocks.end());
-  if (spread_.processes == 1) return least;
+  if (spread_.alone()) return least;
   std::atomic<int64_t> least_of_all = least;
   const Result<void> told_all = on_every_rank([&](Rank& rank) -> Result<void> {
     parallel::Comm& comm = rank.local.engines ? *rank.local.engines : *rank.local.tensor;
@@ -359,19 +392,21 @@ void RankModels::add_first(Rank& rank) {
                     rank.rounds.get(), [first = rank.first.get()] { first->stop(); }});
 }
 
-void RankModels::add_seats(parallel::Links* links) {
-  const Rank& model = *ranks_[0];  // all ranks have the same limits
+// Seats wait for the engines' models to be made.
+Result<void> RankModels::add_seats() {
   for (parallel::RemoteEngine& remote :
-       parallel::make_remote_engines(spread_.shape, spread_.processes, links)) {
+       parallel::make_remote_engines(spread_.shape, world_.where, world_.links.get())) {
     Seated& seated = *seated_.emplace_back(std::make_unique<Seated>());
     seated.remote = std::move(remote);
     seated.rounds = make_rounds(seated.remote.data_rank);
     seated.pool = std::make_unique<ThreadPool>(1);
-    seated.seat = std::make_unique<engine::Seat>(*seated.remote.seat, model.model->limits(),
-                                                 model.model->samples(), *seated.rounds);
-    heads_.push_back({seated.remote.data_rank, seated.seat.get(), seated.pool.get(), model.device,
+    M2_TRY(const engine::SeatedModel model, engine::hear_of_model(*seated.remote.seat));
+    num_blocks_ = model.limits.num_blocks;
+    seated.seat = std::make_unique<engine::Seat>(*seated.remote.seat, model, *seated.rounds);
+    heads_.push_back({seated.remote.data_rank, seated.seat.get(), seated.pool.get(), Device{},
                       seated.rounds.get(), [seat = seated.seat.get()] { seat->stop(); }});
   }
+  return {};
 }
 
 // All groups of this process.
@@ -400,14 +435,14 @@ void RankModels::abort_all(Error why) {
 // Over TCP, processes that serve engines of their own call each other to rounds. On devices the
 // bell also says who is gone: what waits there has no deadline.
 void RankModels::start_bell() {
-  if (!links_) return;
-  const bool on_devices = !host_addressable(ranks_[0]->device);
+  if (!world_.links || ranks_.empty()) return;
+  const bool on_devices = !host_addressable(device_);
   if (!spread_.fronts && !on_devices) return;
-  bell_ = links_->bell(parallel::channels_of(spread_.shape) - 1,
-                       {[this](uint64_t round) { call_all(round, -1); },
-                        [this, on_devices](const Error& who) {
-                          if (on_devices) abort_all(who);
-                        }});
+  bell_ = world_.links->bell(parallel::channels_of(spread_.shape) - 1,
+                             {[this](uint64_t round) { call_all(round, -1); },
+                              [this, on_devices](const Error& who) {
+                                if (on_devices) abort_all(who);
+                              }});
 }
 
 // What a rank does that does not schedule here: follows its engine's first rank, or relays for it.
@@ -418,12 +453,14 @@ Result<void> RankModels::serve_rank(Rank& rank) {
 }
 
 // A seat waits for whole steps, which may take long: it has no deadline. Where its engine's ranks
-// do not answer, other engines notice, who step together with it.
+// do not answer, other engines notice, who step together with it; without one here, nobody would.
 void RankModels::start(Nanos deadline) {
   for (const auto& rank : ranks_)
     for (parallel::Comm* comm :
          {rank->local.tensor.get(), rank->local.engines.get(), rank->local.seat.get()})
       if (comm) comm->set_deadline(deadline);
+  for (const auto& seated : seated_)
+    if (ranks_.empty()) seated->remote.seat->set_deadline(deadline);
   start_bell();
   for (const auto& rank : ranks_) {
     if (rank->first && !rank->local.seat) continue;
@@ -435,7 +472,7 @@ void RankModels::start(Nanos deadline) {
       if (rank.local.seat) rank.local.seat->abort(rank.ended.error());
     });
   }
-  if (ranks_[0]->local.device_tensor)
+  if (!ranks_.empty() && ranks_[0]->local.device_tensor)
     watch_ =
         std::jthread([this, deadline](std::stop_token stop) { watch_devices(stop, deadline); });
 }

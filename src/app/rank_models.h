@@ -12,6 +12,7 @@
 #include "engine/seat.h"
 #include "model/memory_plan.h"
 #include "model/runner.h"
+#include "parallel/nccl.h"
 #include "parallel/world.h"
 #include "tensor/stream.h"
 
@@ -21,29 +22,37 @@ namespace m2::app {
 struct Spread {
   parallel::Topology shape;  // sizes; the ranks in it are 0
   model::ExchangeKind exchange = model::ExchangeKind::all_gather;
-  int64_t processes = 1;
-  int64_t process = 0;
-  bool mpi = false;     // mpirun has started them; else they meet over TCP
+  parallel::SumsBy sums = parallel::SumsBy::peers;  // on GPUs
+  parallel::Range share{0, 1};  // ranks of this process; none in a front for engines elsewhere
+  bool first = true;            // the others come to this process
+  bool mpi = false;             // mpirun has started them; else they meet over TCP
   bool fronts = false;  // every process serves its own engines; else the first one serves all
+  int64_t nodes = 1;    // processes of --nnodes or mpirun; else their engines count them
   // Where the processes meet over TCP, and the index of this process among those of its host.
   std::string address;
   int port = 0;
   int64_t local_process = 0;
 
   int64_t ranks() const { return shape.expert_size(); }
-  int64_t local_ranks() const { return ranks() / processes; }
-  bool serves() const { return fronts || process == 0; }
+  bool alone() const { return first && share.count == ranks(); }
+  bool serves() const { return fronts || first; }
+  int64_t first_engine() const { return share.begin / shape.tensor_size; }
   // All engines schedule in the first process, those whose ranks are elsewhere too.
-  bool seats() const { return processes > 1 && shape.data_size > 1 && !fronts; }
+  bool seats() const { return !alone() && shape.data_size > 1 && !fronts; }
 };
 
 // Reads the group `parallel` of serve's options. Refuses, in words, what cannot be split or is not
 // modelled.
 Result<Spread> read_spread(const Values& values, const model::ModelConfig& config);
 
-// Meets the other processes, which must have been started with equal `terms`. Null for one process.
-Result<std::unique_ptr<parallel::Links>> meet_processes(const Spread& spread, const Values& values,
-                                                        Json terms);
+// All processes, met.
+struct World {
+  std::unique_ptr<parallel::Links> links;  // null for one process
+  parallel::Placement where;
+};
+
+// Meets the other processes, which must have been started with equal `terms`.
+Result<World> meet_processes(const Spread& spread, const Values& values, Json terms);
 
 // The ranks of this process with their models; those that do not schedule follow on threads of
 // their own.
@@ -62,9 +71,9 @@ class RankModels {
     std::function<void()> stop;  // lets its ranks go; on the engine's thread, after its last step
   };
 
-  // `links` is null for one process. The first local rank computes on `device`, the others on those
-  // that follow.
-  RankModels(const Spread& spread, parallel::Links* links, Device device, int threads);
+  // `world` outlives this. The first local rank computes on `device`, the others on those that
+  // follow.
+  RankModels(const Spread& spread, const World& world, Device device, int threads);
 
   // Ranks on devices find each other; before build().
   Result<void> connect_devices();
@@ -76,8 +85,9 @@ class RankModels {
                      model::MemoryRequest request, const model::RunnerOptions& options);
 
   const std::vector<Head>& heads() const { return heads_; }
-  const model::MemoryPlan& plan() const { return plan_; }  // of the first local rank
-  int64_t weight_bytes() const { return weight_bytes_; }   // of all local ranks
+  int64_t num_blocks() const { return num_blocks_; }      // of every engine
+  int64_t kv_bytes() const { return kv_bytes_; }          // of the first local rank
+  int64_t weight_bytes() const { return weight_bytes_; }  // of all local ranks
 
   // Starts the ranks that follow. `deadline`: of every collective from now on.
   void start(Nanos deadline);
@@ -120,19 +130,21 @@ class RankModels {
   Result<void> on_every_rank(const std::function<Result<void>(Rank&)>& work);
   Result<int64_t> agree_on_blocks(const std::vector<int64_t>& blocks);
   void add_first(Rank& rank);
-  void add_seats(parallel::Links* links);
+  Result<void> build_ranks(const model::ModelConfig& config, const MakeWeights& make_weights,
+                           model::MemoryRequest request, const model::RunnerOptions& options);
+  Result<void> add_seats();
   std::vector<parallel::Comm*> groups() const;
   void start_bell();
   Result<void> serve_rank(Rank& rank);
   void watch_devices(const std::stop_token& stop, Nanos deadline);
 
   const Spread spread_;
-  parallel::Links* const links_;
+  const World& world_;
+  const Device device_;
   std::vector<std::unique_ptr<Rank>> ranks_;
   std::vector<std::unique_ptr<Seated>> seated_;
   std::vector<Head> heads_;
-  model::MemoryPlan plan_;
-  int64_t weight_bytes_ = 0;
+  int64_t num_blocks_ = 0, kv_bytes_ = 0, weight_bytes_ = 0;
   std::unique_ptr<parallel::Bell> bell_;
   std::jthread watch_;
 };

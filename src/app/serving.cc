@@ -343,7 +343,7 @@ Result<void> Serving::build(const std::string& model) {
   M2_TRY(spread_, read_spread(values_, settings_.config));
   M2_TRY_VOID(spread_over_gpus());
   if (spread_.serves()) M2_TRY_VOID(start_server(model));
-  M2_TRY(links_, meet_processes(spread_, values_, terms()));
+  M2_TRY(world_, meet_processes(spread_, values_, terms()));
 
   log_info("Starting to load model {}...", model);
   if (server_) server_->set_progress("loading the tokenizer");
@@ -351,7 +351,7 @@ Result<void> Serving::build(const std::string& model) {
   M2_TRY_VOID(make_models());
   if (!server_) {
     ranks_->start(rank_deadline());
-    log_info("Ranks of node {} follow node rank 0.", spread_.process);
+    log_info("The ranks of this process, {}, follow process 0.", world_.where.process);
     return {};
   }
   M2_TRY_VOID(start_engines());
@@ -367,7 +367,7 @@ Result<void> Serving::start_server(const std::string& model) {
   if (spread_.mpi && !values_.given("drain-seconds")) options.drain_seconds = 0;
   if (options.served_model_names.empty()) options.served_model_names = {model};
   served_name_ = options.served_model_names.front();
-  options.first_engine = spread_.process * spread_.shape.data_size / spread_.processes;
+  options.first_engine = spread_.first_engine();
   server_ = std::make_unique<server::Server>(std::move(options), metrics_);
   return server_->start();
 }
@@ -394,8 +394,9 @@ Result<void> Serving::read_text_files() {
 // The ranks of this process compute on consecutive GPUs, after those of mpirun's processes before
 // it on this host.
 Result<void> Serving::spread_over_gpus() {
+  if (spread_.share.count == 0) device_ = Device{};  // a front for engines elsewhere
   if (!on_gpu()) return {};
-  const int64_t ranks = spread_.local_ranks();
+  const int64_t ranks = spread_.share.count;
   device_.index += static_cast<int>(spread_.local_process * ranks);
   for (int64_t i = 0; ranks > 1 && i < ranks; ++i)
     if (const Result<void> usable = check_device(gpu_of(i)); !usable.ok())
@@ -403,10 +404,9 @@ Result<void> Serving::spread_over_gpus() {
                   "World size ({}) is larger than the number of available GPUs ({}) in this node: "
                   "{}",
                   ranks, i, usable.error().text);
-  if (spread_.exchange == model::ExchangeKind::all_to_all) {
-    log_warning("--all2all-backend {}: GPUs exchange tokens by allgather_reducescatter",
-                values_.text("all2all-backend"));
-    spread_.exchange = model::ExchangeKind::all_gather;
+  if (spread_.shape.round_robin) {
+    log_warning("--expert-placement-strategy round_robin: GPUs hold runs of experts, as linear");
+    spread_.shape.round_robin = false;
   }
   return {};
 }
@@ -416,14 +416,13 @@ Device Serving::gpu_of(int64_t local_rank) const {
 }
 
 Result<void> Serving::check_gpu_memory() {
-  for (int64_t i = 0; i < spread_.local_ranks(); ++i) {
+  for (int64_t i = 0; i < spread_.share.count; ++i) {
     const Device device = gpu_of(i);
     const DeviceMemory memory = device_memory(device);
     M2_TRY(const int64_t budget, gpu_budget(values_, device, memory));
     gpu_budget_ = i == 0 ? budget : std::min(gpu_budget_, budget);
     // The dtypes the config promises; the files may differ a little.
-    const auto topology =
-        parallel::with_rank(spread_.shape, spread_.process * spread_.local_ranks() + i);
+    const auto topology = parallel::with_rank(spread_.shape, spread_.share.begin + i);
     const int64_t needed =
         model::weight_bytes(settings_.config, topology, model::StoredTypes(settings_.config));
     if (needed > memory.free)
@@ -442,8 +441,8 @@ Result<model::Weights> Serving::read_weights(const parallel::Topology& topology,
                                 static_cast<uint64_t>(*values_.integer("seed")));
   M2_TRY(const load::Checkpoint checkpoint, load::Checkpoint::open(folder_));
   ProgressBar bar("Loading safetensors checkpoint shards");
-  const int64_t ranks = spread_.local_ranks();
-  const int64_t before = topology.expert_rank() % ranks;
+  const int64_t ranks = spread_.share.count;
+  const int64_t before = topology.expert_rank() - spread_.share.begin;
   int64_t shown = -1;
   const auto progress = [&](int64_t done, int64_t total) {
     const int64_t share = total > 0 ? done * 100 / total : 100;
@@ -501,7 +500,7 @@ Result<void> Serving::make_models() {
   }
 
   const Nanos start = clock_.now();
-  ranks_ = std::make_unique<RankModels>(spread_, links_.get(), device_,
+  ranks_ = std::make_unique<RankModels>(spread_, world_, device_,
                                         static_cast<int>(*values_.integer("threads")));
   M2_TRY_VOID(ranks_->connect_devices());
   M2_TRY_VOID(ranks_->build(
@@ -514,9 +513,12 @@ Result<void> Serving::make_models() {
   log_info("Loading weights took {:.2f} seconds", elapsed);
   log_info("Model loading took {:.2f} GiB memory and {:.6f} seconds", gib(ranks_->weight_bytes()),
            elapsed);
+  log_models();
+  return {};
+}
 
-  const model::MemoryPlan& plan = ranks_->plan();
-  const int64_t tokens = plan.num_blocks * model::kBlockSize * spread_.shape.data_size;
+void Serving::log_models() const {
+  const int64_t tokens = ranks_->num_blocks() * model::kBlockSize * spread_.shape.data_size;
   log_info("Running on {}", describe_device(device_));
   if (!on_gpu()) log_info("Instructions of the CPU's operations: {}", ops::instruction_set());
   if (spread_.ranks() > 1)
@@ -524,11 +526,10 @@ Result<void> Serving::make_models() {
              spread_.shape.tensor_size,
              spread_.shape.expert_parallel ? "whole" : "cut over all ranks");
   log_kv_dtype();
-  log_info("Available KV cache memory: {:.2f} GiB", gib(plan.kv_bytes));
+  log_info("Available KV cache memory: {:.2f} GiB", gib(ranks_->kv_bytes()));
   log_info("GPU KV cache size: {} tokens", grouped(tokens));
   log_info("Maximum concurrency for {} tokens per request: {:.2f}x", grouped(max_model_len_),
            static_cast<double>(tokens) / static_cast<double>(max_model_len_));
-  return {};
 }
 
 Result<void> Serving::start_engines() {
@@ -554,7 +555,7 @@ Result<void> Serving::start_engines() {
           engine->run(stop);
           head.stop();
         });
-  if (spread_.processes > 1)
+  if (!spread_.alone())
     watch_ = std::jthread([this](std::stop_token stop) { watch_engines(std::move(stop)); });
 
   server::ModelServices services;

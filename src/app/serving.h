@@ -44,6 +44,7 @@ class Serving {
   Result<model::Weights> read_weights(const parallel::Topology& topology, Device device);
   Result<void> check_gpu_memory();
   Result<void> make_models();
+  void log_models() const;
   void log_kv_dtype() const;
   Result<void> start_engines();
   void announce_ready();
@@ -69,7 +70,7 @@ class Serving {
   SteadyClock clock_;
   std::unique_ptr<server::Server> server_;
   Spread spread_;
-  std::unique_ptr<parallel::Links> links_;
+  World world_;
   std::unique_ptr<RankModels> ranks_;
   std::vector<std::unique_ptr<engine::Engine>> engines_;
   std::unique_ptr<engine::Engines> all_engines_;

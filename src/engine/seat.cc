@@ -63,8 +63,25 @@ Error out_of_turn() {
 
 }  // namespace
 
-Seat::Seat(Comm& comm, const Limits& limits, bool samples, Rounds& rounds)
-    : comm_(comm), limits_(limits), samples_(samples), rounds_(rounds), orders_(comm) {
+Result<void> tell_of_model(Comm& comm, const model::StepModel& model) {
+  SeatedModel told{model.limits(), model.samples()};
+  travel(comm, &told, sizeof told / 4);
+  return comm.status();
+}
+
+Result<SeatedModel> hear_of_model(Comm& comm) {
+  SeatedModel told{};
+  travel(comm, &told, sizeof told / 4);
+  M2_TRY_VOID(comm.status());
+  return told;
+}
+
+Seat::Seat(Comm& comm, const SeatedModel& model, Rounds& rounds)
+    : comm_(comm),
+      limits_(model.limits),
+      samples_(model.samples != 0),
+      rounds_(rounds),
+      orders_(comm) {
   M2_CHECK(comm.size() == 2 && comm.rank() == 0);
 }
 

@@ -15,11 +15,19 @@
 
 namespace m2::engine {
 
+// What the seat has to know of its engine's models: told by rank 1, once, when they are made.
+struct SeatedModel {
+  model::StepModel::Limits limits;
+  int64_t samples;
+};
+Result<void> tell_of_model(parallel::Comm& comm, const model::StepModel& model);
+Result<SeatedModel> hear_of_model(parallel::Comm& comm);
+
 // Rank 0 of the group: the model that Engine runs. One thread.
 class Seat : public model::StepModel {
  public:
-  // `limits`, `samples`: of the engine's models. All outlive this.
-  Seat(parallel::Comm& comm, const Limits& limits, bool samples, Rounds& rounds);
+  // All outlive this.
+  Seat(parallel::Comm& comm, const SeatedModel& model, Rounds& rounds);
 
   Limits limits() const override { return limits_; }
   Result<void> step(const model::StepInput& input, model::LogitsSink& sink) override;

@@ -15,6 +15,7 @@
 #include <cerrno>
 #include <cstring>
 #include <mutex>
+#include <optional>
 #include <random>
 #include <set>
 #include <thread>
@@ -275,7 +276,7 @@ std::unique_ptr<Wire> TcpMesh::wire(int64_t channel, std::vector<int64_t> proces
     const auto p = static_cast<size_t>(process);
     TcpWire::Peer peer;
     peer.name = names_[p];
-    if (process != process_) peer.socket = sockets_[p][static_cast<size_t>(channel)];
+    if (process != placement_.process) peer.socket = sockets_[p][static_cast<size_t>(channel)];
     peers.push_back(std::move(peer));
   }
   return std::make_unique<TcpWire>(std::move(peers));
@@ -353,30 +354,30 @@ class TcpBell : public Bell {
 std::unique_ptr<Bell> TcpMesh::bell(int64_t channel, Bell::Ears ears) {
   std::vector<TcpBell::Peer> peers;
   for (size_t p = 0; p < sockets_.size(); ++p)
-    if (static_cast<int64_t>(p) != process_)
+    if (static_cast<int64_t>(p) != placement_.process)
       peers.push_back({sockets_[p][static_cast<size_t>(channel)], names_[p]});
   return std::make_unique<TcpBell>(std::move(peers), std::move(ears));
 }
 
 // ---- the meeting
 
+// "rank 2", "ranks 2 to 3"
+std::string describe(const Range& ranks) {
+  if (ranks.count == 0) return "no ranks";
+  if (ranks.count == 1) return fmt::format("rank {}", ranks.begin);
+  return fmt::format("ranks {} to {}", ranks.begin, ranks.begin + ranks.count - 1);
+}
+
 // Builds one process's part of the mesh.
 class MeshBuilder {
  public:
   explicit MeshBuilder(const Meeting& meeting)
-      : meeting_(meeting), until_(now() + meeting.patience), mesh_(new TcpMesh) {
-    mesh_->process_ = meeting.process;
-    mesh_->names_.resize(count());
-    mesh_->sockets_.resize(count());
-    addresses_.resize(count());
-    for (auto& channels : mesh_->sockets_) channels.resize(static_cast<size_t>(meeting.channels));
-  }
+      : meeting_(meeting), until_(now() + meeting.patience), mesh_(new TcpMesh) {}
 
   Result<std::unique_ptr<TcpMesh>> build() {
-    M2_TRY_VOID(meeting_.process == 0 ? receive_everyone() : go_to_first());
+    M2_TRY_VOID(meeting_.first ? receive_everyone() : go_to_first());
+    take_places();
     M2_TRY_VOID(connect_pairs());
-    for (size_t p = 0; p < count(); ++p)
-      mesh_->names_[p] = fmt::format("process {} ({})", p, addresses_[p].host);
     return std::move(mesh_);
   }
 
@@ -386,61 +387,98 @@ class MeshBuilder {
     std::string host;
     int port = 0;
   };
-  size_t count() const { return static_cast<size_t>(meeting_.processes); }
+  // A process as the table has it.
+  struct Member {
+    Range share;
+    Address address;
+    SocketPtr greeting;  // in process 0: what it came by
+  };
+  struct Visitor {
+    SocketPtr socket;
+    std::string host;
+  };
+  size_t count() const { return members_.size(); }
+  size_t self() const { return static_cast<size_t>(mesh_->placement_.process); }
 
   // ---- process 0
 
-  // Takes greetings until everyone has come, then tells all who is where.
+  // Takes greetings until all ranks have come, then tells all who is where.
   Result<void> receive_everyone() {
     M2_TRY(const SocketPtr listener, listen_on(meeting_.address, meeting_.port));
-    log_info("Waiting for {} more processes on {}:{}", meeting_.processes - 1, meeting_.address,
-             meeting_.port);
     std::random_device random;
     session_ = fmt::format("{:08x}{:08x}{:08x}{:08x}", random(), random(), random(), random());
-    std::vector<SocketPtr> greeted(count());
-    addresses_[0].host = meeting_.address;
-    for (int64_t missing = meeting_.processes - 1; missing > 0;) {
-      M2_TRY(auto visitor, accept_one(listener));
-      auto hello = visitor.socket->receive_json(std::min(until_, now() + kHelloTime));
-      if (!hello.ok()) {
-        log_warning("{} came to the meeting of ranks and was sent away: {}", visitor.host,
-                    hello.error().text);
-        continue;
-      }
-      const Json process = hello->value("process", Json());
-      if (!process.is_number_integer() || process < 1 || process >= meeting_.processes) {
-        refuse(visitor.socket,
-               fmt::format("--node-rank must be from 1 to {}", meeting_.processes - 1));
-        continue;
-      }
-      const auto p = process.get<size_t>();
-      if (greeted[p]) {
-        refuse(visitor.socket, fmt::format("node rank {} is here already", p));
-        continue;
-      }
-      if (const std::string difference = differs(hello->value("terms", Json()));
-          !difference.empty()) {
-        refuse(visitor.socket, difference);
-        return fail(Code::invalid_argument, "node rank {} at {} cannot join: {}", p, visitor.host,
-                    difference);
-      }
-      const Json port = hello->value("port", Json());
-      if (!port.is_number_integer() || port < 0 || port > 65535) {
-        refuse(visitor.socket, "the greeting names no port");
-        continue;
-      }
-      addresses_[p] = {visitor.host, port.get<int>()};
-      greeted[p] = visitor.socket;
-      --missing;
+    members_.push_back({meeting_.share, {meeting_.address, meeting_.port}, nullptr});
+    log_info("Waiting for {} more ranks on {}:{}", missing(), meeting_.address, meeting_.port);
+    while (missing() > 0) {
+      M2_TRY(const Visitor visitor, accept_one(listener));
+      M2_TRY_VOID(greet(visitor));
     }
+    std::ranges::sort(members_.begin() + 1, members_.end(), {},
+                      [](const Member& member) { return member.share.begin; });
     Json table = Json::array();
-    for (const Address& address : addresses_)
-      table.push_back(Json{{"host", address.host}, {"port", address.port}});
+    for (const Member& member : members_)
+      table.push_back(Json{{"host", member.address.host},
+                           {"port", member.address.port},
+                           {"first_rank", member.share.begin},
+                           {"ranks", member.share.count}});
     for (size_t p = 1; p < count(); ++p)
-      if (!greeted[p]->send_json({{"session", session_}, {"processes", table}}, until_))
-        return fail(Code::unavailable, "node rank {} left before the start", p);
+      if (!members_[p].greeting->send_json({{"session", session_}, {"processes", table}}, until_))
+        return fail(Code::unavailable, "the process of {} left before the start",
+                    describe(members_[p].share));
     listener_ = listener;  // the pairs with process 0 come to the same place
     return {};
+  }
+
+  int64_t missing() const {
+    int64_t out = meeting_.ranks;
+    for (const Member& member : members_) out -= member.share.count;
+    return out;
+  }
+
+  // Lets a visitor in, or sends it away. Fails if it is one of ours that cannot join.
+  Result<void> greet(const Visitor& visitor) {
+    const auto hello = visitor.socket->receive_json(std::min(until_, now() + kHelloTime));
+    if (!hello.ok()) {
+      log_warning("{} came to the meeting of ranks and was sent away: {}", visitor.host,
+                  hello.error().text);
+      return {};
+    }
+    const std::optional<Range> share = share_of(*hello);
+    const Json port = hello->value("port", Json());
+    if (!share || !port.is_number_integer() || port < 0 || port > 65535) {
+      refuse(visitor.socket, "the greeting names no ranks or no port");
+      return {};
+    }
+    if (const std::string why = differs(hello->value("terms", Json())); !why.empty()) {
+      refuse(visitor.socket, why);
+      return fail(Code::invalid_argument, "the process of {} at {} cannot join: {}",
+                  describe(*share), visitor.host, why);
+    }
+    if (const std::string why = has_no_place(*share); !why.empty()) {
+      refuse(visitor.socket, why);
+      return {};
+    }
+    members_.push_back({*share, {visitor.host, port.get<int>()}, visitor.socket});
+    return {};
+  }
+
+  static std::optional<Range> share_of(const Json& json) {
+    const Json first = json.value("first_rank", Json()), ranks = json.value("ranks", Json());
+    if (!first.is_number_integer() || !ranks.is_number_integer()) return std::nullopt;
+    return Range{first.get<int64_t>(), ranks.get<int64_t>()};
+  }
+
+  // Why these ranks cannot come; empty if they can.
+  std::string has_no_place(const Range& share) const {
+    if (share.begin < 0 || share.count < 1 || share.begin >= meeting_.ranks ||
+        share.count > meeting_.ranks - share.begin)
+      return fmt::format("{} of {} cannot be", describe(share), meeting_.ranks);
+    for (const Member& member : members_)
+      if (share.begin < member.share.begin + member.share.count &&
+          member.share.begin < share.begin + share.count)
+        return fmt::format("{} cannot come: {} came before", describe(share),
+                           describe(member.share));
+    return "";
   }
 
   static void refuse(const SocketPtr& socket, const std::string& why) {
@@ -453,7 +491,7 @@ class MeshBuilder {
     for (const auto& [name, value] : meeting_.terms.items()) {
       const Json theirs = terms.value(name, Json());
       if (theirs != value)
-        return fmt::format("{} differs: node rank 0 has {}, the other {}", name, to_text(value),
+        return fmt::format("{} differs: process 0 has {}, the other {}", name, to_text(value),
                            to_text(theirs));
     }
     return terms.size() == meeting_.terms.size() ? "" : "the terms are not those of this version";
@@ -465,47 +503,67 @@ class MeshBuilder {
     M2_TRY(SocketPtr first, connect_to({meeting_.address, meeting_.port}, until_));
     // Those of higher rank come to us, at the address by which we reach process 0.
     M2_TRY(listener_, listen_on(local_host(*first), 0));
-    const Json hello{
-        {"process", meeting_.process}, {"port", port_of(*listener_)}, {"terms", meeting_.terms}};
+    const Json hello{{"first_rank", meeting_.share.begin},
+                     {"ranks", meeting_.share.count},
+                     {"port", port_of(*listener_)},
+                     {"terms", meeting_.terms}};
     if (!first->send_json(hello, until_))
-      return fail(Code::unavailable, "node rank 0 at {}:{} closed the connection", meeting_.address,
+      return fail(Code::unavailable, "process 0 at {}:{} closed the connection", meeting_.address,
                   meeting_.port);
     M2_TRY(const Json reply, first->receive_json(until_));
     if (reply.contains("refused") && reply["refused"].is_string())
-      return fail(Code::invalid_argument, "node rank 0 refuses this process: {}",
+      return fail(Code::invalid_argument, "process 0 refuses this one: {}",
                   printable(reply["refused"].get<std::string>(), 500));
-    const Json table = reply.value("processes", Json());
-    const Json session = reply.value("session", Json());
-    if (!table.is_array() || table.size() != count() || !session.is_string())
-      return fail(Code::corrupt, "node rank 0 answered with something else than a table");
-    session_ = session.get<std::string>();
-    for (size_t p = 0; p < count(); ++p) {
-      const Json host = table[p].is_object() ? table[p].value("host", Json()) : Json();
-      const Json port = table[p].is_object() ? table[p].value("port", Json()) : Json();
-      if (!host.is_string() || !port.is_number_integer())
-        return fail(Code::corrupt, "node rank 0 answered with something else than a table");
-      addresses_[p] = {host.get<std::string>(), port.get<int>()};
-    }
-    addresses_[0] = {meeting_.address, meeting_.port};
+    if (!read_table(reply))
+      return fail(Code::corrupt, "process 0 answered with something else than a table");
+    members_[0].address = {meeting_.address, meeting_.port};
     return {};
+  }
+
+  // False if it is none, or this process is not in it.
+  bool read_table(const Json& reply) {
+    const Json table = reply.value("processes", Json()), session = reply.value("session", Json());
+    if (!table.is_array() || !session.is_string()) return false;
+    session_ = session.get<std::string>();
+    bool here = false;
+    for (const Json& row : table) {
+      if (!row.is_object()) return false;
+      const std::optional<Range> share = share_of(row);
+      const Json host = row.value("host", Json()), port = row.value("port", Json());
+      if (!share || !host.is_string() || !port.is_number_integer()) return false;
+      here = here || (!members_.empty() && share->begin == meeting_.share.begin);
+      members_.push_back({*share, {host.get<std::string>(), port.get<int>()}, nullptr});
+    }
+    return here;
+  }
+
+  // Everyone is known: numbers and names.
+  void take_places() {
+    for (size_t p = 0; p < count(); ++p) {
+      mesh_->placement_.ranks.push_back(members_[p].share);
+      mesh_->names_.push_back(fmt::format("process {} ({})", p, members_[p].address.host));
+      if (!meeting_.first && p > 0 && members_[p].share.begin == meeting_.share.begin)
+        mesh_->placement_.process = static_cast<int64_t>(p);
+    }
+    mesh_->sockets_.resize(count());
+    for (auto& channels : mesh_->sockets_) channels.resize(static_cast<size_t>(meeting_.channels));
   }
 
   // ---- every pair
 
   // Each process goes to those of lower rank, then takes those of higher rank, on every channel.
   Result<void> connect_pairs() {
-    const auto me = static_cast<size_t>(meeting_.process);
-    for (size_t p = 0; p < me; ++p)
+    for (size_t p = 0; p < self(); ++p)
       for (int64_t channel = 0; channel < meeting_.channels; ++channel) {
-        M2_TRY(SocketPtr socket, connect_to(addresses_[p], until_));
-        const Json hello{{"session", session_}, {"process", me}, {"channel", channel}};
+        M2_TRY(SocketPtr socket, connect_to(members_[p].address, until_));
+        const Json hello{{"session", session_}, {"process", self()}, {"channel", channel}};
         if (!socket->send_json(hello, until_))
-          return fail(Code::unavailable, "node rank {} left before the start", p);
+          return fail(Code::unavailable, "{} left before the start", mesh_->names_[p]);
         M2_TRY([[maybe_unused]] const Json welcome, socket->receive_json(until_));
         mesh_->sockets_[p][static_cast<size_t>(channel)] = std::move(socket);
       }
-    auto missing = static_cast<int64_t>(count() - 1 - me) * meeting_.channels;
-    while (missing > 0) {
+    auto to_come = static_cast<int64_t>(count() - 1 - self()) * meeting_.channels;
+    while (to_come > 0) {
       M2_TRY(auto visitor, accept_one(listener_));
       auto hello = visitor.socket->receive_json(std::min(until_, now() + kHelloTime));
       if (!hello.ok() || hello->value("session", Json()) != Json(session_)) continue;
@@ -513,23 +571,19 @@ class MeshBuilder {
       const Json channel = hello->value("channel", Json());
       if (!process.is_number_integer() || !channel.is_number_integer()) continue;
       const auto p = process.get<int64_t>(), c = channel.get<int64_t>();
-      if (p <= meeting_.process || p >= meeting_.processes || c < 0 || c >= meeting_.channels)
+      if (p <= mesh_->placement_.process || p >= static_cast<int64_t>(count()) || c < 0 ||
+          c >= meeting_.channels)
         continue;
       SocketPtr& place = mesh_->sockets_[static_cast<size_t>(p)][static_cast<size_t>(c)];
       if (place || !visitor.socket->send_json({{"welcome", true}}, until_)) continue;
       place = visitor.socket;
-      --missing;
+      --to_come;
     }
     listener_.reset();
     return {};
   }
 
   // ---- sockets
-
-  struct Visitor {
-    SocketPtr socket;
-    std::string host;
-  };
 
   Result<Visitor> accept_one(const SocketPtr& listener) {
     sockaddr_storage from{};
@@ -538,8 +592,8 @@ class MeshBuilder {
       const int fd = ::accept(listener->fd(), reinterpret_cast<sockaddr*>(&from), &size);
       if (fd >= 0) return Visitor{std::make_shared<TcpMesh::Socket>(fd), host_of(from)};
       if (!wait_ready(listener->fd(), POLLIN, until_))
-        return fail(Code::unavailable, "not all {} processes came within {:g} s",
-                    meeting_.processes, seconds(meeting_.patience));
+        return fail(Code::unavailable, "not all {} ranks came within {:g} s", meeting_.ranks,
+                    seconds(meeting_.patience));
     }
   }
 
@@ -619,7 +673,7 @@ class MeshBuilder {
       }
       if (error == 0) return socket;
       if (now() >= until)
-        return fail(Code::unavailable, "cannot reach node rank 0 at {}:{}: {}", where.host,
+        return fail(Code::unavailable, "cannot reach process 0 at {}:{}: {}", where.host,
                     where.port, std::strerror(error));
       ::usleep(100'000);
     }
@@ -628,7 +682,7 @@ class MeshBuilder {
   const Meeting& meeting_;
   const Nanos until_;
   std::unique_ptr<TcpMesh> mesh_;
-  std::vector<Address> addresses_;
+  std::vector<Member> members_;  // in process 0 those who have come so far
   std::string session_;
   SocketPtr listener_;
 };

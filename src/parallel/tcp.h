@@ -11,11 +11,13 @@
 
 namespace m2::parallel {
 
-// Processes that meet over TCP. Process 0 listens; the others come to it and say who they are; then
-// every pair connects, and nobody listens any more.
+// Processes that meet over TCP. Process 0 listens; the others come to it and say which ranks they
+// hold, until all have come; then every pair connects, and nobody listens any more. Processes are
+// numbered in the order of their ranks.
 struct Meeting {
-  int64_t processes = 1;
-  int64_t process = 0;
+  bool first = true;                  // process 0
+  Range share{0, 1};                  // ranks of this process; none, perhaps, in process 0 alone
+  int64_t ranks = 1;                  // of all
   std::string address = "127.0.0.1";  // process 0 listens on it, the others connect to it
   int port = 29501;
   int64_t channels = 1;
@@ -32,6 +34,9 @@ class TcpMesh : public Links {
   // Strangers that connect while it waits are dropped.
   static Result<std::unique_ptr<TcpMesh>> connect(const Meeting& meeting);
 
+  // Which process holds which ranks, and which one this is.
+  const Placement& placement() const { return placement_; }
+
   std::unique_ptr<Wire> wire(int64_t channel, std::vector<int64_t> processes) override;
   std::unique_ptr<Bell> bell(int64_t channel, Bell::Ears ears) override;
 
@@ -42,7 +47,7 @@ class TcpMesh : public Links {
   friend class TcpWire;
   TcpMesh() = default;
 
-  int64_t process_ = 0;
+  Placement placement_;
   std::vector<std::string> names_;                             // "process 1 (10.0.0.2)"
   std::vector<std::vector<std::shared_ptr<Socket>>> sockets_;  // [process][channel]
 };

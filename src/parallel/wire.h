@@ -11,7 +11,8 @@
 
 namespace m2::parallel {
 
-// Which ranks of a group live in which process: consecutive runs, in the order of processes.
+// Which ranks of a group live in which process: consecutive runs, in the order of processes. Of all
+// ranks the first process may hold none.
 struct Placement {
   std::vector<Range> ranks;  // of each process that has a part in the group
   int64_t process = 0;       // this one, an index of `ranks`

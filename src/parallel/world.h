@@ -61,14 +61,18 @@ class Links {
   virtual std::unique_ptr<Bell> bell(int64_t channel, Bell::Ears ears) = 0;
 };
 
-// The ranks of process `process` of `processes`, which hold equal runs of shape's ranks, in order.
-// `links` is null for one process. With `seats`, all engines schedule in process 0.
-// Precondition: the ranks divide evenly.
-std::vector<LocalRank> make_local_ranks(const Topology& shape, int64_t processes, int64_t process,
-                                        Links* links, bool seats = false);
+// `ranks` in equal runs over processes, of which this is one. Precondition: they divide evenly.
+Placement place_evenly(int64_t ranks, int64_t processes, int64_t process);
+
+// The ranks of this process, as `where` places shape's. `links` is null for one process. With
+// `seats`, all engines schedule in process 0.
+std::vector<LocalRank> make_local_ranks(const Topology& shape, const Placement& where, Links* links,
+                                        bool seats = false);
+// All ranks, in one process.
+std::vector<LocalRank> make_local_ranks(const Topology& shape);
 
 // In process 0, with seats: the engines whose first ranks are elsewhere.
-std::vector<RemoteEngine> make_remote_engines(const Topology& shape, int64_t processes,
+std::vector<RemoteEngine> make_remote_engines(const Topology& shape, const Placement& where,
                                               Links* links);
 
 // Channels that these may use: 0 .. channels - 1, of which the last is free for a bell.

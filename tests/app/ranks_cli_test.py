@@ -332,12 +332,14 @@ class Followers:
 
 
 class Headless(Followers):
-    """Processes of engines that another one serves: `local` of `engines` each."""
+    """Processes of engines that another one serves; `shares` are their numbers, the first's ahead."""
 
-    def __init__(self, model, engines, local, flags):
-        self.flags = ["-dp", engines, "-dpl", local, "--data-parallel-rpc-port", free_port(), *flags]
-        self.start(model, [["--headless", "-dpr", first, *self.flags]
-                           for first in range(local, engines, local)], ())
+    def __init__(self, model, shares, flags):
+        common = ["-dp", sum(shares), "--data-parallel-rpc-port", free_port(), *flags]
+        self.flags = [*common, "-dpl", shares[0]]
+        firsts = [sum(shares[:i]) for i in range(len(shares))]
+        self.start(model, [["--headless", "-dpr", first, "-dpl", share, *common]
+                           for first, share in zip(firsts[1:], shares[1:])], ())
 
 
 class Servers:
@@ -485,7 +487,7 @@ class Processes(WithModel):
                              (["-tp", "1", "--nnodes", "2"], "cannot be shared evenly"),
                              (["-tp", "2", "--nnodes", "2", "--node-rank", "2"], "--node-rank 2"),
                              (["-tp", "2", "--nnodes", "2", "--rank-start-seconds", "1",
-                               "--master-port", str(free_port())], "not all 2 processes came")):
+                               "--master-port", str(free_port())], "not all 2 ranks came")):
             with self.subTest(flags):
                 self.assertIn(words, refused(self.model, *flags)[1])
 
@@ -579,10 +581,12 @@ class EngineProcesses(WithModel):
             self.assertEqual(reply[1]["choices"][0]["text"], self.expected[0], engine)
 
     def test_headless_processes_are_served_by_the_first(self):
-        for engines, local, flags in ((4, 2, ["-ep"]), (2, 1, ["-tp", 2, "-ep"]), (3, 1, []),
-                                      (2, 1, ["-ep", "--all2all-backend", "pplx"])):
-            with self.subTest((engines, local, flags)), \
-                    Headless(self.model, engines, local, flags) as others:
+        for shares, flags in (([2, 2], ["-ep"]), ([1, 1], ["-tp", 2, "-ep"]), ([1, 1, 1], []),
+                              ([1, 1], ["-ep", "--all2all-backend", "pplx"]),
+                              ([1, 2], ["-ep"]), ([2, 1, 3], []),  # uneven
+                              ([0, 2, 1], ["-ep"]), ([0, 2], ["-tp", 2])):  # a front alone
+            engines = sum(shares)
+            with self.subTest((shares, flags)), Headless(self.model, shares, flags) as others:
                 with Server(self.model, *others.flags) as server:
                     self.assertEqual(texts(server), self.expected)
                     self.same_logprobs(server)
@@ -593,7 +597,7 @@ class EngineProcesses(WithModel):
                                         f'engine="{engine}"}} ' in metrics)
                     server.process.send_signal(signal.SIGTERM)
                     self.assertEqual(server.process.wait(timeout=10), 0)
-                self.assertEqual(others.ends(10), [0] * (engines // local - 1), others.logs)
+                self.assertEqual(others.ends(10), [0] * (len(shares) - 1), others.logs)
 
     def test_nodes_share_engines_and_their_ranks(self):
         """One process a rank: engine 1's first rank is the third process."""
@@ -646,24 +650,32 @@ class EngineProcesses(WithModel):
     def test_a_lost_engine_is_told_everywhere(self):
         for how, words in ((signal.SIGKILL, GONE),
                            (signal.SIGSTOP, "did not answer [a-z_]+ [0-9]+ within 2 s")):
-            with self.subTest(how), \
-                    Headless(self.model, 2, 1, ["-ep", "--rank-deadline-seconds", 2]) as others:
-                with Server(self.model, *others.flags) as server:
-                    streams = [Stream(server, {"X-data-parallel-rank": str(i)}) for i in range(2)]
-                    for stream in streams:
-                        self.assertTrue(stream.begun.wait(20))
-                    start = time.monotonic()
-                    others.processes[0].send_signal(how)
-                    for stream in streams:
-                        stream.join(6)
-                        self.assertIsNotNone(stream.ended)
-                        self.assertLess(stream.ended - start, 5)
-                        self.assertRegex(json.loads(stream.events[-2])["error"]["message"],
-                                         r"process 1 \(127.0.0.1\) " + words)
-                    self.assertEqual(server.request("GET", "/health")[0], 503)
-                    self.assertEqual(server.process.wait(timeout=10), 1)
-                others.processes[0].send_signal(signal.SIGCONT)
-                others.ends(10)
+            self.lose(how, words, [1, 1])
+
+    def test_a_front_alone_tells_of_lost_engines(self):
+        """Nobody steps together with them but they themselves."""
+        self.lose(signal.SIGKILL, GONE, [0, 2])
+        self.lose(signal.SIGSTOP, "did not answer [a-z_]+ [0-9]+ within 2 s", [0, 2])
+
+    def lose(self, how, words, shares):
+        flags = ["-ep", "--rank-deadline-seconds", 2]
+        with self.subTest((how, shares)), Headless(self.model, shares, flags) as others:
+            with Server(self.model, *others.flags) as server:
+                streams = [Stream(server, {"X-data-parallel-rank": str(i)}) for i in range(2)]
+                for stream in streams:
+                    self.assertTrue(stream.begun.wait(20))
+                start = time.monotonic()
+                others.processes[0].send_signal(how)
+                for stream in streams:
+                    stream.join(6)
+                    self.assertIsNotNone(stream.ended)
+                    self.assertLess(stream.ended - start, 5)
+                    self.assertRegex(json.loads(stream.events[-2])["error"]["message"],
+                                     r"process 1 \(127.0.0.1\) " + words)
+                self.assertEqual(server.request("GET", "/health")[0], 503)
+                self.assertEqual(server.process.wait(timeout=10), 1)
+            others.processes[0].send_signal(signal.SIGCONT)
+            others.ends(10)
 
     def test_a_killed_server_of_another_engine_is_noticed(self):
         port = ["--data-parallel-rpc-port", free_port(), "-dp", 2, "-ep"]
@@ -679,9 +691,13 @@ class EngineProcesses(WithModel):
     def test_impossible_arrangements_are_refused_in_words(self):
         for flags, words in (
                 (["-dp", "4", "-dpl", "2", "-dpr", "2"], "add --headless here"),
-                (["-dp", "4", "-dpl", "2", "--headless"], "this process holds engine 0"),
-                (["-dp", "4", "-dpl", "3"], "does not share the 4 engines"),
-                (["-dp", "4", "-dpl", "2", "-dpr", "1", "--headless"], "is not a multiple of"),
+                (["-tp", "2", "--headless"], "this process holds engine 0"),
+                (["-dp", "4", "-dpl", "5"], "is not from 0 to the 4 of --data-parallel-size"),
+                (["-dp", "4", "-dpl", "-1"], "is not from 0 to the 4 of --data-parallel-size"),
+                (["-dp", "4", "-dpl", "2", "-dpr", "3", "--headless"], "go beyond the 4 engines"),
+                (["-dp", "1", "-dpl", "0"], "not with --data-parallel-size 1"),
+                (["-dp", "4", "-dpl", "0", "-dph"], "not with --data-parallel-hybrid-lb"),
+                (["-dp", "4", "-dpl", "0", "--headless"], "not with --headless"),
                 (["-dp", "4", "-dph"], "--data-parallel-hybrid-lb needs --data-parallel-size-local"),
                 (["-dp", "4", "-dpe"], "--data-parallel-external-lb needs --data-parallel-rank"),
                 (["-dp", "4", "-dpn", "4"], "data_parallel_rank 4 is out of range [0, 4)."),

@@ -74,7 +74,7 @@ class Fleet {
     parallel::Topology shape;
     shape.tensor_size = tensor;
     shape.data_size = data;
-    locals_ = parallel::make_local_ranks(shape, 1, 0, nullptr);
+    locals_ = parallel::make_local_ranks(shape);
     for (auto& local : locals_) {
       const StepRanks ranks{local.groups(), local.topology};
       const bool first = local.topology.tensor_rank == 0;
@@ -164,7 +164,8 @@ class Fleet {
     head.model = head.first.get();
     if (!seated) return;
     head.pair = parallel::make_thread_comms(2);
-    head.seat = std::make_unique<Seat>(*head.pair[0], own.limits(), own.samples(), *head.rounds);
+    head.seat = std::make_unique<Seat>(*head.pair[0], SeatedModel{own.limits(), own.samples()},
+                                       *head.rounds);
     head.model = head.seat.get();
     followers_.emplace_back([this, &head] {
       const Result<void> ended = relay(*head.first, *head.pair[1]);

@@ -29,7 +29,8 @@ class Mpi : public testing::Test {
     Topology shape;
     shape.tensor_size = tensor;
     shape.data_size = data;
-    return make_local_ranks(shape, processes, process, world.get(), true);
+    return make_local_ranks(shape, place_evenly(shape.expert_size(), processes, process),
+                            world.get(), true);
   }
 
   static int64_t processes, process;

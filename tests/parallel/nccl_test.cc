@@ -1,6 +1,8 @@
 // Over a stand-in for NCCL's library (stand_in_nccl.cc); tests/parallel/cuda has the real one.
 #include "parallel/nccl.h"
 
+#include <dlfcn.h>
+
 #include <chrono>
 
 #include "parallel/shared_comm.h"
@@ -11,7 +13,7 @@ namespace {
 
 // Ranks of one process with groups "of devices", which here are host memory.
 struct Group {
-  explicit Group(const Topology& shape) : ranks(make_local_ranks(shape, 1, 0, nullptr)) {
+  explicit Group(const Topology& shape) : ranks(make_local_ranks(shape)) {
     std::vector<std::thread> threads;
     for (LocalRank& rank : ranks)
       threads.emplace_back([&rank] {
@@ -59,6 +61,30 @@ TEST(NcclComm, AbortEndsACallThatWaits) {
   comm.all_reduce(host(), view(x, 1, 10));
   aborts.join();
   EXPECT_EQ(comm.status().error().text, "rank 1 did not come");
+}
+
+// NCCL frees a group that it has aborted when no recorded graph holds it any more; the graphs live
+// as long as the model, which waits for the collective that abort() is to end.
+TEST(NcclComm, AbortDoesNotWaitForRecordedGraphs) {
+  Topology shape;
+  shape.tensor_size = 2;
+  const Group group(shape);
+  void* library = ::dlopen("libnccl.so.2", RTLD_NOW);
+  ASSERT_NE(library, nullptr);
+  auto* const hold = reinterpret_cast<void (*)(int)>(::dlsym(library, "stand_in_hold_by_graphs"));
+  ASSERT_NE(hold, nullptr);
+  hold(1);
+  Comm& comm = *group.ranks[0].device_tensor;
+  std::thread aborts([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    comm.abort({Code::unavailable, "rank 1 did not come", {}});
+  });
+  std::vector<float> x(10, 1);
+  comm.all_reduce(host(), view(x, 1, 10));
+  aborts.join();
+  EXPECT_EQ(comm.status().error().text, "rank 1 did not come");
+  hold(0);
+  ::dlclose(library);
 }
 
 TEST(NcclComm, AfterAbortNothingIsCalled) {

@@ -37,8 +37,9 @@ Meshes meet(int64_t processes, int64_t channels, const std::function<void(Meetin
   for (int64_t p = 0; p < processes; ++p)
     threads.emplace_back([&, p] {
       Meeting meeting;
-      meeting.processes = processes;
-      meeting.process = p;
+      meeting.first = p == 0;
+      meeting.share = {p, 1};
+      meeting.ranks = processes;
       meeting.port = port;
       meeting.channels = channels;
       meeting.terms = {{"version", "1"}, {"world", processes}};
@@ -63,7 +64,8 @@ Ranks ranks_of(int64_t tensor_size, int64_t processes) {
   for (int64_t p = 0; p < processes; ++p) {
     auto& mesh = out.meshes[static_cast<size_t>(p)];
     M2_CHECK(mesh.ok(), "{}", mesh.error().text);
-    for (LocalRank& rank : make_local_ranks(shape, processes, p, mesh->get()))
+    for (LocalRank& rank :
+         make_local_ranks(shape, place_evenly(tensor_size, processes, p), mesh->get()))
       out.ranks.push_back(std::move(rank));
   }
   return out;
@@ -92,8 +94,8 @@ TEST(TcpComm, GroupsWithinAndAcrossProcesses) {
     const Meshes meshes = meet(processes, channels_of(shape));
     std::vector<LocalRank> ranks;
     for (int64_t p = 0; p < processes; ++p)
-      for (LocalRank& rank :
-           make_local_ranks(shape, processes, p, meshes[static_cast<size_t>(p)]->get()))
+      for (LocalRank& rank : make_local_ranks(shape, place_evenly(6, processes, p),
+                                              meshes[static_cast<size_t>(p)]->get()))
         ranks.push_back(std::move(rank));
     Comms all, first, second;
     for (size_t r = 0; r < ranks.size(); ++r) {
@@ -216,24 +218,65 @@ TEST(TcpBell, IsHeardAndSaysWhoIsGone) {
 
 TEST(TcpMesh, RefusesOtherTermsInWordsOnBothSides) {
   const Meshes meshes = meet(2, 1, [](Meeting& meeting) {
-    if (meeting.process == 1) meeting.terms["version"] = "2";
+    if (!meeting.first) meeting.terms["version"] = "2";
   });
   EXPECT_EQ(meshes[0].error().text,
-            "node rank 1 at 127.0.0.1 cannot join: version differs: node rank 0 has \"1\", the "
-            "other \"2\"");
+            "the process of rank 1 at 127.0.0.1 cannot join: version differs: process 0 has \"1\", "
+            "the other \"2\"");
   EXPECT_EQ(meshes[1].error().text,
-            "node rank 0 refuses this process: version differs: node rank 0 has \"1\", the other "
-            "\"2\"");
+            "process 0 refuses this one: version differs: process 0 has \"1\", the other \"2\"");
+}
+
+// Shares of any sizes, from whoever comes first; the first process may have none.
+TEST(TcpMesh, RanksMeetInUnevenShares) {
+  Topology shape;
+  shape.data_size = 6;
+  const std::vector<Range> shares{{0, 0}, {3, 3}, {0, 1}, {1, 2}};
+  const Meshes meshes = meet(4, channels_of(shape), [&](Meeting& meeting) {
+    meeting.share = shares[static_cast<size_t>(meeting.share.begin)];
+    meeting.ranks = 6;
+  });
+  std::vector<LocalRank> ranks;
+  std::vector<int64_t> begins;
+  for (const size_t p : {0, 2, 3, 1}) {  // in the order of their ranks
+    ASSERT_TRUE(meshes[p].ok()) << meshes[p].error().text;
+    const Placement& where = (*meshes[p])->placement();
+    EXPECT_EQ(where.process, static_cast<int64_t>(begins.size()));
+    begins.push_back(where.local().begin);
+    for (LocalRank& rank : make_local_ranks(shape, where, meshes[p]->get()))
+      ranks.push_back(std::move(rank));
+  }
+  EXPECT_EQ(begins, (std::vector<int64_t>{0, 0, 1, 3}));
+  Comms all;
+  for (const LocalRank& rank : ranks) all.push_back(rank.engines.get());
+  ASSERT_EQ(all.size(), 6u);
+  check_contract(all);
+}
+
+// Of two processes with the same rank the second is sent away, and the meeting goes on.
+TEST(TcpMesh, RanksComeOnce) {
+  const int port = free_port();
+  const Meshes meshes = meet(4, 1, [&](Meeting& meeting) {
+    const int64_t number = meeting.share.begin;
+    meeting.port = port;
+    meeting.ranks = 3;
+    if (number == 2) meeting.share.begin = 1;  // late, with the rank of another
+    if (number == 3) meeting.share.begin = 2;  // last
+    if (number > 0) ::usleep(static_cast<useconds_t>(200'000 * number));
+  });
+  EXPECT_EQ(meshes[2].error().text,
+            "process 0 refuses this one: rank 1 cannot come: rank 1 came before");
+  for (const size_t p : {0, 1, 3}) EXPECT_TRUE(meshes[p].ok()) << meshes[p].error().text;
 }
 
 TEST(TcpMesh, GivesUpOnThoseWhoDoNotCome) {
   Meeting meeting;
-  meeting.processes = 2;
+  meeting.ranks = 2;
   meeting.port = free_port();
   meeting.patience = kSecond / 5;
-  EXPECT_EQ(TcpMesh::connect(meeting).error().text, "not all 2 processes came within 0.2 s");
-  meeting.process = 1;
-  EXPECT_NE(TcpMesh::connect(meeting).error().text.find("cannot reach node rank 0 at 127.0.0.1"),
+  EXPECT_EQ(TcpMesh::connect(meeting).error().text, "not all 2 ranks came within 0.2 s");
+  meeting.first = false;
+  EXPECT_NE(TcpMesh::connect(meeting).error().text.find("cannot reach process 0 at 127.0.0.1"),
             std::string::npos);
 }
 
@@ -261,7 +304,7 @@ TEST(TcpMesh, StrangersAreSentAway) {
   ::usleep(20'000);
   const Meshes meshes = meet(3, 2, [&](Meeting& meeting) {
     meeting.port = port;
-    if (meeting.process > 0) ::usleep(100'000);
+    if (!meeting.first) ::usleep(100'000);
   });
   over = true;
   stranger.join();

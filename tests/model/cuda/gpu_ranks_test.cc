@@ -1,6 +1,6 @@
-// Ranks on GPUs that talk through NCCL: the communicators' contract, then the model spread over 2
-// and 4 of them against one CPU rank, stepwise and enqueued ahead, with graphs and without. Needs
-// two GPUs or more and libnccl.so.2; says so and skips without them.
+// Ranks on GPUs that talk through NCCL and each other's memory: the communicators' contract, then
+// the model spread over 2 and 4 of them against one CPU rank, stepwise and enqueued ahead, with
+// graphs and without. Needs two GPUs or more and libnccl.so.2; says so and skips without them.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -10,6 +10,8 @@
 
 #include "model/runner.h"
 #include "parallel/nccl.h"
+#include "parallel/peers.h"
+#include "parallel/shared_comm.h"
 #include "tensor/stream.h"
 #include "tests/model/small_model.h"
 #include "tests/parallel/comm_contract.h"
@@ -17,6 +19,8 @@
 
 namespace m2::model {
 namespace {
+
+using parallel::SumsBy;
 
 int gpus() {
   int count = 0;
@@ -34,14 +38,14 @@ class GpuRanks : public testing::Test {
 // Ranks of one process, one GPU each.
 class Fleet {
  public:
-  Fleet(int64_t tensor, int64_t data, bool whole_experts) {
+  Fleet(int64_t tensor, int64_t data, bool whole_experts, SumsBy sums = SumsBy::peers) {
     parallel::Topology shape;
     shape.tensor_size = tensor;
     shape.data_size = data;
     shape.expert_parallel = whole_experts;
-    ranks = parallel::make_local_ranks(shape, 1, 0, nullptr);
+    ranks = parallel::make_local_ranks(shape);
     each([&](size_t r) {
-      const Result<void> added = parallel::add_device_groups(ranks[r], device(r));
+      const Result<void> added = parallel::add_device_groups(ranks[r], device(r), sums);
       M2_CHECK(added.ok(), "{}", added.error().text);
     });
   }
@@ -61,7 +65,7 @@ class Fleet {
   std::vector<parallel::LocalRank> ranks;
 };
 
-void check_groups(const Fleet& fleet, bool engines) {
+void check_groups(const Fleet& fleet, bool engines, parallel::Bf16Sums bf16_sums) {
   std::vector<std::unique_ptr<parallel::StagedComm>> staged;
   parallel::Comms comms;
   for (size_t r = 0; r < fleet.ranks.size(); ++r) {
@@ -70,19 +74,122 @@ void check_groups(const Fleet& fleet, bool engines) {
     staged.push_back(std::make_unique<parallel::StagedComm>(comm, Fleet::device(r)));
     comms.push_back(staged.back().get());
   }
-  parallel::check_contract(comms, parallel::Bf16Sums::in_bf16);
+  parallel::check_contract(comms, bf16_sums);
 }
 
-TEST_F(GpuRanks, NcclKeepsTheContract) {
+void check_groups(SumsBy sums, parallel::Bf16Sums bf16_sums) {
   for (int64_t size = 2; size <= std::min(gpus(), 8); size *= 2) {
-    check_groups(Fleet(size, 1, false), false);
-    check_groups(Fleet(1, size, true), true);
+    check_groups(Fleet(size, 1, false, sums), false, bf16_sums);
+    check_groups(Fleet(1, size, true, sums), true, bf16_sums);
   }
 }
 
-// Ranks that do not come: abort() ends what waits on the device.
-TEST_F(GpuRanks, AbortFreesTheDevice) {
-  const Fleet fleet(2, 1, false);
+TEST_F(GpuRanks, NcclKeepsTheContract) {
+  check_groups(SumsBy::nccl, parallel::Bf16Sums::in_bf16);
+}
+
+TEST_F(GpuRanks, PeersKeepTheContract) {
+  check_groups(SumsBy::peers, parallel::Bf16Sums::in_f32);
+}
+
+// What only moves, through host memory: NCCL wants a GPU for every rank.
+class MovedByHost : public parallel::Comm {
+ public:
+  explicit MovedByHost(parallel::Comm& host) : host_(host) {}
+  int64_t rank() const override { return host_.rank(); }
+  int64_t size() const override { return host_.size(); }
+  void all_gather(const Exec& exec, Tensor part, parallel::Rows rows, Tensor out) override {
+    std::vector<std::byte> own(bytes_of(part)), all(bytes_of(out));
+    copy_to_host(exec, own.data(), part.data(), part.elements() * size_of(part.dtype()));
+    synchronize(exec);
+    const int64_t width = out.elements() / out.size(0);
+    host_.all_gather(parallel::host(), Tensor(own.data(), part.dtype(), {part.size(0), width}),
+                     rows, Tensor(all.data(), out.dtype(), {out.size(0), width}));
+    copy_to_device(exec, out.data(), all.data(), out.elements() * size_of(out.dtype()));
+    synchronize(exec);
+  }
+  Result<void> status() const override { return host_.status(); }
+  void abort(const Error& why) override { host_.abort(why); }
+  void set_deadline(Nanos) override {}
+  void all_reduce(const Exec&, Tensor) override { none(); }
+  void reduce_scatter(const Exec&, Tensor, parallel::Rows, Tensor) override { none(); }
+  void all_to_all(const Exec&, Tensor, parallel::Rows, Tensor, parallel::Rows) override { none(); }
+  void gather_columns(const Exec&, Tensor, parallel::Rows, Tensor, int64_t) override { none(); }
+  void broadcast(const Exec&, Tensor, int64_t) override { none(); }
+  void barrier(const Exec&) override { none(); }
+
+ private:
+  static size_t bytes_of(const Tensor& x) {
+    return static_cast<size_t>(x.elements() * size_of(x.dtype()));
+  }
+  static void none() { M2_CHECK(false, "sums only"); }
+  parallel::Comm& host_;
+};
+
+// Sums of some rows by `peers` on the GPU, byte for byte as by `host` on the host.
+template <class T>
+void expect_sums_of_the_host(parallel::Comm& host, parallel::Comm& peers, const Exec& exec,
+                             const Buffer& memory, int64_t width) {
+  constexpr int64_t kRows = 13;
+  const auto numbers = parallel::numbers<T>(host.rank(), kRows * width, width);
+  const auto bytes = static_cast<int64_t>(numbers.size() * sizeof(T));
+  const Tensor x(memory.data(), dtype_of<T>(), {kRows, width});
+  auto expected = numbers, got = numbers;
+  host.all_reduce(parallel::host(), parallel::view(expected, kRows, width));
+  copy_to_device(exec, x.data(), numbers.data(), bytes);
+  peers.all_reduce(exec, x);
+  copy_to_host(exec, got.data(), x.data(), bytes);
+  synchronize(exec);
+  EXPECT_EQ(std::memcmp(got.data(), expected.data(), numbers.size() * sizeof(T)), 0)
+      << "all_reduce of " << host.size() << " ranks, " << width << " wide";
+
+  std::vector<int64_t> rows(static_cast<size_t>(host.size()), 0);
+  rows.front() = 3, rows.back() = kRows - 3;
+  const int64_t own = rows[static_cast<size_t>(host.rank())];
+  std::vector<T> part(static_cast<size_t>(own * width)), part_got = part;
+  auto whole = numbers;
+  host.reduce_scatter(parallel::host(), parallel::view(whole, kRows, width), rows,
+                      parallel::view(part, own, width));
+  copy_to_device(exec, x.data(), numbers.data(), bytes);
+  const Tensor out(memory.data() + bytes, dtype_of<T>(), {own, width});
+  peers.reduce_scatter(exec, x, rows, out);
+  copy_to_host(exec, part_got.data(), out.data(), static_cast<int64_t>(part.size() * sizeof(T)));
+  synchronize(exec);
+  EXPECT_EQ(std::memcmp(part_got.data(), part.data(), part.size() * sizeof(T)), 0)
+      << "reduce_scatter of " << host.size() << " ranks, " << width << " wide";
+}
+
+// More ranks than GPUs if need be, but two on a GPU at most: their blocks wait for each other, and
+// all have to be there at once. Sums that fit into one slot and that do not.
+TEST_F(GpuRanks, PeersSumAsTheHostDoes) {
+  for (const int64_t size : {2, 3, 4}) {
+    const auto hosts = parallel::make_thread_comms(size);
+    std::vector<std::jthread> threads;
+    for (int64_t r = 0; r < size; ++r)
+      threads.emplace_back([&, r] {
+        parallel::Comm& host = *hosts[static_cast<size_t>(r)];
+        const Device device{DeviceKind::cuda, static_cast<int>(r % gpus())};
+        use_device(device);
+        const Stream stream(device);
+        const Exec exec{device, nullptr, stream.handle()};
+        constexpr int64_t kWidest = 400'000;
+        const Buffer memory(device, 2 * 13 * kWidest * 4);
+        auto peers = parallel::sum_through_peers(std::make_unique<MovedByHost>(host), host, device);
+        M2_CHECK(peers.ok(), "{}", peers.error().text);
+        EXPECT_EQ(dynamic_cast<MovedByHost*>(peers->get()), nullptr) << "GPUs do not reach another";
+        for (const int64_t width :
+             {int64_t{1}, int64_t{3}, int64_t{129}, int64_t{3072}, int64_t{50'001}, kWidest}) {
+          expect_sums_of_the_host<float>(host, **peers, exec, memory, width);
+          expect_sums_of_the_host<BF16>(host, **peers, exec, memory, width);
+        }
+        host.barrier(parallel::host());
+      });
+  }
+}
+
+// Ranks that do not come: abort() ends what waits on the device, recorded or not.
+void check_that_abort_frees_the_device(SumsBy sums, bool recorded) {
+  const Fleet fleet(2, 1, false, sums);
   parallel::Comm& comm = *fleet.ranks[0].device_tensor;
   use_device(Fleet::device(0));
   const Stream stream(Fleet::device(0));
@@ -92,17 +199,53 @@ TEST_F(GpuRanks, AbortFreesTheDevice) {
     const Stream own(Fleet::device(r));
     const Exec there{Fleet::device(r), nullptr, own.handle()};
     const Buffer first(Fleet::device(r), 4096);
-    fleet.ranks[r].device_tensor->all_reduce(there, Tensor(first.data(), DType::f32, {1024}));
+    const Tensor x(first.data(), DType::f32, {1024});
+    fleet.ranks[r].device_tensor->all_reduce(there, x);
+    fleet.ranks[r].device_tensor->broadcast(there, x, 1);
     synchronize(there);
   });
   const Buffer x(Fleet::device(0), 4096);
-  comm.all_reduce(exec, Tensor(x.data(), DType::f32, {1024}));
+  const auto collectives = [&] {
+    comm.all_reduce(exec, Tensor(x.data(), DType::f32, {1024}));
+    comm.broadcast(exec, Tensor(x.data(), DType::f32, {1024}), 1);
+  };
+  Graph graph;
+  if (recorded) graph = Graph::record(exec, collectives);
+  recorded ? graph.launch(exec) : collectives();
   const std::jthread aborts([&] {
     std::this_thread::sleep_for(std::chrono::milliseconds(300));
     comm.abort({Code::unavailable, "rank 1 did not finish a step", {}});
   });
   synchronize(exec);
   EXPECT_EQ(comm.status().error().text, "rank 1 did not finish a step");
+}
+
+TEST_F(GpuRanks, AbortFreesTheDevice) {
+  for (const bool recorded : {false, true})
+    check_that_abort_frees_the_device(SumsBy::nccl, recorded);
+}
+
+TEST_F(GpuRanks, AbortFreesTheDeviceOfPeers) {
+  for (const bool recorded : {false, true})
+    check_that_abort_frees_the_device(SumsBy::peers, recorded);
+}
+
+// NCCL connects the ranks in their first collective, on the host: the call itself waits for who
+// does not come.
+TEST_F(GpuRanks, AbortEndsACallThatWaits) {
+  const Fleet fleet(2, 1, false, SumsBy::nccl);
+  parallel::Comm& comm = *fleet.ranks[0].device_tensor;
+  use_device(Fleet::device(0));
+  const Stream stream(Fleet::device(0));
+  const Exec exec{Fleet::device(0), nullptr, stream.handle()};
+  const Buffer x(Fleet::device(0), 4096);
+  const std::jthread aborts([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    comm.abort({Code::unavailable, "rank 1 did not come", {}});
+  });
+  comm.all_reduce(exec, Tensor(x.data(), DType::f32, {1024}));
+  synchronize(exec);
+  EXPECT_EQ(comm.status().error().text, "rank 1 did not come");
 }
 
 ModelConfig config_of() {
@@ -125,13 +268,23 @@ struct Spread {
   int64_t tensor, data;
   bool whole;
   std::vector<int64_t> graph_sizes;
+  ExchangeKind exchange = ExchangeKind::all_gather;
+  SumsBy sums = SumsBy::peers;
+
+  std::string name() const {
+    return fmt::format("TP{} DP{}{}{}{} {} graphs", tensor, data, whole ? " EP" : "",
+                       exchange == ExchangeKind::all_to_all ? " all-to-all" : "",
+                       sums == SumsBy::nccl ? " NCCL" : "", graph_sizes.size());
+  }
 };
 
 // The model on every rank of a fleet.
 class Ranks {
  public:
   Ranks(const ModelConfig& config, const Spread& spread)
-      : config_(config), fleet_(spread.tensor, spread.data, spread.whole), spread_(spread) {
+      : config_(config),
+        fleet_(spread.tensor, spread.data, spread.whole, spread.sums),
+        spread_(spread) {
     for (size_t r = 0; r < fleet_.ranks.size(); ++r) streams_.emplace_back(Fleet::device(r));
     models_.resize(fleet_.ranks.size());
     fleet_.each([&](size_t r) {
@@ -142,14 +295,15 @@ class Ranks {
       MemoryRequest request = small_memory(config);
       request.max_num_batched_tokens = 512;
       request.topology = rank.topology;
+      request.exchange = spread.exchange;
       request.padded_rows = spread.graph_sizes.empty() ? 0 : spread.graph_sizes.back();
       Result<MemoryPlan> plan = plan_memory(config, *weights, request, device);
       M2_CHECK(plan.ok(), "{}", plan.error().text);
       RunnerOptions options;
       options.graph_sizes = spread.graph_sizes;
-      models_[r] =
-          make_runner({device, nullptr, streams_[r].handle()}, {rank.model_groups(), rank.topology},
-                      config, *std::move(weights), *plan, request.max_model_len, options);
+      models_[r] = make_runner({device, nullptr, streams_[r].handle()},
+                               {rank.model_groups(), rank.topology, spread.exchange}, config,
+                               *std::move(weights), *plan, request.max_model_len, options);
     });
   }
 
@@ -240,16 +394,17 @@ TEST_F(GpuRanks, TheModelOnManyIsTheModelOnOne) {
                               {2, 1, false, {1, 2, 4}},
                               {2, 1, true, {1, 2}},
                               {1, 2, true, {}},
-                              {1, 2, false, {}}};
+                              {1, 2, true, {}, ExchangeKind::all_to_all},
+                              {1, 2, false, {}},
+                              {2, 1, false, {1, 2}, ExchangeKind::all_gather, SumsBy::nccl}};
   if (gpus() >= 4)
     for (const Spread& more :
          {Spread{4, 1, false, {}}, Spread{4, 1, false, {1, 2, 4}}, Spread{4, 1, true, {1, 2}},
-          Spread{2, 2, true, {}}, Spread{1, 4, true, {}}})
+          Spread{2, 2, true, {}}, Spread{2, 2, true, {}, ExchangeKind::all_to_all},
+          Spread{1, 4, true, {}}})
       spreads.push_back(more);
-  std::vector<int32_t> tokens;
   for (const Spread& spread : spreads) {
-    const std::string name = fmt::format("TP{} DP{}{} {} graphs", spread.tensor, spread.data,
-                                         spread.whole ? " EP" : "", spread.graph_sizes.size());
+    const std::string name = spread.name();
     Ranks ranks(config, spread);
     expect_close(ranks.run(prompts), expected, name + ", prompts");
     expect_close(ranks.run(next), expected_next, name + ", decoding");
@@ -260,6 +415,15 @@ TEST_F(GpuRanks, TheModelOnManyIsTheModelOnOne) {
     // The same arrangement again, with what it wrote before in the cache.
     EXPECT_EQ(ranks.decode(5, 41, {1, 2, 3, 4}, 12), decoded) << name;
   }
+}
+
+// Two numbers have one sum, whoever adds them; and both ways of the exchange add the same.
+TEST_F(GpuRanks, TheSameBytesByEveryWayOfTwoRanks) {
+  const ModelConfig config = config_of();
+  const std::vector<Chunk> prompt{{{3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9}, 0, {1, 2}}};
+  const auto run = [&](const Spread& spread) { return Ranks(config, spread).run(prompt); };
+  EXPECT_EQ(run({2, 1, false, {}}), run({2, 1, false, {}, ExchangeKind::all_gather, SumsBy::nccl}));
+  EXPECT_EQ(run({1, 2, true, {}}), run({1, 2, true, {}, ExchangeKind::all_to_all}));
 }
 
 }  // namespace
