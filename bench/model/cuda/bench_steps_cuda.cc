@@ -9,11 +9,12 @@
 #include <chrono>
 #include <cmath>
 #include <functional>
-#include <random>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "bench/model/cuda/full_width.h"
 #include "model/runner.h"
 #include "ops/ceilings.h"
 #include "tensor/stream.h"
@@ -27,25 +28,6 @@ using SteadyTime = std::chrono::steady_clock;
 constexpr int64_t kChunk = 8192;
 constexpr int64_t kMostSequences = 64;
 constexpr int kSteps = 60;
-
-ModelConfig config_of(int64_t layers, int64_t experts) {
-  ModelConfig config;
-  config.hidden_size = 3072;
-  config.intermediate_size = 1536;
-  config.num_layers = layers;
-  config.num_heads = 48;
-  config.num_kv_heads = 8;
-  config.head_dim = 128;
-  config.rotary_dim = 64;
-  config.rope_theta = 5e6;
-  config.max_position_embeddings = 196608;
-  config.rms_norm_eps = 1e-6;
-  config.num_experts = experts;
-  config.num_experts_per_token = 8;
-  config.vocab_size = 200064;
-  config.fp8_blocks = true;
-  return config;
-}
 
 double elapsed(SteadyTime::time_point since) {
   return std::chrono::duration<double>(SteadyTime::now() - since).count();
@@ -80,9 +62,10 @@ class Bench {
     request.max_model_len = config.max_position_embeddings;
     request.max_num_seqs = 256;
     request.max_num_batched_tokens = kChunk;
-    per_sequence_ = (context + kSteps + 64) / kBlockSize + 1;
+    const int64_t per_sequence = (context + kSteps + 64) / kBlockSize + 1;
+    step_.emplace(per_sequence);
     request.num_blocks =
-        std::max(per_sequence_ * kMostSequences, config.max_position_embeddings / kBlockSize);
+        std::max(per_sequence * kMostSequences, config.max_position_embeddings / kBlockSize);
     RunnerOptions options;
     if (graphs) {
       options.graph_sizes = {1, 2, 4};
@@ -180,49 +163,11 @@ class Bench {
   const Exec& exec() const { return exec_; }
 
  private:
-  struct Piece {
-    int64_t sequence, begin, count;
-    bool follows = false;  // its token is the one that its row of the step before chose
-  };
-
   void enqueue(const std::vector<Piece>& pieces) {
-    for (auto* array : {&ids_, &positions_, &slots_, &starts_, &lens_, &tables_, &rows_})
-      array->clear();
-    starts_.push_back(0);
-    int64_t width = 0;
-    for (const Piece& piece : pieces)
-      width = std::max(width, (piece.begin + piece.count + kBlockSize - 1) / kBlockSize);
-    for (size_t p = 0; p < pieces.size(); ++p) {
-      const Piece& piece = pieces[p];
-      for (int64_t i = piece.begin; i < piece.begin + piece.count; ++i) {
-        ids_.push_back(piece.follows ? -1 - static_cast<int32_t>(p)
-                                     : static_cast<int32_t>(random_() % 200000));
-        positions_.push_back(static_cast<int32_t>(i));
-        slots_.push_back(static_cast<int32_t>(
-            block_of(piece.sequence, i / kBlockSize) * kBlockSize + i % kBlockSize));
-      }
-      starts_.push_back(static_cast<int32_t>(ids_.size()));
-      lens_.push_back(static_cast<int32_t>(piece.begin + piece.count));
-      rows_.push_back(static_cast<int32_t>(ids_.size()) - 1);
-      for (int64_t b = 0; b < width; ++b)
-        tables_.push_back(static_cast<int32_t>(block_of(piece.sequence, b)));
-    }
-    if (eager_) rows_.pop_back();  // with a row too few it is not a step that was recorded
-    sampling_.assign(rows_.size(), {});
-    for (ops::SampleRow& row : sampling_) {
-      row.temperature = 1;
-      row.top_k = 40;
-      row.top_p = 0.95f;
-      row.noise_first = static_cast<uint32_t>(random_());
-    }
+    const StepInput input = step_->make(pieces, !eager_);
     const auto start = SteadyTime::now();
-    model_->enqueue({ids_, positions_, slots_, starts_, lens_, tables_, width, rows_},
-                    {sampling_, {}, {}});
+    model_->enqueue(input, step_->sampling());
     host_seconds_ = elapsed(start);
-  }
-
-  int64_t block_of(int64_t sequence, int64_t block) const {
-    return block < per_sequence_ ? sequence * per_sequence_ + block : block;
   }
 
   void collect() {
@@ -234,16 +179,13 @@ class Bench {
 
   const ModelConfig config_;
   const int64_t context_;
-  int64_t per_sequence_ = 0;
+  std::optional<MadeStep> step_;
   Stream stream_;
   Exec exec_;
   std::unique_ptr<parallel::Comm> comm_;
   std::unique_ptr<StepModel> model_;
-  std::mt19937 random_{1};
   bool eager_ = false;
   double host_seconds_ = 0;
-  std::vector<int32_t> ids_, positions_, slots_, starts_, lens_, tables_, rows_;
-  std::vector<ops::SampleRow> sampling_;
 };
 
 // Bytes a second over memory that was written to.
@@ -262,7 +204,7 @@ double read_rate(Exec exec) {
 
 int main(int argc, char** argv) {
   if (argc > 1 && std::string_view(argv[1]) == "profile") {
-    Bench(config_of(2, 256), 2048, false).profile();
+    Bench(full_width(2, 256), 2048, false).profile();
     return 0;
   }
   const int64_t layers = argc > 1 ? std::stoll(argv[1]) : 15;
@@ -273,7 +215,7 @@ int main(int argc, char** argv) {
     fmt::print("{}\n", usable.error().text);
     return 1;
   }
-  const ModelConfig config = config_of(layers, experts);
+  const ModelConfig config = full_width(layers, experts);
   double rate = 0;
   {
     const Stream stream(Bench::kGpu);

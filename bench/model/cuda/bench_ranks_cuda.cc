@@ -1,0 +1,255 @@
+// Time of steps by ranks on GPUs, and the share of it that goes into sums over ranks: what the same
+// step takes without them is the rest. M2's full width with random weights.
+//   bench_ranks_cuda [LAYERS [EXPERTS [RANKS]]]
+#include <fmt/format.h>
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "bench/model/cuda/full_width.h"
+#include "model/runner.h"
+#include "parallel/nccl.h"
+#include "tensor/stream.h"
+
+namespace {
+
+using namespace m2;
+using namespace m2::model;
+using parallel::SumsBy;
+using SteadyTime = std::chrono::steady_clock;
+
+constexpr int64_t kContext = 2048;
+constexpr int64_t kChunk = 8192;
+constexpr int64_t kMostSequences = 64;
+constexpr int kWarm = 10, kSteps = 60, kPrompts = 6;
+constexpr int64_t kPerSequence = (kContext + kSteps + kWarm) / kBlockSize + 2;
+
+Device gpu(size_t rank) {
+  return {DeviceKind::cuda, static_cast<int>(rank)};
+}
+
+// A group whose ranks sum nothing. What is sampled still comes from whole rows of logits, since odd
+// ones would take longer.
+class Unsummed : public parallel::Comm {
+ public:
+  explicit Unsummed(parallel::Comm& group) : group_(group) {}
+  int64_t rank() const override { return group_.rank(); }
+  int64_t size() const override { return group_.size(); }
+  void all_reduce(const Exec&, Tensor) override {}
+  void reduce_scatter(const Exec&, Tensor, parallel::Rows, Tensor) override {}
+  void all_gather(const Exec& exec, Tensor part, parallel::Rows rows, Tensor out) override {
+    group_.all_gather(exec, part, rows, out);
+  }
+  void all_to_all(const Exec& exec, Tensor send, parallel::Rows send_rows, Tensor recv,
+                  parallel::Rows recv_rows) override {
+    group_.all_to_all(exec, send, send_rows, recv, recv_rows);
+  }
+  void gather_columns(const Exec& exec, Tensor part, parallel::Rows columns, Tensor out,
+                      int64_t root) override {
+    group_.gather_columns(exec, part, columns, out, root);
+  }
+  void broadcast(const Exec& exec, Tensor x, int64_t root) override {
+    group_.broadcast(exec, x, root);
+  }
+  void barrier(const Exec& exec) override { group_.barrier(exec); }
+  Result<void> status() const override { return group_.status(); }
+  void abort(const Error& why) override { group_.abort(why); }
+  void set_deadline(Nanos deadline) override { group_.set_deadline(deadline); }
+
+ private:
+  parallel::Comm& group_;
+};
+
+struct Spread {
+  int64_t tensor, data;
+  bool whole = false;
+  ExchangeKind exchange = ExchangeKind::all_gather;
+  SumsBy sums = SumsBy::peers;
+  bool summed = true;
+
+  std::string name() const {
+    std::string out = fmt::format("TP{}", tensor);
+    if (data > 1) out += fmt::format(" x DP{}", data);
+    if (whole) out += " + EP";
+    if (data > 1) out += exchange == ExchangeKind::all_to_all ? ", all-to-all" : ", all-gather";
+    if (tensor > 1) out += sums == SumsBy::nccl ? ", sums by NCCL" : ", sums by peers";
+    return out;
+  }
+};
+
+// Seconds of a step.
+struct Times {
+  std::vector<double> decode;  // of each batch
+  double prompt = 0;
+};
+constexpr int64_t kBatches[] = {1, 8, kMostSequences};
+
+// The model on all ranks of a spread.
+class Bench {
+ public:
+  Bench(const ModelConfig& config, const Spread& spread) : spread_(spread) {
+    parallel::Topology shape;
+    shape.tensor_size = spread.tensor;
+    shape.data_size = spread.data;
+    shape.expert_parallel = spread.whole;
+    for (parallel::LocalRank& local : parallel::make_local_ranks(shape))
+      ranks_.push_back({std::move(local), nullptr, nullptr, nullptr});
+    on_every_rank([&](size_t r) { make(config, r); });
+  }
+
+  Times measure() {
+    Times out;
+    out.prompt = prompt();
+    for (const int64_t batch : kBatches) out.decode.push_back(decode(batch));
+    return out;
+  }
+
+ private:
+  struct Rank {
+    parallel::LocalRank local;
+    std::unique_ptr<Unsummed> unsummed;
+    std::unique_ptr<Stream> stream;
+    std::unique_ptr<StepModel> model;
+  };
+
+  void on_every_rank(const std::function<void(size_t)>& work) {
+    std::vector<std::jthread> threads;
+    for (size_t r = 0; r < ranks_.size(); ++r)
+      threads.emplace_back([&work, r] {
+        use_device(gpu(r));
+        work(r);
+      });
+  }
+
+  void make(const ModelConfig& config, size_t r) {
+    Rank& rank = ranks_[r];
+    const Result<void> added = parallel::add_device_groups(rank.local, gpu(r), spread_.sums);
+    M2_CHECK(added.ok(), "{}", added.error().text);
+    rank.stream = std::make_unique<Stream>(gpu(r));
+    Result<Weights> weights = dummy_weights(config, rank.local.topology, gpu(r), 1);
+    M2_CHECK(weights.ok(), "{}", weights.error().text);
+    MemoryRequest request;
+    request.max_model_len = kChunk;
+    request.max_num_seqs = kMostSequences;
+    request.max_num_batched_tokens = kChunk;
+    request.num_blocks = kPerSequence * kMostSequences;
+    request.padded_rows = kMostSequences;
+    request.topology = rank.local.topology;
+    request.exchange = spread_.exchange;
+    const Result<MemoryPlan> plan = plan_memory(config, *weights, request, gpu(r));
+    M2_CHECK(plan.ok(), "{}", plan.error().text);
+    RunnerOptions options;
+    options.graph_sizes = {std::begin(kBatches), std::end(kBatches)};
+    const parallel::Groups groups = rank.local.model_groups();
+    if (!spread_.summed) rank.unsummed = std::make_unique<Unsummed>(groups.tensor);
+    const RankPlace place{rank.unsummed ? parallel::Groups{*rank.unsummed} : groups,
+                          rank.local.topology, spread_.exchange};
+    rank.model = make_runner({gpu(r), nullptr, rank.stream->handle()}, place, config,
+                             *std::move(weights), *plan, request.max_model_len, options);
+  }
+
+  void enqueue(size_t r, MadeStep& made, const std::vector<Piece>& pieces) {
+    StepInput input = made.make(pieces);
+    const std::vector<int64_t> tokens(static_cast<size_t>(spread_.data),
+                                      static_cast<int64_t>(input.token_ids.size()));
+    if (spread_.data > 1) input.engine_tokens = tokens;
+    ranks_[r].model->enqueue(input, made.sampling());
+  }
+
+  void collect(size_t r) {
+    const Result<StepResult> result = ranks_[r].model->collect();
+    M2_CHECK(result.ok(), "{}", result.error().text);
+  }
+
+  // Runs `step` times + kWarm, two under way; the first rank's seconds a step after the warm ones.
+  double time(int times, const std::function<std::vector<Piece>(int)>& step) {
+    double out = 0;
+    on_every_rank([&](size_t r) {
+      MadeStep made(kPerSequence);
+      SteadyTime::time_point start;
+      for (int i = 0; i < kWarm + times; ++i) {
+        enqueue(r, made, step(i));
+        if (i > 0) collect(r);
+        if (i == kWarm) start = SteadyTime::now();
+      }
+      if (r == 0)
+        out = std::chrono::duration<double>(SteadyTime::now() - start).count() / (times - 1);
+      collect(r);
+    });
+    return out;
+  }
+
+  double decode(int64_t batch) {
+    return time(kSteps, [batch](int i) {
+      std::vector<Piece> pieces;
+      for (int64_t s = 0; s < batch; ++s) pieces.push_back({s, kContext + i, 1, i > 0});
+      return pieces;
+    });
+  }
+
+  // Prompts of the context's length, in every engine.
+  double prompt() {
+    return time(kPrompts, [](int i) {
+      std::vector<Piece> pieces;
+      constexpr int64_t kAtOnce = kChunk / kContext;
+      for (int64_t s = 0; s < kAtOnce; ++s)
+        pieces.push_back({(i * kAtOnce + s) % kMostSequences, 0, kContext});
+      return pieces;
+    });
+  }
+
+  const Spread spread_;
+  std::vector<Rank> ranks_;
+};
+
+void print(const std::string& name, const Times& times, const Times* rest) {
+  fmt::print("| {} |", name);
+  const auto cell = [&](double seconds, double without) {
+    const std::string share = rest ? fmt::format("{:.0f} %", 100 * (1 - without / seconds)) : "-";
+    fmt::print(" {:.0f} | {} |", seconds * 1e6, share);
+  };
+  for (size_t i = 0; i < times.decode.size(); ++i)
+    cell(times.decode[i], rest ? rest->decode[i] : 0);
+  cell(times.prompt, rest ? rest->prompt : 0);
+  fmt::print("\n");
+  std::fflush(stdout);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int64_t layers = argc > 1 ? std::stoll(argv[1]) : 4;
+  const int64_t experts = argc > 2 ? std::stoll(argv[2]) : 256;
+  const int64_t ranks = argc > 3 ? std::stoll(argv[3]) : 2;
+  if (const Result<void> usable = check_device(gpu(static_cast<size_t>(ranks) - 1)); !usable.ok()) {
+    fmt::print("{}\n", usable.error().text);
+    return 1;
+  }
+  const ModelConfig config = full_width(layers, experts);
+  fmt::print(
+      "{}; {} layers, {} experts, top 8, FP8; decoding at {}, prompts of {} in steps of {}\n\n",
+      describe_device(gpu(0)), layers, experts, kContext, kContext, kChunk);
+  fmt::print(
+      "| ranks | batch 1, us | in sums | 8, us | in sums | 64, us | in sums | prompts, us | in "
+      "sums |\n| --- |{}\n",
+      " ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
+  const auto measure = [&](const Spread& spread) { return Bench(config, spread).measure(); };
+  print("TP1", measure({1, 1}), nullptr);
+  for (const bool whole : {false, true}) {
+    Spread spread{ranks, 1, whole};
+    spread.summed = false;
+    const Times rest = measure(spread);
+    spread.summed = true;
+    print(spread.name(), measure(spread), &rest);
+    spread.sums = SumsBy::nccl;
+    print(spread.name(), measure(spread), &rest);
+  }
+  // Without its sums an exchange has no results.
+  for (const ExchangeKind exchange : {ExchangeKind::all_gather, ExchangeKind::all_to_all})
+    print(Spread{1, ranks, true, exchange}.name(), measure({1, ranks, true, exchange}), nullptr);
+}
