@@ -176,7 +176,7 @@ Result<void> read_processes(const Values& values, Spread& spread) {
   M2_TRY_VOID(by_engines ? read_engine_processes(values, spread) : read_nodes(values, spread));
 
   if (values.flag("headless")) {
-    if (spread.serves() || spread.shape.data_size == 1)
+    if (spread.serves() || (by_engines && spread.shape.data_size == 1))
       return fail(Code::invalid_argument,
                   "--headless: this process holds engine {}, and serves HTTP for {}",
                   spread.first_engine(), spread.fronts ? "it" : "all");

@@ -2,6 +2,7 @@
 
 What one rank writes greedily, every other arrangement must write too."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -247,6 +248,24 @@ def alive(process):
         return False
 
 
+def listening(process):
+    """Where a process listens: (address, port) of every TCP socket, IPv6 as its hexadecimal digits."""
+    owned = set()
+    for fd in pathlib.Path(f"/proc/{process}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            owned.add(os.readlink(fd))
+    out = set()
+    for table in ("tcp", "tcp6"):
+        for line in pathlib.Path(f"/proc/{process}/net/{table}").read_text().splitlines()[1:]:
+            local, _, state, *rest = line.split()[1:]
+            if state == "0A" and f"socket:[{rest[5]}]" in owned:
+                address, port = local.split(":")
+                if table == "tcp":
+                    address = ".".join(str(b) for b in reversed(bytes.fromhex(address)))
+                out.add((address, int(port, 16)))
+    return out
+
+
 # Of openmpi-bin, which tools/setup test installs.
 MPIRUN = ["mpirun", "--allow-run-as-root", "--oversubscribe"]
 
@@ -300,9 +319,9 @@ class FarHost:
 class Followers:
     """Processes of node rank 1 and up, started before node rank 0; ended with the `with` block."""
 
-    def __init__(self, model, flags, count=2, port=None, prefix=()):
+    def __init__(self, model, flags, count=2, port=None, prefix=(), own=()):
         self.flags = ["--nnodes", count, "--master-port", port or free_port(), *flags]
-        self.start(model, [["--node-rank", rank, *self.flags] for rank in range(1, count)], prefix)
+        self.start(model, [["--node-rank", rank, *own, *self.flags] for rank in range(1, count)], prefix)
 
     def start(self, model, flags_of, prefix):
         self.processes = [subprocess.Popen(
@@ -408,13 +427,32 @@ class Processes(WithModel):
     """The ranks of one engine in several processes."""
 
     def test_two_processes_write_what_one_rank_writes(self):
-        for flags in (["-tp", 2], ["-tp", 8], ["-tp", 8, "-ep"]):
-            with self.subTest(flags), Followers(self.model, flags) as others:
+        for flags, own in ((["-tp", 2], ["--headless"]), (["-tp", 8], []), (["-tp", 8, "-ep"], [])):
+            with self.subTest(flags), Followers(self.model, flags, own=own) as others:
                 with Server(self.model, *others.flags) as server:
                     self.assertEqual(texts(server), self.expected)
                     server.process.send_signal(signal.SIGTERM)
                     self.assertEqual(server.process.wait(timeout=10), 0)
                 self.assertEqual(others.ends(10), [0], others.logs)
+
+    def test_ports_listen_only_where_told_and_only_until_all_have_come(self):
+        port = free_port()
+        flags = ["-tp", "2", "--nnodes", "2", "--master-port", str(port)]
+        waiting = subprocess.Popen([BINARY, "serve", self.model, "--host", "127.0.0.1", "--port", "0",
+                                    *flags], stderr=subprocess.DEVNULL)
+        until = time.monotonic() + 20
+        while ("127.0.0.1", port) not in listening(waiting.pid):
+            self.assertLess(time.monotonic(), until)
+            time.sleep(0.05)
+        found = listening(waiting.pid)
+        self.assertEqual((len(found), {address for address, _ in found}), (2, {"127.0.0.1"}))
+        waiting.kill()
+        waiting.wait()
+        with Followers(self.model, ["-tp", 4], count=4) as others:
+            with Server(self.model, *others.flags) as server:
+                self.assertEqual(listening(server.process.pid), {("127.0.0.1", server.port)})
+                for other in others.processes:
+                    self.assertEqual(listening(other.pid), set())
 
     def lose(self, how, deadline_seconds, within, words, clients=1):
         """Sends `how` to the second of three processes in the middle of streams."""
