@@ -674,16 +674,20 @@ class EngineProcesses(WithModel):
             self.assertEqual([server.process.wait(timeout=10) for server in servers], [0] * 3)
 
     def test_some_engines_behind_each_port(self):
-        common = ["-dph", "-dp", 4, "-dpl", 2, "-dpp", free_port()]
-        with Servers(self.model, [common, [*common, "-dpr", 2]]) as servers:
-            for first, server in ((0, servers[0]), (2, servers[1])):
-                self.assertEqual(texts(server), self.expected)
-                metrics = server.request("GET", "/metrics")[1]
-                self.assertEqual(sorted(set(re.findall(r'engine="(\d)"', metrics))),
-                                 [str(first), str(first + 1)])
-                status, _ = server.request("POST", "/v1/completions", {"prompt": "x"},
-                                           {"X-data-parallel-rank": str(first + 1)})
-                self.assertEqual(status, 200)
+        for shares in ([2, 2], [1, 3]):
+            common = ["-dph", "-dp", 4, "-dpp", free_port()]
+            firsts = [0, shares[0]]
+            with self.subTest(shares), Servers(self.model, [
+                    [*common, "-dpr", first, "-dpl", share]
+                    for first, share in zip(firsts, shares)]) as servers:
+                for first, share, server in zip(firsts, shares, servers):
+                    self.assertEqual(texts(server), self.expected)
+                    metrics = server.request("GET", "/metrics")[1]
+                    self.assertEqual(sorted(set(re.findall(r'engine="(\d)"', metrics))),
+                                     [str(first + i) for i in range(share)])
+                    status, _ = server.request("POST", "/v1/completions", {"prompt": "x"},
+                                               {"X-data-parallel-rank": str(first + share - 1)})
+                    self.assertEqual(status, 200)
 
     def test_a_lost_engine_is_told_everywhere(self):
         for how, words in ((signal.SIGKILL, GONE),
@@ -694,6 +698,14 @@ class EngineProcesses(WithModel):
         """Nobody steps together with them but they themselves."""
         self.lose(signal.SIGKILL, GONE, [0, 2])
         self.lose(signal.SIGSTOP, "did not answer [a-z_]+ [0-9]+ within 2 s", [0, 2])
+
+    def test_engines_end_with_a_killed_front(self):
+        for shares in ([1, 1], [0, 1, 1]):
+            with self.subTest(shares), Headless(self.model, shares, ["-ep"]) as others:
+                with Server(self.model, *others.flags) as server:
+                    server.process.kill()
+                    server.process.wait()
+                self.assertEqual(others.ends(10), [1] * (len(shares) - 1))
 
     def lose(self, how, words, shares):
         flags = ["-ep", "--rank-deadline-seconds", 2]
