@@ -66,6 +66,7 @@ int graphs = 0;
 
 std::mutex registry_mutex;
 std::map<std::array<char, 128>, std::shared_ptr<Mail>> registry;
+std::vector<std::unique_ptr<Communicator>> communicators;  // to the end: a rank may wait in a call
 int ids = 0;
 
 thread_local int depth = 0;
@@ -132,9 +133,10 @@ int ncclGetUniqueId(Id* id) {
 int ncclCommInitRank(void** out, int size, Id id, int rank) {
   std::array<char, 128> key;
   std::memcpy(key.data(), id.bytes, sizeof id.bytes);
-  auto comm = std::make_unique<Communicator>();
+  Communicator* comm = nullptr;
   {
     std::lock_guard lock(registry_mutex);
+    comm = communicators.emplace_back(std::make_unique<Communicator>()).get();
     auto& mail = registry[key];
     if (!mail) mail = std::make_shared<Mail>();
     comm->mail = mail;
@@ -145,7 +147,7 @@ int ncclCommInitRank(void** out, int size, Id id, int rank) {
   ++comm->mail->joined;
   comm->mail->changed.notify_all();
   comm->mail->changed.wait(lock, [&] { return comm->mail->joined == size; });
-  *out = comm.release();
+  *out = comm;
   return kSuccess;
 }
 
@@ -155,8 +157,7 @@ void stand_in_hold_by_graphs(int count) {
   graphs_changed.notify_all();
 }
 
-// Leaks the handle: a rank may wait in a call. Like NCCL's own from 2.26 on, it returns when no
-// recorded graph holds the group.
+// Like NCCL's own from 2.26 on, it returns when no recorded graph holds the group.
 int ncclCommAbort(void* handle) {
   auto& comm = *static_cast<Communicator*>(handle);
   {
