@@ -92,6 +92,19 @@ __device__ __forceinline__ void tensor_copy(uint32_t to, const CUtensorMap* map,
       : "memory");
 #endif
 }
+// Into the blocks of the cluster in `blocks` (a bit each), at the same place, with the same
+// barrier.
+__device__ __forceinline__ void tensor_copy_to_all(uint32_t to, const CUtensorMap* map, int column,
+                                                   int row, uint64_t* barrier, int blocks) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+      "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier)),
+      "h"(static_cast<uint16_t>(blocks))
+      : "memory");
+#endif
+}
 __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");

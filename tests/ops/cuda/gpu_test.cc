@@ -763,6 +763,9 @@ TEST_F(Gpu, AttentionPrefillAndMixed) {
                    {{1, 400}, {150, 150}, {1, 1}, {3, 3}, {257, 900}, {1, 4500}},
                    cache},
                   gpu(), over + "mixed");
+    run_attention(random_,
+                  {{10, 2, 128, 64}, 16, DType::bf16, {{150, 400}, {1, 30}, {129, 129}}, cache},
+                  gpu(), over + "groups of five");
     // More sequences than a warp has lanes, and more tiles than the GPU has multiprocessors.
     std::vector<Sequence> many;
     for (int32_t i = 0; i < 90; ++i) many.push_back({i % 3 ? 1 + i % 7 : 130 + i, 140 + 2 * i});

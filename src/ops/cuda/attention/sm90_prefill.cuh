@@ -10,15 +10,17 @@
 // block a multiprocessor runs through its tiles of queries. A producer keeps keys and values in a
 // ring; each of two warpgroups has 64 queries. Both products are wgmma, weights go from the first
 // to the second in registers, and while one warpgroup computes its softmax the other multiplies.
+// Two blocks of a cluster have neighbouring q heads of one KV head, and each copies half of the
+// keys and values into both.
 // FLOPs: 4 * 128 a (token, key, q head). Bytes: each tile of queries reads its context once, mostly
-// from L2: 64 KB for 8.4 MFLOP. Bound: matrix units.
+// from L2: 64 KB for 8.4 MFLOP, half of that in a cluster. Bound: matrix units.
 namespace m2::ops::cuda {
 
 namespace tiled {
 constexpr int kRows = 128;  // queries of a tile: 64 a warpgroup
 constexpr int kKeys = 128;  // keys of a tile, eight pages
 constexpr int kPages = kKeys / kPage;
-constexpr int kStages = 2;
+constexpr int kStages = 3;
 constexpr int kConsumers = 256, kProducers = 128, kThreads = kConsumers + kProducers;
 constexpr int kHalf = kKeys * 128;    // bytes of 64 dims of a tile's keys, or values
 constexpr int kOperand = 2 * kHalf;   // of all 128 dims
@@ -195,10 +197,21 @@ struct Item {
   __device__ __forceinline__ int before() const { return context - length; }
 };
 
-__device__ __forceinline__ bool find_item(const AttentionArgs& args, QueryTiles& tiles, int index,
-                                          Item& item) {
-  item.head = index % args.heads.q;
-  if (!tiles.find(args, index / args.heads.q, item.first)) return false;
+// Items that the kCluster blocks of a cluster work on together: neighbouring q heads.
+template <int kCluster>
+struct Place {
+  int index, step, rank;
+
+  __device__ __forceinline__ Place()
+      : index(blockIdx.x / kCluster), step(gridDim.x / kCluster), rank(blockIdx.x % kCluster) {}
+};
+
+template <int kCluster>
+__device__ __forceinline__ bool find_item(const AttentionArgs& args, QueryTiles& tiles,
+                                          const Place<kCluster>& place, Item& item) {
+  const int groups = args.heads.q / kCluster;
+  item.head = place.index % groups * kCluster + place.rank;
+  if (!tiles.find(args, place.index / groups, item.first)) return false;
   item.sequence = tiles.sequence;
   item.start = args.query_starts[item.sequence];
   item.length = args.query_starts[item.sequence + 1] - item.start;
@@ -214,17 +227,28 @@ struct Ring {
 
 // --- producing: BF16 by tensor copies ----------------------------------------------------------
 
-// One warp. Keys past the context are left as they are, whatever that is: their logits are not
-// looked at. Values there become zeros, since even times zero they could do harm.
+// One warp. Each block of a cluster copies its share of the pages, for all of them. Keys past the
+// context are left as they are, whatever that is: their logits are not looked at. Values there
+// become zeros, since even times zero they could do harm.
+template <int kCluster>
 __device__ __forceinline__ void copy_tiles(const AttentionArgs& args, const CUtensorMap* keys,
                                            const CUtensorMap* values, uint32_t ring_memory,
                                            Ring& ring) {
-  const int lane = threadIdx.x % kWarp, page_of_lane = lane / 2 % kPages, half = lane % 2;
-  const bool copies = lane < 2 * kPages;
+  constexpr int kShare = kPages / kCluster;
+  Place<kCluster> place;
+  const int lane = threadIdx.x % kWarp, half = lane % 2;
+  const int page_of_lane = lane / 2 % kShare * kCluster + place.rank;
+  const bool copies = lane < 2 * kShare;
+  const auto copy = [&](uint32_t to, const CUtensorMap* map, int row, uint64_t* full) {
+    if constexpr (kCluster > 1)
+      tensor_copy_to_all(to, map, half * 128, row, full, (1 << kCluster) - 1);
+    else
+      tensor_copy(to, map, half * 128, row, full);
+  };
   QueryTiles finder;
   Item item;
   int step = 0;
-  for (int index = blockIdx.x; find_item(args, finder, index, item); index += gridDim.x) {
+  for (; find_item(args, finder, place, item); place.index += place.step) {
     const int32_t* table = args.block_tables + item.sequence * args.table_stride;
     const int kv_head = item.head / (args.heads.q / args.heads.kv);
     const int pages = (item.context + kPage - 1) / kPage;
@@ -241,8 +265,7 @@ __device__ __forceinline__ void copy_tiles(const AttentionArgs& args, const CUte
       if (step >= kStages) barrier_wait(&ring.empty_k[slot], parity);
       if (lane == 0) barrier_expect(&ring.full_k[slot], present * 4096);
       __syncwarp();
-      if (copies && page_of_lane < present)
-        tensor_copy(to, keys, half * 128, row, &ring.full_k[slot]);
+      if (copies && page_of_lane < present) copy(to, keys, row, &ring.full_k[slot]);
 
       const int left = item.context - tile * kKeys;
       const int whole = min(kPages, left / kPage);
@@ -264,99 +287,84 @@ __device__ __forceinline__ void copy_tiles(const AttentionArgs& args, const CUte
       __syncwarp();
       if (lane == 0) barrier_expect(&ring.full_v[slot], whole * 4096);
       __syncwarp();
-      if (copies && page_of_lane < whole)
-        tensor_copy(to + kOperand, values, half * 128, row, &ring.full_v[slot]);
+      if (copies && page_of_lane < whole) copy(to + kOperand, values, row, &ring.full_v[slot]);
     }
   }
 }
 
 // --- producing: FP8, widened to f16 on the way -------------------------------------------------
 
-// Runs through the tiles of keys of all the block's items.
-struct KeyTiles {
-  QueryTiles finder;
-  Item item;
-  int index = blockIdx.x, tile = 0;
-  bool valid;
-
-  __device__ __forceinline__ explicit KeyTiles(const AttentionArgs& args) {
-    valid = find_item(args, finder, index, item);
-  }
-  __device__ __forceinline__ void advance(const AttentionArgs& args) {
-    if (++tile < item.tiles) return;
-    tile = 0;
-    index += gridDim.x;
-    valid = find_item(args, finder, index, item);
-  }
-};
-
-// A thread's share of a tile's keys, or values: 16 dims of one key of each page.
+// A thread's share of a tile's keys, or values, of which 64 threads have charge: 16 dims of every
+// eighth key. Those with the upper 64 dims take the other key of a pair, since the two halves of a
+// row lie in the same banks.
 struct F8Pieces {
-  uint4 piece[kPages];
+  static constexpr int kThreads = kProducers / 2, kPieces = kKeys * 8 / kThreads;
+  uint4 piece[kPieces];
 
-  __device__ __forceinline__ void load(const AttentionArgs& args, const void* cache,
-                                       const KeyTiles& at) {
-    if (!at.valid) return;
-    const int line = threadIdx.x % kProducers / 8, part = threadIdx.x % 8;
-    const int32_t* table =
-        args.block_tables + at.item.sequence * args.table_stride + at.tile * kPages;
-    const int kv_head = at.item.head / (args.heads.q / args.heads.kv);
-    const int left = at.item.context - at.tile * kKeys;
+  // `from`: the head's first page in the cache, at the thread's dims; `left`: keys that are there.
+  __device__ __forceinline__ void load(const uint8_t* from, const int32_t* table, int64_t stride,
+                                       int left) {
+    const int line = line_of_thread();
+    if (left >= kKeys) {
 #pragma unroll
-    for (int p = 0; p < kPages; ++p) {
-      piece[p] = uint4{};
-      if (p * kPage + line >= left) continue;
-      const auto* from =
-          static_cast<const uint8_t*>(cache) +
-          ((static_cast<int64_t>(table[p]) * args.heads.kv + kv_head) * kPage + line) * kDim +
-          part * 16;
-      piece[p] = load_written(from);
+      for (int i = 0; i < kPieces; ++i)
+        piece[i] = load_written(from + table[i / 2] * stride + (i % 2 * 8 + line) * kDim);
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      piece[i] = uint4{};
+      if (i * 8 + line < left)
+        piece[i] = load_written(from + table[i / 2] * stride + (i % 2 * 8 + line) * kDim);
     }
   }
   __device__ __forceinline__ void store(uint32_t operand_memory) const {
-    const int line = threadIdx.x % kProducers / 8, part = threadIdx.x % 8;
+    const int line = line_of_thread(), part = threadIdx.x % 8;
 #pragma unroll
-    for (int p = 0; p < kPages; ++p) {
-      const int key = p * kPage + line;
+    for (int i = 0; i < kPieces; ++i) {
+      const int key = i * 8 + line;
       const uint32_t row = operand_memory + part / 4 * kHalf + key * 128;
-      // The two halves of a row store their pieces in opposite order: they lie in the same banks.
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int which = i ^ (part / 4);
-        const uint32_t low = which ? piece[p].z : piece[p].x;
-        const uint32_t high = which ? piece[p].w : piece[p].y;
-        uint4 wide;
-        widen_to_halves(low, wide.x, wide.y);
-        widen_to_halves(high, wide.z, wide.w);
-        store_shared(row + (((part % 4 * 2 + which) ^ (key & 7)) << 4), wide);
-      }
+      uint4 low, high;
+      widen_to_halves(piece[i].x, low.x, low.y);
+      widen_to_halves(piece[i].y, low.z, low.w);
+      widen_to_halves(piece[i].z, high.x, high.y);
+      widen_to_halves(piece[i].w, high.z, high.w);
+      const int chunk = part % 4 * 2;
+      store_shared(row + ((chunk ^ (key & 7)) << 4), low);
+      store_shared(row + (((chunk + 1) ^ (key & 7)) << 4), high);
     }
+  }
+  static __device__ __forceinline__ int line_of_thread() {
+    return threadIdx.x % kThreads / 8 ^ (threadIdx.x % 8 / 4);
   }
 };
 
-// 128 threads. Keys and values of the next tile are on their way while those of this one are
-// widened.
+// Two warps have charge of the keys, two of the values.
 __device__ __forceinline__ void widen_tiles(const AttentionArgs& args, uint32_t ring_memory,
                                             Ring& ring) {
-  KeyTiles at(args);
-  F8Pieces keys, values;
-  keys.load(args, args.cache.k, at);
-  values.load(args, args.cache.v, at);
-  for (int step = 0; at.valid; ++step) {
-    const int slot = step % kStages;
-    const uint32_t parity = (step / kStages - 1) & 1;
-    const uint32_t memory = ring_memory + slot * 2 * kOperand;
-    if (step >= kStages) barrier_wait(&ring.empty_k[slot], parity);
-    keys.store(memory);
-    publish_to_wgmma();
-    barrier_arrive(&ring.full_k[slot]);
-    at.advance(args);
-    keys.load(args, args.cache.k, at);
-    if (step >= kStages) barrier_wait(&ring.empty_v[slot], parity);
-    values.store(memory + kOperand);
-    publish_to_wgmma();
-    barrier_arrive(&ring.full_v[slot]);
-    values.load(args, args.cache.v, at);
+  const bool is_key = threadIdx.x % kProducers < F8Pieces::kThreads;
+  const auto* cache = static_cast<const uint8_t*>(is_key ? args.cache.k : args.cache.v);
+  uint64_t* full = is_key ? ring.full_k : ring.full_v;
+  uint64_t* empty = is_key ? ring.empty_k : ring.empty_v;
+  const int64_t stride = static_cast<int64_t>(args.heads.kv) * kPage * kDim;
+  Place<1> place;
+  QueryTiles finder;
+  Item item;
+  int step = 0;
+  for (; find_item(args, finder, place, item); place.index += place.step) {
+    const int32_t* table = args.block_tables + item.sequence * args.table_stride;
+    const int kv_head = item.head / (args.heads.q / args.heads.kv);
+    const uint8_t* from = cache + kv_head * kPage * kDim + threadIdx.x % 8 * 16;
+    for (int tile = 0; tile < item.tiles; ++tile, ++step) {
+      const int slot = step % kStages;
+      F8Pieces pieces;
+      pieces.load(from, table + tile * kPages, stride, item.context - tile * kKeys);
+      if (step >= kStages) barrier_wait(&empty[slot], (step / kStages - 1) & 1);
+      pieces.store(ring_memory + slot * 2 * kOperand + (is_key ? 0 : kOperand));
+      publish_to_wgmma();
+      __syncwarp();
+      if (threadIdx.x % kWarp == 0) barrier_arrive(&full[slot]);
+    }
   }
 }
 
@@ -486,13 +494,19 @@ __device__ __forceinline__ void store_rows(const AttentionArgs& args, const Item
   }
 }
 
-// A warp hands a slot back.
+// A warp hands a slot back, to all blocks of the cluster, since each copies for all.
+template <int kCluster>
 __device__ __forceinline__ void hand_back(uint64_t* empty) {
   __syncwarp();
-  if (threadIdx.x % kWarp == 0) barrier_arrive(empty);
+  const int lane = threadIdx.x % kWarp;
+  if constexpr (kCluster == 1) {
+    if (lane == 0) barrier_arrive(empty);
+  } else {
+    if (lane < kCluster) barrier_arrive_at(empty, lane);
+  }
 }
 
-template <bool kHalves>
+template <bool kHalves, int kCluster>
 __device__ __forceinline__ void attend_tiles(const AttentionArgs& args, uint32_t memory,
                                              Ring& ring) {
   const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);  // as one number of the warp
@@ -521,13 +535,14 @@ __device__ __forceinline__ void attend_tiles(const AttentionArgs& args, uint32_t
     for (int i = 0; i < 32; ++i) weights[i] = pack<kHalves>(logits[2 * i], logits[2 * i + 1]);
   };
 
-  __shared__ float marks[kConsumers];
+  __shared__ float marks[kConsumers];  // never read
   const uint32_t mark = shared_address(marks + threadIdx.x);
   QueryTiles finder;
   Item next;
   Queries next_queries;
-  int step = 0, index = blockIdx.x;
-  bool more = find_item(args, finder, index, next);
+  Place<kCluster> place;
+  int step = 0;
+  bool more = find_item(args, finder, place, next);
   if (more) next_queries.load(args, next, group);
   while (more) {
     const Item item = next;
@@ -545,7 +560,7 @@ __device__ __forceinline__ void attend_tiles(const AttentionArgs& args, uint32_t
     barrier_wait(&ring.full_k[step % kStages], step / kStages & 1);
     score(logits, step % kStages);
     wgmma_wait<0>(logits);
-    hand_back(&ring.empty_k[step % kStages]);
+    hand_back<kCluster>(&ring.empty_k[step % kStages]);
     if (kKeys - 1 > whole) mask(logits, 0, position);
     softmax.take(logits, scale, factor);
     pack_weights(logits, weights);
@@ -561,7 +576,7 @@ __device__ __forceinline__ void attend_tiles(const AttentionArgs& args, uint32_t
       add_values(out, weights, slot_before);
       if (group == 0 || tile + 1 < item.tiles) arrive(kTurnBarrier + (1 - group), kConsumers);
       wgmma_wait<1>(logits);
-      hand_back(&ring.empty_k[slot]);
+      hand_back<kCluster>(&ring.empty_k[slot]);
       if constexpr (decltype(masked)::value) mask(logits, tile * kKeys, position);
       softmax.take(logits, scale, factor);
       // The softmax belongs under the values' product, not behind it, and only a store that depends
@@ -570,7 +585,7 @@ __device__ __forceinline__ void attend_tiles(const AttentionArgs& args, uint32_t
                    "f"(softmax.sum[0] + softmax.sum[1])
                    : "memory");
       wgmma_wait<0>(out);
-      hand_back(&ring.empty_v[slot_before]);
+      hand_back<kCluster>(&ring.empty_v[slot_before]);
 #pragma unroll
       for (int i = 0; i < 64; ++i) out[i] *= factor[i / 2 % 2];
       pack_weights(logits, weights);
@@ -584,11 +599,11 @@ __device__ __forceinline__ void attend_tiles(const AttentionArgs& args, uint32_t
     barrier_wait(&ring.full_v[step % kStages], step / kStages & 1);
     add_values(out, weights, step % kStages);
     // The next queries are on their way while these are finished and stored.
-    index += gridDim.x;
-    more = find_item(args, finder, index, next);
+    place.index += place.step;
+    more = find_item(args, finder, place, next);
     if (more) next_queries.load(args, next, group);
     wgmma_wait<0>(out);
-    hand_back(&ring.empty_v[step % kStages]);
+    hand_back<kCluster>(&ring.empty_v[step % kStages]);
     ++step;
     store_rows(args, item, row, out, softmax);
   }
@@ -597,8 +612,9 @@ __device__ __forceinline__ void attend_tiles(const AttentionArgs& args, uint32_t
 }  // namespace tiled
 
 // kF8: the cache is FP8. It is widened to f16, which holds every e4m3 number exactly, and queries
-// and weights are rounded to f16 as well; so queries beyond 65504 are infinite.
-template <bool kF8>
+// and weights are rounded to f16 as well; so queries beyond 65504 are infinite. kCluster: blocks
+// that share their copies of keys and values, of as many neighbouring q heads of one KV head.
+template <bool kF8, int kCluster>
 __global__ void __launch_bounds__(tiled::kThreads, 1)
     sm90_attention_prefill(const __grid_constant__ CUtensorMap keys,
                            const __grid_constant__ CUtensorMap values, AttentionArgs args) {
@@ -607,10 +623,10 @@ __global__ void __launch_bounds__(tiled::kThreads, 1)
   const uint32_t memory = (shared_address(prefill_memory) + 1023) & ~1023u;
   if (threadIdx.x == 0) {
     for (int i = 0; i < tiled::kStages; ++i) {
-      barrier_init(&ring.full_k[i], kF8 ? tiled::kProducers : 1);
-      barrier_init(&ring.full_v[i], kF8 ? tiled::kProducers : 1);
-      barrier_init(&ring.empty_k[i], tiled::kConsumers / kWarp);
-      barrier_init(&ring.empty_v[i], tiled::kConsumers / kWarp);
+      barrier_init(&ring.full_k[i], kF8 ? tiled::F8Pieces::kThreads / kWarp : 1);
+      barrier_init(&ring.full_v[i], kF8 ? tiled::F8Pieces::kThreads / kWarp : 1);
+      barrier_init(&ring.empty_k[i], kCluster * tiled::kConsumers / kWarp);
+      barrier_init(&ring.empty_v[i], kCluster * tiled::kConsumers / kWarp);
     }
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -621,22 +637,25 @@ __global__ void __launch_bounds__(tiled::kThreads, 1)
     }
   }
   __syncthreads();
+  if constexpr (kCluster > 1) meet_cluster();
   wait_for_previous();
   let_next_start();
   if (threadIdx.x >= tiled::kConsumers) {
     const uint32_t ring_memory = memory + tiled::kQueryBytes;
     if constexpr (kF8) {
-      give_registers<88>();
+      give_registers<104>();
       tiled::widen_tiles(args, ring_memory, ring);
     } else {
-      give_registers<40>();
+      give_registers<56>();
       if (threadIdx.x < tiled::kConsumers + kWarp)
-        tiled::copy_tiles(args, &keys, &values, ring_memory, ring);
+        tiled::copy_tiles<kCluster>(args, &keys, &values, ring_memory, ring);
     }
   } else {
-    take_registers<kF8 ? 208 : 232>();
-    tiled::attend_tiles<kF8>(args, memory, ring);
+    take_registers<kF8 ? 200 : 224>();
+    tiled::attend_tiles<kF8, kCluster>(args, memory, ring);
   }
+  // Nobody leaves while another block may still copy or arrive here.
+  if constexpr (kCluster > 1) meet_cluster();
 }
 
 }  // namespace m2::ops::cuda
