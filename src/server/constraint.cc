@@ -202,6 +202,19 @@ Result<std::shared_ptr<const text::Grammar>> content_grammar(const ConstraintAsk
 
 using Kind = api::ToolChoice::Kind;
 
+// The error of all tools' grammar, with the name of the first tool that makes it alone.
+Error of_tool(const Error& error, const Json& tools, text::GrammarCompiler& compiler) {
+  for (const Json& tool : tools) {
+    const std::string name = tool["function"]["name"];
+    const auto calls = text::tool_call_grammar(tools, name, true);
+    if (!calls) continue;
+    const auto grammar = compiler.compile(calls->text);
+    if (grammar || grammar.error().code != error.code) continue;
+    return fail(error.code, "The tool '{}': {}", printable(name, 80), grammar.error().text);
+  }
+  return error;
+}
+
 // The grammar of the tool calls that may come; null: none, or as they come.
 Result<std::shared_ptr<const text::Grammar>> calls_grammar(const ConstraintAsked& asked,
                                                            Context& context, Grammars& grammars) {
@@ -228,6 +241,8 @@ Result<std::shared_ptr<const text::Grammar>> calls_grammar(const ConstraintAsked
                      printable(keyword, 60) + "'");
   auto grammar = grammars.compiler().compile(calls->text);
   if (grammar) return grammar;
+  if (grammar.error().code == Code::invalid_argument)
+    return with_param(of_tool(grammar.error(), asked.tools, grammars.compiler()), "tools");
   if (forced) return with_param(grammar.error(), "tools");
   context.say_once("tool calls of a request are not constrained: " +
                    printable(grammar.error().text, 200));

@@ -30,7 +30,8 @@ Grammar::Grammar(std::unique_ptr<const Compiled> compiled) : compiled_(std::move
 Grammar::~Grammar() = default;
 
 size_t Grammar::bytes() const {
-  return compiled_->grammar.MemorySizeBytes();
+  return compiled_->grammar.MemorySizeBytes() +
+         (compiled_->limited ? compiled_->limited->bytes() : 0);
 }
 
 size_t Grammar::states() const {
@@ -266,6 +267,30 @@ std::string terminal_text(const xgrammar::Grammar& grammar,
   return out;
 }
 
+// The limits of rules that the root leads to.
+std::vector<TextLimit> limits_in_use(std::vector<TextLimit> limits,
+                                     const xgrammar::Grammar& parsed) {
+  if (limits.empty()) return limits;
+  const xgrammar::Grammar used = xgrammar::DeadCodeEliminator::Apply(parsed);
+  std::unordered_set<std::string> names;
+  for (int rule = 0; rule < used->NumRules(); ++rule) names.insert(used->GetRule(rule).name);
+  std::erase_if(limits, [&](const TextLimit& limit) { return !names.contains(limit.rule); });
+  return limits;
+}
+
+// What xgrammar threw, in words for whoever sent the grammar.
+Error why(const std::exception& error) {
+  std::string_view text = error.what();
+  if (text.find("Check failed") != std::string_view::npos)
+    return fail(Code::resource_exhausted,
+                "The grammar is beyond what can be compiled. In a Regex() at most 128 repetitions "
+                "can be counted.");
+  // Without xgrammar's "[time] file.cc:line: ".
+  if (const size_t place = text.find(".cc:"); place != std::string_view::npos)
+    text.remove_prefix(std::min(text.find(": ", place), text.size() - 2) + 2);
+  return fail(Code::invalid_argument, "Not a grammar: {}", text);
+}
+
 // How long compiling will take, in states where any text may come (GrammarLimits).
 double cost_of(const xgrammar::Grammar& optimized) {
   using Kind = xgrammar::Grammar::Impl::GrammarExprType;
@@ -311,6 +336,7 @@ struct GrammarCompiler::State {
   std::shared_ptr<const Grammar> find(const std::string& key);
   void keep(const std::string& key, std::shared_ptr<const Grammar> grammar);
   Result<std::shared_ptr<const Grammar>> make(const GrammarText& text);
+  Result<void> check(const xgrammar::Grammar& parsed) const;
 
   const GrammarLimits limits;
   const std::vector<TokenId> stop_ids;
@@ -322,6 +348,25 @@ struct GrammarCompiler::State {
   std::unordered_map<std::string_view, std::list<Entry>::iterator> by_key;
   size_t bytes = 0;
 };
+
+// Whether it can be compiled, within the limits.
+Result<void> GrammarCompiler::State::check(const xgrammar::Grammar& parsed) const {
+  if (has_attributes(parsed))
+    return fail(Code::invalid_argument,
+                "Not a grammar: attributes of rules, as in name[max_chars=9], are not supported.");
+  const xgrammar::Grammar optimized = xgrammar::GrammarOptimizer::Apply(parsed);
+  if (!Endings(optimized).all())
+    return fail(Code::invalid_argument,
+                "Not a grammar that can be satisfied: some of its rules (of a JSON schema: its "
+                "'$ref's) require each other in a circle, so that no text of theirs ever ends.");
+  if (const double cost = cost_of(optimized); cost > limits.max_cost)
+    return fail(Code::resource_exhausted,
+                "The grammar is too large to compile: it has {:.0f} states of free text, as "
+                "counted repetitions of wide character classes make them; at most {:.0f} are "
+                "allowed.",
+                cost, limits.max_cost);
+  return {};
+}
 
 std::shared_ptr<const Grammar> GrammarCompiler::State::find(const std::string& key) {
   std::lock_guard lock(mutex);
@@ -348,33 +393,15 @@ void GrammarCompiler::State::keep(const std::string& key, std::shared_ptr<const 
 Result<std::shared_ptr<const Grammar>> GrammarCompiler::State::make(const GrammarText& text) {
   try {
     const xgrammar::Grammar parsed = xgrammar::Grammar::FromEBNF(text.ebnf);
-    if (has_attributes(parsed))
-      return fail(
-          Code::invalid_argument,
-          "Not a grammar: attributes of rules, as in name[max_chars=9], are not supported.");
-    const xgrammar::Grammar optimized = xgrammar::GrammarOptimizer::Apply(parsed);
-    if (!Endings(optimized).all())
-      return fail(Code::invalid_argument,
-                  "Not a grammar that can be satisfied: some of its rules (of a JSON schema: its "
-                  "'$ref's) require each other in a circle, so that no text of theirs ever ends.");
-    if (const double cost = cost_of(optimized); cost > limits.max_cost)
-      return fail(Code::resource_exhausted,
-                  "The grammar is too large to compile: it has {:.0f} states of free text, as "
-                  "counted repetitions of wide character classes make them; at most {:.0f} are "
-                  "allowed.",
-                  cost, limits.max_cost);
+    M2_TRY_VOID(check(parsed));
     auto compiled = std::make_unique<Grammar::Compiled>(
         Grammar::Compiled{compiler.CompileGrammar(parsed), nullptr, tokens, stop_ids});
-    if (!text.limits.empty())
-      compiled->limited =
-          std::make_unique<const LimitedGrammar>(compiled->grammar, text.limits, tokens);
+    if (auto used = limits_in_use(text.limits, parsed); !used.empty()) {
+      M2_TRY(compiled->limited, LimitedGrammar::make(compiled->grammar, std::move(used), tokens));
+    }
     return std::make_shared<const Grammar>(std::move(compiled));
   } catch (const std::exception& error) {
-    // Without xgrammar's "[time] file.cc:line: ".
-    std::string_view why = error.what();
-    if (const size_t place = why.find(".cc:"); place != std::string_view::npos)
-      why.remove_prefix(std::min(why.find(": ", place), why.size() - 2) + 2);
-    return fail(Code::invalid_argument, "Not a grammar: {}", why);
+    return why(error);
   }
 }
 

@@ -101,7 +101,8 @@ class Tap:
 
 class Agents(unittest.TestCase):
     def setUp(self):
-        self.server = Server(scripts=SCRIPTS, max_model_len=65536, num_blocks=16384,
+        self.log = tempfile.TemporaryFile("w+")
+        self.server = Server(log=self.log, scripts=SCRIPTS, max_model_len=65536, num_blocks=16384,
                              script_window=8000, prompt_tokens_details=True,
                              model_names=["scripted"])
         self.tap = Tap(self.server.port)
@@ -114,6 +115,7 @@ class Agents(unittest.TestCase):
     def tearDown(self):
         self.tap.close()
         self.server.stop()
+        self.log.close()
         shutil.rmtree(self.home, ignore_errors=True)
 
     def write(self, name, text):
@@ -134,10 +136,20 @@ class Agents(unittest.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertEqual(done.stdout.strip().splitlines()[-1], "The note says pelican.",
                          done.stderr)
+        self.assert_tools_were_constrained()
         return done
 
     def bodies(self, path):
         return [body for target, body in self.tap.requests() if target.split("?")[0] == path]
+
+    def assert_tools_were_constrained(self):
+        """Every schema of the agent's tools has a grammar, and all of it is in force."""
+        for complaint in ("are not constrained", "what no grammar holds"):
+            self.assertNotIn(complaint, self.warnings())
+
+    def warnings(self):
+        self.log.seek(0)
+        return self.log.read()
 
     def assert_second_prompt_was_cached(self):
         """Of two prompts, the second all but for what is new in it."""
@@ -162,6 +174,7 @@ enabled = false
         self.assertEqual(len(bodies), 2)
         kinds = [item["type"] for item in bodies[1]["input"][len(bodies[0]["input"]):]]
         self.assertEqual(kinds, ["reasoning", "function_call", "function_call_output"])
+        self.assertIn("'tool:web_search'", self.warnings())
         self.assert_second_prompt_was_cached()
 
     def test_claude_code(self):

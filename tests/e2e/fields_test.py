@@ -146,11 +146,20 @@ class Texts(ServerCase):
     def test_constraints(self):
         def schema(value):
             return {"type": "json_schema", "json_schema": {"name": "s", "schema": value}}
+
+        def tools(value):
+            good = {"type": "function", "function": {"name": "good"}}
+            parameters = {"type": "object", "properties": {"x": {"$ref": "#/$defs/a"}},
+                          "required": ["x"], "$defs": {"a": value}}
+            return [good, {"type": "function", "function": {"name": "f", "parameters": parameters}}]
+
+        a = {"$ref": "#/$defs/a"}
         for fields, text, param in (
                 ({"response_format": schema({"not": {}})},
                  "The JSON schema keyword 'not' is not supported.", "response_format"),
                 ({"response_format": schema({"$ref": "#"})},
-                 "The JSON schema has '$ref's that only lead to each other: '#'.",
+                 "The JSON schema has a circle: its '$ref' to '#' leads back to itself, and nothing "
+                 "of a value is read on the way.",
                  "response_format"),
                 ({"structured_outputs": {"choice": []}}, "Choice '[]' cannot be an empty list",
                  "structured_outputs"),
@@ -160,7 +169,26 @@ class Texts(ServerCase):
                  "You can only use one kind of constraints for structured outputs ('json', 'regex' "
                  "or 'choice').", "structured_outputs"),
                 ({"structured_outputs": {}}, "You must use one kind of structured outputs "
-                 "constraint but none are specified: {}", "structured_outputs")):
+                 "constraint but none are specified: {}", "structured_outputs"),
+                ({"structured_outputs": {"regex": "^.{1,4000}$"}},
+                 "The regex is not supported: its repetitions make it longer than 10000 characters, "
+                 "of which those of a wide class count for 50.", "structured_outputs"),
+                ({"structured_outputs": {"grammar": 'root ::= Regex("a{200}")'}},
+                 "The grammar is beyond what can be compiled. In a Regex() at most 128 repetitions "
+                 "can be counted.", "structured_outputs"),
+                ({"response_format": schema({"type": "string", "pattern": "^(ab)*$",
+                                             "minLength": 1, "maxLength": 1})},
+                 "Not a grammar that can be satisfied: a pattern and the lengths beside it (of a JSON "
+                 "schema: 'pattern' and 'minLength' or 'maxLength') exclude each other.",
+                 "response_format"),
+                ({"tools": tools({"anyOf": [a, {"type": "string"}]})},
+                 "The parameter 'x' of the tool 'f': The JSON schema has a circle: its '$ref' to "
+                 "'#/$defs/a' leads back to itself, and nothing of a value is read on the way.",
+                 "tools"),
+                ({"tools": tools({"type": "object", "properties": {"y": a}, "required": ["y"]})},
+                 "The tool 'f': Not a grammar that can be satisfied: some of its rules (of a JSON "
+                 "schema: its '$ref's) require each other in a circle, so that no text of theirs "
+                 "ever ends.", "tools")):
             self.refused(fields, text, param=param)
 
     def test_messages(self):

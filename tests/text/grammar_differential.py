@@ -3,7 +3,8 @@
   grammar_differential.py GRAMMAR_MAIN TOKENIZER.JSON [WALKS]
 
 Covers: text/grammar/json_schema.h, text/grammar/pattern.h, text/grammar/tool_calls.h,
-text/output_constraint.h, text/grammar.h, text/grammar/limited_matcher.h.
+text/output_constraint.h, text/grammar.h, text/grammar/limited_matcher.h,
+text/grammar/remaining_lengths.h, text/grammar/schema_references.h.
 """
 
 import json
@@ -55,6 +56,21 @@ EXACT = [
     ({"type": "string", "pattern": "^[^\\s/]{1,3}$"}, ["ab", "a/b", "a b", "", "abcd", "日本"]),
     ({"type": "string", "pattern": "x*"}, ["", "abc"]),
     ({"type": "string", "pattern": "^\\S+@\\S+$"}, ["a@b", "@b", "a@", "a b@c"]),
+    ({"type": "string", "pattern": "^[a-z_]+$", "minLength": 3, "maxLength": 6}, ["", "ab", "abc", "abcdef", "abcdefg", "ab1", "ABC"]),
+    ({"type": "string", "pattern": "^.{1,4000}$"}, ["", "x", "x" * 4000, "x" * 4001, "日" * 4000, '"' * 4001, "a\nb"]),
+    ({"type": "string", "pattern": "^[^\\s]{20,}$"}, ["x" * 19, "x" * 20, "é" * 300, "x" * 20 + " "]),
+    ({"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", "maxLength": 9},
+     ["a", "a-", "-a", "abcdefghi", "abcdefgh-", "abcdefg-i", "abcdefghij", "a-------i", ""]),
+    ({"type": "string", "pattern": "^https?://", "minLength": 9, "maxLength": 24},
+     ["http://", "http://a", "http://ab", "https://a", "http://" + "é" * 17, "http://" + "é" * 18, "https://" + '"' * 16, "ftp://abcdef"]),
+    ({"type": "string", "pattern": "^(ab|xcde)+$", "minLength": 3, "maxLength": 7},
+     ["ab", "abab", "ababab", "abababab", "xcde", "xcdeab", "abxcde", "xcdexcde", "aba", "xcd"]),
+    ({"type": "string", "pattern": "^a(b|cde)$", "minLength": 3}, ["ab", "acde", "acd"]),
+    ({"type": "string", "pattern": "^(.{5})*$", "minLength": 12, "maxLength": 18}, ["x" * n for n in (0, 5, 10, 12, 15, 18, 20)] + ["\\" * 15]),
+    ({"type": "string", "pattern": "\\S", "minLength": 2}, ["", "a", " ", "  ", " a", "a ", " " * 30 + "a"]),
+    ({"type": "string", "pattern": "^(\n|n\\\\)*$", "maxLength": 3}, ["\n" * 3, "\n" * 4, "n\\n\\", "n\\\n", "\nn\\"]),
+    ({"type": "string", "pattern": "x{200}$", "maxLength": 201}, ["x" * 199, "x" * 200, "y" + "x" * 200, "x" * 202]),
+    ({"type": "string", "pattern": "^(ab){2,400}$"}, ["ab", "abab", "ab" * 400, "ab" * 401, "ab" * 128, "ab" * 129 + "a"]),
     ({"type": "boolean"}, [True, False, 0, 1, "true", None]),
     ({"type": "null"}, [None, 0, "", False]),
     ({"type": ["string", "null"]}, ["x", None, 1]),
@@ -135,15 +151,19 @@ REFUSED = [
     ({"type": "array", "uniqueItems": True}, "uniqueItems"),
     ({"type": "object", "unevaluatedProperties": False}, "unevaluatedProperties"),
     ({"type": "integer", "multipleOf": 3}, "multipleOf"),
-    ({"type": "string", "pattern": "^a", "minLength": 3}, "pattern"),
+    ({"type": "string", "pattern": "^(ab)+$", "minLength": 3, "maxLength": 3}, "exclude each other"),
+    ({"type": "string", "pattern": "^a", "minLength": 10_001}, "pattern"),
+    ({"type": "string", "pattern": "^(.é){1,4000}$"}, "its repetitions make it longer"),
     ({"type": "string", "pattern": "(?=a)b"}, "pattern"),
     ({"type": "string", "pattern": "(a)\\1"}, "pattern"),
     ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
     ({"$ref": "http://example.com/schema"}, "$ref"),
     ({"$ref": "#/$defs/none"}, "$ref"),
-    ({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "only lead to each other"),
+    ({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "'$ref' to '#/$defs/a' leads back to itself"),
     ({"type": "object", "properties": {"x": {"$ref": "#/$defs/a"}}, "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}},
-     "only lead to each other"),
+     "'$ref' to '#/$defs/a' leads back to itself"),
+    ({"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}, {"type": "string"}]}}}, "leads back to itself"),
+    ({"type": "array", "items": {"allOf": [{"type": "object"}, {"$ref": "#/items"}]}}, "'$ref' to '#/items' leads back to itself"),
     ({"$ref": "#/$defs/a", "$defs": {"a": {"type": "object", "properties": {"x": {"$ref": "#/$defs/a"}}, "required": ["x"]}}}, "circle"),
     ({"$dynamicRef": "#a"}, "$dynamicRef"),
     ({"type": "text"}, "type"),
@@ -180,6 +200,7 @@ TOOLS = [
         "o": {"type": "dict"}}, "required": ["s", "i", "l", "o"]}}],
     [{"name": "bounded", "parameters": {"type": "object", "properties": {
         "t": {"type": "string", "minLength": 2, "maxLength": 5}, "p": {"type": "string", "pattern": "^[a-z_]+$"},
+        "q": {"type": "string", "pattern": "^[a-z](-?[a-z<])*$", "minLength": 3, "maxLength": 8},
         "n": {"type": "number", "exclusiveMinimum": 0, "maximum": 2.5}, "u": {"type": "string", "format": "date"}},
         "required": ["t", "p", "n", "u"]}}],
     [{"name": "tree", "parameters": {"type": "object", "$defs": {"node": {"type": "object", "properties": {
@@ -328,6 +349,21 @@ def test_tool_walks(main, walks):
     print(f"tool walks: {done} valid, {cut} cut")
 
 
+def test_circles_in_tools(main):
+    """A parameter whose schema only leads back to itself is refused by name; one that consumes is none."""
+    a = {"$ref": "#/$defs/a"}
+    for circle in ({"$ref": "#/$defs/b"}, {"anyOf": [a, {"type": "string"}]}, {"allOf": [{"type": "string"}, a]}):
+        tools = [{"type": "function", "function": {"name": "f", "parameters": {
+            "type": "object", "properties": {"x": {"type": "object", "properties": {"y": a}}}, "$defs": {"a": circle, "b": a}}}}]
+        error = main.ask(tools=tools, texts=[]).get("error", "")
+        check(error.startswith("The parameter 'x' of the tool 'f': ") and "leads back to itself" in error, circle, error)
+    tree = {"type": "object", "properties": {"children": {"type": "array", "items": a}}, "additionalProperties": False}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {
+        "type": "object", "properties": {"x": a}, "required": ["x"], "$defs": {"a": tree}}}}]
+    texts = [tool_call("f", x='{"children": [{"children": []}]}'), tool_call("f", x='{"children": [1]}')]
+    check(main.ask(tools=tools, texts=texts).get("accepts") == [True, False], tools)
+
+
 def tool_call(name, **values):
     parameters = "".join(f'<parameter name="{key}">{value}</parameter>\n' for key, value in values.items())
     return f'\n<invoke name="{name}">\n{parameters}</invoke>\n</minimax:tool_call>'
@@ -359,6 +395,11 @@ MASKS = [
      ['', '"', '"abc', '"abcdef', '"zz']),
     ({"type": "array", "items": {"type": "string", "maxLength": 2}, "minItems": 18, "maxItems": 40},
      ['[', '["a",' * 1, '["a"' + ', "bc"' * 16, '["a"' + ', "bc"' * 17, '["a"' + ', "bc"' * 39]),
+    ({"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", "maxLength": 9}, ['', '"', '"a', '"a-', '"abcdef', '"abcdefg-', '"abcdefgh']),
+    ({"type": "object", "properties": {"u": {"type": "string", "pattern": "^https?://", "minLength": 12, "maxLength": 16}}, "required": ["u"]},
+     ['', '{"u":', '{"u": "', '{"u": "https:', '{"u": "http://', '{"u": "http://' + "é" * 4, '{"u": "http://' + "é" * 9, '{"u": "http://\\']),
+    ({"type": "string", "pattern": "^(ab|xcde)+$", "minLength": 3, "maxLength": 7}, ['', '"', '"a', '"ab', '"xc', '"abab', '"ababa']),
+    ({"type": "string", "pattern": "a(b|cde)$", "minLength": 5, "maxLength": 30}, ['', '"', '"a', '"' + "x" * 20, '"' + "x" * 26, '"' + "x" * 27 + "a"]),
     ({"type": "object", "propertyNames": {"minLength": 3}, "additionalProperties": {"type": "string", "maxLength": 1}},
      ['{', '{"', '{"ab', '{"abc', '{"abc": ', '{"abc": "']),
 ]
@@ -409,6 +450,7 @@ def main():
     walks = int(sys.argv[3]) if len(sys.argv) > 3 else 12
     process = Main(sys.argv[1], sys.argv[2])
     test_exact(process)
+    test_circles_in_tools(process)
     test_lengths_in_calls(process)
     test_masks(process)
     test_schema_walks(process, walks)

@@ -126,5 +126,23 @@ TEST(Grammar, AttributesOfRulesAreRefused) {
   EXPECT_NE(refused.error().text.find("attributes"), std::string::npos);
 }
 
+Result<std::shared_ptr<const Grammar>> compile(std::string ebnf, const std::string& limited) {
+  const auto tokenizer = load_text(toy_tokenizer_json().dump()).value();
+  GrammarText text(std::move(ebnf));
+  text.limits.push_back({.rule = limited, .most = 2});
+  return GrammarCompiler(tokenizer, {tokenizer->id_of("]~b]")}, {}).compile(text);
+}
+
+TEST(TextLimits, OfARuleThatNothingLeadsToIsOfNoText) {
+  EXPECT_TRUE(compile("root ::= \"x\"\nr1 ::= Regex(\"[a-z]*\")\n", "r1").ok());
+}
+
+TEST(TextLimits, OfARuleThatCompilingLosesAreAnError) {
+  // A rule that is no terminal may be written out where it stands.
+  const auto lost = compile("root ::= r1 \"\\\"\"\nr1 ::= [a-z]\n", "r1");
+  ASSERT_FALSE(lost.ok());
+  EXPECT_EQ(lost.error().text, "The lengths of the grammar's rule 'r1' were lost.");
+}
+
 }  // namespace
 }  // namespace m2::text

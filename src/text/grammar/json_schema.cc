@@ -5,6 +5,8 @@
 #include <unordered_set>
 
 #include "base/log.h"
+#include "text/grammar/remaining_lengths.h"
+#include "text/grammar/schema_references.h"
 #include "text/python_json.h"
 
 namespace m2::text {
@@ -201,8 +203,8 @@ void Rules::define(const std::string& name, const std::string& body) {
 }
 
 std::string Rules::add_limited(const std::string& body, TextLimit limit) {
-  const std::string key = fmt::format("{} {} {} {} {}", body, limit.least, limit.most,
-                                      static_cast<int>(limit.as), limit.close);
+  const std::string key = fmt::format("{} {} {} {} {} {}", body, limit.least, limit.most,
+                                      static_cast<int>(limit.as), limit.patterned, limit.close);
   const auto [found, is_new] = names_.try_emplace(key);
   if (is_new) {
     limit.rule = reserve();
@@ -307,47 +309,6 @@ Result<void> SchemaGrammar::check_keywords(const Json& schema) {
   return {};
 }
 
-Result<const Json*> SchemaGrammar::target(const Json& schema) {
-  const Json& reference = schema["$ref"];
-  if (!reference.is_string()) return malformed("$ref", "a string");
-  const std::string& text = reference.get_ref<const std::string&>();
-  const auto nowhere = [&] {
-    return fail(Code::invalid_argument,
-                "The JSON schema keyword '$ref' is only supported within the schema; '{}' is not "
-                "there.",
-                printable(text, 80));
-  };
-  if (!text.starts_with('#')) return nowhere();
-  const Json* at = &root_;
-  std::string_view rest = std::string_view(text).substr(1);
-  while (!rest.empty()) {
-    if (rest[0] != '/') return nowhere();
-    rest.remove_prefix(1);
-    const size_t end = std::min(rest.find('/'), rest.size());
-    std::string token;
-    for (size_t i = 0; i < end; ++i) {
-      const bool escape = rest[i] == '~' && i + 1 < end;
-      const char c = escape ? (rest[i + 1] == '1' ? '/' : '~') : rest[i];
-      if (escape) ++i;
-      token += c;
-    }
-    rest.remove_prefix(end);
-    if (at->is_array()) {
-      size_t index = 0;
-      for (const char c : token)
-        index = c >= '0' && c <= '9' && index < 1'000'000
-                    ? index * 10 + static_cast<size_t>(c - '0')
-                    : at->size();
-      if (token.empty() || index >= at->size()) return nowhere();
-      at = &(*at)[index];
-    } else {
-      at = find(*at, token.c_str());
-      if (!at) return nowhere();
-    }
-  }
-  return at;
-}
-
 Result<std::vector<Json>> SchemaGrammar::expand(const Json& schema) {
   return expand(schema, 0);
 }
@@ -381,7 +342,7 @@ Result<std::vector<Json>> SchemaGrammar::branches(const Json& list, const std::s
 Result<std::vector<Json>> SchemaGrammar::expand(const Json& schema, int depth) {
   if (depth > kMaxDepth)
     return fail(Code::invalid_argument,
-                "The JSON schema's combinations or '$ref's are nested too deeply, or in a circle.");
+                "The JSON schema's combinations or '$ref's are nested too deeply.");
   if (++visited_ > kMaxVisited)
     return fail(Code::resource_exhausted, "The JSON schema is too large.");
   if (schema.is_boolean()) {
@@ -411,7 +372,7 @@ Result<std::vector<Json>> SchemaGrammar::expand(const Json& schema, int depth) {
     return {};
   };
   if (schema.contains("$ref")) {
-    M2_TRY(const Json* at, target(schema));
+    M2_TRY(const Json* at, referred_schema(root_, schema));
     M2_TRY(const auto others, expand(*at, depth + 1));
     M2_TRY_VOID(combine(others));
   }
@@ -645,19 +606,6 @@ Result<Language> SchemaGrammar::values(const Json& schema) {
   return out;
 }
 
-// That "$ref"s do not only lead to each other.
-Result<void> SchemaGrammar::check_leads_on(const Json& schema) {
-  std::set<const Json*> met;
-  for (const Json* at = &schema; at->is_object() && at->contains("$ref");) {
-    if (!met.insert(at).second)
-      return fail(Code::invalid_argument,
-                  "The JSON schema has '$ref's that only lead to each other: '{}'.",
-                  printable((*at)["$ref"].get_ref<const std::string&>(), 80));
-    M2_TRY(at, target(*at));
-  }
-  return {};
-}
-
 // Schemas met again, as those that refer to themselves are, become references to one rule.
 Result<Language> SchemaGrammar::rule_of(const Json& schema) {
   const Json* at = &schema;
@@ -668,9 +616,8 @@ Result<Language> SchemaGrammar::rule_of(const Json& schema) {
   }();
   std::string key;
   if (only_reference) {
-    M2_TRY(at, target(schema));
+    M2_TRY(at, referred_schema(root_, schema));
     if (!at->is_object()) return values(*at);
-    M2_TRY_VOID(check_leads_on(*at));
     M2_TRY_VOID(check_keywords(*at));
     key = "#" + std::to_string(reinterpret_cast<uintptr_t>(at));
   } else if (schema.contains("$ref") || schema.contains("allOf")) {
@@ -708,8 +655,6 @@ Result<Language> SchemaGrammar::rule_of(const Json& schema) {
   if (!body)  // others may have referred to it: the grammar would have a rule without a text
     return fail(Code::invalid_argument,
                 "The JSON schema has a '$ref' or 'allOf' that nothing satisfies.");
-  if (*body == name)
-    return fail(Code::invalid_argument, "The JSON schema has a circle of '$ref's.");
   rules_.define(name, *body);
   return Language(name);
 }
@@ -903,60 +848,82 @@ const char* const kFreeValue =
     "TagDispatch(loop_after_dispatch=false, excludes=(\"<parameter name=\", \"</invoke>\", "
     "\"<invoke name=\", \"</minimax:tool_call>\"))";
 
+// What any string is made of.
+std::string any_string(Spelling spelling) {
+  if (spelling == Spelling::raw_value) return kFreeValue;
+  if (spelling == Spelling::json_value) return regex_terminal(tagless_json_pattern());
+  const std::string one =
+      spelling == Spelling::json ? json_char(spelling) : char_pattern(any_char(), spelling);
+  return regex_terminal(one + "*");
+}
+
 }  // namespace
+
+// The regular expression of the schema's `pattern`, or of its `format`; empty: none.
+Result<std::string> SchemaGrammar::regex_of(const Json& schema, Spelling spelling) {
+  if (const Json* pattern = find(schema, "pattern")) {
+    if (!pattern->is_string()) return malformed("pattern", "a string");
+    const bool in_call = spelling == Spelling::raw_value || spelling == Spelling::json_value;
+    if (!in_call || !has_tag(pattern->get_ref<const std::string&>()))
+      return pattern->get<std::string>();
+    M2_TRY_VOID(unsupported("pattern", "with the tags of tool calls in it"));
+    return std::string();
+  }
+  const Json* format = find(schema, "format");
+  if (!format) return std::string();
+  if (!format->is_string()) return malformed("format", "a string");
+  // It need not hold; where lengths must, they may be of other texts.
+  const char* known = format_regex(*format);
+  const bool bounded = schema.contains("minLength") || schema.contains("maxLength");
+  return std::string(known && !bounded ? known : "");
+}
+
+// The body of the rule of strings that the regular expression describes, and within what lengths;
+// `limit` has those that hold beside it. Nothing: it is passed over.
+Result<Language> SchemaGrammar::string_body(const std::string& regex, Spelling spelling,
+                                            TextLimit& limit) {
+  constexpr int64_t kFew = 16;  // repetitions that the grammar may as well count
+  const bool bounded = limit.least > 0 || limit.most != TextLimit::kAny;
+  const auto run = class_run(regex, spelling);
+  if (run && (bounded || run->least > kFew || run->most > kFew)) {
+    limit.least = std::max(limit.least, run->least);
+    if (run->most >= 0) limit.most = std::min(limit.most, run->most);
+    return Language(regex_terminal(run->pattern));
+  }
+  auto text = regex_pattern(regex, spelling, /*whole=*/false);
+  if (!text && options_.lenient) return ignored_.insert("pattern"), Language();
+  if (!text)
+    return fail(text.error().code, "The JSON schema keyword 'pattern' is not supported here: {}.",
+                text.error().text);
+  const int64_t longest = limit.most == TextLimit::kAny ? limit.least : limit.most;
+  if (bounded && longest > RemainingLengths::kMost) {
+    M2_TRY_VOID(
+        unsupported("pattern", fmt::format("beside lengths above {}", RemainingLengths::kMost)));
+    return Language();
+  }
+  limit.patterned = true;
+  return Language(regex_terminal(*text));
+}
 
 Result<Language> SchemaGrammar::string_until(const Json& schema, Spelling spelling, char open,
                                              const std::string& close) {
-  M2_TRY(const int64_t least, count_of(schema, "minLength", 0));
-  M2_TRY(const int64_t most, count_of(schema, "maxLength", TextLimit::kAny));
-  if (least > most) return Language();
-  const Json* pattern = find(schema, "pattern");
-  const Json* format = find(schema, "format");
-  std::string regex;
-  if (pattern) {
-    if (!pattern->is_string()) return malformed("pattern", "a string");
-    regex = pattern->get<std::string>();
-  } else if (format) {
-    if (!format->is_string()) return malformed("format", "a string");
-    if (const char* known = format_regex(*format)) regex = known;
-  }
-  const bool bounded = least > 0 || most != TextLimit::kAny;
-  if (pattern && regex.empty()) pattern = nullptr;  // found in any string
-  if (!regex.empty()) {
-    if (bounded && pattern)
-      M2_TRY_VOID(unsupported("pattern", "beside 'minLength' or 'maxLength'"));
-    if (bounded && !pattern) regex.clear();
-  }
-  if (!regex.empty()) {
-    auto text = regex_pattern(regex, spelling, /*whole=*/false);
-    if (!text && !options_.lenient)
-      return fail(text.error().code, "The JSON schema keyword 'pattern' is not supported here: {}.",
-                  text.error().text);
-    if (!text) ignored_.insert("pattern");
-    if (text && (spelling == Spelling::raw_value || spelling == Spelling::json_value) &&
-        has_tag(regex))
-      M2_TRY_VOID(unsupported("pattern", "with the tags of tool calls in it"));
-    if (text)
-      return Language(rules_.add(rules_.add(regex_terminal(*text)) + " " + ebnf_literal(close)));
-  }
-  std::string text;
-  if (spelling == Spelling::raw_value)
-    text = kFreeValue;
-  else if (spelling == Spelling::json_value)
-    text = regex_terminal(tagless_json_pattern());
-  else if (spelling == Spelling::json)
-    text = regex_terminal(json_char(spelling) + "*");
-  else
-    text = regex_terminal(char_pattern(any_char(), spelling) + "*");
-  if (!bounded) return Language(rules_.add(rules_.add(text) + " " + ebnf_literal(close)));
   const bool json = spelling == Spelling::json || spelling == Spelling::json_value;
-  return Language(
-      rules_.add_limited(text, {.rule = {},
-                                .as = json ? CountedAs::json_characters : CountedAs::code_points,
-                                .least = least,
-                                .most = most,
-                                .open = open,
-                                .close = close}));
+  TextLimit limit{.rule = {},
+                  .as = json ? CountedAs::json_characters : CountedAs::code_points,
+                  .open = open,
+                  .close = close};
+  M2_TRY(limit.least, count_of(schema, "minLength", 0));
+  M2_TRY(limit.most, count_of(schema, "maxLength", TextLimit::kAny));
+  M2_TRY(const std::string regex, regex_of(schema, spelling));
+  Language body;
+  if (!regex.empty()) {
+    M2_TRY(body, string_body(regex, spelling, limit));
+  }
+  if (!body) body = any_string(spelling);
+  if (limit.least > limit.most) return Language();
+  if (limit.least == 0 && limit.most == TextLimit::kAny)
+    return Language(rules_.add(rules_.add(*body) + " " + ebnf_literal(close)));
+  return Language(rules_.add_limited(*body, std::move(limit)));
 }
 
 Result<Language> SchemaGrammar::strings(const Json& schema) {
@@ -1210,6 +1177,7 @@ Result<GrammarText> json_schema_grammar(const Json& schema, const SchemaOptions&
   static const Json any_object = Json{{"type", "object"}};
   const Json& root = schema.is_null() ? any_object : schema;
   Rules rules;
+  M2_TRY_VOID(check_references(root, root));
   SchemaGrammar grammar(root, options, rules);
   M2_TRY(const Language language, grammar.values(root));
   if (!language) return fail(Code::invalid_argument, "The JSON schema accepts no value at all.");

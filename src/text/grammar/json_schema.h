@@ -65,7 +65,7 @@ struct SchemaOptions {
 
 class SchemaGrammar {
  public:
-  // `root` is what "$ref"s point into. Both outlive this.
+  // `root` is what "$ref"s point into; check_references() let it pass. Both outlive this.
   SchemaGrammar(const Json& root, SchemaOptions options, Rules& rules);
 
   // JSON texts of the values `schema` accepts. Errors: invalid_argument (names the keyword that is
@@ -94,8 +94,6 @@ class SchemaGrammar {
  private:
   Result<void> unsupported(const std::string& keyword, const std::string& why = "");
   Result<void> check_keywords(const Json& schema);
-  Result<const Json*> target(const Json& schema);
-  Result<void> check_leads_on(const Json& schema);
   Result<std::vector<Json>> expand(const Json& schema, int depth);
   Result<std::vector<Json>> branches(const Json& list, const std::string& keyword, int depth);
   Result<bool> disjoint(const Json& a, const Json& b);
@@ -106,6 +104,8 @@ class SchemaGrammar {
   Result<Language> flat(const Json& schema);
   Result<Language> finite(const Json& schema, const Json& members);
   Result<Language> of_type(const Json& schema, const std::string& type);
+  Result<std::string> regex_of(const Json& schema, Spelling spelling);
+  Result<Language> string_body(const std::string& regex, Spelling spelling, TextLimit& limit);
   Result<Language> strings(const Json& schema);
   Result<Language> arrays(const Json& schema);
   Result<Language> objects(const Json& schema);

@@ -6,12 +6,13 @@
 #include <xgrammar/xgrammar.h>
 
 #include <algorithm>
+#include <bit>
 #include <optional>
 #include <unordered_map>
 #include <unordered_set>
 #include <utility>
 
-#include "base/check.h"
+#include "text/grammar/remaining_lengths.h"
 
 namespace m2::text {
 
@@ -35,16 +36,15 @@ struct LimitedGrammar::Tables {
       : compiled(the_compiled),
         info(the_compiled.GetTokenizerInfo()),
         limits(std::move(the_limits)),
-        tokens(std::move(the_tokens)) {
-    find_rules();
-    all.resize((tokens->ids() + 31) / 32);
-    for (const auto& [id, text] : vocabulary())
-      all[static_cast<size_t>(id) / 32] |= 1u << (static_cast<size_t>(id) % 32);
-    find_doubts();
-    find_endings();
-  }
+        tokens(std::move(the_tokens)) {}
 
-  void find_rules();
+  Result<void> fill();
+  Result<void> find_rules();
+  void find_closes();
+  Result<void> find_remaining();
+  void find_ids();
+  // So many characters any text of the limit may have, whatever they are.
+  int64_t surely(size_t limit) const;
   std::vector<int32_t> suspects() const;
   void find_doubts();
   void find_endings();
@@ -58,10 +58,13 @@ struct LimitedGrammar::Tables {
   std::vector<int16_t>
       close_of_state;          // by state: the limit whose text ends right before it, or -1
   std::vector<int32_t> rules;  // by limit
+  std::vector<std::optional<RemainingLengths>> remaining;  // by limit, of those with a pattern
+  bool any_patterned = false;
   std::unordered_map<int32_t, Doubts> doubts;  // by state
   // By limit: tokens that can end its text before their own end, and be within it as well.
   std::vector<std::vector<int32_t>> endings;
-  std::vector<uint32_t> all;  // the mask of the sorted vocabulary
+  std::vector<uint32_t> all;         // the mask of the sorted vocabulary
+  std::vector<int32_t> index_of_id;  // in the sorted vocabulary
 };
 
 // xgrammar's Earley parser with lengths: a byte is not offered to a state whose text would become
@@ -74,7 +77,8 @@ class LimitedParser : private xgrammar::EarleyParser {
       : EarleyParser(tables.compiled->grammar, initial),
         tables_(tables),
         counts_(1),
-        scratch_(tables.all.size()) {}
+        scratch_(tables.all.size()),
+        unsure_(tables.all.size()) {}
 
   void fill(std::span<uint32_t> words);
   // As many bytes as may come; how many.
@@ -87,16 +91,22 @@ class LimitedParser : private xgrammar::EarleyParser {
   bool advance(uint8_t byte);
   bool may_scan(const ParserState& state, uint8_t byte) const;
   bool may_close(const ParserState& state, int16_t limit) const;
+  bool may_complete(const ParserState& state) const;
+  bool may_stand(const ParserState& state) const;
   int64_t length(const ParserState& state, CountedAs as) const;
   std::optional<int64_t> room(const ParserState& state) const;
   void add_taken(const ParserState& state, std::span<uint32_t> words);
+  void find_accepted(const AdaptiveTokenMask& mask);
+  void find_unsure(const ParserState& state, int64_t left);
   void add_tried(const ParserState& state, std::span<const int32_t> indices,
                  std::span<uint32_t> words);
 
   const Tables& tables_;
   std::vector<CharacterCount> counts_;  // by row of the parser
-  std::vector<uint32_t> scratch_;
-  std::vector<ParserState> open_states_;  // scratch of fill()
+  // Scratch of fill():
+  std::vector<uint32_t> scratch_, unsure_;
+  std::vector<int32_t> unsure_indices_;  // tokens that a state takes as far as its pattern goes
+  std::vector<ParserState> open_states_;
   bool ignores_lengths_ = false;
 };
 
@@ -145,6 +155,23 @@ bool LimitedParser::may_scan(const ParserState& state, uint8_t byte) const {
   return close < 0 || may_close(state, close);
 }
 
+// Whether the text that ends with this state is long enough, if it has a length.
+bool LimitedParser::may_complete(const ParserState& state) const {
+  const int16_t limit = tables_.limit_of_rule[static_cast<size_t>(state.rule_id)];
+  if (limit < 0 || ignores_lengths_) return true;
+  const TextLimit& text = tables_.limits[static_cast<size_t>(limit)];
+  return length(state, text.as) >= text.least;
+}
+
+// Whether the text of this state, by its pattern, can still end within its lengths.
+bool LimitedParser::may_stand(const ParserState& state) const {
+  const int16_t limit = tables_.limit_of_rule[static_cast<size_t>(state.rule_id)];
+  if (limit < 0 || !tables_.remaining[static_cast<size_t>(limit)]) return true;
+  const CountedAs as = tables_.limits[static_cast<size_t>(limit)].as;
+  return tables_.remaining[static_cast<size_t>(limit)]->can_end(
+      state.element_id, counts_.back().escape, length(state, as));
+}
+
 bool LimitedParser::advance(uint8_t byte) {
   tmp_states_visited_in_queue_.Clear();
   tmp_states_to_be_added_.clear();
@@ -154,17 +181,26 @@ bool LimitedParser::advance(uint8_t byte) {
     if (may_scan(state, byte)) Scan(state, byte);
   if (tmp_process_state_queue_.empty() && tmp_states_to_be_added_.empty()) return false;
   rule_id_to_completable_states_.PushBack(std::vector<std::pair<int32_t, ParserState>>());
+  counts_.push_back(counts_.back());
+  counts_.back().add(byte);
   while (!tmp_process_state_queue_.empty()) {
     const ParserState state = tmp_process_state_queue_.front();
     tmp_process_state_queue_.pop();
     const auto [scanable, completable] = Predict(state);
-    if (completable) Complete(state);
+    if (completable && may_complete(state)) Complete(state);
     if (scanable) tmp_states_to_be_added_.push_back(state);
+  }
+  if (tables_.any_patterned && !ignores_lengths_) {
+    std::erase_if(tmp_states_to_be_added_,
+                  [this](const ParserState& state) { return !may_stand(state); });
+    if (tmp_states_to_be_added_.empty() && !tmp_accept_stop_token_) {
+      rule_id_to_completable_states_.PopBack(1);
+      counts_.pop_back();
+      return false;
+    }
   }
   is_completed_.push_back(tmp_accept_stop_token_);
   scanable_state_history_.PushBack(tmp_states_to_be_added_);
-  counts_.push_back(counts_.back());
-  counts_.back().add(byte);
   return true;
 }
 
@@ -198,8 +234,8 @@ bool has(std::span<const uint32_t> words, int32_t id) {
 
 }  // namespace
 
-void LimitedParser::add_taken(const ParserState& state, std::span<uint32_t> words) {
-  const AdaptiveTokenMask& mask = tables_.compiled->adaptive_token_mask_cache.find(state)->second;
+// The tokens that the grammar takes whole, into scratch_.
+void LimitedParser::find_accepted(const AdaptiveTokenMask& mask) {
   const auto& vocabulary = tables_.vocabulary();
   const auto ids = static_cast<int>(tables_.tokens->ids());
   std::ranges::fill(scratch_, 0u);
@@ -218,17 +254,46 @@ void LimitedParser::add_taken(const ParserState& state, std::span<uint32_t> word
           clear(scratch_, vocabulary[static_cast<size_t>(index)].first);
       break;
   }
-  if (const auto left = room(state); left && *left < tables_.tokens->longest()) {
-    const int16_t limit = tables_.limit_of_rule[static_cast<size_t>(state.rule_id)];
-    tables_.tokens->keep_up_to(*left, tables_.limits[static_cast<size_t>(limit)].as, counts_.back(),
+}
+
+// Of the tokens in scratch_, leaves those after which this text, with room for `left` characters,
+// can end for sure; those after which it might, go to unsure_indices_.
+void LimitedParser::find_unsure(const ParserState& state, int64_t left) {
+  const auto limit = static_cast<size_t>(tables_.limit_of_rule[static_cast<size_t>(state.rule_id)]);
+  const CountedAs as = tables_.limits[limit].as;
+  const int64_t now = length(state, as);
+  const int64_t safe = tables_.remaining[limit]->safe_until(now) - now;
+  if (safe >= std::min(left, tables_.tokens->longest())) return;
+  std::ranges::copy(scratch_, unsure_.begin());
+  tables_.tokens->keep_up_to(left, as, counts_.back(), unsure_);
+  if (safe < 0)
+    std::ranges::fill(scratch_, 0u);
+  else
+    tables_.tokens->keep_up_to(safe, as, counts_.back(), scratch_);
+  for (size_t w = 0; w < unsure_.size(); ++w)
+    for (uint32_t bits = unsure_[w] & ~scratch_[w]; bits != 0; bits &= bits - 1)
+      unsure_indices_.push_back(
+          tables_.index_of_id[w * 32 + static_cast<size_t>(std::countr_zero(bits))]);
+  std::ranges::sort(unsure_indices_);
+}
+
+void LimitedParser::add_taken(const ParserState& state, std::span<uint32_t> words) {
+  find_accepted(tables_.compiled->adaptive_token_mask_cache.find(state)->second);
+  const int16_t limit = tables_.limit_of_rule[static_cast<size_t>(state.rule_id)];
+  const int64_t left = room(state).value_or(TextLimit::kAny);
+  unsure_indices_.clear();
+  if (limit >= 0 && tables_.remaining[static_cast<size_t>(limit)]) find_unsure(state, left);
+  if (left < tables_.tokens->longest())
+    tables_.tokens->keep_up_to(left, tables_.limits[static_cast<size_t>(limit)].as, counts_.back(),
                                scratch_);
-  }
   if (const auto found = tables_.doubts.find(state.element_id); found != tables_.doubts.end())
     for (const auto* indices : {&found->second.never, &found->second.maybe})
       for (const int32_t index : *indices)
-        clear(scratch_, vocabulary[static_cast<size_t>(index)].first);
+        clear(scratch_, tables_.vocabulary()[static_cast<size_t>(index)].first);
+  const auto ids = static_cast<int>(tables_.tokens->ids());
   xgrammar::DynamicBitset taken(ids, words.data());
   taken |= xgrammar::DynamicBitset(ids, scratch_.data());
+  if (!unsure_indices_.empty()) add_tried(state, unsure_indices_, words);
 }
 
 // Tries those of the tokens, given in order, that no state took yet. Tokens that begin alike share
@@ -325,20 +390,36 @@ bool LimitedGrammar::Tables::takes(const AdaptiveTokenMask& mask, int32_t index)
          !std::ranges::binary_search(mask.uncertain_indices, index);
 }
 
-// Where the limited rules stand, and what follows them.
-void LimitedGrammar::Tables::find_rules() {
+Result<void> LimitedGrammar::Tables::fill() {
+  M2_TRY_VOID(find_rules());
+  find_closes();
+  M2_TRY_VOID(find_remaining());
+  find_ids();
+  find_doubts();
+  find_endings();
+  return {};
+}
+
+Result<void> LimitedGrammar::Tables::find_rules() {
   const xgrammar::Grammar& grammar = compiled->grammar;
-  std::unordered_map<std::string_view, int16_t> by_name;
-  for (size_t i = 0; i < limits.size(); ++i)
-    by_name.emplace(limits[i].rule, static_cast<int16_t>(i));
-  rules.assign(limits.size(), -1);
+  std::unordered_map<std::string_view, int32_t> by_name;
+  for (int rule = 0; rule < grammar->NumRules(); ++rule)
+    by_name.emplace(grammar->GetRule(rule).name, rule);
   limit_of_rule.assign(static_cast<size_t>(grammar->NumRules()), -1);
-  for (int rule = 0; rule < grammar->NumRules(); ++rule) {
-    const auto found = by_name.find(grammar->GetRule(rule).name);
-    if (found == by_name.end()) continue;
-    limit_of_rule[static_cast<size_t>(rule)] = found->second;
-    rules[static_cast<size_t>(found->second)] = rule;
+  for (size_t i = 0; i < limits.size(); ++i) {
+    const auto found = by_name.find(limits[i].rule);
+    if (found == by_name.end())
+      return fail(Code::internal, "The lengths of the grammar's rule '{}' were lost.",
+                  limits[i].rule);
+    rules.push_back(found->second);
+    limit_of_rule[static_cast<size_t>(found->second)] = static_cast<int16_t>(i);
   }
+  return {};
+}
+
+// What follows the limited rules.
+void LimitedGrammar::Tables::find_closes() {
+  const xgrammar::Grammar& grammar = compiled->grammar;
   close_of_state.assign(static_cast<size_t>(grammar->complete_fsm.NumStates()), -1);
   for (int rule = 0; rule < grammar->NumRules(); ++rule) {
     const auto& automaton = grammar->per_rule_fsms[static_cast<size_t>(rule)]->GetFsm();
@@ -353,17 +434,46 @@ void LimitedGrammar::Tables::find_rules() {
   }
 }
 
+Result<void> LimitedGrammar::Tables::find_remaining() {
+  remaining.resize(limits.size());
+  for (size_t i = 0; i < limits.size(); ++i) {
+    if (!limits[i].patterned) continue;
+    any_patterned = true;
+    remaining[i].emplace(compiled->grammar, rules[i], limits[i]);
+    if (!remaining[i]->satisfiable())
+      return fail(Code::invalid_argument,
+                  "Not a grammar that can be satisfied: a pattern and the lengths beside it (of a "
+                  "JSON schema: 'pattern' and 'minLength' or 'maxLength') exclude each other.");
+  }
+  return {};
+}
+
+void LimitedGrammar::Tables::find_ids() {
+  all.resize((tokens->ids() + 31) / 32);
+  index_of_id.assign(tokens->ids(), -1);
+  for (size_t index = 0; index < vocabulary().size(); ++index) {
+    const int32_t id = vocabulary()[index].first;
+    set(all, id);
+    index_of_id[static_cast<size_t>(id)] = static_cast<int32_t>(index);
+  }
+}
+
+int64_t LimitedGrammar::Tables::surely(size_t limit) const {
+  return remaining[limit] ? remaining[limit]->safe_until(0) : limits[limit].most;
+}
+
 // Tokens that could enter a limited text and hold too much of it, or end it too early.
 std::vector<int32_t> LimitedGrammar::Tables::suspects() const {
   std::vector<int32_t> out;
   const auto is_suspect = [&](std::string_view text) {
-    for (const TextLimit& limit : limits)
-      for (size_t at = text.find(limit.open); at < text.size();
-           at = text.find(limit.open, at + 1)) {
+    for (size_t i = 0; i < limits.size(); ++i)
+      for (size_t at = text.find(limits[i].open); at < text.size();
+           at = text.find(limits[i].open, at + 1)) {
+        const TextLimit& limit = limits[i];
         const std::string_view inside = text.substr(at + 1);
         CharacterCount count;
         count.add(inside);
-        if (count.of(limit.as) > limit.most) return true;
+        if (count.of(limit.as) > surely(i)) return true;
         if (limit.least > 0 && inside.find(limit.close[0]) != std::string_view::npos) return true;
       }
     return false;
@@ -418,10 +528,21 @@ void LimitedGrammar::Tables::find_endings() {
   }
 }
 
-LimitedGrammar::LimitedGrammar(const xgrammar::CompiledGrammar& compiled,
-                               std::vector<TextLimit> limits,
-                               std::shared_ptr<const TokenCharacters> tokens)
-    : tables_(std::make_unique<const Tables>(compiled, std::move(limits), std::move(tokens))) {}
+LimitedGrammar::LimitedGrammar(std::unique_ptr<const Tables> tables) : tables_(std::move(tables)) {}
 LimitedGrammar::~LimitedGrammar() = default;
+
+Result<std::unique_ptr<const LimitedGrammar>> LimitedGrammar::make(
+    const xgrammar::CompiledGrammar& compiled, std::vector<TextLimit> limits,
+    std::shared_ptr<const TokenCharacters> tokens) {
+  auto tables = std::make_unique<Tables>(compiled, std::move(limits), std::move(tokens));
+  M2_TRY_VOID(tables->fill());
+  return std::unique_ptr<const LimitedGrammar>(new LimitedGrammar(std::move(tables)));
+}
+
+size_t LimitedGrammar::bytes() const {
+  size_t out = 0;
+  for (const auto& one : tables_->remaining) out += one ? one->bytes() : 0;
+  return out;
+}
 
 }  // namespace m2::text

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/result.h"
 #include "text/grammar/text_limits.h"
 
 namespace xgrammar {
@@ -24,17 +25,24 @@ class LimitedParser;
 // a counted text is taken while its characters fit: a mask by number of characters. A token that
 // enters one may hold too much or too little of it: such tokens are few, and found here, once. A
 // token that leaves one is among those that are tried, and is tried with the lengths in force.
+// Where a pattern holds the counted text too, tokens are taken by number of characters up to where
+// some end of it might be out of reach (RemainingLengths), and tried beyond.
 class LimitedGrammar {
  public:
-  // `tokens` of the vocabulary it was compiled for.
-  LimitedGrammar(const xgrammar::CompiledGrammar& compiled, std::vector<TextLimit> limits,
-                 std::shared_ptr<const TokenCharacters> tokens);
+  // `tokens` of the vocabulary it was compiled for. Errors: invalid_argument (no text fits both its
+  // pattern and its lengths), internal (a rule with a length is not in the compiled grammar).
+  static Result<std::unique_ptr<const LimitedGrammar>> make(
+      const xgrammar::CompiledGrammar& compiled, std::vector<TextLimit> limits,
+      std::shared_ptr<const TokenCharacters> tokens);
   ~LimitedGrammar();
+
+  size_t bytes() const;  // of memory, about, beside the compiled grammar's
 
   struct Tables;
   const Tables& tables() const { return *tables_; }
 
  private:
+  explicit LimitedGrammar(std::unique_ptr<const Tables> tables);
   std::unique_ptr<const Tables> tables_;
 };
 

@@ -179,6 +179,40 @@ std::string literal_pattern(std::string_view text, Spelling spelling) {
 
 namespace {
 
+// Counts above this xgrammar 0.2.8 keeps in a rule of its own, which it then fails to compile; so
+// they are made of groups.
+constexpr int64_t kMostCounted = 128;
+
+std::string grouped(const std::string& pattern) {
+  return "(?:" + pattern + ")";
+}
+
+std::string exactly(const std::string& pattern, int64_t count) {
+  if (count <= kMostCounted) return fmt::format("{}{{{}}}", grouped(pattern), count);
+  const std::string rest =
+      count % kMostCounted > 0 ? exactly(pattern, count % kMostCounted) : std::string();
+  return exactly(exactly(pattern, kMostCounted), count / kMostCounted) + rest;
+}
+
+// Of what has come no more than two readings are left at a time.
+std::string at_most(const std::string& pattern, int64_t count) {
+  if (count == 0) return {};
+  if (count <= kMostCounted) return fmt::format("{}{{0,{}}}", grouped(pattern), count);
+  return grouped(at_most(pattern, kMostCounted - 1) + "|" + exactly(pattern, kMostCounted) +
+                 at_most(pattern, count - kMostCounted));
+}
+
+// {low,high} of a pattern; `high` < 0: or more.
+std::string repeated(const std::string& pattern, int64_t low, int64_t high) {
+  if (high == 0) return {};
+  if (low == 1 && high == 1) return pattern;
+  if (low == 0 && high == 1) return optional_pattern(pattern);
+  if (low <= 1 && high < 0) return grouped(pattern) + (low == 0 ? "*" : "+");
+  std::string out = low > 0 ? exactly(pattern, low) : std::string();
+  if (high < 0) return out + grouped(pattern) + "*";
+  return high > low ? out + at_most(pattern, high - low) : out;
+}
+
 // Reads a regular expression and prints it in the dialect of this file.
 class RegexReader {
  public:
@@ -203,9 +237,22 @@ class RegexReader {
     return out;
   }
 
+  // ^, one character that may be repeated, $; nothing: it is more than that.
+  std::optional<ClassRun> class_run() {
+    if (!take('^')) return std::nullopt;
+    for (const char32_t c : {U'(', U')', U'^', U'$', U'|'})
+      if (done() || peek() == c) return std::nullopt;
+    const auto set = characters();
+    if (!set) return std::nullopt;
+    const auto counts = quantifier();
+    if (!counts || !take('$') || !done()) return std::nullopt;
+    return ClassRun{char_pattern(*set, spelling_) + "*", counts->low, counts->high};
+  }
+
  private:
   static constexpr int kMaxDepth = 64;
   static constexpr size_t kMaxSize = 10'000;  // characters, repetitions multiplied
+  static constexpr size_t kWide = 50;         // that those of a wide class count for
   static constexpr size_t kMaxText = 256 << 10;
 
   bool done() const { return at_ >= regex_.size(); }
@@ -235,54 +282,51 @@ class RegexReader {
     while (!done() && peek() != '|' && peek() != ')' && peek() != '$') {
       if (peek() == '^') return malformed("an anchor inside is not supported");
       const size_t before = size_;
-      M2_TRY(std::string atom, this->atom(depth));
-      M2_TRY_VOID(repeat(atom, size_ - before));
-      out += atom;
-      if (size_ > kMaxSize || out.size() > kMaxText)
+      M2_TRY(const std::string atom, this->atom(depth));
+      M2_TRY(const Counts counts, quantifier());
+      if (!multiply(size_ - before, counts) || out.size() > kMaxText)
         return fail(Code::resource_exhausted,
-                    "its repetitions make it longer than {} characters allow", kMaxSize);
+                    "its repetitions make it longer than {} characters, of which those of a wide "
+                    "class count for {}",
+                    kMaxSize, kWide);
+      out += repeated(atom, counts.low, counts.high);
     }
     return out;
   }
 
-  // A quantifier, if one follows; `size` is the atom's.
-  Result<void> repeat(std::string& atom, size_t size) {
-    if (done()) return {};
-    int64_t low = 1, high = 1;
+  struct Counts {
+    int64_t low = 1, high = 1;  // high < 0: or more
+  };
+
+  // A quantifier, if one follows.
+  Result<Counts> quantifier() {
+    Counts out;
+    if (done()) return out;
     const size_t start = at_;
     if (take('*')) {
-      low = 0, high = -1;
+      out = {0, -1};
     } else if (take('+')) {
-      low = 1, high = -1;
+      out = {1, -1};
     } else if (take('?')) {
-      low = 0, high = 1;
+      out = {0, 1};
     } else if (take('{')) {
-      M2_TRY(const bool is_count, counts(low, high));
-      if (!is_count) return at_ = start, Result<void>{};
+      M2_TRY(const bool is_count, counts(out.low, out.high));
+      if (!is_count) return at_ = start, Counts{};
     } else {
-      return {};
+      return out;
     }
     take('?');  // the lazy form has the same language
     if (!done() && peek() == '+') return malformed("possessive quantifiers are not supported");
-    const auto times = static_cast<size_t>(std::max<int64_t>(high < 0 ? low + 1 : high, 1));
-    if (times > kMaxSize || size * times > kMaxSize)
-      return fail(Code::resource_exhausted,
-                  "its repetitions make it longer than {} characters allow", kMaxSize);
+    return out;
+  }
+
+  // Counts an atom of this size so often; false: that is beyond the budget.
+  bool multiply(size_t size, const Counts& counts) {
+    const auto times =
+        static_cast<size_t>(std::max<int64_t>(counts.high < 0 ? counts.low + 1 : counts.high, 1));
+    if (times > kMaxSize || size * times > kMaxSize) return false;
     size_ += size * (times - 1);
-    const std::string group = "(?:" + atom + ")";
-    if (low == 0 && high == -1)
-      atom = group + "*";
-    else if (low == 1 && high == -1)
-      atom = group + "+";
-    else if (low == 0 && high == 1)
-      atom = optional_pattern(atom);
-    else if (high == -1)
-      atom = fmt::format("{}{{{},}}", group, low);
-    else if (high == 0)
-      atom.clear();
-    else
-      atom = fmt::format("{}{{{},{}}}", group, low, high);
-    return {};
+    return size_ <= kMaxSize;
   }
 
   // "m}", "m,}" or "m,n}" after the brace; anything else means that the brace is a character.
@@ -303,19 +347,23 @@ class RegexReader {
   }
 
   Result<std::string> atom(int depth) {
+    if (take('(')) return group(depth);
+    const bool is_class = peek() == '[';
+    M2_TRY(const CharSet set, characters());
+    return is_single(set) && !is_class ? literal(set.ranges()[0].first) : print(set);
+  }
+
+  // What stands for one character: a class, an escape or the character itself.
+  Result<CharSet> characters() {
     const char32_t c = regex_[at_++];
-    if (c == '(') return group(depth);
     if (c == '[') return char_class();
     if (c == '.') {
       static const CharSet breaks({{'\n', '\n'}, {'\r', '\r'}, {0x2028, 0x2029}});
-      return print(breaks.complement());
+      return breaks.complement();
     }
     if (c == '*' || c == '+' || c == '?') return malformed("nothing to repeat");
-    if (c == '\\') {
-      M2_TRY(const CharSet set, escape());
-      return is_single(set) ? literal(set.ranges()[0].first) : print(set);
-    }
-    return literal(c);
+    if (c == '\\') return escape();
+    return CharSet({{c, c}});
   }
 
   static bool is_single(const CharSet& set) {
@@ -331,8 +379,14 @@ class RegexReader {
   }
 
   std::string print(const CharSet& set) {
-    ++size_;
+    size_ += is_wide(set) ? kWide : 1;
     return char_pattern(set, spelling_);
+  }
+
+  // Whether an automaton has many states for one character of it.
+  static bool is_wide(const CharSet& set) {
+    return std::ranges::any_of(
+        set.ranges(), [](const Range& range) { return range.second - range.first > 0x400; });
   }
 
   Result<std::string> group(int depth) {
@@ -420,7 +474,7 @@ class RegexReader {
     return set;
   }
 
-  Result<std::string> char_class() {
+  Result<CharSet> char_class() {
     const bool negated = take('^');
     CharSet set;
     for (bool first = true; done() || peek() != ']' || first; first = false) {
@@ -441,7 +495,7 @@ class RegexReader {
     ++at_;
     if (negated) set = set.complement();
     if (set.empty()) return malformed("a class that nothing matches");
-    return print(set);
+    return set;
   }
 
   Result<CharSet> class_item() {
@@ -476,6 +530,11 @@ Result<std::string> regex_pattern(std::string_view regex, Spelling spelling, boo
     out += (out.empty() ? "" : "|") + part;
   }
   return "(?:" + out + ")";
+}
+
+std::optional<ClassRun> class_run(std::string_view regex, Spelling spelling) {
+  RegexReader reader(decode_utf8(regex), spelling);
+  return reader.class_run();
 }
 
 // ---- numbers

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -52,6 +53,15 @@ const CharSet& any_char();
 // are ASCII's. Errors: invalid_argument (malformed, or what no automaton has: look-around, back
 // references, \b, anchors inside), resource_exhausted (its repetitions multiply beyond a budget).
 Result<std::string> regex_pattern(std::string_view regex, Spelling spelling, bool whole);
+
+// A regular expression that only says of which characters a string is, and how many:
+// ^[a-z]{2,40}$.
+struct ClassRun {
+  std::string pattern;  // any number of them
+  int64_t least, most;  // most < 0: any
+};
+// Nothing: it says more, or is malformed.
+std::optional<ClassRun> class_run(std::string_view regex, Spelling spelling);
 
 // The decimal integers, without leading zeros, from `low` to `high`; up to 18 digits.
 std::string integer_pattern(int64_t low, int64_t high);

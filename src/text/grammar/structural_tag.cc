@@ -5,6 +5,7 @@
 
 #include "base/log.h"
 #include "text/grammar/json_schema.h"
+#include "text/grammar/schema_references.h"
 
 namespace m2::text {
 namespace {
@@ -68,6 +69,7 @@ class TagGrammar {
   }
 
   Result<std::string> schema(const Json& schema) {
+    M2_TRY_VOID(check_references(schema, schema));
     SchemaGrammar grammar(schema, {}, rules_);
     M2_TRY(const Language language, grammar.values(schema));
     if (!language) return fail(Code::invalid_argument, "The JSON schema accepts no value at all.");

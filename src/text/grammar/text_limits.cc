@@ -39,8 +39,9 @@ std::string GrammarText::key() const {
   std::string out = ebnf;
   for (const TextLimit& limit : limits) {
     out += '\0' + limit.rule + '\0' + std::to_string(static_cast<int>(limit.as)) + ' ';
-    out += std::to_string(limit.least) + ' ' + std::to_string(limit.most) + ' ' + limit.open;
-    out += limit.close;
+    out += std::to_string(limit.least) + ' ' + std::to_string(limit.most) + ' ';
+    out += limit.patterned ? 'p' : 'f';
+    out += limit.open + limit.close;
   }
   return out;
 }

@@ -20,16 +20,18 @@ enum class CountedAs : uint8_t {
   json_characters,  // inside a JSON string: an escape counts as one
 };
 
-// How long the text of one rule may be. The rule's body is a single Regex() or TagDispatch() that
-// can go on after any of its characters for at least one more, and may end after any; wherever the
-// rule stands, `open` is the byte right before it and `close` the literal right after it. Texts of
-// CountedAs::json_characters hold `close` only escaped.
+// How long the text of one rule may be. The rule's body is a single terminal, Regex() or
+// TagDispatch(); wherever the rule stands, `open` is the byte right before it and `close` the
+// literal right after it. Texts of CountedAs::json_characters hold `close` only escaped.
 struct TextLimit {
   static constexpr int64_t kAny = std::numeric_limits<int64_t>::max();
 
   std::string rule;
   CountedAs as = CountedAs::code_points;
   int64_t least = 0, most = kAny;
+  // Whether the body, a Regex() then, says where a text may end or go on. Else it may end after any
+  // of its characters, and go on after any.
+  bool patterned = false;
   char open = '"';
   std::string close = "\"";
 };

@@ -5,6 +5,7 @@
 
 #include "base/log.h"
 #include "text/grammar/json_schema.h"
+#include "text/grammar/schema_references.h"
 #include "text/tool_arguments.h"
 
 namespace m2::text {
@@ -72,8 +73,10 @@ class ParameterGrammar {
             {{{"type", "function"}, {"function", {{"name", tool}, {"parameters", schema}}}}})),
         tool_(std::move(tool)) {}
 
-  // Everything between the tags of the call; nothing: the schema cannot be satisfied.
+  // Everything between the tags of the call; nothing: the schema cannot be satisfied. Errors:
+  // invalid_argument (a circle of '$ref's).
   Result<Language> all() {
+    M2_TRY_VOID(check_circles());
     std::vector<Json> parts;
     if (auto expanded = grammar_.expand(schema_); expanded.ok()) {
       parts = std::move(*expanded);
@@ -92,6 +95,20 @@ class ParameterGrammar {
   }
 
  private:
+  // Of a circle the parameter is told, where it is in one.
+  Result<void> check_circles() {
+    const auto properties = schema_.find("properties");
+    if (properties != schema_.end() && properties->is_object())
+      for (const auto& [name, value] : properties->items())
+        if (auto sound = check_references(schema_, value); !sound)
+          return fail(Code::invalid_argument, "The parameter '{}' of the tool '{}': {}",
+                      printable(name, 80), printable(tool_, 80), sound.error().text);
+    if (auto sound = check_references(schema_, schema_); !sound)
+      return fail(Code::invalid_argument, "The tool '{}': {}", printable(tool_, 80),
+                  sound.error().text);
+    return {};
+  }
+
   struct Parameter {
     std::string rule;
     bool required;

@@ -19,8 +19,8 @@ struct ToolCallGrammar {
 // parameters and values that ToolSchemas reads as the tool's schema wants them, up to
 // "</minimax:tool_call>". `tools` as in a request; `only`: calls of that tool; `one`: a single
 // call. Up to six parameters come in any order, more in the order declared. Text values hold none
-// of the tags that could end them early. Errors: invalid_argument (a name that cannot be written),
-// resource_exhausted.
+// of the tags that could end them early. Errors: invalid_argument (a name that cannot be written,
+// '$ref's in a circle), resource_exhausted.
 Result<ToolCallGrammar> tool_call_grammar(const Json& tools, const std::optional<std::string>& only,
                                           bool one);
 
