@@ -209,6 +209,8 @@ Result<Spread> read_spread(const Values& values, const model::ModelConfig& confi
                 "--expert-placement-strategy {} (chose from {{ linear,round_robin }})", placement);
   out.shape.round_robin = placement == "round_robin";
   if (values.flag("disable-custom-all-reduce")) out.sums = parallel::SumsBy::nccl;
+  M2_TRY(out.ranks_per_gpu, size_flag(values, "ranks-per-gpu"));
+  if (out.ranks_per_gpu > 1) out.sums = parallel::SumsBy::host;
   M2_TRY(out.exchange, exchange_kind(values, out.shape));
   M2_TRY_VOID(model::check_topology(config, out.shape));
   M2_TRY_VOID(read_processes(values, out));
@@ -224,6 +226,7 @@ Result<World> meet_processes(const Spread& spread, const Values& values, Json te
   terms["enable-expert-parallel"] = spread.shape.expert_parallel;
   terms["expert-placement-strategy"] = spread.shape.round_robin ? "round_robin" : "linear";
   terms["nnodes"] = spread.nodes;
+  terms["ranks-per-gpu"] = spread.ranks_per_gpu;
   terms["data-parallel load balancing"] = spread.fronts ? "each its own" : "internal";
   terms["all2all-backend"] =
       spread.exchange == model::ExchangeKind::all_to_all ? "all_to_all" : "allgather_reducescatter";
@@ -259,7 +262,8 @@ RankModels::RankModels(const Spread& spread, const World& world, Device device, 
     Rank& rank = *ranks_.emplace_back(std::make_unique<Rank>());
     rank.local = std::move(local);
     rank.device = device;
-    if (device.kind == DeviceKind::cuda) rank.device.index += static_cast<int>(ranks_.size()) - 1;
+    if (device.kind == DeviceKind::cuda)
+      rank.device.index += static_cast<int>((std::ssize(ranks_) - 1) / spread.ranks_per_gpu);
     rank.pool = std::make_unique<ThreadPool>(each);
     rank.stream = std::make_unique<Stream>(rank.device);
   }
@@ -327,7 +331,8 @@ Result<void> RankModels::build_ranks(const model::ModelConfig& config,
         ranks_.begin());
     M2_TRY(const model::MemoryPlan plan, plan_of(i));
     if (i == 0) kv_bytes_ = plan.kv_bytes;
-    const Exec exec{rank.device, rank.pool.get(), rank.stream->handle()};
+    Exec exec{rank.device, rank.pool.get(), rank.stream->handle()};
+    exec.alone = spread_.ranks_per_gpu == 1;
     const model::RankPlace place{rank.local.model_groups(), rank.local.topology, spread_.exchange};
     rank.model = model::make_runner(exec, place, config, std::move(weights[i]), plan,
                                     request.max_model_len, options);

@@ -32,10 +32,12 @@ struct Spread {
   std::string address;
   int port = 0;
   int64_t local_process = 0;
+  int64_t ranks_per_gpu = 1;
 
   int64_t ranks() const { return shape.expert_size(); }
   bool alone() const { return first && share.count == ranks(); }
   bool serves() const { return fronts || first; }
+  int64_t local_gpus() const { return (share.count + ranks_per_gpu - 1) / ranks_per_gpu; }
   int64_t first_engine() const { return share.begin / shape.tensor_size; }
   // All engines schedule in the first process, those whose ranks are elsewhere too.
   bool seats() const { return !alone() && shape.data_size > 1 && !fronts; }

@@ -132,9 +132,11 @@ constexpr Option kOptions[] = {
   {"rank-start-seconds", "", "parallel", integer, "600", "How long processes wait at start for each other to come."},
 
   // device
-  {"device", "", "device", text, "auto", "auto (a GPU if one can be used), cpu, cuda or cuda:N; the ranks of a process take one GPU each, from N on."},
+  {"device", "", "device", text, "auto", "auto (a GPU if one can be used), cpu, cuda or cuda:N; the ranks of a process take one GPU each (or --ranks-per-gpu share one), from N on."},
   {"cpu-isa", "", "device", text, "auto", "Instructions of operations on the CPU: amx (rounds the inputs of products to BF16), avx512, avx2, neon or baseline; auto takes the first there is."},
   {"threads", "", "device", integer, "0", "Threads of a step; 0: one per CPU this process may use."},
+
+  {"ranks-per-gpu", "", "device", integer, "1", "How many ranks share a GPU, to try an arrangement on fewer GPUs than it is for: their collectives go through host memory, and nothing is captured in CUDA graphs."},
 
   // cache
   {"block-size", "", "cache", integer, "16", "Tokens of a KV block: 16, the only one."},

@@ -396,13 +396,13 @@ Result<void> Serving::read_text_files() {
 Result<void> Serving::spread_over_gpus() {
   if (spread_.share.count == 0) device_ = Device{};  // a front for engines elsewhere
   if (!on_gpu()) return {};
-  const int64_t ranks = spread_.share.count;
-  device_.index += static_cast<int>(spread_.local_process * ranks);
-  for (int64_t i = 0; ranks > 1 && i < ranks; ++i)
-    if (const Result<void> usable = check_device(gpu_of(i)); !usable.ok())
+  const int64_t ranks = spread_.share.count, gpus = spread_.local_gpus();
+  device_.index += static_cast<int>(spread_.local_process * gpus);
+  for (int64_t i = 0; gpus > 1 && i < gpus; ++i)
+    if (const Result<void> usable = check_device(gpu_of(i * spread_.ranks_per_gpu)); !usable.ok())
       return fail(Code::invalid_argument,
                   "World size ({}) is larger than the number of available GPUs ({}) in this node: "
-                  "{}",
+                  "{}; with --ranks-per-gpu several ranks share one",
                   ranks, i, usable.error().text);
   if (spread_.shape.round_robin) {
     log_warning("--expert-placement-strategy round_robin: GPUs hold runs of experts, as linear");
@@ -412,7 +412,7 @@ Result<void> Serving::spread_over_gpus() {
 }
 
 Device Serving::gpu_of(int64_t local_rank) const {
-  return {device_.kind, device_.index + static_cast<int>(local_rank)};
+  return {device_.kind, device_.index + static_cast<int>(local_rank / spread_.ranks_per_gpu)};
 }
 
 Result<void> Serving::check_gpu_memory() {
@@ -420,17 +420,19 @@ Result<void> Serving::check_gpu_memory() {
     const Device device = gpu_of(i);
     const DeviceMemory memory = device_memory(device);
     M2_TRY(const int64_t budget, gpu_budget(values_, device, memory));
-    gpu_budget_ = i == 0 ? budget : std::min(gpu_budget_, budget);
+    const int64_t share = budget / spread_.ranks_per_gpu;
+    gpu_budget_ = i == 0 ? share : std::min(gpu_budget_, share);
     // The dtypes the config promises; the files may differ a little.
     const auto topology = parallel::with_rank(spread_.shape, spread_.share.begin + i);
     const int64_t needed =
         model::weight_bytes(settings_.config, topology, model::StoredTypes(settings_.config));
-    if (needed > memory.free)
+    const int64_t free = memory.free / spread_.ranks_per_gpu;
+    if (needed > free)
       return fail(Code::resource_exhausted,
-                  "the {} weights take {:.2f} GiB, and {:.2f} of {:.2f} GiB are free on "
+                  "the {} weights take {:.2f} GiB, and {:.2f} of {:.2f} GiB are free {}on "
                   "device cuda:{}",
-                  spread_.ranks() > 1 ? "rank's" : "model's", gib(needed), gib(memory.free),
-                  gib(memory.total), device.index);
+                  spread_.ranks() > 1 ? "rank's" : "model's", gib(needed), gib(free),
+                  gib(memory.total), spread_.ranks_per_gpu > 1 ? "for it " : "", device.index);
   }
   return {};
 }
@@ -488,8 +490,10 @@ Result<void> Serving::make_models() {
   options.id_limit = id_limit_;
   if (on_gpu()) {
     M2_TRY_VOID(check_gpu_memory());
-    M2_TRY(options.graph_sizes,
-           graph_sizes(values_, request.max_num_seqs, request.max_num_batched_tokens));
+    if (spread_.ranks_per_gpu == 1) {
+      M2_TRY(options.graph_sizes,
+             graph_sizes(values_, request.max_num_seqs, request.max_num_batched_tokens));
+    }
     request.padded_rows = options.graph_sizes.empty() ? 0 : options.graph_sizes.back();
     constexpr int64_t kGraphBytes = 300 << 20;  // a bound, not a measurement
     request.available_bytes = gpu_budget_ - (options.graph_sizes.empty() ? 0 : kGraphBytes);

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <thread>
 
+#include "parallel/hosted_comm.h"
 #include "parallel/peers.h"
 #include "tensor/buffer.h"
 #include "tensor/stream.h"
@@ -317,6 +318,7 @@ namespace {
 // The device's group of the ranks of `host`, whose first one makes NCCL's id.
 Result<std::unique_ptr<Comm>> like(Comm& host, Device device, SumsBy sums) {
   if (host.size() == 1) return make_single_comm();
+  if (sums == SumsBy::host) return make_hosted_comm(host, device);
   NcclId id{};
   if (host.rank() == 0) {
     M2_TRY(id, make_nccl_id());

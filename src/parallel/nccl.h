@@ -29,7 +29,8 @@ Result<std::unique_ptr<Comm>> make_nccl_comm(const NcclId& id, Device device, in
 // Who adds up what ranks on devices have.
 enum class SumsBy : uint8_t {
   peers,  // parallel/peers.h, where it can; else nccl
-  nccl
+  nccl,
+  host  // parallel/hosted_comm.h, which moves everything too: for ranks that share a device
 };
 
 // Gives a rank communicators of `device`, for the groups it has communicators of host memory for.

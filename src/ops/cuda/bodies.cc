@@ -7,6 +7,9 @@
 #include <cmath>
 #include <cstdlib>
 #include <functional>
+#include <map>
+#include <mutex>
+#include <utility>
 
 #include "ops/cuda/attention/launch.h"
 #include "ops/cuda/experts/launch.h"
@@ -19,6 +22,20 @@ namespace m2::ops::cuda {
 void cuda_failed(const char* what, const char* error) {
   M2_CHECK(false, "CUDA: {}: {}", what, error);
   std::abort();
+}
+
+void allow_shared(const void* kernel, int bytes) {
+  static std::mutex mutex;
+  static std::map<std::pair<const void*, int>, int> allowed;
+  int device = 0;
+  cudaError_t status = cudaGetDevice(&device);
+  const std::lock_guard lock(mutex);
+  int& before = allowed[{kernel, device}];
+  if (bytes <= before) return;
+  if (status == cudaSuccess)
+    status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (status != cudaSuccess) cuda_failed("a kernel's shared memory", cudaGetErrorString(status));
+  before = bytes;
 }
 
 namespace {
@@ -360,6 +377,7 @@ void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Ten
   if (tokens == 0) return;
   ExpertsShape shape = experts_shape(experts, tokens, top);
   shape.x = x.dtype();
+  shape.alone = exec.alone;
   shape.aligned = shape.aligned && aligned16(x.data(), x.row_stride(), x.dtype());
   const ExpertsPlan plan = plan_experts(shape);
   M2_CHECK(scratch.elements() >= plan.scratch_bytes, "scratch of {} bytes, {} needed",

@@ -56,8 +56,7 @@ template <class... Parameters, class... Arguments>
 void launch(void* stream, void (*kernel)(Parameters...), const LaunchShape& shape,
             Arguments&&... arguments) {
   if (shape.shared_bytes > 48 * 1024)
-    M2_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 shape.shared_bytes));
+    allow_shared(reinterpret_cast<const void*>(kernel), shape.shared_bytes);
   // All others split the multiprocessor's memory alike, for shared memory: one that wants another
   // split than the kernel before it cannot begin before that one has left.
   M2_CUDA(cudaFuncSetAttribute(

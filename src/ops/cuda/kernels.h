@@ -42,6 +42,10 @@ struct Cache {
 // Ends the process with the CUDA error's name. In bodies.cc.
 [[noreturn]] void cuda_failed(const char* what, const char* error);
 
+// Lets a kernel use so many bytes of dynamic shared memory on the current device, or more where it
+// already may: threads whose ranks share a GPU launch the same kernels at the same time.
+void allow_shared(const void* kernel, int bytes);
+
 void launch_embed(void* stream, const int32_t* ids, Matrix table, int64_t first_id, Matrix out);
 void launch_gather_rows(void* stream, Matrix x, const int32_t* rows, Matrix out);
 // rows [out.rows, most]

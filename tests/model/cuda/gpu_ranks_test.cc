@@ -1,14 +1,17 @@
-// Ranks on GPUs that talk through NCCL and each other's memory: the communicators' contract, then
-// the model spread over 2 and 4 of them against one CPU rank, stepwise and enqueued ahead, with
-// graphs and without. Needs two GPUs or more and libnccl.so.2; says so and skips without them.
+// Ranks on GPUs that talk through NCCL and each other's memory, or through the host's where they
+// share a GPU: the communicators' contract, then the model spread over 2 and 4 of them against one
+// CPU rank, stepwise and enqueued ahead, with graphs and without. SharedGpu needs one GPU, all else
+// two or more and libnccl.so.2; says so and skips without them.
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <functional>
 #include <random>
 #include <thread>
+#include <tuple>
 
 #include "model/runner.h"
+#include "parallel/hosted_comm.h"
 #include "parallel/nccl.h"
 #include "parallel/peers.h"
 #include "parallel/shared_comm.h"
@@ -35,10 +38,18 @@ class GpuRanks : public testing::Test {
   }
 };
 
-// Ranks of one process, one GPU each.
+class SharedGpu : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (gpus() < 1) GTEST_SKIP() << "needs a GPU";
+  }
+};
+
+// Ranks of one process, one GPU each, or all on the first if the host sums.
 class Fleet {
  public:
-  Fleet(int64_t tensor, int64_t data, bool whole_experts, SumsBy sums = SumsBy::peers) {
+  Fleet(int64_t tensor, int64_t data, bool whole_experts, SumsBy sums = SumsBy::peers)
+      : shared_(sums == SumsBy::host) {
     parallel::Topology shape;
     shape.tensor_size = tensor;
     shape.data_size = data;
@@ -50,7 +61,14 @@ class Fleet {
     });
   }
 
-  static Device device(size_t rank) { return {DeviceKind::cuda, static_cast<int>(rank)}; }
+  Device device(size_t rank) const {
+    return {DeviceKind::cuda, shared_ ? 0 : static_cast<int>(rank)};
+  }
+  Exec exec(size_t rank, const Stream& stream) const {
+    Exec out{device(rank), nullptr, stream.handle()};
+    out.alone = !shared_;
+    return out;
+  }
 
   // Runs work(rank) for all, each on a thread of its own.
   void each(const std::function<void(size_t)>& work) const {
@@ -63,6 +81,9 @@ class Fleet {
   }
 
   std::vector<parallel::LocalRank> ranks;
+
+ private:
+  const bool shared_;
 };
 
 void check_groups(const Fleet& fleet, bool engines, parallel::Bf16Sums bf16_sums) {
@@ -71,7 +92,7 @@ void check_groups(const Fleet& fleet, bool engines, parallel::Bf16Sums bf16_sums
   for (size_t r = 0; r < fleet.ranks.size(); ++r) {
     const auto& rank = fleet.ranks[r];
     auto& comm = engines ? *rank.device_engines : *rank.device_tensor;
-    staged.push_back(std::make_unique<parallel::StagedComm>(comm, Fleet::device(r)));
+    staged.push_back(std::make_unique<parallel::StagedComm>(comm, fleet.device(r)));
     comms.push_back(staged.back().get());
   }
   parallel::check_contract(comms, bf16_sums);
@@ -92,39 +113,12 @@ TEST_F(GpuRanks, PeersKeepTheContract) {
   check_groups(SumsBy::peers, parallel::Bf16Sums::in_f32);
 }
 
-// What only moves, through host memory: NCCL wants a GPU for every rank.
-class MovedByHost : public parallel::Comm {
- public:
-  explicit MovedByHost(parallel::Comm& host) : host_(host) {}
-  int64_t rank() const override { return host_.rank(); }
-  int64_t size() const override { return host_.size(); }
-  void all_gather(const Exec& exec, Tensor part, parallel::Rows rows, Tensor out) override {
-    std::vector<std::byte> own(bytes_of(part)), all(bytes_of(out));
-    copy_to_host(exec, own.data(), part.data(), part.elements() * size_of(part.dtype()));
-    synchronize(exec);
-    const int64_t width = out.elements() / out.size(0);
-    host_.all_gather(parallel::host(), Tensor(own.data(), part.dtype(), {part.size(0), width}),
-                     rows, Tensor(all.data(), out.dtype(), {out.size(0), width}));
-    copy_to_device(exec, out.data(), all.data(), out.elements() * size_of(out.dtype()));
-    synchronize(exec);
+TEST_F(SharedGpu, HostedGroupsKeepTheContract) {
+  for (const int64_t size : {2, 3, 8}) {
+    check_groups(Fleet(size, 1, false, SumsBy::host), false, parallel::Bf16Sums::in_f32);
+    check_groups(Fleet(1, size, true, SumsBy::host), true, parallel::Bf16Sums::in_f32);
   }
-  Result<void> status() const override { return host_.status(); }
-  void abort(const Error& why) override { host_.abort(why); }
-  void set_deadline(Nanos) override {}
-  void all_reduce(const Exec&, Tensor) override { none(); }
-  void reduce_scatter(const Exec&, Tensor, parallel::Rows, Tensor) override { none(); }
-  void all_to_all(const Exec&, Tensor, parallel::Rows, Tensor, parallel::Rows) override { none(); }
-  void gather_columns(const Exec&, Tensor, parallel::Rows, Tensor, int64_t) override { none(); }
-  void broadcast(const Exec&, Tensor, int64_t) override { none(); }
-  void barrier(const Exec&) override { none(); }
-
- private:
-  static size_t bytes_of(const Tensor& x) {
-    return static_cast<size_t>(x.elements() * size_of(x.dtype()));
-  }
-  static void none() { M2_CHECK(false, "sums only"); }
-  parallel::Comm& host_;
-};
+}
 
 // Sums of some rows by `peers` on the GPU, byte for byte as by `host` on the host.
 template <class T>
@@ -174,9 +168,11 @@ TEST_F(GpuRanks, PeersSumAsTheHostDoes) {
         const Exec exec{device, nullptr, stream.handle()};
         constexpr int64_t kWidest = 400'000;
         const Buffer memory(device, 2 * 13 * kWidest * 4);
-        auto peers = parallel::sum_through_peers(std::make_unique<MovedByHost>(host), host, device);
+        auto inner = parallel::make_hosted_comm(host, device);  // NCCL wants a GPU for every rank
+        const parallel::Comm* const hosted = inner.get();
+        auto peers = parallel::sum_through_peers(std::move(inner), host, device);
         M2_CHECK(peers.ok(), "{}", peers.error().text);
-        EXPECT_EQ(dynamic_cast<MovedByHost*>(peers->get()), nullptr) << "GPUs do not reach another";
+        EXPECT_NE(peers->get(), hosted) << "GPUs do not reach another";
         for (const int64_t width :
              {int64_t{1}, int64_t{3}, int64_t{129}, int64_t{3072}, int64_t{50'001}, kWidest}) {
           expect_sums_of_the_host<float>(host, **peers, exec, memory, width);
@@ -191,20 +187,20 @@ TEST_F(GpuRanks, PeersSumAsTheHostDoes) {
 void check_that_abort_frees_the_device(SumsBy sums, bool recorded) {
   const Fleet fleet(2, 1, false, sums);
   parallel::Comm& comm = *fleet.ranks[0].device_tensor;
-  use_device(Fleet::device(0));
-  const Stream stream(Fleet::device(0));
-  const Exec exec{Fleet::device(0), nullptr, stream.handle()};
+  use_device(fleet.device(0));
+  const Stream stream(fleet.device(0));
+  const Exec exec{fleet.device(0), nullptr, stream.handle()};
   // NCCL connects the ranks in their first collective, on the host; the second is alone.
   fleet.each([&](size_t r) {
-    const Stream own(Fleet::device(r));
-    const Exec there{Fleet::device(r), nullptr, own.handle()};
-    const Buffer first(Fleet::device(r), 4096);
+    const Stream own(fleet.device(r));
+    const Exec there{fleet.device(r), nullptr, own.handle()};
+    const Buffer first(fleet.device(r), 4096);
     const Tensor x(first.data(), DType::f32, {1024});
     fleet.ranks[r].device_tensor->all_reduce(there, x);
     fleet.ranks[r].device_tensor->broadcast(there, x, 1);
     synchronize(there);
   });
-  const Buffer x(Fleet::device(0), 4096);
+  const Buffer x(fleet.device(0), 4096);
   const auto collectives = [&] {
     comm.all_reduce(exec, Tensor(x.data(), DType::f32, {1024}));
     comm.broadcast(exec, Tensor(x.data(), DType::f32, {1024}), 1);
@@ -235,10 +231,10 @@ TEST_F(GpuRanks, AbortFreesTheDeviceOfPeers) {
 TEST_F(GpuRanks, AbortEndsACallThatWaits) {
   const Fleet fleet(2, 1, false, SumsBy::nccl);
   parallel::Comm& comm = *fleet.ranks[0].device_tensor;
-  use_device(Fleet::device(0));
-  const Stream stream(Fleet::device(0));
-  const Exec exec{Fleet::device(0), nullptr, stream.handle()};
-  const Buffer x(Fleet::device(0), 4096);
+  use_device(fleet.device(0));
+  const Stream stream(fleet.device(0));
+  const Exec exec{fleet.device(0), nullptr, stream.handle()};
+  const Buffer x(fleet.device(0), 4096);
   const std::jthread aborts([&] {
     std::this_thread::sleep_for(std::chrono::milliseconds(300));
     comm.abort({Code::unavailable, "rank 1 did not come", {}});
@@ -274,7 +270,10 @@ struct Spread {
   std::string name() const {
     return fmt::format("TP{} DP{}{}{}{} {} graphs", tensor, data, whole ? " EP" : "",
                        exchange == ExchangeKind::all_to_all ? " all-to-all" : "",
-                       sums == SumsBy::nccl ? " NCCL" : "", graph_sizes.size());
+                       sums == SumsBy::nccl   ? " NCCL"
+                       : sums == SumsBy::host ? " on one GPU"
+                                              : "",
+                       graph_sizes.size());
   }
 };
 
@@ -285,11 +284,11 @@ class Ranks {
       : config_(config),
         fleet_(spread.tensor, spread.data, spread.whole, spread.sums),
         spread_(spread) {
-    for (size_t r = 0; r < fleet_.ranks.size(); ++r) streams_.emplace_back(Fleet::device(r));
+    for (size_t r = 0; r < fleet_.ranks.size(); ++r) streams_.emplace_back(fleet_.device(r));
     models_.resize(fleet_.ranks.size());
     fleet_.each([&](size_t r) {
       const parallel::LocalRank& rank = fleet_.ranks[r];
-      const Device device = Fleet::device(r);
+      const Device device = fleet_.device(r);
       Result<Weights> weights = dummy_weights(config, rank.topology, device, 7);
       M2_CHECK(weights.ok(), "{}", weights.error().text);
       MemoryRequest request = small_memory(config);
@@ -301,7 +300,7 @@ class Ranks {
       M2_CHECK(plan.ok(), "{}", plan.error().text);
       RunnerOptions options;
       options.graph_sizes = spread.graph_sizes;
-      models_[r] = make_runner({device, nullptr, streams_[r].handle()},
+      models_[r] = make_runner(fleet_.exec(r, streams_[r]),
                                {rank.model_groups(), rank.topology, spread.exchange}, config,
                                *std::move(weights), *plan, request.max_model_len, options);
     });
@@ -377,7 +376,7 @@ void expect_close(const Rows& rows, const Rows& expected, const std::string& wha
   EXPECT_LT(distances[distances.size() * 9 / 10], 0.25) << what;
 }
 
-TEST_F(GpuRanks, TheModelOnManyIsTheModelOnOne) {
+void expect_the_model_of_one(const std::vector<Spread>& spreads) {
   const ModelConfig config = config_of();
   SmallModel cpu(config, *dummy_weights(config, {}, Device{}, 7), 0);
   std::mt19937 random(3);
@@ -390,6 +389,21 @@ TEST_F(GpuRanks, TheModelOnManyIsTheModelOnOne) {
   const std::vector<Chunk> next{{some(1), 40, {1, 2, 3, 4}}, {some(1), 17, {9, 8}}};
   const Rows expected = cpu.run(prompts), expected_next = cpu.run(next);
 
+  for (const Spread& spread : spreads) {
+    const std::string name = spread.name();
+    Ranks ranks(config, spread);
+    expect_close(ranks.run(prompts), expected, name + ", prompts");
+    expect_close(ranks.run(next), expected_next, name + ", decoding");
+    if (spread.data > 1)
+      expect_close(ranks.run(next, true), expected_next, name + ", one engine of several");
+    const std::vector<int32_t> decoded = ranks.decode(5, 41, {1, 2, 3, 4}, 12);
+    ASSERT_EQ(decoded.size(), 12u);
+    // The same arrangement again, with what it wrote before in the cache.
+    EXPECT_EQ(ranks.decode(5, 41, {1, 2, 3, 4}, 12), decoded) << name;
+  }
+}
+
+TEST_F(GpuRanks, TheModelOnManyIsTheModelOnOne) {
   std::vector<Spread> spreads{{2, 1, false, {}},
                               {2, 1, false, {1, 2, 4}},
                               {2, 1, true, {1, 2}},
@@ -403,18 +417,22 @@ TEST_F(GpuRanks, TheModelOnManyIsTheModelOnOne) {
           Spread{2, 2, true, {}}, Spread{2, 2, true, {}, ExchangeKind::all_to_all},
           Spread{1, 4, true, {}}})
       spreads.push_back(more);
-  for (const Spread& spread : spreads) {
-    const std::string name = spread.name();
-    Ranks ranks(config, spread);
-    expect_close(ranks.run(prompts), expected, name + ", prompts");
-    expect_close(ranks.run(next), expected_next, name + ", decoding");
-    if (spread.data > 1)
-      expect_close(ranks.run(next, true), expected_next, name + ", one engine of several");
-    const std::vector<int32_t> decoded = ranks.decode(5, 41, {1, 2, 3, 4}, 12);
-    ASSERT_EQ(decoded.size(), 12u);
-    // The same arrangement again, with what it wrote before in the cache.
-    EXPECT_EQ(ranks.decode(5, 41, {1, 2, 3, 4}, 12), decoded) << name;
-  }
+  expect_the_model_of_one(spreads);
+}
+
+TEST_F(SharedGpu, TheModelOnManyIsTheModelOnOne) {
+  std::vector<Spread> spreads;
+  for (const auto& [tensor, data, whole] : {std::tuple{2, 1, false},
+                                            {2, 1, true},
+                                            {4, 1, false},
+                                            {4, 1, true},
+                                            {1, 2, false},
+                                            {1, 2, true},
+                                            {2, 2, true},
+                                            {1, 4, true}})
+    spreads.push_back({tensor, data, whole, {}, ExchangeKind::all_gather, SumsBy::host});
+  spreads.push_back({2, 2, true, {}, ExchangeKind::all_to_all, SumsBy::host});
+  expect_the_model_of_one(spreads);
 }
 
 // Two numbers have one sum, whoever adds them; and both ways of the exchange add the same.
