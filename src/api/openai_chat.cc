@@ -129,12 +129,6 @@ std::string shown(const Json& value) {
   return to_text(value).substr(0, 200);
 }
 
-bool has_tool(const Json& tools, const std::string& name) {
-  for (const Json& tool : tools)
-    if (tool["function"]["name"] == name) return true;
-  return false;
-}
-
 Result<ToolChoice> named_choice(const Json& value, const Json& tools) {
   const Json function = value.contains("function") ? value["function"] : Json();
   if (!function.is_object())
@@ -157,6 +151,13 @@ Result<ToolChoice> named_choice(const Json& value, const Json& tools) {
   return ToolChoice{ToolChoice::Kind::named, name};
 }
 
+// Of {type: function, function: {name}}.
+std::string called_name(const Json& tool) {
+  const Json function = tool.value("function", Json());
+  const Json name = function.is_object() ? function.value("name", Json()) : Json();
+  return name.is_string() ? name.get<std::string>() : std::string();
+}
+
 Result<ToolChoice> tool_choice_from(const Json& body, const Json& tools) {
   using Kind = ToolChoice::Kind;
   const auto choice = body.find("tool_choice");
@@ -166,6 +167,8 @@ Result<ToolChoice> tool_choice_from(const Json& body, const Json& tools) {
   const auto list = body.find("tools");
   if (list == body.end() || list->is_null())
     return invalid("tool_choice", "When using `tool_choice`, `tools` must be set.");
+  if (choice->is_object() && choice->contains("allowed_tools"))
+    return allowed_tools_choice((*choice)["allowed_tools"], tools, called_name);
   if (choice->is_object()) return named_choice(*choice, tools);
   if (*choice != "auto" && *choice != "required")
     return invalid("tool_choice", fmt::format("Invalid value for `tool_choice`: {}! Only named "

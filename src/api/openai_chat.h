@@ -9,6 +9,7 @@
 
 #include "api/generation.h"
 #include "api/reply.h"
+#include "api/tool_choice.h"
 
 // POST /v1/chat/completions (contract.md 4.3, 4.6).
 
@@ -27,12 +28,6 @@ struct ChatMessage {
   std::vector<ChatToolCall> tool_calls;
   std::string tool_call_id;
   Json extra = Json::object();  // further fields, for the template
-};
-
-struct ToolChoice {
-  enum class Kind { none, automatic, required, named };
-  Kind kind = Kind::none;
-  std::string name;  // of Kind::named
 };
 
 struct ChatRequest : GenerationFields {

@@ -203,14 +203,26 @@ Result<void> read_function_tool(const Json& tool, const std::string& space,
   return {};
 }
 
-// What a custom tool's input must look like, in words: the model writes it as free text.
-std::string format_note(const Json& format) {
+// What a custom tool's input must look like; an empty syntax: like anything.
+struct InputFormat {
+  std::string syntax, definition;
+};
+
+InputFormat input_format(const Json& tool) {
+  const Json format = tool.value("format", Json());
   if (!format.is_object() || string_of(format, "type") != "grammar") return {};
   // The API nests the grammar, Codex does not.
   const Json& grammar = format.contains("grammar") ? format["grammar"] : format;
   if (!grammar.is_object() || string_of(grammar, "definition").empty()) return {};
-  return fmt::format("The input must match this {} grammar:\n{}", string_of(grammar, "syntax"),
-                     string_of(grammar, "definition"));
+  return {string_of(grammar, "syntax"), string_of(grammar, "definition")};
+}
+
+// Of a regular expression that the whole input must match, with or without anchors.
+std::string whole_pattern(std::string_view regex) {
+  const bool alternatives = regex.find('|') != std::string_view::npos;
+  if (regex.starts_with('^') && !alternatives) regex.remove_prefix(1);
+  if (regex.ends_with('$') && !regex.ends_with("\\$") && !alternatives) regex.remove_suffix(1);
+  return fmt::format("^(?:{})$", regex);
 }
 
 // {type:custom, name, description, format} as a function that takes one text.
@@ -222,15 +234,21 @@ Result<void> read_custom_tool(const Json& tool, const std::string& space,
   if (!space.empty()) request.namespaced[flat] = {space, name};
   request.custom.insert(flat);
   std::string description = string_of(tool, "description");
-  const std::string note = tool.contains("format") ? format_note(tool["format"]) : "";
-  if (!description.empty() && !note.empty()) description += "\n\n";
+  Json input = {{"type", "string"}};
+  if (const InputFormat format = input_format(tool); !format.definition.empty()) {
+    description += fmt::format("{}The input must match this {} grammar:\n{}",
+                               description.empty() ? "" : "\n\n", format.syntax, format.definition);
+    if (format.syntax == "regex")
+      input["pattern"] = whole_pattern(format.definition);
+    else
+      request.told_only.insert(format.syntax);
+  }
   const Json parameters = {{"type", "object"},
-                           {"properties", {{"input", {{"type", "string"}}}}},
+                           {"properties", {{"input", std::move(input)}}},
                            {"required", Json::array({"input"})}};
   request.tools.push_back(
       {{"type", "function"},
-       {"function",
-        {{"name", flat}, {"description", description + note}, {"parameters", parameters}}}});
+       {"function", {{"name", flat}, {"description", description}, {"parameters", parameters}}}});
   return {};
 }
 
@@ -266,9 +284,11 @@ Result<void> read_response_tools(const Json& value, ResponsesRequest& request,
   return {};
 }
 
-bool has_tool(const Json& tools, const std::string& name) {
-  return std::any_of(tools.begin(), tools.end(),
-                     [&](const Json& tool) { return tool["function"]["name"] == name; });
+// Of {type: function or custom, namespace, name}; of other kinds, which are not called here, empty.
+std::string called_name(const Json& tool) {
+  const std::string type = string_of(tool, "type");
+  if (type != "function" && type != "custom") return {};
+  return flat_name(string_of(tool, "namespace"), string_of(tool, "name"));
 }
 
 Result<ToolChoice> response_tool_choice(const Json& body, const Json& tools) {
@@ -285,16 +305,16 @@ Result<ToolChoice> response_tool_choice(const Json& body, const Json& tools) {
                                               to_text(*choice).substr(0, 200)));
   const std::string type = string_of(*choice, "type");
   if (type == "function" || type == "custom") {
-    const std::string name = flat_name(string_of(*choice, "namespace"), string_of(*choice, "name"));
+    const std::string name = called_name(*choice);
     if (!has_tool(tools, name))
       return invalid("tool_choice",
                      "The tool specified in `tool_choice` does not match any of the specified "
                      "`tools`");
     return ToolChoice{Kind::named, name};
   }
-  // allowed_tools and hosted tools: what is asked for is a wish, the tools decide.
-  const bool required = string_of(*choice, "mode") == "required";
-  return ToolChoice{tools.empty() ? Kind::none : required ? Kind::required : Kind::automatic, {}};
+  if (type == "allowed_tools") return allowed_tools_choice(*choice, tools, called_name);
+  // A hosted tool, which does not run here: what is asked for is a wish.
+  return ToolChoice{tools.empty() ? Kind::none : Kind::automatic, {}};
 }
 
 // ---- the request

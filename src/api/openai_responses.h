@@ -37,8 +37,9 @@ struct ResponsesRequest : ChatRequest {
   bool include_encrypted = false;  // include: reasoning.encrypted_content
   NamespacedTools namespaced;
   CustomTools custom;
-  Json text_format;              // text.format, null if not given
-  Json echoed = Json::object();  // fields that the reply repeats as they were sent
+  std::set<std::string> told_only;  // syntaxes of custom tools' formats that nothing enforces
+  Json text_format;                 // text.format, null if not given
+  Json echoed = Json::object();     // fields that the reply repeats as they were sent
 };
 
 // Reads a request's body. Errors are of the validation kind; names of fields nobody knows, and item

@@ -73,13 +73,30 @@ HttpReply cancelled(const HandlerCall& call, const std::string& id) {
   return json_reply(found->json);
 }
 
-// The value of `name` in a query, as sent: what is asked for here needs no escapes.
-std::optional<std::string_view> query_value(std::string_view query, std::string_view name) {
+// Text of a query (WHATWG URL 5.1): '+' for a blank, %XX for a byte; any other '%' is itself.
+std::string decoded(std::string_view text) {
+  std::string out;
+  for (size_t i = 0; i < text.size(); ++i) {
+    unsigned char byte = 0;
+    const char* const digits = text.data() + i + 1;
+    if (text[i] == '%' && i + 2 < text.size() &&
+        std::from_chars(digits, digits + 2, byte, 16).ptr == digits + 2) {
+      out += static_cast<char>(byte);
+      i += 2;
+    } else {
+      out += text[i] == '+' ? ' ' : text[i];
+    }
+  }
+  return out;
+}
+
+std::optional<std::string> query_value(std::string_view query, std::string_view name) {
   while (!query.empty()) {
     const std::string_view item = query.substr(0, query.find('&'));
     query.remove_prefix(std::min(item.size() + 1, query.size()));
     const size_t equals = std::min(item.find('='), item.size());
-    if (item.substr(0, equals) == name) return item.substr(std::min(equals + 1, item.size()));
+    if (decoded(item.substr(0, equals)) == name)
+      return decoded(item.substr(std::min(equals + 1, item.size())));
   }
   return std::nullopt;
 }

@@ -218,8 +218,8 @@ Error of_tool(const Error& error, const Json& tools, text::GrammarCompiler& comp
 // The grammar of the tool calls that may come; null: none, or as they come.
 Result<std::shared_ptr<const text::Grammar>> calls_grammar(const ConstraintAsked& asked,
                                                            Context& context, Grammars& grammars) {
-  const bool forced =
-      asked.tool_choice.kind == Kind::required || asked.tool_choice.kind == Kind::named;
+  const bool forced = asked.tool_choice.kind == Kind::required ||
+                      asked.tool_choice.kind == Kind::named || asked.tool_choice.allowed;
   if (!forced && !context.options().constrain_auto_tools)
     return std::shared_ptr<const text::Grammar>();
   if (asked.tools.empty() || asked.tool_choice.kind == Kind::none ||

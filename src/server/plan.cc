@@ -280,10 +280,10 @@ Result<Plan> plan_conversation(const HttpRequest& http, const api::ChatRequest& 
   M2_TRY_VOID(truncate_prompt(request, asked, model, prompt.ids));
   const Prompts prompts = {
       std::make_shared<const std::vector<engine::TokenId>>(std::move(prompt.ids))};
-  M2_TRY(const auto shape,
-         output_shape({request.response_format, request.structured_outputs, request.tools,
-                       request.tool_choice, request.parallel_tool_calls},
-                      context));
+  M2_TRY(const auto shape, output_shape({request.response_format, request.structured_outputs,
+                                         api::callable_tools(request.tools, request.tool_choice),
+                                         request.tool_choice, request.parallel_tool_calls},
+                                        context));
   M2_TRY(auto requests,
          engine_requests(http.tenant, request, params, asked, prompts, shape, context));
   ChatAnswerSetup chat = chat_answer_setup(request, prompt, context);

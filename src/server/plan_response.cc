@@ -49,6 +49,9 @@ Result<Plan> make_response_plan(const HttpRequest& http, api::ResponsesRequest& 
                    "This server does not keep responses (`store=True`) and therefore does not "
                    "support the background mode. To enable these features, set the environment "
                    "variable `VLLM_ENABLE_RESPONSES_API_STORE=1` when launching the server.");
+  for (const std::string& syntax : request.told_only)
+    context.say_once("a custom tool's format is told to the model and not enforced, as it is in '" +
+                     printable(syntax, 40) + "'; 'regex' would be");
   M2_TRY_VOID(prepend_previous(http, request, context));
   std::vector<api::ChatMessage> conversation;
   if (request.store && context.responses()) conversation = request.messages;

@@ -1,4 +1,4 @@
-// Covers: api/openai_responses, api/opaque
+// Covers: api/openai_responses, api/tool_choice, api/opaque
 #include <gtest/gtest.h>
 
 #include <fstream>
@@ -225,6 +225,48 @@ TEST(CustomTools, AreFunctionsOfOneText) {
   EXPECT_EQ(function["parameters"]["required"], Json::array({"input"}));
   EXPECT_EQ(r->tool_choice.name, "apply_patch");
   EXPECT_FALSE(request(R"({"input": "a", "tools": [{"type": "custom"}]})").ok());
+}
+
+TEST(CustomTools, FormatsAreEnforcedWhereTheyAreRegularExpressionsElseTold) {
+  const auto lark = request(kCustom);
+  ASSERT_TRUE(lark.ok());
+  EXPECT_EQ(lark->told_only, std::set<std::string>{"lark"});
+  EXPECT_FALSE(lark->tools[0]["function"]["parameters"]["properties"]["input"].contains("pattern"));
+  for (const auto& [definition, pattern] :
+       {std::pair("a+", "^(?:a+)$"), std::pair("^a+$", "^(?:a+)$"),
+        std::pair("a\\\\$", "^(?:a\\$)$"), std::pair("a|b", "^(?:a|b)$")}) {
+    const auto r = request(
+        fmt::format(R"({{"input": "a", "tools": [{{"type": "custom", "name": "f", "format": {{
+            "type": "grammar", "syntax": "regex", "definition": "{}"}}}}]}})",
+                    definition));
+    ASSERT_TRUE(r.ok()) << r.error().text;
+    EXPECT_TRUE(r->told_only.empty());
+    EXPECT_EQ(r->tools[0]["function"]["parameters"]["properties"]["input"]["pattern"], pattern);
+  }
+}
+
+TEST(AllowedTools, AreThoseOfTheListThatRunHere) {
+  const auto choice = [](const std::string& text) {
+    return request(R"({"input": "a", "tools": [{"type": "function", "name": "f"},
+        {"type": "custom", "name": "g"}], "tool_choice": {"type": "allowed_tools", )" +
+                   text + "}}");
+  };
+  using Kind = ToolChoice::Kind;
+  const auto one = choice(R"("mode": "required", "tools": [{"type": "custom", "name": "g"}])");
+  ASSERT_TRUE(one.ok()) << one.error().text;
+  EXPECT_EQ(one->tool_choice.kind, Kind::required);
+  EXPECT_EQ(one->tool_choice.allowed, std::set<std::string>{"g"});
+  EXPECT_EQ(callable_tools(one->tools, one->tool_choice), Json::array({one->tools[1]}));
+  EXPECT_EQ(one->tools.size(), 2u);
+  const auto automatic = choice(R"("tools": [{"type": "function", "name": "f"}])");
+  EXPECT_EQ(automatic.value().tool_choice.kind, Kind::automatic);
+  EXPECT_EQ(choice(R"("tools": [{"type": "web_search"}])").value().tool_choice.kind, Kind::none);
+  for (const char* text : {R"("mode": "some", "tools": [])", R"("tools": {})", R"("tools": ["f"])",
+                           R"("tools": [{"type": "function", "name": "h"}])"}) {
+    const auto r = choice(text);
+    ASSERT_FALSE(r.ok()) << text;
+    EXPECT_EQ(r.error().param, "tool_choice");
+  }
 }
 
 std::string events_of_custom_call(const std::vector<std::string>& arguments, Json* item = nullptr) {

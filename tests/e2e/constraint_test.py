@@ -203,6 +203,42 @@ class Constrained(unittest.TestCase):
                                   if event.type == "response.function_call_arguments.done"])
                 self.assertEqual(done.arguments, call.arguments)
 
+    ALLOWED = {"mode": "required", "tools": [{"type": "function", "function": {"name": "set_light"}}]}
+
+    def test_allowed_tools(self):
+        """Of two tools the one that the list holds, though the prompt has both."""
+        prompts = set()
+        for choice in ("required", {"type": "allowed_tools", "allowed_tools": self.ALLOWED}):
+            called = set()
+            for seed in range(8):
+                reply = self.chat(seed, tools=TOOLS, tool_choice=choice, parallel_tool_calls=False)
+                self.check_calls(reply.choices[0].message)
+                called.add(reply.choices[0].message.tool_calls[0].function.name)
+                prompts.add(reply.usage.prompt_tokens)
+            self.assertEqual(called, set(PARAMETERS) if choice == "required" else {"set_light"})
+        self.assertEqual(len(prompts), 1)
+
+    def test_allowed_tools_of_responses(self):
+        tools = [{"type": "function", **tool["function"]} for tool in TOOLS]
+        for seed in range(6):
+            reply = self.client.responses.create(
+                model="random", input="Anything.", max_output_tokens=600, tools=tools,
+                parallel_tool_calls=False, extra_body={"seed": seed, **NO_THINKING},
+                tool_choice={"type": "allowed_tools", "mode": "required", "tools": [
+                    {"type": "image_generation"}, {"type": "function", "name": "ping"}]})
+            self.assertEqual(self.only(reply.output).name, "ping")
+
+    def test_formats_of_custom_tools(self):
+        for definition in ("[a-f]{3}-[0-9]{2}", "^[a-f]{3}-[0-9]{2}$"):
+            tools = [{"type": "custom", "name": "code", "description": "A code.", "format": {
+                "type": "grammar", "syntax": "regex", "definition": definition}}]
+            for seed in range(4):
+                reply = self.client.responses.create(
+                    model="random", input="Anything.", max_output_tokens=600, tools=tools,
+                    tool_choice="required", parallel_tool_calls=False,
+                    extra_body={"seed": seed, **NO_THINKING})
+                self.assertRegex(self.only(reply.output).input, "^[a-f]{3}-[0-9]{2}$")
+
     def message(self, **fields):
         return {"model": "random", "max_tokens": 600, "messages": MESSAGES,
                 "thinking": {"type": "disabled"}, **fields}
@@ -259,7 +295,7 @@ class Constrained(unittest.TestCase):
 
 
 class CallsUnderAuto(unittest.TestCase):
-    def calls(self, *flags):
+    def calls(self, *flags, tool_choice="auto"):
         """What a model calls that writes the mark of a call wherever it may."""
         with tempfile.TemporaryDirectory() as folder:
             serve_process.make_checkpoint(folder, "--layers", 1)
@@ -270,6 +306,7 @@ class CallsUnderAuto(unittest.TestCase):
                     "prompt": "<minimax:tool_call>", "add_special_tokens": False})["tokens"])
                 reply = client.post("/v1/chat/completions", cast_to=object, body={
                     "messages": MESSAGES, "tools": TOOLS, "max_tokens": 600, "seed": 1,
+                    "tool_choice": tool_choice,
                     "logit_bias": {str(mark): 100}, **NO_THINKING})
                 return reply["choices"][0]["message"]["tool_calls"] or []
 
@@ -283,6 +320,12 @@ class CallsUnderAuto(unittest.TestCase):
         for call in calls[:-1] or calls:
             jsonschema.validate(json.loads(call["function"]["arguments"]),
                                 PARAMETERS[call["function"]["name"]])
+
+    def test_are_of_the_allowed_tools_even_where_calls_are_free(self):
+        allowed = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "ping"}}]}
+        calls = self.calls("--no-constrain-auto-tools",
+                           tool_choice={"type": "allowed_tools", "allowed_tools": allowed})
+        self.assertEqual({call["function"]["name"] for call in calls}, {"ping"})
 
     def test_are_free_where_that_is_asked(self):
         self.assertEqual(self.calls("--no-constrain-auto-tools"), [])

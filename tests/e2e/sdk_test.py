@@ -318,9 +318,16 @@ class Responses(ServerCase):
             self.api.retrieve(reply.id, stream=True)
         self.assertIn("not created with background=true", str(caught.exception))
         for query in ("starting_after=x", "starting_after=-1", "starting_after=", "starting_after=1e3",
-                      "starting_after=99999999999999999999"):
+                      "starting_after=99999999999999999999", "starting%5Fafter=x", "starting_after=1+",
+                      "starting_after=%31%", "starting_after=%3"):
             status, _, text = self.server.request("GET", f"/v1/responses/{reply.id}?{query}")
             self.assertEqual((status, json.loads(text)["error"]["param"]), (400, "starting_after"))
+        for query in ("%73tream=%74ru%65", "a+b=c&stream=1", "stream=%31&starting_after=%31%32"):
+            status, _, text = self.server.request("GET", f"/v1/responses/{reply.id}?{query}")
+            self.assertEqual(status, 400)
+            self.assertIn("not created with background=true", text)
+        status, _, text = self.server.request("GET", f"/v1/responses/{reply.id}?stream=tr%75&x=%zz")
+        self.assertEqual((status, json.loads(text)["id"]), (200, reply.id))
 
     # ---- custom tools
 
