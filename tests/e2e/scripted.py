@@ -12,6 +12,7 @@ import unittest
 
 PROGRAM = os.environ.get("M2_SCRIPTED_SERVER", "")
 DATA = os.environ.get("M2_DATA_DIR", "")
+TIME_FACTOR = float(os.environ.get("M2_TIME_FACTOR", "1"))  # above 1 under a sanitizer
 
 TOOL_CALL = (
     "<minimax:tool_call>\n"
@@ -77,6 +78,7 @@ class Server:
 
     def request(self, method, path, body=None, headers=None, timeout=30):
         """(status, headers, body text) of one request."""
+        timeout *= TIME_FACTOR
         connection = http.client.HTTPSConnection(
             "127.0.0.1", self.port, timeout=timeout, context=self.tls
         ) if self.tls else http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
@@ -125,7 +127,7 @@ class Server:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                self.process.wait(15)
+                self.process.wait(15 * TIME_FACTOR)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()

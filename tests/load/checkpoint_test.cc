@@ -6,6 +6,7 @@
 #include <ctime>
 
 #include "tests/load/test_checkpoint.h"
+#include "tests/time_factor.h"
 
 namespace m2::load {
 namespace {
@@ -36,7 +37,7 @@ class CheckpointTest : public testing::Test {
     const std::clock_t start = std::clock();
     auto result = Checkpoint::open(folder_.path());
     const double seconds = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
-    EXPECT_LT(seconds, 2.0);
+    EXPECT_LT(seconds, 2.0 * kTimeFactor);
     return result.ok() ? Error{Code::internal, "accepted", ""} : result.error();
   }
 
@@ -240,7 +241,7 @@ TEST_F(CheckpointTest, AHugeIndexIsReadInASecond) {
   const double seconds = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
   ASSERT_TRUE(checkpoint.ok()) << checkpoint.error().text;
   EXPECT_EQ(checkpoint->tensors().size(), 100'000u);
-  EXPECT_LT(seconds, 2.0);
+  EXPECT_LT(seconds, 2.0 * kTimeFactor);
 }
 
 }  // namespace

@@ -252,6 +252,7 @@ class Main:
 
 
 FAULTS = []
+TIME_FACTOR = float(os.environ.get("M2_TIME_FACTOR", "1"))  # above 1 under a sanitizer
 
 
 def check(holds, *what):
@@ -439,7 +440,8 @@ def test_hostile(main):
         took = time.monotonic() - start
         slowest = max(slowest, took)
         print(f"  {name}: {took:.3f} s, {answer.get('error', 'a grammar')[:90]}")
-        check(took < 8, name, took)  # the machine may be loaded: the bound itself is 1 s
+        # The bound itself is 1 s, but the machine may be loaded.
+        check(took < 8 * TIME_FACTOR, name, took)
     print(f"hostile: {len(HOSTILE)} answered, the slowest in {slowest:.2f} s")
 
 
