@@ -96,7 +96,7 @@ __device__ __forceinline__ void tensor_copy(uint32_t to, const CUtensorMap* map,
 // barrier.
 __device__ __forceinline__ void tensor_copy_to_all(uint32_t to, const CUtensorMap* map, int column,
                                                    int row, uint64_t* barrier, int blocks) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
       ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
