@@ -307,6 +307,7 @@ void Connection::wait_writable() {
 }
 
 void Connection::on_written() {
+  host_.on_sent(sending_, last_progress_);
   writing_ = false;
   sending_.clear();
   sent_ = 0;

@@ -24,6 +24,7 @@ class ConnectionHost {
   virtual ~ConnectionHost() = default;
   virtual void handle(std::shared_ptr<Exchange> exchange) = 0;
   virtual void on_answered(const HttpRequest& request, int status, double seconds) = 0;
+  virtual void on_sent(std::string_view bytes, Nanos now) = 0;
   // Whether connections should end with the answer they are giving.
   virtual bool closing() const = 0;
   // Calls connection->flush_now() at the end of this turn of the io thread.

@@ -121,6 +121,10 @@ void IoLoop::on_answered(const HttpRequest& request, int status, double seconds)
   router_.on_answered(request, status, seconds);
 }
 
+void IoLoop::on_sent(std::string_view bytes, Nanos now) {
+  if (const auto& told = context_.options().on_sent) told(bytes, now);
+}
+
 void IoLoop::flush_soon(std::shared_ptr<Connection> connection) {
   unflushed_.push_back(std::move(connection));
   if (unflushed_.size() > 1) return;

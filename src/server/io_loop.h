@@ -48,6 +48,7 @@ class IoLoop : public IoThread, public ConnectionHost {
 
   void handle(std::shared_ptr<Exchange> exchange) override;
   void on_answered(const HttpRequest& request, int status, double seconds) override;
+  void on_sent(std::string_view bytes, Nanos now) override;
   bool closing() const override;
   void flush_soon(std::shared_ptr<Connection> connection) override;
 

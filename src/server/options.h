@@ -1,11 +1,14 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/json.h"
 #include "engine/engines.h"
 #include "model/config.h"
@@ -54,6 +57,9 @@ struct ServerOptions {
   bool log_requests = false;
   bool priority_scheduling = false;  // else `priority` has no effect, which is said once
   bool enable_request_id_headers = false;
+  // For measurements: told, on the io threads, of the bytes that the kernel has just taken for a
+  // client, and when.
+  std::function<void(std::string_view bytes, Nanos now)> on_sent;
 
   text::ReasoningParser reasoning_parser = text::ReasoningParser::minimax_m2;
   text::ToolCallParser tool_call_parser = text::ToolCallParser::minimax_m2;

@@ -54,7 +54,8 @@ Json roofline(const Json& in) {
                         *weights_named(in["weights"].get<std::string>()),
                         *kv_named(in["kv"].get<std::string>())};
   if (in.contains("prefill")) {
-    const PrefillCost cost = prefill_cost(at, in["prefill"], in["past"]);
+    const PromptPiece piece{in["prefill"], in["past"]};
+    const PrefillCost cost = prefill_cost(at, std::span(&piece, 1));
     return Json{cost.matmul_flops, cost.attention_flops, cost.weight_seconds, cost.floor_seconds,
                 cost.reachable_seconds};
   }

@@ -37,8 +37,10 @@ class Sim(unittest.TestCase):
         self.assertEqual(numbers["failed"], 0)
         self.assertEqual(numbers["timed_events"], 16 * 60)
         self.assertIn("8x h200, 16 streams, 16 requests of 64 + 60 tokens\n", text)
-        for key in ("host_step_us", "token_cpu_us", "client_event_us", "added_p99_ms"):
+        for key in ("host_step_us", "token_cpu_us", "client_event_us", "added_p50_ms"):
             self.assertGreater(numbers[key], 0, key)
+        # Nobody reads a token before the server has sent it.
+        self.assertGreater(numbers["read_p50_ms"], numbers["added_p50_ms"])
         if ROOFLINE.exists():
             spec = importlib.util.spec_from_file_location("roofline", ROOFLINE)
             book = importlib.util.module_from_spec(spec)
@@ -53,7 +55,7 @@ class Sim(unittest.TestCase):
                                   "openai-chat", "--input-len", 20, "--output-len", 20,
                                   "--step-scale", 0.2)
         self.assertEqual(numbers["failed"], 0)
-        self.assertGreaterEqual(numbers["timed_events"], 8 * 19)
+        self.assertEqual(numbers["timed_events"], 8 * 20)
 
     def test_refusals(self):
         for flags, text in ((("--preset", "x"), "chose from guide"), (("--gpu", "a100"), "h20-3e"),

@@ -1,12 +1,16 @@
-// Covers: app/bench/report, app/bench/metrics, app/bench/serve, app/bench/chunk, app/bench/plot
+// Covers: app/bench/report, app/bench/metrics, app/bench/serve, app/bench/chunk, app/bench/plot,
+// app/bench/child, app/bench/roofline
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <fstream>
 #include <iterator>
 
+#include "app/bench/child.h"
 #include "app/bench/chunk.h"
 #include "app/bench/plot.h"
 #include "app/bench/report.h"
+#include "app/bench/roofline.h"
 #include "app/bench/serve.h"
 
 namespace m2::app::bench {
@@ -346,6 +350,36 @@ TEST(BenchPlot, NamesAndPanels) {
                            "Output events per second", "</svg>"})
     EXPECT_NE(svg.find(text), std::string::npos) << text;
   EXPECT_NE(svg_of({}).find("no data"), std::string::npos);
+}
+
+TEST(Child, WorksInAProcessOfItsOwn) {
+  const pid_t here = getpid();
+  Result<Child> child = Child::start([here](int number) {
+    return Json{{"number", number}, {"own", getpid() != here}, {"long", std::string(1 << 20, 'x')}};
+  });
+  ASSERT_TRUE(child.ok());
+  const Result<Json> answer = child->run(7);
+  ASSERT_TRUE(answer.ok());
+  EXPECT_EQ((*answer)["number"], 7);
+  EXPECT_EQ((*answer)["own"], true);
+  EXPECT_EQ((*answer)["long"].get<std::string>().size(), size_t{1} << 20);
+}
+
+TEST(Child, EndsWithoutAnAnswerOrWithoutWork) {
+  Result<Child> dies = Child::start([](int) -> Json { _exit(3); });
+  ASSERT_TRUE(dies.ok());
+  EXPECT_EQ(dies->run(1).error().code, Code::unavailable);
+  EXPECT_TRUE(Child::start([](int) { return Json(); }).ok());  // its end does not wait for work
+}
+
+TEST(Roofline, PiecesOfPromptsShareTheWeights) {
+  const RooflineCase at;
+  const std::vector<PromptPiece> one(1, {64, 0}), many(128, {64, 0}), whole(1, {8192, 0});
+  const PrefillCost alone = prefill_cost(at, one), together = prefill_cost(at, many);
+  EXPECT_DOUBLE_EQ(together.matmul_flops, 128 * alone.matmul_flops);
+  EXPECT_DOUBLE_EQ(together.attention_flops, 128 * alone.attention_flops);
+  EXPECT_DOUBLE_EQ(together.weight_seconds, prefill_cost(at, whole).weight_seconds);
+  EXPECT_LT(together.reachable_seconds, 8 * alone.reachable_seconds);
 }
 
 }  // namespace

@@ -11,7 +11,6 @@
 #include <boost/asio/ssl.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/write.hpp>
-#include <cstring>
 #include <deque>
 #include <optional>
 #include <unordered_set>
@@ -37,34 +36,6 @@ constexpr const char* kNoChunk =
 
 Nanos now() {
   return SteadyClock().now();
-}
-
-Nanos nanos(const timespec& time) {
-  return time.tv_sec * kSecond + time.tv_nsec;
-}
-
-// Reads what is there, and says when the last of it arrived (on now()'s clock), if the socket
-// stamps arrivals; else 0.
-struct Received {
-  ssize_t count;
-  Nanos arrived;
-};
-Received receive(int socket, std::string& into) {
-  iovec where{into.data(), into.size()};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(timespec))];
-  msghdr message{};
-  message.msg_iov = &where;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof control;
-  Received out{recvmsg(socket, &message, 0), 0};
-  const cmsghdr* stamp = out.count > 0 ? CMSG_FIRSTHDR(&message) : nullptr;
-  if (!stamp || stamp->cmsg_level != SOL_SOCKET || stamp->cmsg_type != SO_TIMESTAMPNS) return out;
-  timespec arrived{}, real{};
-  std::memcpy(&arrived, CMSG_DATA(stamp), sizeof arrived);
-  clock_gettime(CLOCK_REALTIME, &real);
-  out.arrived = now() - (nanos(real) - nanos(arrived));
-  return out;
 }
 
 double thread_cpu_seconds() {
@@ -136,8 +107,6 @@ class Channel : public std::enable_shared_from_this<Channel> {
     socket_.set_option(tcp::no_delay(true), ignored);
     if (!shared_.tls) {
       socket_.non_blocking(true, ignored);
-      const int on = shared_.run->stamp_arrivals;
-      ::setsockopt(socket_.native_handle(), SOL_SOCKET, SO_TIMESTAMPNS, &on, sizeof on);
       connected_ = true;
       return write();
     }
@@ -173,12 +142,12 @@ class Channel : public std::enable_shared_from_this<Channel> {
     }
     socket_.async_wait(tcp::socket::wait_read, [self = shared_from_this()](ErrorCode error) {
       if (error) return self->lose(error);
-      const Received got = receive(self->socket_.native_handle(), self->shared_.scratch);
-      if (got.count < 0 && (errno == EAGAIN || errno == EINTR)) return self->read();
-      if (got.count < 0) return self->on_end(ErrorCode(errno, boost::system::system_category()));
-      if (got.count == 0) return self->on_end(asio::error::eof);
-      self->arrived_ = got.arrived;
-      self->on_bytes({self->shared_.scratch.data(), static_cast<size_t>(got.count)});
+      std::string& into = self->shared_.scratch;
+      const ssize_t count = ::recv(self->socket_.native_handle(), into.data(), into.size(), 0);
+      if (count < 0 && (errno == EAGAIN || errno == EINTR)) return self->read();
+      if (count < 0) return self->on_end(ErrorCode(errno, boost::system::system_category()));
+      if (count == 0) return self->on_end(asio::error::eof);
+      self->on_bytes({into.data(), static_cast<size_t>(count)});
     });
   }
 
@@ -240,8 +209,7 @@ class Channel : public std::enable_shared_from_this<Channel> {
     to.latency = seconds(time - began_);
     to.text += chunk_.text;
     ++shared_.report->events;
-    if (shared_.run->on_event)
-      shared_.run->on_event(index_, chunk_.text, arrived_ > 0 ? arrived_ : time);
+    if (shared_.run->on_event) shared_.run->on_event(index_, chunk_.text, time);
   }
 
   void complete() {
@@ -287,7 +255,6 @@ class Channel : public std::enable_shared_from_this<Channel> {
   size_t index_ = 0;
   std::string request_;
   Nanos began_ = 0, last_ = 0;
-  Nanos arrived_ = 0;  // the bytes at hand, as the kernel says; 0: not asked
   ResponseReader response_;
   SseReader events_;
   Chunk chunk_;

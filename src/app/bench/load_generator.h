@@ -51,9 +51,6 @@ class LoadGenerator {
     // Optional. Called on this thread: after each answer, and for each event.
     std::function<void(size_t done)> on_done;
     std::function<void(size_t index, const std::string& text, Nanos now)> on_event;
-    // Ask the kernel when bytes arrived, whatever this thread was doing then: `now` of on_event is
-    // that moment. Without TLS only. The times in the results stay those of this thread's reading.
-    bool stamp_arrivals = false;
   };
   // Returns when every request has been answered or has failed. Fails only if the host cannot be
   // resolved or TLS cannot be set up.

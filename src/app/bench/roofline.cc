@@ -192,14 +192,19 @@ DecodeCost decode_cost(const RooflineCase& at, double batch, double context) {
   return out;
 }
 
-PrefillCost prefill_cost(const RooflineCase& at, double tokens, double past) {
+PrefillCost prefill_cost(const RooflineCase& at, std::span<const PromptPiece> pieces) {
   const Gpu& gpu = *gpu_named(at.gpu);
   const auto gpus = static_cast<double>(at.gpus);
   const bool bf16 = at.weights == WeightFormat::bf16;
   PrefillCost out{};
-  out.matmul_flops = 2 * (kActive - kHead) * tokens + 2 * kHead;
-  out.attention_flops =
-      4 * kHeads * kHeadDim * kLayers * (tokens * past + tokens * (tokens + 1) / 2);
+  double tokens = 0, pairs = 0;
+  for (const PromptPiece& piece : pieces) {
+    tokens += piece.tokens;
+    pairs += piece.tokens * piece.past + piece.tokens * (piece.tokens + 1) / 2;
+  }
+  out.matmul_flops =
+      2 * (kActive - kHead) * tokens + 2 * kHead * static_cast<double>(pieces.size());
+  out.attention_flops = 4 * kHeads * kHeadDim * kLayers * pairs;
   const double bytes = kLayers *
                        (kAttention * weight_bytes(attention_format(at.weights)) +
                         kExpert * weight_bytes(at.weights) * experts_hit(tokens)) /

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -56,7 +57,12 @@ struct PrefillCost {
   double floor_seconds;
   double reachable_seconds;
 };
-// One pass of `tokens` tokens of one prompt that follow `past` cached ones.
-PrefillCost prefill_cost(const RooflineCase& at, double tokens, double past);
+// `tokens` of one prompt, computed in one pass, that follow `past` of it computed before.
+struct PromptPiece {
+  double tokens;
+  double past;
+};
+// One pass of pieces of different prompts: they share the reading of the weights.
+PrefillCost prefill_cost(const RooflineCase& at, std::span<const PromptPiece> pieces);
 
 }  // namespace m2::app::bench

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 #include <sched.h>
 #include <sys/resource.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -13,11 +12,13 @@
 #include <thread>
 #include <unordered_map>
 
+#include "app/bench/child.h"
 #include "app/bench/load_generator.h"
 #include "app/bench/metrics.h"
 #include "app/bench/numpy_random.h"
 #include "app/bench/progress.h"
 #include "app/bench/sim_model.h"
+#include "app/bench/sim_words.h"
 #include "app/bench/statistics.h"
 #include "app/config.h"
 #include "app/model_files.h"
@@ -48,7 +49,7 @@ constexpr Option kOptions[] = {
   {"output-len", "", "load", integer, "", "Output tokens."},
   {"backend", "", "load", text, "vllm", "vllm (completions), or openai-chat, which goes through template and parsers."},
   {"seed", "", "load", integer, "0", "Of the prompts."},
-  {"yielding-client", "", "load", flag, "true", "The load generator runs only when the server leaves a core idle (SCHED_IDLE), as if it had a machine of its own."},
+  {"yielding-client", "", "load", flag, "true", "The clients run only when the server leaves a core idle (SCHED_IDLE), as if they had a machine of their own."},
 
   {"tokenizer", "", "server", text, "", "Folder with tokenizer.json, and chat_template.jinja for openai-chat. Needed."},
   {"chat-template", "", "server", text, "", "Chat template: a file, or the template itself."},
@@ -61,9 +62,6 @@ constexpr Option kOptions[] = {
 };
 // clang-format on
 
-// Ids of the words that prompts and answers are made of are below this.
-constexpr int32_t kWordLimit = 2048;
-
 struct SimSetup {
   RooflineCase hardware;
   double scale = 1;
@@ -72,6 +70,7 @@ struct SimSetup {
   int io_threads = 2;
   bool chat = false;
   uint64_t seed = 0;
+  bool yielding_client = true, progress = true;
 };
 
 struct Preset {
@@ -122,14 +121,16 @@ Result<SimSetup> read_setup(const Values& values) {
     return fail(Code::unsupported, "--backend {}: vllm, openai or openai-chat", backend);
   out.chat = backend == "openai-chat";
   out.seed = static_cast<uint64_t>(std::max<int64_t>(0, *values.integer("seed")));
+  out.yielding_client = values.flag("yielding-client");
+  out.progress = !values.flag("disable-tqdm");
   return out;
 }
 
-// Every stream is a socket at both ends.
+// A stream is a socket here and another in the clients' process.
 Result<void> allow_descriptors(int64_t streams) {
   rlimit limit{};
   getrlimit(RLIMIT_NOFILE, &limit);
-  const auto needed = static_cast<rlim_t>(2 * streams + 256);
+  const auto needed = static_cast<rlim_t>(streams + 256);
   if (limit.rlim_cur >= needed) return {};
   const rlim_t most = limit.rlim_max;
   limit.rlim_cur = needed;
@@ -139,7 +140,7 @@ Result<void> allow_descriptors(int64_t streams) {
               streams, needed, most);
 }
 
-// CPU time of this process's threads, by id.
+// Of this process.
 std::set<int> thread_ids() {
   std::set<int> out;
   std::error_code ignored;
@@ -167,31 +168,11 @@ double cpu_seconds(const std::set<int>& threads) {
   return total;
 }
 
-// Words that are one token each, below the logits' columns.
-struct Words {
-  std::vector<int32_t> ids;
-  std::unordered_map<std::string, size_t> index;  // by text
-};
-
-Words find_words(const text::Tokenizer& tokenizer) {
-  Words out;
-  for (int32_t id = 0; id < std::min(kWordLimit, tokenizer.base_vocab_size()); ++id) {
-    const std::string_view bytes = tokenizer.bytes(id);
-    const bool word = bytes.size() >= 2 &&
-                      std::ranges::all_of(bytes, [](char c) { return c >= 'a' && c <= 'z'; });
-    if (!word) continue;
-    out.index.emplace(std::string(bytes), out.ids.size());
-    out.ids.push_back(id);
-  }
-  return out;
-}
-
-// Prompts of about `length` tokens, all of them ids below the logits' columns, none the beginning
-// of another.
-std::vector<std::string> make_prompts(const text::Tokenizer& tokenizer, const SimSetup& setup,
-                                      int64_t& tokens) {
+// Prompts of about `length` words with their spaces, none the beginning of another.
+std::vector<std::string> make_prompts(const text::Tokenizer& tokenizer, const SimSetup& setup) {
+  constexpr int32_t kCommon = 2048;  // ids below are of frequent words
   std::vector<std::string> words;
-  for (int32_t id = 0; id < std::min(kWordLimit, tokenizer.base_vocab_size()); ++id) {
+  for (int32_t id = 0; id < std::min(kCommon, tokenizer.base_vocab_size()); ++id) {
     const std::string_view bytes = tokenizer.bytes(id);
     const bool word =
         bytes.size() >= 3 && bytes[0] == ' ' &&
@@ -205,17 +186,23 @@ std::vector<std::string> make_prompts(const text::Tokenizer& tokenizer, const Si
          random.integers(0, std::ssize(words), static_cast<size_t>(setup.input_len)))
       prompt += words[static_cast<size_t>(i)];
   }
-  tokens = std::ssize(tokenizer.encode(out[0], text::AddedTokens::all));
   return out;
+}
+
+struct Costs {
+  double io = 0, workers = 0;  // CPU seconds
+};
+Costs operator-(const Costs& a, const Costs& b) {
+  return {a.io - b.io, a.workers - b.workers};
 }
 
 // The server, its engine and the model beneath, in the order they are built.
 struct World {
-  World(const SimSetup& given, const text::Tokenizer& tokenizer)
+  World(const SimSetup& given, const text::Tokenizer& tokenizer, StepWords& given_words)
       : setup(given),
+        words(given_words),
         vocabulary(tokenizer.id_limit()),
-        words(find_words(tokenizer)),
-        model(limits(), setup.hardware, words.ids, setup.scale) {}
+        model(limits(), setup.hardware, words, setup.scale) {}
 
   model::StepModel::Limits limits() const {
     constexpr int64_t kBlock = 16, kMostBlocks = 4'000'000;
@@ -232,7 +219,7 @@ struct World {
   }
 
   Result<void> start(std::shared_ptr<const text::Tokenizer> tokenizer,
-                     std::shared_ptr<const text::ChatTemplate> chat_template) {
+                     std::shared_ptr<const text::ChatTemplate> chat_template, AddedLatency& added) {
     server::ServerOptions options;
     options.host = "127.0.0.1";
     options.port = 0;
@@ -242,6 +229,9 @@ struct World {
     options.access_log = false;
     options.drain_seconds = 1;
     options.limits.max_requests = 2 * setup.streams + 64;
+    options.on_sent = [this, &added](std::string_view bytes, Nanos now) {
+      words.add_sent(added.record(bytes, now));
+    };
     std::set<int> before = thread_ids();
     server = std::make_unique<server::Server>(std::move(options), metrics);
     workers = less(thread_ids(), before);
@@ -270,16 +260,21 @@ struct World {
     return {};
   }
 
-  ~World() {
-    if (server) server->stop();
-    if (server) server->wait();
+  ~World() { stop(); }
+
+  void stop() {
+    if (!server) return;
+    server->stop();
+    server->wait();
     engine_thread.request_stop();
     if (engine_thread.joinable()) engine_thread.join();
   }
 
+  Costs costs() const { return {cpu_seconds(io), cpu_seconds(workers)}; }
+
   const SimSetup setup;
+  StepWords& words;
   const int64_t vocabulary;
-  const Words words;
   SimModel model;
   ThreadPool pool{1};
   SteadyClock clock;
@@ -291,20 +286,11 @@ struct World {
   std::set<int> io, workers;
 };
 
-struct Costs {
-  double io = 0, workers = 0;  // CPU seconds
-};
-
-// The calling thread takes only what nobody else wants of the cores.
+// This thread takes only what nobody else wants of the cores.
 void yield_to_server() {
   const sched_param parameters{};
   if (sched_setscheduler(0, SCHED_IDLE, &parameters) != 0)
-    log_warning("the load generator cannot run at idle priority: it shares the cores as an equal");
-}
-
-void share_cores_again() {
-  const sched_param parameters{};
-  sched_setscheduler(0, SCHED_OTHER, &parameters);
+    log_warning("the clients cannot run at idle priority: they share the cores as equals");
 }
 
 // Bytes of this process in memory: now, and the most since forget_peak().
@@ -324,14 +310,6 @@ void forget_peak() {
   std::ofstream("/proc/self/clear_refs") << "5";
 }
 
-// What the client holds of a run.
-double client_bytes(const LoadReport& report, const std::vector<double>& added) {
-  size_t out = added.size() * sizeof(double);
-  for (const RequestResult& result : report.results)
-    out += sizeof result + result.itl.capacity() * sizeof(double) + result.text.capacity();
-  return static_cast<double>(out);
-}
-
 std::string request_body(const SimSetup& setup, const std::string& prompt) {
   Json body{{"model", "sim"}};
   if (setup.chat) {
@@ -346,6 +324,49 @@ std::string request_body(const SimSetup& setup, const std::string& prompt) {
   body["stream"] = true;
   body["stream_options"] = {{"include_usage", true}};
   return to_text(body);
+}
+
+// What stands before a token's text in its chunk. A chat's words are all reasoning: none ends it.
+const char* text_key(const SimSetup& setup) {
+  return setup.chat ? "\"reasoning\":\"" : "\"text\":\"";
+}
+
+size_t tokens_asked(const SimSetup& setup) {
+  return static_cast<size_t>(setup.prompts * setup.output_len);
+}
+
+// The clients' process: every stream's requests, and what came of them in numbers.
+Json run_clients(const SimSetup& setup, const StepWords& words,
+                 const std::vector<std::string>& prompts, int port) {
+  if (setup.yielding_client) yield_to_server();
+  const char* path = setup.chat ? "/v1/chat/completions" : "/v1/completions";
+  LoadGenerator generator({false, true, "127.0.0.1", port, path, {}}, setup.streams);
+  AddedLatency added(words, text_key(setup), tokens_asked(setup));
+  RequestBar bar(prompts.size(), setup.progress);
+  LoadGenerator::Run run;
+  run.count = prompts.size();
+  run.body = [&](size_t i) { return request_body(setup, prompts[i]); };
+  run.request_id = [](size_t i) { return std::to_string(i); };
+  run.on_done = [&](size_t done) { bar.update(done); };
+  run.on_event = [&](size_t, const std::string& text, Nanos now) {
+    added.record_word(text, now);
+    if (setup.yielding_client) words.wait_until_sent();
+  };
+  const Result<LoadReport> report = generator.run(run);
+  if (!report.ok()) return {{"error", report.error().text}};
+  bar.finish();
+  const double percents[] = {99};
+  const Summary summary = summarise(report->results, report->duration, percents, {});
+  const auto failed = std::ranges::find(report->results, false, &RequestResult::success);
+  return {{"failed", summary.failed},
+          {"error", failed == report->results.end() ? "" : failed->error},
+          {"output_throughput", summary.output_throughput},
+          {"ttft_ms", summary.ttft.mean},
+          {"tpot_ms", summary.tpot.mean},
+          {"read_p50_ms", added.percentile_ms(50)},
+          {"read_p99_ms", added.percentile_ms(99)},
+          {"event_us",
+           report->cpu_seconds * 1e6 / static_cast<double>(std::max<int64_t>(1, report->events))}};
 }
 
 double at_percent(std::vector<double> values, double percent) {
@@ -425,6 +446,40 @@ void report_steps(const World& world, Report& out) {
            busy > 0 ? 100 * idle / (busy + idle) : 0, "%", 0);
 }
 
+void report_costs(const World& world, const Costs& costs, int64_t tokens, Report& out) {
+  double engine = 0;
+  for (const SimStep& step : world.model.steps()) engine += static_cast<double>(step.host) * 1e-9;
+  const double per_token = 1e6 / static_cast<double>(std::max<int64_t>(1, tokens));
+  out.line("token_cpu_us", "  CPU a streamed token, engine and connections",
+           (engine + costs.io) * per_token, "us", 5);
+  out.line("token_engine_us", "    of it the engine", engine * per_token, "us");
+  out.line("token_io_us", "    of it the connections", costs.io * per_token, "us");
+  out.line("prompt_cpu_ms", "  CPU a prompt (JSON, template, tokens)",
+           costs.workers / static_cast<double>(world.setup.prompts) * 1e3, "ms");
+}
+
+double number_of(const Json& seen, const char* key) {
+  return seen.value(key, 0.0);
+}
+
+// What everything but the model adds to a token's time: from the end of its step on the GPU until
+// the kernel has its chunk, all of it, for the client's socket. On this machine's loopback that
+// call delivers it there too. When a client then reads it is a matter of the clients, who share the
+// cores here: said beside it, without a goal.
+void report_latency(const SimSetup& setup, const AddedLatency& added, const Json& seen,
+                    Report& out) {
+  const bool stated = setup.streams <= 1000;
+  out.line("added_p50_ms", "  added latency, GPU to socket, median", added.percentile_ms(50), "ms");
+  out.line("added_p99_ms", "  added latency, GPU to socket, p99", added.percentile_ms(99), "ms",
+           stated ? std::optional(2.0) : std::nullopt);
+  out.line("timed_events", "    tokens it was measured on", static_cast<double>(added.count()), "");
+  out.line("read_p50_ms", "    until these clients had read it, median",
+           number_of(seen, "read_p50_ms"), "ms");
+  out.line("read_p99_ms", "    until these clients had read it, p99",
+           number_of(seen, "read_p99_ms"), "ms");
+  out.line("client_event_us", "  the clients' CPU an event", number_of(seen, "event_us"), "us", 5);
+}
+
 }  // namespace
 
 const Command& sim_command() {
@@ -448,96 +503,44 @@ Result<void> run_sim(const Values& values) {
   if (setup.chat) {
     M2_TRY(chat_template, read_chat_template(folder, values));
   }
-  World world(setup, *tokenizer);
-  if (world.words.ids.size() < 16)
-    return fail(Code::unsupported, "the tokenizer has too few words below id {}", kWordLimit);
-  M2_TRY_VOID(world.start(tokenizer, chat_template));
-
-  int64_t prompt_tokens = 0;
-  const std::vector<std::string> prompts = make_prompts(*tokenizer, setup, prompt_tokens);
+  StepWords words(*tokenizer);
+  if (words.tokens().size() < 64)
+    return fail(Code::unsupported, "the tokenizer has too few words of letters");
+  const std::vector<std::string> prompts = make_prompts(*tokenizer, setup);
   std::printf("%lldx %s, %lld streams, %lld requests of %lld + %lld tokens\n",
               static_cast<long long>(setup.hardware.gpus), setup.hardware.gpu.c_str(),
               static_cast<long long>(setup.streams), static_cast<long long>(setup.prompts),
-              static_cast<long long>(prompt_tokens), static_cast<long long>(setup.output_len));
-  Target target{false,
-                true,
-                "127.0.0.1",
-                world.server->port(),
-                setup.chat ? "/v1/chat/completions" : "/v1/completions",
-                {}};
-  LoadGenerator generator(std::move(target), setup.streams);
-  std::vector<double> added;  // us from the GPU's end to the client's socket
-  added.reserve(static_cast<size_t>(setup.prompts * setup.output_len));
-  RequestBar bar(prompts.size(), !values.flag("disable-tqdm"));
-  LoadGenerator::Run run;
-  run.count = prompts.size();
-  run.body = [&](size_t i) { return request_body(setup, prompts[i]); };
-  run.request_id = [](size_t i) { return std::to_string(i); };
-  run.on_done = [&](size_t done) { bar.update(done); };
-  run.stamp_arrivals = true;
-  run.on_event = [&](size_t, const std::string& text, Nanos now) {
-    const auto word = world.words.index.find(text);
-    if (word == world.words.index.end()) return;
-    added.push_back(static_cast<double>(now - world.model.ended(word->second)) * 1e-3);
-  };
-  if (values.flag("yielding-client")) yield_to_server();
+              static_cast<long long>(tokenizer->encode(prompts[0], text::AddedTokens::all).size()),
+              static_cast<long long>(setup.output_len));
+  M2_TRY(Child clients,
+         Child::start([&](int port) { return run_clients(setup, words, prompts, port); }));
+  AddedLatency added(words, text_key(setup), tokens_asked(setup));
+  World world(setup, *tokenizer, words);
+  M2_TRY_VOID(world.start(tokenizer, chat_template, added));
   forget_peak();
   const Resident memory_before = resident();
-  const Costs before{cpu_seconds(world.io), cpu_seconds(world.workers)};
-  M2_TRY(LoadReport report, generator.run(run));
-  bar.finish();
-  share_cores_again();
+  const Costs before = world.costs();
+  M2_TRY(const Json seen, clients.run(world.server->port()));
   const Resident memory = resident();
-  const Costs after{cpu_seconds(world.io), cpu_seconds(world.workers)};
+  const Costs after = world.costs();
   const engine::EngineStats stats = world.engine->stats();
-  world.server->stop();
-  world.server->wait();
-  world.engine_thread.request_stop();
-  world.engine_thread.join();
-
-  int64_t failed = 0;
-  for (const RequestResult& result : report.results) {
-    if (!result.success && failed++ == 0)
-      std::fprintf(stderr, "a request failed: %s\n", result.error.c_str());
-  }
-  for (size_t i = 0; i < report.results.size(); ++i) report.results[i].prompt_len = prompt_tokens;
-  const double percents[] = {99};
-  const Summary summary = summarise(report.results, report.duration, percents, {});
-  const auto tokens = static_cast<double>(std::max<int64_t>(1, stats.generation_tokens));
-  double engine_cpu = 0;
-  for (const SimStep& step : world.model.steps())
-    engine_cpu += static_cast<double>(step.host) * 1e-9;
-  const double io = after.io - before.io, workers = after.workers - before.workers;
+  world.stop();
 
   Report out;
   report_steps(world, out);
   out.heading("Streams:");
-  out.line("failed", "  failed requests", static_cast<double>(failed), "", 0);
-  out.line("output_tokens_per_s", "  output tokens a second", summary.output_throughput, "");
-  out.line("ttft_ms", "  TTFT, mean", summary.ttft.mean, "ms");
-  out.line("tpot_ms", "  TPOT, mean", summary.tpot.mean, "ms");
-  out.line("token_cpu_us", "  CPU a streamed token, engine and connections",
-           (engine_cpu + io) / tokens * 1e6, "us", 5);
-  out.line("token_engine_us", "    of it the engine", engine_cpu / tokens * 1e6, "us");
-  out.line("token_io_us", "    of it the connections", io / tokens * 1e6, "us");
-  out.line("prompt_cpu_ms", "  CPU a prompt (JSON, template, tokens)",
-           workers / static_cast<double>(setup.prompts) * 1e3, "ms");
-  out.line("added_p50_ms", "  added latency to the client's socket, median",
-           at_percent(added, 50) / 1000, "ms");
-  const bool stated = setup.streams <= 1000;
-  out.line("added_p99_ms", "  added latency to the client's socket, p99",
-           at_percent(added, 99) / 1000, "ms", stated ? std::optional(2.0) : std::nullopt);
-  out.line("timed_events", "  events it was measured on", static_cast<double>(added.size()), "");
-  out.line("client_event_us", "  this client's CPU an event",
-           report.cpu_seconds / static_cast<double>(std::max<int64_t>(1, report.events)) * 1e6,
-           "us", 5);
-  const double client = client_bytes(report, added);
-  out.line("memory_mb", "resident memory at most", memory.peak * 1e-6, "MB");
-  out.line("memory_client_mb", "  of it this client's results", client * 1e-6, "MB");
-  out.line("memory_stream_kb", "  grown by the run, without them, a stream",
-           std::max(0.0, memory.peak - memory_before.now - client) * 1e-3 /
-               static_cast<double>(setup.streams),
-           "kB");
+  out.line("failed", "  failed requests", number_of(seen, "failed"), "", 0);
+  out.line("output_tokens_per_s", "  output tokens a second", number_of(seen, "output_throughput"),
+           "");
+  out.line("ttft_ms", "  TTFT, mean", number_of(seen, "ttft_ms"), "ms");
+  out.line("tpot_ms", "  TPOT, mean", number_of(seen, "tpot_ms"), "ms");
+  report_costs(world, after - before, stats.generation_tokens, out);
+  report_latency(setup, added, seen, out);
+  out.line("memory_mb", "resident memory of the server at most", memory.peak * 1e-6, "MB");
+  out.line(
+      "memory_stream_kb", "  grown by the run, a stream",
+      std::max(0.0, memory.peak - memory_before.now) * 1e-3 / static_cast<double>(setup.streams),
+      "kB");
   std::fputs(out.text().c_str(), stdout);
   if (const std::string file = values.text("save-result"); !file.empty()) {
     std::ofstream to(file, std::ios::trunc);
@@ -545,7 +548,8 @@ Result<void> run_sim(const Values& values) {
     to.flush();
     if (!to) return fail(Code::unavailable, "cannot write {}", file);
   }
-  if (failed > 0) return fail(Code::unavailable, "{} requests failed", failed);
+  const std::string error = seen["error"].get<std::string>();
+  if (!error.empty()) return fail(Code::unavailable, "a request failed: {}", error);
   return {};
 }
 

@@ -24,25 +24,29 @@ Nanos thread_cpu_time() {
   return time.tv_sec * kSecond + time.tv_nsec;
 }
 
-SimModel::SimModel(Limits limits, const RooflineCase& at, std::vector<int32_t> codes, double scale)
-    : limits_(limits), at_(at), codes_(std::move(codes)), scale_(scale), ends_(codes_.size()) {
+SimModel::SimModel(Limits limits, const RooflineCase& at, StepWords& words, double scale)
+    : limits_(limits), at_(at), words_(words), scale_(scale) {
   results_.reserve(static_cast<size_t>(limits.max_step_tokens));
   steps_.reserve(kExpectedSteps);
+  pieces_.reserve(static_cast<size_t>(limits.max_sequences));
 }
 
-// Decoding sequences share one pass over the weights; every piece of a prompt costs a pass of its
-// own beside it (as roofline.py's closed loop has it).
-Nanos SimModel::duration(const model::StepInput& input) const {
+// Decoding sequences share one pass over the weights, and the pieces of prompts another beside it
+// (as roofline.py's closed loop has it).
+Nanos SimModel::duration(const model::StepInput& input) {
   double decoding = 0, context = 0, total = 0;
+  pieces_.clear();
   for (size_t i = 0; i < input.context_lens.size(); ++i) {
     const int32_t tokens = input.query_starts[i + 1] - input.query_starts[i];
     if (tokens == 1) {
       decoding += 1;
       context += input.context_lens[i];
     } else {
-      total += prefill_cost(at_, tokens, input.context_lens[i] - tokens).reachable_seconds;
+      pieces_.push_back(
+          {static_cast<double>(tokens), static_cast<double>(input.context_lens[i] - tokens)});
     }
   }
+  if (!pieces_.empty()) total += prefill_cost(at_, pieces_).reachable_seconds;
   if (decoding > 0) {
     const DecodeCost cost = decode_cost(at_, decoding, context / decoding);
     total += cost.reachable_seconds + cost.sync_seconds;
@@ -77,9 +81,9 @@ Result<model::StepResult> SimModel::collect() {
   steps_[collected_].host = thread_cpu_time() - left_cpu_;
   sleep_until(flight.end);
   left_cpu_ = thread_cpu_time();
-  const size_t code = collected_++ % codes_.size();
-  ends_[code].store(flight.end, std::memory_order_relaxed);
-  results_.assign(flight.rows, {ops::SampleStatus::ok, codes_[code], 0, 0});
+  const size_t word = collected_++ % words_.tokens().size();
+  words_.set_ended(word, flight.end, flight.rows);
+  results_.assign(flight.rows, {ops::SampleStatus::ok, words_.tokens()[word], 0, 0});
   return model::StepResult{results_, {}, {}, 0};
 }
 

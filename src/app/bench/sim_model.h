@@ -1,10 +1,10 @@
 #pragma once
 
-#include <atomic>
 #include <deque>
 #include <vector>
 
 #include "app/bench/roofline.h"
+#include "app/bench/sim_words.h"
 #include "base/clock.h"
 #include "model/step_model.h"
 
@@ -24,12 +24,12 @@ struct SimStep {
 
 // A model that computes nothing: a step takes as long as the roofline says it would on the given
 // GPUs. Like them it samples by itself and works through the steps enqueued while the host goes
-// on; collect() sleeps until the oldest one's end. Every row of a step gets the same token, one of
-// `codes`, so that whoever reads its text knows which step wrote it.
+// on; collect() sleeps until the oldest one's end. Every row of a step gets the same token, the
+// next of `words`, who learn when the step ended.
 class SimModel : public model::StepModel {
  public:
   // `scale` multiplies every step's time.
-  SimModel(Limits limits, const RooflineCase& at, std::vector<int32_t> codes, double scale);
+  SimModel(Limits limits, const RooflineCase& at, StepWords& words, double scale);
 
   Limits limits() const override { return limits_; }
   bool samples() const override { return true; }
@@ -38,14 +38,12 @@ class SimModel : public model::StepModel {
   void enqueue(const model::StepInput& input, const model::StepSampling& sampling) override;
   Result<model::StepResult> collect() override;
 
-  // When the last step that wrote codes[i] ended on the GPU. Any thread.
-  Nanos ended(size_t code) const { return ends_[code].load(std::memory_order_relaxed); }
   // After the engine has stopped. The time between two collected steps that is no step's (an engine
   // without requests) counts as idle too.
   const std::vector<SimStep>& steps() const { return steps_; }
 
  private:
-  Nanos duration(const model::StepInput& input) const;
+  Nanos duration(const model::StepInput& input);
 
   struct Flight {
     size_t rows;
@@ -54,11 +52,11 @@ class SimModel : public model::StepModel {
 
   const Limits limits_;
   const RooflineCase at_;
-  const std::vector<int32_t> codes_;
+  StepWords& words_;
   const double scale_;
-  std::vector<std::atomic<Nanos>> ends_;
   std::vector<ops::SampledRow> results_;
-  std::deque<Flight> flights_;  // enqueued, not collected
+  std::vector<PromptPiece> pieces_;  // of the step at hand
+  std::deque<Flight> flights_;       // enqueued, not collected
   std::vector<SimStep> steps_;
   size_t collected_ = 0;
   Nanos free_at_ = 0;   // the end of the last step enqueued
