@@ -20,6 +20,7 @@ import io
 import json
 import pathlib
 import re
+import subprocess
 import sys
 import tempfile
 
@@ -202,6 +203,16 @@ def self_test():
         assert "baseline 0.64, now 0.4" in update(results, 0.25)[0][0]
         (results / "ops-cpu.md").write_text("nothing")
         assert "no ratio found" in update(results, 0.25)[0][0]
+        # What `make bench` ends with: fails on a baseline that was doctored to be better by half.
+        for name, text in tables.items():
+            (results / name).write_text(text)
+        command = [sys.executable, __file__, folder]
+        assert subprocess.run([*command, "--accept"], capture_output=True).returncode == 0
+        assert subprocess.run(command, capture_output=True).returncode == 0
+        doctored = (results / "wire.csv").read_text().replace(",8,8,lower", ",8,4,lower")
+        (results / "wire.csv").write_text(doctored)
+        failed = subprocess.run(command, capture_output=True, text=True)
+        assert failed.returncode == 1 and "baseline 4, now 8 (lower is better)" in failed.stdout
     print("ratios: self-test passed")
 
 
