@@ -9,44 +9,13 @@
 #include <thread>
 
 #include "parallel/hosted_comm.h"
+#include "parallel/nccl_api.h"
 #include "parallel/peers.h"
 #include "tensor/buffer.h"
 #include "tensor/stream.h"
 
 namespace m2::parallel {
 namespace {
-
-// NCCL's C interface, as its nccl.h has it.
-struct Nccl {
-  using Handle = void*;
-  struct Id {
-    char bytes[128];
-  };
-  static constexpr int kSuccess = 0, kInProgress = 7;
-  static constexpr int kSum = 0;
-  enum Type {
-    kInt8 = 0,
-    kUint8 = 1,
-    kInt32 = 2,
-    kInt64 = 4,
-    kFloat16 = 6,
-    kFloat32 = 7,
-    kBfloat16 = 9
-  };
-
-  const char* (*error_string)(int);
-  int (*get_unique_id)(Id*);
-  int (*init_rank)(Handle*, int, Id, int);
-  int (*abort)(Handle);
-  int (*async_error)(Handle, int*);
-  int (*all_reduce)(const void*, void*, size_t, int, int, Handle, void*);
-  int (*broadcast)(const void*, void*, size_t, int, int, Handle, void*);
-  int (*reduce)(const void*, void*, size_t, int, int, int, Handle, void*);
-  int (*send)(const void*, size_t, int, int, Handle, void*);
-  int (*receive)(void*, size_t, int, int, Handle, void*);
-  int (*group_start)();
-  int (*group_end)();
-};
 
 template <class Function>
 bool find(void* library, const char* name, Function& out) {
