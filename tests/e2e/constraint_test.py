@@ -115,6 +115,20 @@ class Constrained(unittest.TestCase):
                 self.assertTrue(choice.message.content.lstrip().startswith("{"))
         self.assertGreater(whole, 0)
 
+    def test_blanks_and_names_as_asked(self):
+        forms = (({}, None), ({"disable_any_whitespace": True}, (", ", ": ")),
+                 ({"whitespace_pattern": "\\n\\n"}, (",\n\n", ":\n\n")),
+                 ({"disable_additional_properties": True}, None))
+        for fields, separators in forms:
+            for seed in range(4):
+                text = self.chat(seed, extra={"structured_outputs": {"json": SCHEMA, **fields}}).choices[
+                    0].message.content
+                value = json.loads(text)
+                jsonschema.validate(value, SCHEMA)
+                if separators:
+                    inside = text if separators[0] == ", " else re.sub(r"(?<=[{[])\n\n|\n\n(?=[]}])", "", text)
+                    self.assertEqual(inside, json.dumps(value, separators=separators))
+
     def test_structural_tag(self):
         tag = {"type": "structural_tag", "format": {
             "type": "tag", "begin": "<light>", "end": "</light>",

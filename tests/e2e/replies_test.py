@@ -39,6 +39,27 @@ TOOLS = [{
 
 
 class Chat(ServerCase):
+    def test_fields_without_effect_here(self):
+        """Taken, so that no client is refused for them; the answer is the one without."""
+        plain = self.server.chat("hello")[1]["choices"]
+        for field, value in (("length_penalty", 0.5), ("spaces_between_special_tokens", False),
+                             ("best_of", 2), ("mm_processor_kwargs", {"a": 1}),
+                             ("vllm_xargs", {"a": 1}), ("kv_transfer_params", {"a": 1}),
+                             ("session_id", "s"), ("logprob_token_ids", [1]),
+                             ("repetition_detection", {"a": 1}), ("return_prompt_text", True),
+                             ("documents", [{"title": "t", "text": "x"}])):
+            status, reply = self.server.chat("hello", **{field: value})
+            self.assertEqual((status, reply.get("choices")), (200, plain), field)
+
+    def test_request_id_of_the_body(self):
+        status, reply = self.server.chat("hello", request_id="mine-1")
+        self.assertEqual((status, reply["id"]), (200, "chatcmpl-mine-1"))
+
+    def test_beam_search_is_refused(self):
+        status, reply = self.server.chat("hello", use_beam_search=True)
+        self.assertEqual((status, reply["error"]["message"], reply["error"]["param"]),
+                         (400, "use_beam_search is not supported", "use_beam_search"))
+
     def test_whole_reply_has_every_field_in_order(self):
         status, reply = self.server.chat("hello")
         self.assertEqual(status, 200)

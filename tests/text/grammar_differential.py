@@ -58,7 +58,8 @@ EXACT = [
     ({"type": "string", "pattern": "^\\S+@\\S+$"}, ["a@b", "@b", "a@", "a b@c"]),
     ({"type": "string", "pattern": "^[a-z_]+$", "minLength": 3, "maxLength": 6}, ["", "ab", "abc", "abcdef", "abcdefg", "ab1", "ABC"]),
     ({"type": "string", "pattern": "^.{1,4000}$"}, ["", "x", "x" * 4000, "x" * 4001, "日" * 4000, '"' * 4001, "a\nb"]),
-    ({"type": "string", "pattern": "^[^\\s]{20,}$"}, ["x" * 19, "x" * 20, "é" * 300, "x" * 20 + " "]),
+    ({"type": "string", "pattern": "^[^\\s\\d]{2}[^\\W][^\\S]$"}, ["a-b ", "\u3000ab ", "\u00a0ab ", "\u0663ab ", "a1b ", "ab- ", "abcd"]),
+    ({"type": "string", "pattern": "^[^\\s]{20,}$"}, ["x" * 19, "x" * 20, "é" * 300, "x" * 20 + " ", "x" * 20 + "\u3000"]),
     ({"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", "maxLength": 9},
      ["a", "a-", "-a", "abcdefghi", "abcdefgh-", "abcdefg-i", "abcdefghij", "a-------i", ""]),
     ({"type": "string", "pattern": "^https?://", "minLength": 9, "maxLength": 24},
@@ -137,6 +138,7 @@ UNDER = [
     ({"type": "integer"}, 1.0),                                            # integers have no fraction
     ({"type": "integer"}, 10 ** 20),                                       # 18 digits at most
     ({"type": "object", "properties": {"a": {"type": "integer"}}}, {"z": 1}),  # only asked-for names
+    ({"type": "string", "pattern": "^[^\\d]$"}, "é"),                       # of which some readers might say \\d
     ({"properties": {"a": {"type": "integer"}}}, 5),                       # the type its keywords speak of
     ({"type": "array", "prefixItems": [{"type": "integer"}]}, [1, "x"]),   # tuples end
 ]

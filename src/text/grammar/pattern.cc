@@ -402,10 +402,9 @@ class RegexReader {
     return "(?:" + inner + ")";
   }
 
-  // After the backslash: a class, or a single character.
-  Result<CharSet> escape() {
-    if (done()) return malformed("a backslash at the end");
-    const char32_t c = regex_[at_++];
+  // The set that \d, \D, \w, \W, \s or \S stands for in the mouth of every reader: about what is
+  // not ASCII they disagree.
+  static std::optional<CharSet> named_class(char32_t c) {
     static const CharSet digits({{'0', '9'}}), ascii({{0, 0x7f}});
     static const CharSet words({{'0', '9'}, {'A', 'Z'}, {'_', '_'}, {'a', 'z'}});
     static const CharSet blanks({{'\t', '\r'}, {' ', ' '}});
@@ -424,7 +423,7 @@ class RegexReader {
       case 'd':
         return digits;
       case 'D':
-        return ascii.without(digits);  // of the others, readers disagree
+        return ascii.without(digits);
       case 'w':
         return words;
       case 'W':
@@ -433,6 +432,17 @@ class RegexReader {
         return blanks;
       case 'S':
         return all_blanks.complement();
+      default:
+        return std::nullopt;
+    }
+  }
+
+  // After the backslash: a class, or a single character.
+  Result<CharSet> escape() {
+    if (done()) return malformed("a backslash at the end");
+    const char32_t c = regex_[at_++];
+    if (const auto set = named_class(c)) return *set;
+    switch (c) {
       case 't':
         return CharSet({{'\t', '\t'}});
       case 'n':
@@ -480,14 +490,14 @@ class RegexReader {
     for (bool first = true; done() || peek() != ']' || first; first = false) {
       if (done()) return malformed("a missing ']'");
       if (first && peek() == ']') return malformed("an empty class");
-      M2_TRY(const CharSet low, class_item());
+      M2_TRY(const CharSet low, class_item(negated));
       const bool is_range = at_ + 1 < regex_.size() && peek() == '-' && regex_[at_ + 1] != ']';
       if (!is_range || !is_single(low)) {
         set = set.with(low);
         continue;
       }
       ++at_;
-      M2_TRY(const CharSet high, class_item());
+      M2_TRY(const CharSet high, class_item(negated));
       if (!is_single(high) || high.ranges()[0].first < low.ranges()[0].first)
         return malformed("a range that is none");
       set = set.with(CharSet({{low.ranges()[0].first, high.ranges()[0].first}}));
@@ -498,11 +508,14 @@ class RegexReader {
     return set;
   }
 
-  Result<CharSet> class_item() {
+  // Of a negated class all that any reader takes \s and its like for is left out.
+  Result<CharSet> class_item(bool negated) {
     const char32_t c = regex_[at_++];
     if (c != '\\') return CharSet({{c, c}});
     if (take('b')) return CharSet({{'\b', '\b'}});
-    return escape();
+    if (!negated || done() || !named_class(peek())) return escape();
+    constexpr char32_t kOtherCase = 'a' ^ 'A';
+    return named_class(regex_[at_++] ^ kOtherCase)->complement();
   }
 
   const std::u32string regex_;
