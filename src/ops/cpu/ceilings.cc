@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <numeric>
 
 #include "base/check.h"
 #include "ops/cpu/targets.h"
@@ -36,7 +37,10 @@ uint64_t read_streams(const uint8_t* p, int64_t stride) {
     }
   }
   for (int s = 1; s < kStreams; ++s) sums[0] = hn::Add(sums[0], sums[s]);
-  return hn::GetLane(hn::SumOfLanes(d, sums[0]));
+  // Not SumOfLanes: GCC's header adds AVX-512's lanes as signed numbers, which overflow.
+  HWY_ALIGN uint64_t lanes[HWY_MAX_BYTES / 8];
+  hn::Store(sums[0], d, lanes);
+  return std::accumulate(lanes, lanes + hn::Lanes(d), uint64_t{0});
 }
 
 uint64_t read_piece_here(const uint8_t* p, int64_t bytes, int streams) {
