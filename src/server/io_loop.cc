@@ -1,7 +1,6 @@
 #include "server/io_loop.h"
 
 #include <boost/asio/post.hpp>
-#include <utility>
 
 #include "base/thread_name.h"
 
@@ -74,22 +73,13 @@ void IoLoop::post_events(EventBatch events) {
   });
 }
 
-// A receiver's text leaves as soon as the next one's turn comes, while its connection is still in
-// the cache: the choices of one request stand together.
 void IoLoop::deliver(const std::vector<engine::Event>& events) {
-  delivering_ = true;
-  std::shared_ptr<EventReceiver> receiver;  // held: it may forget itself
   for (const engine::Event& event : events) {
     const auto listener = listeners_.find(event.id);
     if (listener == listeners_.end()) continue;  // another loop's, or cancelled
-    if (listener->second.receiver != receiver) {
-      flush_all();
-      receiver = listener->second.receiver;
-    }
-    receiver->on_event(listener->second.tag, event);
+    const Listener held = listener->second;      // may forget itself
+    held.receiver->on_event(held.tag, event);
   }
-  delivering_ = false;
-  flush_all();
 }
 
 void IoLoop::post_shutdown() {
@@ -137,16 +127,11 @@ void IoLoop::on_sent(std::string_view bytes, Nanos now) {
 
 void IoLoop::flush_soon(std::shared_ptr<Connection> connection) {
   unflushed_.push_back(std::move(connection));
-  if (unflushed_.size() > 1 || delivering_) return;
-  boost::asio::post(io_, [this] { flush_all(); });
-}
-
-// Those that come to it meanwhile wait for the next turn.
-void IoLoop::flush_all() {
-  if (unflushed_.empty()) return;
-  flushing_.swap(unflushed_);
-  for (auto& connection : flushing_) std::exchange(connection, nullptr)->flush_now();
-  flushing_.clear();
+  if (unflushed_.size() > 1) return;
+  boost::asio::post(io_, [this] {
+    const auto connections = std::exchange(unflushed_, {});
+    for (const auto& waiting : connections) waiting->flush_now();
+  });
 }
 
 bool IoLoop::closing() const {

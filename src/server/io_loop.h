@@ -59,7 +59,6 @@ class IoLoop : public IoThread, public ConnectionHost {
   };
 
   void deliver(const std::vector<engine::Event>& events);
-  void flush_all();
   void tick();
 
   Router& router_;
@@ -74,8 +73,7 @@ class IoLoop : public IoThread, public ConnectionHost {
   std::unordered_map<engine::RequestId, Listener> listeners_;
   std::atomic<int> behind_{0};  // steps posted and not yet delivered
   std::atomic<bool> stopped_{false};
-  std::vector<std::shared_ptr<Connection>> unflushed_, flushing_;  // one handler flushes them all
-  bool delivering_ = false;                                        // deliver() flushes them
+  std::vector<std::shared_ptr<Connection>> unflushed_;  // one handler flushes them all
 };
 
 }  // namespace m2::server
