@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/model/full_width.h"
 #include "model/memory_plan.h"
 #include "model/runner.h"
 #include "ops/ceilings.h"
@@ -26,21 +27,9 @@ using namespace m2::model;
 constexpr int64_t kPrompt = 512;
 
 ModelConfig config_of(int64_t layers, int64_t experts) {
-  ModelConfig config;
-  config.hidden_size = 3072;
-  config.intermediate_size = 1536;
-  config.num_layers = layers;
-  config.num_heads = 48;
-  config.num_kv_heads = 8;
-  config.head_dim = 128;
-  config.rotary_dim = 64;
-  config.rope_theta = 5e6;
+  ModelConfig config = full_width(layers, experts);
   config.max_position_embeddings = 2048;
-  config.rms_norm_eps = 1e-6;
-  config.num_experts = experts;
-  config.num_experts_per_token = 8;
   config.vocab_size = 2048;
-  config.fp8_blocks = true;
   return config;
 }
 

@@ -14,8 +14,7 @@ class Stage {
   Tensor place(const Tensor& there) {
     if (there.empty() || there.elements() == 0) return there;
     if (bytes_of(there) > memory_.bytes()) memory_ = HostBuffer(device_, bytes_of(there));
-    const int64_t rows = there.size(0);
-    return Tensor(memory_.data(), there.dtype(), {rows, there.elements() / rows});
+    return Tensor(memory_.data(), there.dtype(), {there.size(0), there.row_stride()});
   }
   // `there`, copied; it has arrived when exec's stream has been waited for.
   Tensor fetch(const Exec& exec, const Tensor& there) {

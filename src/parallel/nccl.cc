@@ -67,12 +67,6 @@ std::byte* at(const Tensor& tensor, int64_t elements) {
   return static_cast<std::byte*>(tensor.data()) + elements * size_of(tensor.dtype());
 }
 
-int64_t row_elements(const Tensor& tensor) {
-  int64_t count = 1;
-  for (int i = 1; i < tensor.rank(); ++i) count *= tensor.size(i);
-  return count;
-}
-
 class NcclComm : public Comm {
  public:
   NcclComm(const Nccl& nccl, Nccl::Handle handle, Device device, int64_t rank, int64_t size)
@@ -95,7 +89,7 @@ class NcclComm : public Comm {
 
   // Parts may differ in size, so each rank's is broadcast; NCCL runs the group as one.
   void all_gather(const Exec& exec, Tensor part, Rows rows, Tensor out) override {
-    const int64_t row = row_elements(out);
+    const int64_t row = out.row_stride();
     group("all_gather", [&](GroupCall& each) {
       for (int64_t r = 0, first = 0; r < size_; first += rows[static_cast<size_t>(r++)] * row) {
         const auto count = static_cast<size_t>(rows[static_cast<size_t>(r)] * row);
@@ -109,7 +103,7 @@ class NcclComm : public Comm {
   }
 
   void reduce_scatter(const Exec& exec, Tensor x, Rows rows, Tensor part) override {
-    const int64_t row = row_elements(x);
+    const int64_t row = x.row_stride();
     group("reduce_scatter", [&](GroupCall& each) {
       for (int64_t r = 0, first = 0; r < size_; first += rows[static_cast<size_t>(r++)] * row) {
         const auto count = static_cast<size_t>(rows[static_cast<size_t>(r)] * row);
@@ -123,7 +117,7 @@ class NcclComm : public Comm {
 
   void all_to_all(const Exec& exec, Tensor send, Rows send_rows, Tensor recv,
                   Rows recv_rows) override {
-    const int64_t row = row_elements(send);
+    const int64_t row = send.row_stride();
     group("all_to_all", [&](GroupCall& each) {
       for (int64_t r = 0, from = 0, to = 0; r < size_; ++r) {
         const int64_t sent = send_rows[static_cast<size_t>(r)] * row;

@@ -27,10 +27,6 @@ cuda::PeerMemory parts_of(std::byte* memory) {
           reinterpret_cast<uint32_t*>(arrivals + cuda::kArrivalBytes)};
 }
 
-int64_t row_elements(const Tensor& tensor) {
-  return tensor.size(0) == 0 ? 0 : tensor.elements() / tensor.size(0);
-}
-
 class PeerComm : public Comm {
  public:
   PeerComm(std::unique_ptr<Comm> inner, Buffer memory, const cuda::PeerSum& peers)
@@ -60,7 +56,7 @@ class PeerComm : public Comm {
   void reduce_scatter(const Exec& exec, Tensor x, Rows rows, Tensor part) override {
     int64_t before = 0;
     for (const int64_t n : rows.first(static_cast<size_t>(rank()))) before += n;
-    sum(exec, x, before * row_elements(x), part);
+    sum(exec, x, before * x.row_stride(), part);
   }
 
   void all_gather(const Exec& exec, Tensor part, Rows rows, Tensor out) override {

@@ -26,8 +26,8 @@ struct Exec {
   // partial results (ops/cuda/attention/plan.h).
   void* workspace = nullptr;
   int64_t workspace_bytes = 0;
-  bool alone =
-      true;  // cuda: nobody else enqueues on the device, so that a kernel may have all of it
+  // cuda: nobody else enqueues on the device, so that a kernel may have all of it.
+  bool alone = true;
 };
 
 // The dtype activations have on a device: f32 on the CPU, bf16 on GPUs.

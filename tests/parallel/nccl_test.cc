@@ -46,13 +46,7 @@ TEST(NcclComm, KeepsTheContractInEveryGroup) {
   }
 }
 
-// A call that waits for a rank that does not come (NCCL connects ranks in their first) is ended by
-// abort(), from another thread.
-TEST(NcclComm, AbortEndsACallThatWaits) {
-  Topology shape;
-  shape.tensor_size = 2;
-  const Group group(shape);
-  Comm& comm = *group.ranks[0].device_tensor;
+void expect_abort_ends_a_call(Comm& comm) {
   std::thread aborts([&] {
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
     comm.abort({Code::unavailable, "rank 1 did not come", {}});
@@ -61,6 +55,15 @@ TEST(NcclComm, AbortEndsACallThatWaits) {
   comm.all_reduce(host(), view(x, 1, 10));
   aborts.join();
   EXPECT_EQ(comm.status().error().text, "rank 1 did not come");
+}
+
+// A call that waits for a rank that does not come (NCCL connects ranks in their first) is ended by
+// abort(), from another thread.
+TEST(NcclComm, AbortEndsACallThatWaits) {
+  Topology shape;
+  shape.tensor_size = 2;
+  const Group group(shape);
+  expect_abort_ends_a_call(*group.ranks[0].device_tensor);
 }
 
 // NCCL frees a group that it has aborted when no recorded graph holds it any more; the graphs live
@@ -74,15 +77,7 @@ TEST(NcclComm, AbortDoesNotWaitForRecordedGraphs) {
   auto* const hold = reinterpret_cast<void (*)(int)>(::dlsym(library, "stand_in_hold_by_graphs"));
   ASSERT_NE(hold, nullptr);
   hold(1);
-  Comm& comm = *group.ranks[0].device_tensor;
-  std::thread aborts([&] {
-    std::this_thread::sleep_for(std::chrono::milliseconds(50));
-    comm.abort({Code::unavailable, "rank 1 did not come", {}});
-  });
-  std::vector<float> x(10, 1);
-  comm.all_reduce(host(), view(x, 1, 10));
-  aborts.join();
-  EXPECT_EQ(comm.status().error().text, "rank 1 did not come");
+  expect_abort_ends_a_call(*group.ranks[0].device_tensor);
   hold(0);
   ::dlclose(library);
 }

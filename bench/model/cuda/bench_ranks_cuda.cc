@@ -11,7 +11,7 @@
 #include <thread>
 #include <vector>
 
-#include "bench/model/cuda/full_width.h"
+#include "bench/model/full_width.h"
 #include "model/runner.h"
 #include "parallel/nccl.h"
 #include "tensor/stream.h"

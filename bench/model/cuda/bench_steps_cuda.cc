@@ -14,7 +14,7 @@
 #include <string_view>
 #include <vector>
 
-#include "bench/model/cuda/full_width.h"
+#include "bench/model/full_width.h"
 #include "model/runner.h"
 #include "ops/ceilings.h"
 #include "tensor/stream.h"
