@@ -472,9 +472,8 @@ void RankModels::start(Nanos deadline) {
     if (spread_.ranks() == 1) continue;
     rank->follower = std::jthread([this, &rank = *rank] {
       rank.ended = serve_rank(rank);
-      if (rank.ended.ok()) return;
-      rank.local.tensor->abort(rank.ended.error());
-      if (rank.local.seat) rank.local.seat->abort(rank.ended.error());
+      // Other ranks here may wait for this one, some of them without a deadline.
+      if (!rank.ended.ok()) abort_all(rank.ended.error());
     });
   }
   if (!ranks_.empty() && ranks_[0]->local.device_tensor)

@@ -770,6 +770,13 @@ class EngineProcesses(WithModel):
         other.stderr.close()
 
 
+class EngineFaults(EngineProcesses):
+    """The label `long`: which of a process's ranks hears first of a lost peer is chance."""
+
+    def test_a_front_alone_ten_times(self):
+        for _ in range(10):
+            self.test_a_front_alone_tells_of_lost_engines()
+
 
 def load_tests(loader, _, __):
     """All but the long ones, unless they are named."""
