@@ -34,7 +34,6 @@ constexpr Switch kSwitches[] = {
     {"VLLM_FLASHINFER_MOE_BACKEND", kKernels},
     {"VLLM_USE_DEEP_GEMM", kGemm},
     {"VLLM_MOE_USE_DEEP_GEMM", kGemm},
-    {"VLLM_USE_DEEP_GEMM_E8M0", kGemm},
     {"VLLM_DEEP_GEMM_WARMUP", "nothing is compiled at start"},
     {"VLLM_ATTENTION_BACKEND", kKernels},
     {"VLLM_WORKER_MULTIPROC_METHOD", "ranks are threads"},

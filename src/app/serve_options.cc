@@ -80,6 +80,7 @@ constexpr Option kOptions[] = {
   {"seed", "", "model", integer, "0", "Seed for requests without one."},
   {"max-model-len", "", "model", integer, "", "Longest sequence, prompt and output; -1 for the model's own."},
   {"quantization", "-q", "model", text, "", "fp8 or nothing; read from config.json."},
+  {"e8m0-scales", "", "model", flag, "false", "Powers of two scale FP8, as DeepGEMM wants it: weights are requantised at start, and activations on GPUs scaled so. Off: the checkpoint's own scales, which are more exact.", "VLLM_USE_DEEP_GEMM_E8M0"},
   {"enforce-eager", "", "model", flag, "false", "No CUDA graphs; on the CPU nothing changes."},
   {"max-logprobs", "", "model", integer, "20", "Most logprobs a request may ask for."},
   {"logprobs-mode", "", "model", text, "raw_logprobs", "raw_logprobs, the only one so far."},

@@ -287,6 +287,7 @@ Json Serving::terms() const {
   out["seed"] = *values_.integer("seed");
   for (const char* flag : {"load-format"}) out[flag] = values_.text(flag);
   out["kv-cache-dtype"] = name_of(kv_dtype_);
+  out["e8m0-scales"] = values_.flag("e8m0-scales");
   out["max-model-len"] = max_model_len_;
   return out;
 }
@@ -488,6 +489,7 @@ Result<void> Serving::make_models() {
   request.kv_dtype = kv_dtype_;
   model::RunnerOptions options;
   options.id_limit = id_limit_;
+  if (values_.flag("e8m0-scales")) options.scales = ScaleFormat::e8m0;
   if (on_gpu()) {
     M2_TRY_VOID(check_gpu_memory());
     if (spread_.ranks_per_gpu == 1) {
@@ -530,6 +532,9 @@ void Serving::log_models() const {
              spread_.shape.tensor_size,
              spread_.shape.expert_parallel ? "whole" : "cut over all ranks");
   log_kv_dtype();
+  if (values_.flag("e8m0-scales"))
+    log_info("FP8 scales are powers of two (E8M0): weights were requantised{}",
+             on_gpu() ? ", activations are scaled so" : "; activations are not FP8 on the CPU");
   log_info("Available KV cache memory: {:.2f} GiB", gib(ranks_->kv_bytes()));
   log_info("GPU KV cache size: {} tokens", grouped(tokens));
   log_info("Maximum concurrency for {} tokens per request: {:.2f}x", grouped(max_model_len_),

@@ -30,6 +30,11 @@ struct Mailbox {
   bool has_tops = false;
 };
 
+Weights scaled(const Exec& exec, Weights weights, ScaleFormat scales) {
+  if (scales == ScaleFormat::e8m0) requantise(exec, weights);
+  return weights;
+}
+
 class Runner : public StepModel {
  public:
   Runner(const Exec& exec, const RankPlace& place, ModelConfig config, Weights weights,
@@ -37,7 +42,7 @@ class Runner : public StepModel {
       : exec_(exec),
         groups_(place.groups),
         config_(std::move(config)),
-        weights_(std::move(weights)),
+        weights_(scaled(exec, std::move(weights), options.scales)),
         plan_(plan),
         max_model_len_(max_model_len),
         id_limit_(options.id_limit > 0 ? options.id_limit : config_.vocab_size),
@@ -48,6 +53,7 @@ class Runner : public StepModel {
     scratch_ = place_scratch(arena, config_, weights_, plan.limits, exec.device);
     arrays_ = place_step_arrays(arena, plan.limits, config_.vocab_size, exec.device);
     clear(exec_, scratch_.experts.data(), scratch_.experts.elements());
+    exec_.scales = options.scales;
     exec_.workspace = scratch_.workspace.data();
     exec_.workspace_bytes = scratch_.workspace.elements();
     place_kv();

@@ -14,6 +14,9 @@ struct RunnerOptions {
   // replayed from a recording. Empty: no graphs. Ignored where nothing can be recorded. The last
   // is the plan's padded_rows.
   std::vector<int64_t> graph_sizes;
+  // e8m0: powers of two alone scale FP8. The weights are requantised when the runner is made, and
+  // where products take FP8 activations (GPUs) their scales are rounded up too.
+  ScaleFormat scales = ScaleFormat::f32;
 };
 
 // Where a rank stands among the others, and its groups. The groups outlive the runner.

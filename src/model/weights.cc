@@ -8,6 +8,7 @@
 
 #include "base/thread_pool.h"
 #include "load/slices.h"
+#include "ops/requantise.h"
 #include "tensor/staging.h"
 
 namespace m2::model {
@@ -375,6 +376,23 @@ Result<Weights> dummy_weights(const ModelConfig& config, const Topology& topolog
   });
   if (failed) return fail(Code::internal, "the device failed while weights were written");
   return std::move(weights);
+}
+
+void requantise(const Exec& exec, Weights& weights) {
+  for (Layer& layer : weights.layers) {
+    for (const ops::Linear& part : layer.qkv) ops::requantise(exec, part);
+    ops::requantise(exec, layer.o);
+    const ops::Experts& experts = layer.experts;
+    if (experts.w1_scale.empty()) continue;
+    const int64_t inner = experts.inner();
+    const int64_t first = experts.first_inner - experts.scale_row * kScaleBlock;
+    for (int64_t i = 0; i < experts.count(); ++i) {
+      const Tensor w13 = experts.w13.at(i);
+      ops::requantise(exec, {w13.rows(0, inner), experts.w1_scale.at(i), first, 0});
+      ops::requantise(exec, {w13.rows(inner, inner), experts.w3_scale.at(i), first, 0});
+      ops::requantise(exec, {experts.w2.at(i), experts.w2_scale.at(i), 0, first});
+    }
+  }
 }
 
 }  // namespace m2::model

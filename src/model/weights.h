@@ -63,4 +63,7 @@ Result<Weights> load_weights(const ModelConfig& config, const load::Checkpoint& 
 Result<Weights> dummy_weights(const ModelConfig& config, const parallel::Topology& topology,
                               Device device, uint64_t seed);
 
+// Gives all FP8 matrices scales that are powers of two (ops/requantise.h).
+void requantise(const Exec& exec, Weights& weights);
+
 }  // namespace m2::model

@@ -13,8 +13,11 @@ int64_t blocks(int64_t end) {
   return (end + kScaleBlock - 1) / kScaleBlock;
 }
 
-void check_weight(const Linear& linear, int64_t columns) {
+}  // namespace
+
+void check_linear(const Linear& linear, int64_t columns) {
   const Tensor& weight = linear.weight;
+  M2_CHECK(weight.rank() == 2, "weight is {}", weight.describe());
   check_tensor("weight", weight, {DType::f8_e4m3, DType::bf16, DType::f16, DType::f32},
                {weight.size(0), columns});
   check_dense("weight", weight);
@@ -30,8 +33,6 @@ void check_weight(const Linear& linear, int64_t columns) {
            "scale {} of weight {} at row {}, column {}", scale.describe(), weight.describe(),
            linear.first_row, linear.first_column);
 }
-
-}  // namespace
 
 int64_t linear_workspace_bytes(Device device, int64_t tokens, int64_t columns) {
   if (device.kind == DeviceKind::cuda) return cuda::linear_workspace_bytes(tokens, columns);
@@ -50,8 +51,7 @@ void linear(const Exec& exec, Tensor x, std::span<const Linear> weights, Tensor 
   check_quantised(quantised, x);
   int64_t rows = 0;
   for (const Linear& weight : weights) {
-    M2_CHECK(weight.weight.rank() == 2, "weight is {}", weight.weight.describe());
-    check_weight(weight, x.size(1));
+    check_linear(weight, x.size(1));
     rows += weight.weight.size(0);
   }
   check_tensor("out", out, {DType::f32, DType::bf16}, {x.size(0), rows});

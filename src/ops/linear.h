@@ -19,6 +19,9 @@ struct Linear {
   int64_t first_column = 0;
 };
 
+// Stops the process unless weight and scale fit each other and an input of so many columns.
+void check_linear(const Linear& linear, int64_t columns);
+
 // Bytes of Exec::workspace with which linear() takes the fast form for that many tokens of at most
 // that many columns. With less it is right but slow; on a CPU with tiles one token must fit.
 int64_t linear_workspace_bytes(Device device, int64_t tokens, int64_t columns);

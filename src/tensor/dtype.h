@@ -48,6 +48,15 @@ float to_float(F8E4M3 value);
 // Round to nearest even, saturating at +-448; NaN becomes 0x7f.
 F8E4M3 to_f8_e4m3(float value);
 
+// How scales of FP8 numbers are chosen: as they come out, or the next power of two, which a byte of
+// exponent can hold (OCP's E8M0).
+enum class ScaleFormat : uint8_t { f32, e8m0 };
+
+// The least power of two that is not below a positive, normal value.
+inline float up_to_power_of_two(float value) {
+  return std::bit_cast<float>((std::bit_cast<uint32_t>(value) + 0x7fffffu) & 0xff800000u);
+}
+
 // IEEE half.
 struct F16 {
   uint16_t bits;

@@ -28,6 +28,8 @@ struct Exec {
   int64_t workspace_bytes = 0;
   // cuda: nobody else enqueues on the device, so that a kernel may have all of it.
   bool alone = true;
+  // Scales of the activations that operations quantise for products with FP8 weights.
+  ScaleFormat scales = ScaleFormat::f32;
 };
 
 // The dtype activations have on a device: f32 on the CPU, bf16 on GPUs.

@@ -83,6 +83,18 @@ class Serve(WithCheckpoint):
         self.assertEqual(tokens["fp8_e4m3"], tokens["fp8"])
         self.assertEqual(len({*answers["fp8"], *answers["fp8_e4m3"]}), 1, answers)
 
+    def test_scales_of_powers_of_two(self):
+        answers = []
+        for flags, variable in ((["--e8m0-scales"], "0"), ([], "1"), ([], "0")):
+            with Server(self.model, *flags, env={"VLLM_USE_DEEP_GEMM_E8M0": variable}) as server:
+                log = "".join(server.log)
+                self.assertEqual("FP8 scales are powers of two (E8M0): weights were requantised" in log,
+                                 bool(flags) or variable == "1")
+                self.assertNotIn("VLLM_USE_DEEP_GEMM_E8M0 has no effect", log)
+                answers.append(server.complete(prompt="a b c " * 40, max_tokens=24))
+        self.assertEqual(answers[0], answers[1])
+        self.assertNotEqual(answers[0], answers[2])
+
     def test_statistics_line(self):
         for flags, lines in (([], True), (["--disable-log-stats"], False)):
             with Server(self.model, *flags, env={"VLLM_LOG_STATS_INTERVAL": "0.05"}) as server:

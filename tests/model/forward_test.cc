@@ -292,6 +292,32 @@ TEST(Forward, BytesDoNotDependOnBatchChunksBlocksOrThreads) {
   });
 }
 
+// With E8M0 scales the model is that of the weights requantised, which are near those they were.
+TEST(Forward, E8m0ScalesRequantiseTheWeights) {
+  const ModelConfig config = small_config();
+  const std::vector<int32_t> tokens = random_tokens(40, 13, config);
+  Weights weights = random_weights(config);
+  ThreadPool pool(2);
+  requantise({Device{}, &pool}, weights);
+  Reference reference(config, weights);
+  std::vector<Vector> expected;
+  for (const int32_t token : tokens) expected.push_back(reference.next(token));
+
+  RunnerOptions options;
+  options.scales = ScaleFormat::e8m0;
+  SmallModel model(config, random_weights(config), 2, DType::bf16, options);
+  const Rows rows = model.run({{tokens, 0, {1, 2, 3}}});
+  EXPECT_LT(distances(rows, expected).back(), 2e-2);
+
+  SmallModel exact(config, random_weights(config), 2);
+  const Rows before = exact.run({{tokens, 0, {1, 2, 3}}});
+  std::vector<Vector> unscaled;
+  for (const auto& row : before) unscaled.emplace_back(row.begin(), row.end());
+  const std::vector<double> moved = distances(rows, unscaled);
+  EXPECT_GT(moved[moved.size() / 2], 0.02);  // the switch does something
+  EXPECT_LT(moved[moved.size() / 2], 0.4);
+}
+
 // Logits with K and V in FP8, scaled or not, are near those with BF16. A model of random weights
 // moves by 2 to 4 % in a row; e4m3 keeps its precision over 2^15, so scales hardly matter.
 TEST(Forward, Fp8KvIsNearBf16) {

@@ -132,15 +132,15 @@ class RowsSink : public LogitsSink {
 class SmallModel {
  public:
   explicit SmallModel(const ModelConfig& config, Weights weights, int threads = 2,
-                      DType kv_dtype = DType::bf16)
+                      DType kv_dtype = DType::bf16, const RunnerOptions& options = {})
       : pool_(threads), comm_(parallel::make_single_comm()) {
     const Exec exec{Device{}, &pool_, nullptr};
     MemoryRequest request = small_memory(config);
     request.kv_dtype = kv_dtype;
     Result<MemoryPlan> plan = plan_memory(config, weights, request, exec.device);
     M2_CHECK(plan.ok(), "{}", plan.error().text);
-    model_ =
-        make_runner(exec, {{*comm_}}, config, std::move(weights), *plan, request.max_model_len);
+    model_ = make_runner(exec, {{*comm_}}, config, std::move(weights), *plan, request.max_model_len,
+                         options);
   }
 
   // The logits of every token of the chunks, in order.

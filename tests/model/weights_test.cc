@@ -455,6 +455,59 @@ TEST(DummyWeights, RanksHoldSlicesOfOneModel) {
   }
 }
 
+// Whole matrices and ranks' slices, whose blocks may be cut: every scale becomes a power of two,
+// and a weight moves by what rounding it once more allows.
+TEST(Requantise, GivesEveryFp8MatrixPowersOfTwo) {
+  const ModelConfig config = dummy_config();
+  ThreadPool pool(2);
+  for (const int64_t ranks : {1, 2}) {
+    Topology topology;
+    topology.tensor_size = ranks;
+    topology.tensor_rank = ranks - 1;
+    const auto before = dummy_weights(config, topology, kCpu, 5);
+    auto after = dummy_weights(config, topology, kCpu, 5);
+    requantise({kCpu, &pool}, *after);
+    const auto expect_near = [&](const ops::Linear& a, const ops::Linear& b) {
+      for (int64_t i = 0; i < b.scale.elements(); ++i) {
+        int exponent;
+        EXPECT_EQ(std::frexp(b.scale.as<float>()[i], &exponent), 0.5f);
+      }
+      double squares = 0, moved = 0;
+      for (int64_t r = 0; r < a.weight.size(0); ++r)
+        for (int64_t c = 0; c < a.weight.size(1); ++c) {
+          const double from = element(a, r, c), to = element(b, r, c);
+          ASSERT_LE(std::abs(to - from), std::abs(from) / 16 * 1.0001) << r << ", " << c;
+          squares += from * from;
+          moved += (to - from) * (to - from);
+        }
+      EXPECT_GT(moved, 1e-6 * squares);
+      EXPECT_LT(moved, 2e-3 * squares);
+    };
+    for (size_t l = 0; l < after->layers.size(); ++l) {
+      const Layer &a = before->layers[l], &b = after->layers[l];
+      for (size_t i = 0; i < 3; ++i) expect_near(a.qkv[i], b.qkv[i]);
+      expect_near(a.o, b.o);
+      const int64_t inner = a.experts.inner(), first = a.experts.first_inner % 128;
+      for (int64_t e = 0; e < a.experts.count(); ++e) {
+        const auto part = [&](const ops::Experts& x, int which) {
+          const Tensor w13 = x.w13.at(e);
+          return which == 0   ? ops::Linear{w13.rows(0, inner), x.w1_scale.at(e), first, 0}
+                 : which == 1 ? ops::Linear{w13.rows(inner, inner), x.w3_scale.at(e), first, 0}
+                              : ops::Linear{x.w2.at(e), x.w2_scale.at(e), 0, first};
+        };
+        for (const int which : {0, 1, 2})
+          expect_near(part(a.experts, which), part(b.experts, which));
+        if (HasFailure()) return;
+      }
+      EXPECT_EQ(0, std::memcmp(a.gate.data(), b.gate.data(),
+                               static_cast<size_t>(a.gate.elements() * size_of(a.gate.dtype()))));
+    }
+    EXPECT_EQ(0, std::memcmp(before->embedding.data(), after->embedding.data(),
+                             static_cast<size_t>(after->embedding.elements() *
+                                                 size_of(after->embedding.dtype()))));
+  }
+}
+
 TEST(DummyWeights, WithoutQuantisationTheyAreBf16) {
   ModelConfig config = dummy_config();
   config.fp8_blocks = false;

@@ -26,6 +26,8 @@ void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Ten
              Tensor scratch, Tensor out);
 int64_t linear_workspace_bytes(int64_t tokens, int64_t columns);
 void linear(const Exec& exec, Tensor x, std::span<const Linear> weights, Tensor out);
+void quantise(const Exec& exec, Tensor x, const Quantised& to);
+void requantise(const Exec& exec, const Linear& weight);
 void rms_norm(const Exec& exec, Tensor x, Tensor weight, float eps, Tensor out);
 void add_rms_norm(const Exec& exec, Tensor residual, Tensor delta, Tensor weight, float eps,
                   Tensor out);

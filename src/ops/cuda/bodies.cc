@@ -63,9 +63,14 @@ Matrix matrix(const Tensor& tensor) {
           tensor.elements() / std::max<int64_t>(1, tensor.size(0)), tensor.row_stride()};
 }
 
-QuantisedRows rows_of(const Quantised& quantised) {
+bool powers(const Exec& exec) {
+  return exec.scales == ScaleFormat::e8m0;
+}
+
+QuantisedRows rows_of(const Exec& exec, const Quantised& quantised) {
   if (quantised.empty()) return {};
-  return {static_cast<uint8_t*>(quantised.values.data()), quantised.scales.as<float>()};
+  return {static_cast<uint8_t*>(quantised.values.data()), quantised.scales.as<float>(),
+          powers(exec)};
 }
 
 Heads heads_of(const HeadShape& heads) {
@@ -104,19 +109,32 @@ bool wants_quantised() {
 }
 
 void quantise(const Exec& exec, Tensor x, const Quantised& to) {
-  launch_quantise(exec.stream, matrix(x), rows_of(to));
+  launch_quantise(exec.stream, matrix(x), rows_of(exec, to));
+}
+
+void requantise(const Exec& exec, const Linear& linear) {
+  Requantise args = {};
+  args.weight = static_cast<uint8_t*>(linear.weight.data());
+  args.stride = linear.weight.row_stride();
+  args.rows = static_cast<int>(linear.weight.size(0));
+  args.columns = static_cast<int>(linear.weight.size(1));
+  args.first_row = static_cast<int>(linear.first_row);
+  args.first_column = static_cast<int>(linear.first_column);
+  args.scale = linear.scale.as<float>();
+  args.scale_stride = linear.scale.row_stride();
+  launch_requantise(exec.stream, args);
 }
 
 void rms_norm(const Exec& exec, Tensor x, Tensor weight, float eps, Tensor out,
               const Quantised& quantised) {
   launch_rms_norm(exec.stream, matrix(x), {}, weight.data(), weight.dtype(), eps, matrix(out),
-                  rows_of(quantised));
+                  rows_of(exec, quantised));
 }
 
 void add_rms_norm(const Exec& exec, Tensor residual, Tensor delta, Tensor weight, float eps,
                   Tensor out, const Quantised& quantised) {
   launch_rms_norm(exec.stream, matrix(residual), matrix(delta), weight.data(), weight.dtype(), eps,
-                  matrix(out), rows_of(quantised));
+                  matrix(out), rows_of(exec, quantised));
 }
 
 void rope_angles(const Exec& exec, Tensor positions, float theta, Tensor out) {
@@ -276,6 +294,7 @@ void linear_parts(const Exec& exec, Tensor x, std::span<const Linear> weights, T
   const LinearPlan plan = plan_linear(shape);
   auto* workspace = static_cast<uint8_t*>(exec.workspace);
   args.quantised = shape.quantised;
+  args.powers = powers(exec);
   args.x_f8 = shape.quantised ? quantised.values : workspace;
   args.x_scales =
       shape.quantised ? quantised.scales : reinterpret_cast<float*>(workspace + plan.scales_at);
@@ -294,7 +313,7 @@ void linear(const Exec& exec, Tensor x, std::span<const Linear> weights, Tensor 
         weights.subspan(i, std::min<size_t>(LinearArgs::kMaxParts, weights.size() - i));
     int64_t rows = 0;
     for (const Linear& weight : some) rows += weight.weight.size(0);
-    linear_parts(exec, x, some, out.columns(column, rows), rows_of(quantised));
+    linear_parts(exec, x, some, out.columns(column, rows), rows_of(exec, quantised));
     column += rows;
   }
 }
@@ -338,7 +357,7 @@ void paged_attention(const Exec& exec, Tensor q, const KvCache& cache, const Bat
   shape.workspace_bytes = exec.workspace ? exec.workspace_bytes : 0;
   const AttentionPlan plan = plan_attention(shape);
   args.splits = plan.splits;
-  args.quantised = rows_of(quantised);
+  args.quantised = rows_of(exec, quantised);
   launch_attention(exec.stream, plan, args);
 }
 
@@ -416,6 +435,7 @@ void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Ten
   args.x_scales = reinterpret_cast<float*>(base + plan.x_scales);
   args.inner_f8 = base + plan.inner_f8;
   args.inner_scales = reinterpret_cast<float*>(base + plan.inner_scales);
+  args.powers = powers(exec);
 
   for (int64_t first = 0; first < tokens; first += plan.batch) {
     const int64_t count = std::min(plan.batch, tokens - first);
@@ -423,7 +443,7 @@ void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Ten
     args.out = matrix(out.rows(first, count));
     args.ids = ids.rows(first, count).as<int32_t>();
     args.weights = weights.rows(first, count).as<float>();
-    const QuantisedRows token = rows_of(quantised.rows(first, count));
+    const QuantisedRows token = rows_of(exec, quantised.rows(first, count));
     args.token_f8 = token.values;
     args.token_scales = token.scales;
     launch_experts(exec.stream, plan, args);

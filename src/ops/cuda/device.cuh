@@ -175,10 +175,15 @@ __device__ __forceinline__ float block_sum(float value, float* scratch) {
   return scratch[32];
 }
 
-// Quantisation of activations (model.md 7): scale = largest magnitude / 448, and x / scale as e4m3.
+// Quantisation (ops/quantised.h): scale = largest magnitude / 448, or the power of two above that,
+// and x / scale as e4m3.
 constexpr float kF8Most = 448.0f;
-__device__ __forceinline__ float f8_scale(float most) {
-  return fmaxf(most, 1e-10f) / kF8Most;
+__device__ __forceinline__ float up_to_power_of_two(float value) {
+  return __uint_as_float((__float_as_uint(value) + 0x7fffffu) & 0xff800000u);
+}
+__device__ __forceinline__ float f8_scale(float most, bool powers) {
+  const float scale = fmaxf(most, 1e-10f) / kF8Most;
+  return powers ? up_to_power_of_two(fmaxf(scale, 1e-10f)) : scale;
 }
 // Four numbers, given 1 / scale.
 __device__ __forceinline__ uint32_t to_f8(float a, float b, float c, float d, float inverse) {

@@ -23,6 +23,7 @@ struct Matrix {
 struct QuantisedRows {
   uint8_t* values = nullptr;
   float* scales = nullptr;
+  bool powers = false;  // scales are rounded up to powers of two
 };
 
 struct Heads {
@@ -57,6 +58,17 @@ void launch_rms_norm(void* stream, Matrix x, Matrix delta, const void* weight, D
 
 // bf16 rows of a multiple of 4 columns.
 void launch_quantise(void* stream, Matrix x, QuantisedRows to);
+
+// ops/requantise.h, of bytes of e4m3.
+struct Requantise {
+  uint8_t* weight;
+  int64_t stride;
+  int rows, columns;
+  int first_row, first_column;  // in the matrix that the scales cover
+  float* scale;
+  int64_t scale_stride;
+};
+void launch_requantise(void* stream, const Requantise& args);
 
 void launch_rope_angles(void* stream, const int32_t* positions, int64_t tokens, int rotary,
                         float theta, float* out);

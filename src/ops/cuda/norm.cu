@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int offset = 8; offset; offset /= 2)
       most = fmaxf(most, __shfl_xor_sync(0xffffu << (threadIdx.x & 16), most, offset));
-    const float scale = f8_scale(most), inverse = 1.0f / scale;
+    const float scale = f8_scale(most, quantised.powers), inverse = 1.0f / scale;
     reinterpret_cast<uint2*>(quantised.values + row * columns)[p] = {
         to_f8(value[0], value[1], value[2], value[3], inverse),
         to_f8(value[4], value[5], value[6], value[7], inverse)};

@@ -25,8 +25,8 @@ void embed(const Exec& exec, Tensor ids, Tensor table, int64_t first_id, Tensor 
 void gather_rows(const Exec& exec, Tensor x, Tensor rows, Tensor out);
 void sum_rows(const Exec& exec, Tensor x, Tensor rows, Tensor out);
 bool wants_quantised();
-// What the operations that take or make a Quantised compose themselves of: x bf16 [T, K].
 void quantise(const Exec& exec, Tensor x, const Quantised& to);
+void requantise(const Exec& exec, const Linear& weight);
 void rms_norm(const Exec& exec, Tensor x, Tensor weight, float eps, Tensor out,
               const Quantised& quantised = {});
 void add_rms_norm(const Exec& exec, Tensor residual, Tensor delta, Tensor weight, float eps,

@@ -27,6 +27,9 @@ bool wants_quantised() {
 void quantise(const Exec&, Tensor, const Quantised&) {
   no_cuda();
 }
+void requantise(const Exec&, const Linear&) {
+  no_cuda();
+}
 void rms_norm(const Exec&, Tensor, Tensor, float, Tensor, const Quantised&) {
   no_cuda();
 }

@@ -240,24 +240,24 @@ __device__ __forceinline__ void run_tiles(Work& work) {
 // --- quantising activations ----------------------------------------------------------------------
 
 // A warp quantises 128 columns of a row, from `begin` on: x bf16, columns a multiple of 4.
-__device__ __forceinline__ void quantise_stretch(uint2 pairs, bool there, uint8_t* to,
+__device__ __forceinline__ void quantise_stretch(uint2 pairs, bool there, bool powers, uint8_t* to,
                                                  float* scale) {
   float value[4] = {__uint_as_float(pairs.x << 16), __uint_as_float(pairs.x & 0xffff0000u),
                     __uint_as_float(pairs.y << 16), __uint_as_float(pairs.y & 0xffff0000u)};
   float most = largest_of(value[0], value[1], value[2], value[3]);
 #pragma unroll
   for (int offset = 16; offset; offset /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, offset));
-  const float factor = f8_scale(most);
+  const float factor = f8_scale(most, powers);
   if (there)
     *reinterpret_cast<uint32_t*>(to) = to_f8(value[0], value[1], value[2], value[3], 1.0f / factor);
   if (threadIdx.x % kWarp == 0) *scale = factor;
 }
 
 // A warp quantises kQuantiseAhead stretches of 128 columns of a row, from stretch `first` on: for
-// each scale = max |x| / 448 and x / scale as f8_e4m3. scales [columns / 128 rounded up].
+// each f8_scale() of its numbers, and x / scale as f8_e4m3. scales [columns / 128 rounded up].
 constexpr int kQuantiseAhead = 6;
 __device__ __forceinline__ void quantise_stretches(const __nv_bfloat16* x, int columns, int first,
-                                                   uint8_t* to, float* scales) {
+                                                   bool powers, uint8_t* to, float* scales) {
   const int lane = threadIdx.x % kWarp, stretches = (columns + 127) / 128;
   uint2 pairs[kQuantiseAhead];
 #pragma unroll
@@ -269,7 +269,7 @@ __device__ __forceinline__ void quantise_stretches(const __nv_bfloat16* x, int c
   for (int i = 0; i < kQuantiseAhead; ++i) {
     const int column = (first + i) * 128 + lane * 4;
     if (first + i < stretches)
-      quantise_stretch(pairs[i], column < columns, to + column, scales + first + i);
+      quantise_stretch(pairs[i], column < columns, powers, to + column, scales + first + i);
   }
 }
 // Warps that share a row.

@@ -1,10 +1,12 @@
 // Every operation's CUDA body against naive references in double precision. Outputs are poisoned
 // (NaN) before each run and checked whole. Needs a GPU; says so and skips without one.
 #include <algorithm>
+#include <array>
 #include <numeric>
 
 #include "ops/cuda/attention/plan.h"
 #include "ops/cuda/ops_cuda.h"
+#include "ops/requantise.h"
 #include "tests/ops/cuda/gpu_support.h"
 
 namespace m2::gpu_test {
@@ -132,13 +134,20 @@ TEST_F(Gpu, Norms) {
       }
 }
 
+Exec gpu_with(ScaleFormat scales) {
+  Exec exec = gpu();
+  exec.scales = scales;
+  return exec;
+}
+
 // What an operation writes quantised is what quantising its output gives.
 void expect_quantised(const ops::Quantised& got, const OnGpu& values, const OnGpu& scales,
-                      const Tensor& out, const std::string& what) {
+                      const Tensor& out, const std::string& what,
+                      ScaleFormat format = ScaleFormat::f32) {
   const int64_t rows = out.size(0), columns = out.size(1);
   const OnGpu f8(DType::f8_e4m3, {rows, columns}),
       factors(DType::f32, {rows, (columns + 127) / 128});
-  cuda::quantise(gpu(), out, {f8, factors});
+  cuda::quantise(gpu_with(format), out, {f8, factors});
   M2_CHECK(!got.empty());
   EXPECT_EQ(values.bytes(), f8.bytes()) << what;
   EXPECT_EQ(scales.bytes(), factors.bytes()) << what;
@@ -155,6 +164,8 @@ TEST_F(Gpu, NormsQuantised) {
           scales(DType::f32, {rows, (width + 127) / 128});
       const ops::Quantised quantised{f8, scales};
       const std::string what = std::to_string(rows) + " x " + std::to_string(width);
+      cuda::rms_norm(gpu_with(ScaleFormat::e8m0), residual, weight, 1e-6f, out, quantised);
+      expect_quantised(quantised, f8, scales, out, what, ScaleFormat::e8m0);
       cuda::rms_norm(gpu(), residual, weight, 1e-6f, out, quantised);
       expect_quantised(quantised, f8, scales, out, what);
       // The reference's quantisation: codes from the bf16 numbers in double.
@@ -398,14 +409,17 @@ TEST_F(Gpu, LinearOverShapesAndTypes) {
         }
 }
 
-// Rows of x as the FP8 tensor cores get them: groups of `group` columns over their largest / 448.
-void quantise(double* row, int64_t columns, int64_t group) {
+// Rows of x as the FP8 tensor cores get them: groups of `group` columns over their scales.
+void quantise(double* row, int64_t columns, int64_t group, ScaleFormat format) {
   for (int64_t begin = 0; begin < columns; begin += group) {
     const int64_t end = std::min(columns, begin + group);
     float most = 0.0f;
     for (int64_t c = begin; c < end; ++c)
       most = std::max(most, std::abs(static_cast<float>(row[c])));
-    const float scale = std::max(most, 1e-10f) / 448.0f, inverse = 1.0f / scale;
+    float scale = std::max(most, 1e-10f) / 448.0f;
+    if (format == ScaleFormat::e8m0)
+      scale = static_cast<float>(std::exp2(std::ceil(std::log2(std::max(scale, 1e-10f)))));
+    const float inverse = 1.0f / scale;
     for (int64_t c = begin; c < end; ++c)
       row[c] = static_cast<double>(to_float(to_f8_e4m3(static_cast<float>(row[c]) * inverse))) *
                static_cast<double>(scale);
@@ -427,22 +441,71 @@ TEST_F(Gpu, LinearOnFp8TensorCores) {
     cases.push_back({tokens, 8, 3072, 128, 0});
   }
   for (const Case& c : cases) {
-    Numbers x = random_numbers(random_, c.tokens * c.columns, DType::bf16);
+    const Numbers x = random_numbers(random_, c.tokens * c.columns, DType::bf16);
     const OnGpu x_gpu(x, {c.tokens, c.columns});
     const Slice slice(random_, DType::f8_e4m3, c.rows, c.columns, c.first_row, c.first_column);
     const SliceOnGpu on_gpu(slice);
     const ops::Linear weight = on_gpu.linear(slice);
-    for (int64_t t = 0; t < c.tokens; ++t)
-      quantise(&x.values[static_cast<size_t>(t * c.columns)], c.columns, 128);
-    const std::vector<double> expected = linear_reference(x, c.tokens, slice);
-    for (const DType dtype : {DType::f32, DType::bf16}) {
-      const OnGpu out(dtype, {c.tokens, c.rows});
-      cuda::linear(gpu(), x_gpu, {&weight, 1}, out);
-      const bool wide = dtype == DType::f32;
-      expect_close(out.values(), expected, wide ? 1.5e-3 : kBf16Norm, wide ? 2e-2 : kBf16Single,
-                   "T " + std::to_string(c.tokens) + " N " + std::to_string(c.rows) + " K " +
-                       std::to_string(c.columns));
+    for (const ScaleFormat format : {ScaleFormat::f32, ScaleFormat::e8m0}) {
+      Numbers quantised = x;
+      for (int64_t t = 0; t < c.tokens; ++t)
+        quantise(&quantised.values[static_cast<size_t>(t * c.columns)], c.columns, 128, format);
+      const std::vector<double> expected = linear_reference(quantised, c.tokens, slice);
+      for (const DType dtype : {DType::f32, DType::bf16}) {
+        const OnGpu out(dtype, {c.tokens, c.rows});
+        cuda::linear(gpu_with(format), x_gpu, {&weight, 1}, out);
+        const bool wide = dtype == DType::f32;
+        expect_close(out.values(), expected, wide ? 1.5e-3 : kBf16Norm, wide ? 2e-2 : kBf16Single,
+                     "T " + std::to_string(c.tokens) + " N " + std::to_string(c.rows) + " K " +
+                         std::to_string(c.columns) +
+                         (format == ScaleFormat::e8m0 ? " powers of two" : ""));
+      }
     }
+  }
+}
+
+TEST_F(Gpu, QuantisesAsTheCpu) {
+  ThreadPool pool(2);
+  for (const ScaleFormat format : {ScaleFormat::f32, ScaleFormat::e8m0})
+    for (const int64_t columns : {4, 128, 132, 768, 772, 3072, 6144})
+      for (const double size : {1.0, 1e-12, 1e30}) {
+        const int64_t rows = 9, stretches = (columns + 127) / 128;
+        Numbers x = random_numbers(random_, rows * columns, DType::bf16, size);
+        const OnGpu x_gpu(x, {rows, columns});
+        const OnGpu values(DType::f8_e4m3, {rows, columns}), scales(DType::f32, {rows, stretches});
+        ops::quantise(gpu_with(format), x_gpu, {values, scales});
+        std::vector<uint8_t> codes(static_cast<size_t>(rows * columns)), factors(scales.bytes());
+        Exec cpu{Device{}, &pool};
+        cpu.scales = format;
+        ops::quantise(cpu, Tensor(x.bytes.data(), DType::bf16, {rows, columns}),
+                      {Tensor(codes.data(), DType::f8_e4m3, {rows, columns}),
+                       Tensor(factors.data(), DType::f32, {rows, stretches})});
+        EXPECT_EQ(values.bytes(), codes) << columns << " of size " << size;
+        EXPECT_EQ(scales.bytes(), factors) << columns << " of size " << size;
+      }
+}
+
+TEST_F(Gpu, RequantisesAsTheCpu) {
+  ThreadPool pool(2);
+  for (const auto& [rows, columns, first_row, first_column] :
+       {std::array<int64_t, 4>{128, 128, 0, 0},
+        {1, 1, 0, 0},
+        {131, 320, 64, 128},
+        {192, 192, 192, 0},
+        {100, 20, 60, 120},
+        {256, 3072, 0, 0}}) {
+    Slice slice(random_, DType::f8_e4m3, rows, columns, first_row, first_column);
+    slice.weight.bytes[0] = 0x7f;
+    const SliceOnGpu on_gpu(slice);
+    ops::requantise(gpu(), on_gpu.linear(slice));
+    const ops::Linear here{
+        Tensor(slice.weight.bytes.data(), DType::f8_e4m3, {rows, columns}),
+        Tensor(slice.scales.data(), DType::f32, {slice.scale_rows, slice.scale_columns}), first_row,
+        first_column};
+    ops::requantise({Device{}, &pool}, here);
+    EXPECT_EQ(on_gpu.weight.bytes(), slice.weight.bytes) << rows << " x " << columns;
+    const std::vector<double> scales(slice.scales.begin(), slice.scales.end());
+    EXPECT_EQ(on_gpu.scale.values(), scales) << rows << " x " << columns;
   }
 }
 
@@ -676,7 +739,7 @@ std::vector<double> run_attention(std::mt19937& random, const AttentionCase& c, 
     cuda::paged_attention(exec, q_gpu.tensor().columns(0, width), cache, layout, c.heads, again,
                           {codes, scales});
     EXPECT_EQ(again.bytes(), out.bytes()) << what;
-    expect_quantised({codes, scales}, codes, scales, out, what);
+    expect_quantised({codes, scales}, codes, scales, out, what, exec.scales);
   }
 
   std::vector<double> expected, checked;
@@ -746,6 +809,14 @@ TEST_F(Gpu, AttentionDecode) {
     run_attention(random_, {{16, 2, 128, 64}, 16, DType::bf16, {{1, 300}, {1, 16}}, cache}, gpu(),
                   over + "groups of eight");
   }
+}
+
+TEST_F(Gpu, AttentionQuantisesWithPowersOfTwo) {
+  for (const DType cache : kCaches)
+    run_attention(
+        random_,
+        {{12, 2, 128, 64}, 16, DType::bf16, {{1, 400}, {150, 150}, {1, 1}, {1, 4500}}, cache},
+        gpu_with(ScaleFormat::e8m0), "powers of two");
 }
 
 TEST_F(Gpu, AttentionPrefillAndMixed) {
@@ -871,7 +942,8 @@ struct RankExperts {
   }
 };
 
-void run_experts(std::mt19937& random, const ExpertsCase& c, const std::string& what) {
+void run_experts(std::mt19937& random, const ExpertsCase& c, const std::string& what,
+                 ScaleFormat format = ScaleFormat::f32) {
   const bool quantised = cuda::wants_quantised() && c.x == DType::bf16 &&
                          c.weight == DType::f8_e4m3 && c.hidden % 128 == 0 && c.inner % 64 == 0 &&
                          c.first_inner % 64 == 0;
@@ -906,14 +978,14 @@ void run_experts(std::mt19937& random, const ExpertsCase& c, const std::string& 
   const OnGpu scratch(DType::u8, {cuda::experts_scratch_bytes(experts, c.tokens, c.top)});
   clear(gpu(), scratch.tensor().data(), scratch.tensor().elements());
   const OnGpu out(c.x, {c.tokens, c.hidden});
-  cuda::experts(gpu(), x_gpu, experts, ids_gpu, weights_gpu, scratch, out);
+  cuda::experts(gpu_with(format), x_gpu, experts, ids_gpu, weights_gpu, scratch, out);
   const std::vector<double> values = out.values();
 
   std::vector<double> expected(static_cast<size_t>(c.tokens * c.hidden));
   std::vector<double> x_row(static_cast<size_t>(c.hidden));
   for (int64_t t = 0; t < c.tokens; ++t) {
     std::copy_n(x.values.begin() + t * c.hidden, c.hidden, x_row.begin());
-    if (quantised) quantise(x_row.data(), c.hidden, 128);
+    if (quantised) quantise(x_row.data(), c.hidden, 128, format);
     for (int64_t p = 0; p < c.top; ++p) {
       const auto pair = static_cast<size_t>(t * c.top + p);
       const int64_t e = ids[pair] - c.first_expert;
@@ -930,7 +1002,7 @@ void run_experts(std::mt19937& random, const ExpertsCase& c, const std::string& 
       }
       if (quantised) {
         for (double& value : inner) value = to_float(to_bf16(static_cast<float>(value)));
-        quantise(inner.data(), c.inner, 64);
+        quantise(inner.data(), c.inner, 64, format);
       }
       for (int64_t n = 0; n < c.hidden; ++n) {
         double sum = 0.0;
@@ -954,9 +1026,9 @@ void run_experts(std::mt19937& random, const ExpertsCase& c, const std::string& 
       if (given && !quantised) continue;
       const OnGpu f8(DType::f8_e4m3, {count, c.hidden});
       const OnGpu scales(DType::f32, {count, (c.hidden + 127) / 128});
-      if (given) cuda::quantise(gpu(), tokens, {f8, scales});
+      if (given) cuda::quantise(gpu_with(format), tokens, {f8, scales});
       const OnGpu some(c.x, {count, c.hidden});
-      cuda::experts(gpu(), tokens, experts, ids_gpu.tensor().rows(first, count),
+      cuda::experts(gpu_with(format), tokens, experts, ids_gpu.tensor().rows(first, count),
                     weights_gpu.tensor().rows(first, count), scratch, some,
                     given ? ops::Quantised{f8, scales} : ops::Quantised());
       EXPECT_EQ(some.values(), same)
@@ -977,6 +1049,12 @@ TEST_F(Gpu, Experts) {
                 "bf16, " + std::to_string(tokens) + " tokens");
   run_experts(random_, {DType::bf16, DType::f8_e4m3, 3, 8, 16, 0, 16, 3072, 1536, 0}, "full width");
   run_experts(random_, {DType::bf16, DType::f8_e4m3, 30, 1, 2, 0, 2, 256, 128, 0}, "crowded");
+}
+
+TEST_F(Gpu, ExpertsWithScalesOfPowersOfTwo) {
+  for (const int64_t tokens : {1, 20, 300})
+    run_experts(random_, {DType::bf16, DType::f8_e4m3, tokens, 4, 10, 0, 10, 256, 128, 0},
+                "powers of two, " + std::to_string(tokens) + " tokens", ScaleFormat::e8m0);
 }
 
 TEST_F(Gpu, ExpertsOfAnyShape) {

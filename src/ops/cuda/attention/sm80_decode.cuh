@@ -211,7 +211,7 @@ __device__ __forceinline__ void store_dims(const AttentionArgs& args, int64_t to
   if (!args.quantised.values) return;
 #pragma unroll
   for (int offset = 16; offset; offset /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, offset));
-  const float scale = f8_scale(most);
+  const float scale = f8_scale(most, args.quantised.powers);
   const int64_t cell = token * args.heads.q + q_head;  // a head is a block of 128
   *reinterpret_cast<uint32_t*>(args.quantised.values + cell * kDim + dim) =
       to_f8(value[0], value[1], value[2], value[3], 1.0f / scale);

@@ -220,7 +220,7 @@ __global__ void __launch_bounds__(kPrefillWarps* kWarp, 1)
     const unsigned row_lanes = 0xfu << (g * 4);
     most = fmaxf(most, __shfl_xor_sync(row_lanes, most, 1));
     most = fmaxf(most, __shfl_xor_sync(row_lanes, most, 2));
-    const float scale = f8_scale(most), inverse = 1.0f / scale;
+    const float scale = f8_scale(most, args.quantised.powers), inverse = 1.0f / scale;
     const int64_t cell = static_cast<int64_t>(start + index) * args.heads.q + head;
 #pragma unroll
     for (int n = 0; n < 16; ++n) {

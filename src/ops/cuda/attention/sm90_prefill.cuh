@@ -482,7 +482,7 @@ __device__ __forceinline__ void store_rows(const AttentionArgs& args, const Item
     const unsigned row_lanes = 0xfu << (lane / 4 * 4);
     most = fmaxf(most, __shfl_xor_sync(row_lanes, most, 1));
     most = fmaxf(most, __shfl_xor_sync(row_lanes, most, 2));
-    const float scale = f8_scale(most), inverse = 1.0f / scale;
+    const float scale = f8_scale(most, args.quantised.powers), inverse = 1.0f / scale;
     const int64_t cell = static_cast<int64_t>(item.start + index) * args.heads.q + item.head;
 #pragma unroll
     for (int j = 0; j < 16; ++j) {

@@ -41,6 +41,7 @@ struct ExpertsArgs {
   float* x_scales;
   uint8_t* inner_f8;
   float* inner_scales;
+  bool powers;  // scales of what is quantised here become powers of two
 };
 
 void launch_experts(void* stream, const ExpertsPlan& plan, const ExpertsArgs& args);

@@ -236,7 +236,7 @@ __global__ void __launch_bounds__(kFlowThreads, 1)
 #pragma unroll
         for (int offset = 8; offset; offset /= 2)
           most = fmaxf(most, __shfl_xor_sync(half ? 0xffff0000u : 0xffffu, most, offset));
-        const float scale = f8_scale(most);
+        const float scale = f8_scale(most, args.powers);
         const int within = column % kTileStep;
         *reinterpret_cast<uint32_t*>(resident + column / kTileStep * (kN * kTileStep) +
                                      token * kTileStep + ((within / 16) ^ (token & 7)) * 16 +

@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(256) sm90_experts_quantise(ExpertsArgs args) {
   if (position >= (one ? args.top : args.offsets[args.experts])) return;
   const int64_t token = one ? 0 : args.order[position] / args.top;
   quantise_stretches(static_cast<const __nv_bfloat16*>(args.x.data) + token * args.x.stride,
-                     args.hidden, item % warps * kQuantiseAhead,
+                     args.hidden, item % warps * kQuantiseAhead, args.powers,
                      args.x_f8 + static_cast<int64_t>(position) * args.hidden,
                      args.x_scales + static_cast<int64_t>(position) * (args.hidden / 128));
 }
@@ -72,7 +72,7 @@ struct ExpertsUpTiles {
       most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
       most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
       if (row + half * 8 >= place.tokens) continue;
-      const float scale = f8_scale(most), inverse = 1.0f / scale;
+      const float scale = f8_scale(most, args.powers), inverse = 1.0f / scale;
       const int64_t position = place.token + row + half * 8;
       uint8_t* to = args.inner_f8 + position * args.inner + column + 2 * t;
 #pragma unroll

@@ -68,7 +68,7 @@ void launch_ring(void* stream, const LinearArgs& args) {
 
 template <int kN>
 void launch_flow(void* stream, const LinearPlan& plan, const LinearArgs& args) {
-  if (!args.quantised) launch_quantise(stream, args.x, {args.x_f8, args.x_scales});
+  if (!args.quantised) launch_quantise(stream, args.x, {args.x_f8, args.x_scales, args.powers});
   LinearFlowMaps maps;
   maps.x = flow_map(args.x_f8, args.x.rows, args.x.columns, kN);
   int tiles = 0;
@@ -88,7 +88,7 @@ void launch_flow(void* stream, const LinearPlan& plan, const LinearArgs& args) {
 }
 
 void launch_tiles(void* stream, const LinearArgs& args) {
-  if (!args.quantised) launch_quantise(stream, args.x, {args.x_f8, args.x_scales});
+  if (!args.quantised) launch_quantise(stream, args.x, {args.x_f8, args.x_scales, args.powers});
   LinearMaps maps;
   maps.x = tensor_map(args.x_f8, args.x.rows, args.x.columns, args.x.columns, kTileTokens);
   for (int i = 0; i < args.parts; ++i)

@@ -28,6 +28,7 @@ struct LinearArgs {
   uint8_t* x_f8;
   float* x_scales;
   bool quantised;      // they are there already
+  bool powers;         // else their scales become powers of two
   bool paired_stores;  // two neighbouring bf16 of the output may be stored at once
 };
 

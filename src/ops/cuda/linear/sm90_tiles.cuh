@@ -18,8 +18,8 @@ __global__ void __launch_bounds__(256) quantise_rows(Matrix x, QuantisedRows to)
   const int64_t item = blockIdx.x * int64_t{8} + threadIdx.x / kWarp, row = item / warps;
   if (row >= x.rows) return;
   quantise_stretches(static_cast<const __nv_bfloat16*>(x.data) + row * x.stride, columns,
-                     static_cast<int>(item % warps) * kQuantiseAhead, to.values + row * columns,
-                     to.scales + row * ((columns + 127) / 128));
+                     static_cast<int>(item % warps) * kQuantiseAhead, to.powers,
+                     to.values + row * columns, to.scales + row * ((columns + 127) / 128));
 }
 
 // Tiles of all parts, one part after another; within a part the token tiles of 128 rows follow one
