@@ -4,12 +4,14 @@
 
 Covers: text/grammar/json_schema.h, text/grammar/pattern.h, text/grammar/tool_calls.h,
 text/output_constraint.h, text/grammar.h, text/grammar/limited_matcher.h,
-text/grammar/remaining_lengths.h, text/grammar/schema_references.h.
+text/grammar/remaining_lengths.h, text/grammar/pattern_tokens.h, text/grammar/schema_references.h.
 """
 
+import itertools
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -71,6 +73,10 @@ EXACT = [
     ({"type": "string", "pattern": "\\S", "minLength": 2}, ["", "a", " ", "  ", " a", "a ", " " * 30 + "a"]),
     ({"type": "string", "pattern": "^(\n|n\\\\)*$", "maxLength": 3}, ["\n" * 3, "\n" * 4, "n\\n\\", "n\\\n", "\nn\\"]),
     ({"type": "string", "pattern": "x{200}$", "maxLength": 201}, ["x" * 199, "x" * 200, "y" + "x" * 200, "x" * 202]),
+    ({"type": "string", "pattern": "^.*a.{20}$", "minLength": 40, "maxLength": 40},
+     ["x" * 19 + "a" + "x" * 20, "a" * 40, "x" * 20 + "a" + "x" * 19, "a" * 39, '"' * 19 + "a" + "é" * 20, "x" * 20 + "a" + "x" * 20]),
+    ({"type": "string", "pattern": "^(a?){0,150}b$", "minLength": 3, "maxLength": 140},
+     ["a" * n + "b" for n in (0, 1, 2, 3, 138, 139, 140, 150)] + ["a" * 9]),
     ({"type": "string", "pattern": "^(ab){2,400}$"}, ["ab", "abab", "ab" * 400, "ab" * 401, "ab" * 128, "ab" * 129 + "a"]),
     ({"type": "boolean"}, [True, False, 0, 1, "true", None]),
     ({"type": "null"}, [None, 0, "", False]),
@@ -403,6 +409,10 @@ MASKS = [
      ['', '{"u":', '{"u": "', '{"u": "https:', '{"u": "http://', '{"u": "http://' + "é" * 4, '{"u": "http://' + "é" * 9, '{"u": "http://\\']),
     ({"type": "string", "pattern": "^(ab|xcde)+$", "minLength": 3, "maxLength": 7}, ['', '"', '"a', '"ab', '"xc', '"abab', '"ababa']),
     ({"type": "string", "pattern": "a(b|cde)$", "minLength": 5, "maxLength": 30}, ['', '"', '"a', '"' + "x" * 20, '"' + "x" * 26, '"' + "x" * 27 + "a"]),
+    ({"type": "string", "pattern": "^.*a.{20}$", "minLength": 10000, "maxLength": 10000},
+     ['', '"', '"' + "xa" * 30, '"' + "a" * 9960, '"' + "a" * 9975 + "\\", '"' + "x" * 9979, '"' + "a" * 9985, '"' + "a" * 9999]),
+    ({"type": "string", "pattern": "^(.|é|日){5,30}$", "minLength": 20, "maxLength": 25}, ['"', '"' + "é" * 12, '"' + "é" * 19 + "x", '"' + "日" * 23]),
+    ({"type": "string", "pattern": "^(\\n|n\\\\|.)*$", "maxLength": 30}, ['"', '"\\n', '"' + "n" * 20 + "\\", '"' + "n" * 28]),
     ({"type": "object", "propertyNames": {"minLength": 3}, "additionalProperties": {"type": "string", "maxLength": 1}},
      ['{', '{"', '{"ab', '{"abc', '{"abc": ', '{"abc": "']),
 ]
@@ -423,6 +433,45 @@ def test_masks(main):
             looked += 1
             check(mask.get("wrong") == [] and mask["allowed"] > 0, (low, high), text, mask)
     print(f"masks: {looked} looked at")
+
+
+# Patterns of several readings beside lengths, over texts of two letters, with beginnings to look at.
+READINGS = [
+    ("^.*a.{3}$", 9, 9, ["", "x", "xxaxx", "xaxaxa", "xxxxxa", "xxxxxxax"]),
+    ("^.*a.{4}$", 2, 11, ["", "aaaaa", "xxxxxx", "xxxxxxa", "xxxxxxxxxx"]),
+    ("^(.{3})*(.{5})*$", 4, 8, ["", "x", "xxxx", "xxxxxx"]),
+    ("^((.{3})*|(.{4})*)$", 7, 11, ["", "xx", "xxxxxxxx", "xxxxxxxxx", "xxxxxxxxxx"]),
+    ("^(a?){0,9}x(a|x)?$", 3, 7, ["", "a", "aaaaa", "aaaaaax"]),
+    ("^(a|aa|xax)*x$", 5, 6, ["", "aa", "xax", "aaaa"]),
+    ("a.*x.*a", 6, 7, ["", "xxx", "xxxa", "axxx", "xaxaxx"]),
+]
+
+
+def test_readings(main, tokenizer):
+    """The mask's bits of the tokens of letters, against all texts of `a` and `x` that Python's re takes."""
+    vocabulary = json.loads(pathlib.Path(tokenizer).read_text())["model"]["vocab"]
+    tokens = sorted(t for t in vocabulary if t.isascii() and t.isalpha() and len(t) < 12)
+    tokens = [t for n, t in enumerate(tokens) if set(t) <= set("ax") or n % 40 == 0]
+    looked = taken = 0
+    for pattern, least, most, beginnings in READINGS:
+        # Letters but `a` and `x` are as `x` is where the pattern has a dot; elsewhere no token has them.
+        other = "x" if "." in pattern else "?"
+        texts = ["".join(c) for n in range(least, most + 1) for c in itertools.product("ax", repeat=n)]
+        begun = {t[:n] for t in texts if re.search(pattern, t) for n in range(len(t) + 1)}
+        schema = {"type": "string", "pattern": pattern, "minLength": least, "maxLength": most}
+        answer = main.ask(schema=schema, at=['"' + b for b in beginnings], tokens=tokens)
+        check("error" not in answer, pattern, answer)
+        for beginning, mask in zip(beginnings, answer.get("at", [])):
+            check(("error" in mask) == (beginning not in begun), pattern, beginning, mask)
+            check(mask.get("wrong", []) == [], pattern, beginning, mask)
+            for token, bit in zip(tokens, mask.get("takes", [])):
+                if other == "x" and "x" in pattern and not set(token) <= set("ax"):
+                    continue
+                want = beginning + "".join(c if c in "ax" else other for c in token) in begun
+                looked, taken = looked + 1, taken + want
+                check(bit == want, pattern, least, most, beginning, token, "want", want)
+    check(taken > 1000 and looked - taken > 1000, looked, taken)
+    print(f"readings: {looked} bits, {taken} set")
 
 
 def functions_with_plain_types(schema):
@@ -457,6 +506,7 @@ def main():
     test_circles_in_tools(process)
     test_lengths_in_calls(process)
     test_masks(process)
+    test_readings(process, sys.argv[2])
     test_schema_walks(process, walks)
     test_tool_walks(process, walks)
     test_hostile(process)

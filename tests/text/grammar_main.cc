@@ -5,10 +5,12 @@
 //   {"tools": [...], "walks": N, "seed": K}  -> {"walks": [{"text", "calls": [...]}...], ...}
 //   {"schema": S, "at": [text...]}           -> {"at": [{"mask_us", "allowed", "wrong":
 //   [token...]}...]}
+//   {"schema": S, "at": [text...], "tokens": [text...]} -> {"at": [{..., "takes": [bool...]}...]}
 //
-// "wrong" are the tokens of whose mask bit a matcher, given the token, says otherwise: all tokens
-// that hold '"', '<' or '>', and every 37th other. A walk draws random tokens among those allowed
-// until the end comes; what has not ended after `steps` tokens is left out.
+// "takes" are the mask's bits of these tokens. "wrong" are the tokens of whose mask bit a matcher,
+// given the token, says otherwise: all tokens that hold '"', '<' or '>', and every 37th other. A
+// walk draws random tokens among those allowed until the end comes; what has not ended after
+// `steps` tokens is left out.
 
 #include <time.h>
 
@@ -63,7 +65,7 @@ class Probe {
     if (asked.contains("texts")) out["accepts"] = accepts(*compiled, asked["texts"]);
     if (asked.contains("at"))
       for (const Json& prefix : asked["at"])
-        out["at"].push_back(look(*compiled, prefix.get<std::string>(), asked.value("check", true)));
+        out["at"].push_back(look(*compiled, prefix.get<std::string>(), asked));
     if (asked.contains("walks")) walk(asked, *compiled, out);
     return out;
   }
@@ -95,7 +97,9 @@ class Probe {
     return out;
   }
 
-  Json look(const std::shared_ptr<const Grammar>& grammar, const std::string& text, bool check) {
+  Json look(const std::shared_ptr<const Grammar>& grammar, const std::string& text,
+            const Json& asked) {
+    const bool check = asked.value("check", true);
     GrammarMatcher matcher(grammar);
     if (!matcher.accept_text(text)) return Json{{"error", "not a beginning"}};
     std::vector<uint32_t> words(mask_words(tags_->ids()));
@@ -119,7 +123,13 @@ class Probe {
       other.accept_text(text);
       if (other.accept(id) != bit) wrong.push_back(std::string(tokenizer_->bytes(id)));
     }
-    return Json{{"mask_us", times[10]}, {"allowed", allowed}, {"wrong", std::move(wrong)}};
+    Json out{{"mask_us", times[10]}, {"allowed", allowed}, {"wrong", std::move(wrong)}};
+    if (asked.contains("tokens"))
+      for (const Json& token : asked["tokens"]) {
+        const TokenId id = tokenizer_->id_of(token.get<std::string>());
+        out["takes"].push_back(id >= 0 && has(words, id));
+      }
+    return out;
   }
 
   void walk(const Json& asked, const std::shared_ptr<const Grammar>& grammar, Json& out) {

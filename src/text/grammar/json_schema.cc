@@ -902,6 +902,7 @@ Result<Language> SchemaGrammar::string_body(const std::string& regex, Spelling s
     return Language();
   }
   limit.patterned = true;
+  limit.pattern = regex;
   return Language(regex_terminal(*text));
 }
 

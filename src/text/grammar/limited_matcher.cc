@@ -6,13 +6,13 @@
 #include <xgrammar/xgrammar.h>
 
 #include <algorithm>
-#include <bit>
 #include <optional>
 #include <unordered_map>
 #include <unordered_set>
 #include <utility>
 
-#include "text/grammar/remaining_lengths.h"
+#include "base/log.h"
+#include "text/grammar/pattern_tokens.h"
 
 namespace m2::text {
 
@@ -41,10 +41,11 @@ struct LimitedGrammar::Tables {
   Result<void> fill();
   Result<void> find_rules();
   void find_closes();
-  Result<void> find_remaining();
+  Result<void> find_patterns();
+  Result<void> find_pattern(size_t limit);
   void find_ids();
-  // So many characters any text of the limit may have, whatever they are.
-  int64_t surely(size_t limit) const;
+  std::vector<int32_t> accepted_by(const AdaptiveTokenMask& mask) const;
+  bool may_hold(size_t limit, std::string_view begun) const;
   std::vector<int32_t> suspects() const;
   void find_doubts();
   void find_endings();
@@ -58,13 +59,12 @@ struct LimitedGrammar::Tables {
   std::vector<int16_t>
       close_of_state;          // by state: the limit whose text ends right before it, or -1
   std::vector<int32_t> rules;  // by limit
-  std::vector<std::optional<RemainingLengths>> remaining;  // by limit, of those with a pattern
+  std::vector<std::unique_ptr<PatternTokens>> patterns;  // by limit; null: it has none
   bool any_patterned = false;
   std::unordered_map<int32_t, Doubts> doubts;  // by state
   // By limit: tokens that can end its text before their own end, and be within it as well.
   std::vector<std::vector<int32_t>> endings;
-  std::vector<uint32_t> all;         // the mask of the sorted vocabulary
-  std::vector<int32_t> index_of_id;  // in the sorted vocabulary
+  std::vector<uint32_t> all;  // the mask of the sorted vocabulary
 };
 
 // xgrammar's Earley parser with lengths: a byte is not offered to a state whose text would become
@@ -77,8 +77,7 @@ class LimitedParser : private xgrammar::EarleyParser {
       : EarleyParser(tables.compiled->grammar, initial),
         tables_(tables),
         counts_(1),
-        scratch_(tables.all.size()),
-        unsure_(tables.all.size()) {}
+        scratch_(tables.all.size()) {}
 
   void fill(std::span<uint32_t> words);
   // As many bytes as may come; how many.
@@ -97,15 +96,15 @@ class LimitedParser : private xgrammar::EarleyParser {
   std::optional<int64_t> room(const ParserState& state) const;
   void add_taken(const ParserState& state, std::span<uint32_t> words);
   void find_accepted(const AdaptiveTokenMask& mask);
-  void find_unsure(const ParserState& state, int64_t left);
+  void add_patterned(const ParserState& state, const PatternTokens& pattern,
+                     std::span<uint32_t> words);
   void add_tried(const ParserState& state, std::span<const int32_t> indices,
                  std::span<uint32_t> words);
 
   const Tables& tables_;
   std::vector<CharacterCount> counts_;  // by row of the parser
   // Scratch of fill():
-  std::vector<uint32_t> scratch_, unsure_;
-  std::vector<int32_t> unsure_indices_;  // tokens that a state takes as far as its pattern goes
+  std::vector<uint32_t> scratch_;
   std::vector<ParserState> open_states_;
   bool ignores_lengths_ = false;
 };
@@ -166,10 +165,10 @@ bool LimitedParser::may_complete(const ParserState& state) const {
 // Whether the text of this state, by its pattern, can still end within its lengths.
 bool LimitedParser::may_stand(const ParserState& state) const {
   const int16_t limit = tables_.limit_of_rule[static_cast<size_t>(state.rule_id)];
-  if (limit < 0 || !tables_.remaining[static_cast<size_t>(limit)]) return true;
+  if (limit < 0 || !tables_.patterns[static_cast<size_t>(limit)]) return true;
   const CountedAs as = tables_.limits[static_cast<size_t>(limit)].as;
-  return tables_.remaining[static_cast<size_t>(limit)]->can_end(
-      state.element_id, counts_.back().escape, length(state, as));
+  const RemainingLengths& lengths = tables_.patterns[static_cast<size_t>(limit)]->lengths();
+  return lengths.can_end(lengths.node(state.element_id, counts_.back().escape), length(state, as));
 }
 
 bool LimitedParser::advance(uint8_t byte) {
@@ -256,34 +255,23 @@ void LimitedParser::find_accepted(const AdaptiveTokenMask& mask) {
   }
 }
 
-// Of the tokens in scratch_, leaves those after which this text, with room for `left` characters,
-// can end for sure; those after which it might, go to unsure_indices_.
-void LimitedParser::find_unsure(const ParserState& state, int64_t left) {
+// Where a pattern says too what may come.
+void LimitedParser::add_patterned(const ParserState& state, const PatternTokens& pattern,
+                                  std::span<uint32_t> words) {
   const auto limit = static_cast<size_t>(tables_.limit_of_rule[static_cast<size_t>(state.rule_id)]);
-  const CountedAs as = tables_.limits[limit].as;
-  const int64_t now = length(state, as);
-  const int64_t safe = tables_.remaining[limit]->safe_until(now) - now;
-  if (safe >= std::min(left, tables_.tokens->longest())) return;
-  std::ranges::copy(scratch_, unsure_.begin());
-  tables_.tokens->keep_up_to(left, as, counts_.back(), unsure_);
-  if (safe < 0)
-    std::ranges::fill(scratch_, 0u);
-  else
-    tables_.tokens->keep_up_to(safe, as, counts_.back(), scratch_);
-  for (size_t w = 0; w < unsure_.size(); ++w)
-    for (uint32_t bits = unsure_[w] & ~scratch_[w]; bits != 0; bits &= bits - 1)
-      unsure_indices_.push_back(
-          tables_.index_of_id[w * 32 + static_cast<size_t>(std::countr_zero(bits))]);
-  std::ranges::sort(unsure_indices_);
+  const int32_t node = pattern.lengths().node(state.element_id, counts_.back().escape);
+  pattern.fill(node, length(state, tables_.limits[limit].as), words);
+  if (const auto leaving = pattern.leaving(node); !leaving.empty())
+    add_tried(state, leaving, words);
 }
 
 void LimitedParser::add_taken(const ParserState& state, std::span<uint32_t> words) {
-  find_accepted(tables_.compiled->adaptive_token_mask_cache.find(state)->second);
   const int16_t limit = tables_.limit_of_rule[static_cast<size_t>(state.rule_id)];
-  const int64_t left = room(state).value_or(TextLimit::kAny);
-  unsure_indices_.clear();
-  if (limit >= 0 && tables_.remaining[static_cast<size_t>(limit)]) find_unsure(state, left);
-  if (left < tables_.tokens->longest())
+  if (limit >= 0)
+    if (const auto& pattern = tables_.patterns[static_cast<size_t>(limit)])
+      return add_patterned(state, *pattern, words);
+  find_accepted(tables_.compiled->adaptive_token_mask_cache.find(state)->second);
+  if (const int64_t left = room(state).value_or(TextLimit::kAny); left < tables_.tokens->longest())
     tables_.tokens->keep_up_to(left, tables_.limits[static_cast<size_t>(limit)].as, counts_.back(),
                                scratch_);
   if (const auto found = tables_.doubts.find(state.element_id); found != tables_.doubts.end())
@@ -293,7 +281,6 @@ void LimitedParser::add_taken(const ParserState& state, std::span<uint32_t> word
   const auto ids = static_cast<int>(tables_.tokens->ids());
   xgrammar::DynamicBitset taken(ids, words.data());
   taken |= xgrammar::DynamicBitset(ids, scratch_.data());
-  if (!unsure_indices_.empty()) add_tried(state, unsure_indices_, words);
 }
 
 // Tries those of the tokens, given in order, that no state took yet. Tokens that begin alike share
@@ -393,7 +380,7 @@ bool LimitedGrammar::Tables::takes(const AdaptiveTokenMask& mask, int32_t index)
 Result<void> LimitedGrammar::Tables::fill() {
   M2_TRY_VOID(find_rules());
   find_closes();
-  M2_TRY_VOID(find_remaining());
+  M2_TRY_VOID(find_patterns());
   find_ids();
   find_doubts();
   find_endings();
@@ -434,32 +421,63 @@ void LimitedGrammar::Tables::find_closes() {
   }
 }
 
-Result<void> LimitedGrammar::Tables::find_remaining() {
-  remaining.resize(limits.size());
-  for (size_t i = 0; i < limits.size(); ++i) {
-    if (!limits[i].patterned) continue;
-    any_patterned = true;
-    remaining[i].emplace(compiled->grammar, rules[i], limits[i]);
-    if (!remaining[i]->satisfiable())
-      return fail(Code::invalid_argument,
-                  "Not a grammar that can be satisfied: a pattern and the lengths beside it (of a "
-                  "JSON schema: 'pattern' and 'minLength' or 'maxLength') exclude each other.");
-  }
+Result<void> LimitedGrammar::Tables::find_patterns() {
+  patterns.resize(limits.size());
+  for (size_t i = 0; i < limits.size(); ++i)
+    if (limits[i].patterned) M2_TRY_VOID(find_pattern(i));
   return {};
+}
+
+Result<void> LimitedGrammar::Tables::find_pattern(size_t limit) {
+  any_patterned = true;
+  const auto refuse = [&](const Error& why) {
+    return fail(why.code, "The pattern '{}' beside 'minLength' or 'maxLength' is refused: {}.",
+                printable(limits[limit].pattern, 80), why.text);
+  };
+  auto lengths =
+      RemainingLengths::make(compiled->grammar, rules[limit], limits[limit],
+                             std::min<int64_t>(tokens->longest(), TokenCharacters::kMany));
+  if (!lengths) return refuse(lengths.error());
+  auto pattern =
+      std::make_unique<PatternTokens>(std::move(*lengths), limits[limit].as, vocabulary(), tokens);
+  for (const auto& [key, mask] : compiled->adaptive_token_mask_cache) {
+    if (key.rule_id != rules[limit]) continue;
+    for (uint8_t escape = 0; escape < CharacterCount::kEscapes; ++escape)
+      if (const int32_t node = pattern->lengths().node(key.element_id, escape);
+          node >= 0 && !pattern->knows(node))
+        if (!pattern->add(node, accepted_by(mask)))
+          return refuse(fail(Code::resource_exhausted,
+                             "texts can be read in too many ways for their lengths to be told"));
+  }
+  pattern->finish();
+  patterns[limit] = std::move(pattern);
+  return {};
+}
+
+// In order.
+std::vector<int32_t> LimitedGrammar::Tables::accepted_by(const AdaptiveTokenMask& mask) const {
+  if (mask.store_type == AdaptiveTokenMask::StoreType::kAccepted) return mask.accepted_indices;
+  std::vector<int32_t> out;
+  for (int32_t index = 0; index < static_cast<int32_t>(vocabulary().size()); ++index)
+    if (takes(mask, index)) out.push_back(index);
+  return out;
 }
 
 void LimitedGrammar::Tables::find_ids() {
   all.resize((tokens->ids() + 31) / 32);
-  index_of_id.assign(tokens->ids(), -1);
-  for (size_t index = 0; index < vocabulary().size(); ++index) {
-    const int32_t id = vocabulary()[index].first;
-    set(all, id);
-    index_of_id[static_cast<size_t>(id)] = static_cast<int32_t>(index);
-  }
+  for (const auto& [id, text] : vocabulary()) set(all, id);
 }
 
-int64_t LimitedGrammar::Tables::surely(size_t limit) const {
-  return remaining[limit] ? remaining[limit]->safe_until(0) : limits[limit].most;
+// Whether a text of the limit may begin so; of one that ended before, nothing is known.
+bool LimitedGrammar::Tables::may_hold(size_t limit, std::string_view begun) const {
+  CharacterCount count;
+  count.add(begun);
+  if (!patterns[limit]) return count.of(limits[limit].as) <= limits[limit].most;
+  const RemainingLengths& lengths = patterns[limit]->lengths();
+  RemainingLengths::Nodes nodes = {lengths.start()};
+  for (const char byte : begun) nodes = lengths.step(nodes, static_cast<uint8_t>(byte));
+  return std::ranges::any_of(
+      nodes, [&](int32_t node) { return lengths.can_end(node, count.of(limits[limit].as)); });
 }
 
 // Tokens that could enter a limited text and hold too much of it, or end it too early.
@@ -471,10 +489,10 @@ std::vector<int32_t> LimitedGrammar::Tables::suspects() const {
            at = text.find(limits[i].open, at + 1)) {
         const TextLimit& limit = limits[i];
         const std::string_view inside = text.substr(at + 1);
-        CharacterCount count;
-        count.add(inside);
-        if (count.of(limit.as) > surely(i)) return true;
-        if (limit.least > 0 && inside.find(limit.close[0]) != std::string_view::npos) return true;
+        if (!may_hold(i, inside)) return true;
+        if ((limit.least > 0 || limit.patterned) &&
+            inside.find(limit.close[0]) != std::string_view::npos)
+          return true;
       }
     return false;
   };
@@ -541,7 +559,7 @@ Result<std::unique_ptr<const LimitedGrammar>> LimitedGrammar::make(
 
 size_t LimitedGrammar::bytes() const {
   size_t out = 0;
-  for (const auto& one : tables_->remaining) out += one ? one->bytes() : 0;
+  for (const auto& one : tables_->patterns) out += one ? one->bytes() : 0;
   return out;
 }
 

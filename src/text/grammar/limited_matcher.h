@@ -25,12 +25,14 @@ class LimitedParser;
 // a counted text is taken while its characters fit: a mask by number of characters. A token that
 // enters one may hold too much or too little of it: such tokens are few, and found here, once. A
 // token that leaves one is among those that are tried, and is tried with the lengths in force.
-// Where a pattern holds the counted text too, tokens are taken by number of characters up to where
-// some end of it might be out of reach (RemainingLengths), and tried beyond.
+// Where a pattern holds the counted text too, it is known for every token what places of the
+// pattern it leads to, and from which lengths those can end (PatternTokens): again masks, none is
+// tried.
 class LimitedGrammar {
  public:
   // `tokens` of the vocabulary it was compiled for. Errors: invalid_argument (no text fits both its
-  // pattern and its lengths), internal (a rule with a length is not in the compiled grammar).
+  // pattern and its lengths), resource_exhausted (a pattern of too many readings), internal (a rule
+  // with a length is not in the compiled grammar).
   static Result<std::unique_ptr<const LimitedGrammar>> make(
       const xgrammar::CompiledGrammar& compiled, std::vector<TextLimit> limits,
       std::shared_ptr<const TokenCharacters> tokens);

@@ -1,9 +1,12 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
+#include "base/result.h"
 #include "text/grammar/text_limits.h"
 
 namespace xgrammar {
@@ -12,48 +15,67 @@ class Grammar;
 
 namespace m2::text {
 
-// For a text that must fit a pattern and lengths at once: after how many more characters it may
-// end, at every state of the pattern's automaton. Immutable.
+// For a text that must fit a pattern and lengths at once: at which lengths it can still be finished
+// from every node of the pattern's automaton. A node is a state of it within an escape or outside.
+// Immutable.
 class RemainingLengths {
  public:
+  using Nodes = std::vector<int32_t>;       // ascending
+  using Words = std::vector<uint64_t>;      // bit n of word n / 64: a length of n characters
   static constexpr int64_t kMost = 10'000;  // finite bounds of the limit, at most
 
-  // `rule` of an optimized grammar, whose body is one Regex().
-  RemainingLengths(const xgrammar::Grammar& grammar, int32_t rule, const TextLimit& limit);
+  // `rule` of an optimized grammar, whose body is one Regex(). Errors: resource_exhausted (nodes
+  // times lengths are too many to be judged), invalid_argument (no text fits both).
+  static Result<RemainingLengths> make(const xgrammar::Grammar& grammar, int32_t rule,
+                                       const TextLimit& limit, int64_t longest_token);
 
-  // Whether a text at this state that has `length` characters, and of the last one what `escape`
-  // says (CharacterCount), can still become one within the limit.
-  bool can_end(int32_t state, uint8_t escape, int64_t length) const;
-  // A text of `length` characters can end wherever it gets to with up to so many in all. Less than
-  // `length`: it may be beyond hope already.
-  int64_t safe_until(int64_t length) const;
-  // Whether any text fits both.
-  bool satisfiable() const { return can_end(start_, 0, 0); }
+  // The node of a state of the automaton, of the last character what `escape` says
+  // (CharacterCount); -1: no text gets there.
+  int32_t node(int32_t state, uint8_t escape) const;
+  int32_t start() const { return start_; }
+  int32_t state_of(int32_t node) const { return names_[static_cast<size_t>(node)].first; }
+  uint8_t escape_of(int32_t node) const { return names_[static_cast<size_t>(node)].second; }
+  size_t nodes() const { return names_.size(); }
+
+  // The nodes that this byte leads to.
+  Nodes step(const Nodes& from, uint8_t byte) const;
+
+  // Whether a text at this node that has `length` characters can still become one within the limit.
+  bool can_end(int32_t node, int64_t length) const;
+  // The lengths at which a text can that is at any of these nodes.
+  Words lengths(const Nodes& nodes) const;
+  // Of a text of `length` characters: bit n says whether `lengths` hold n more, as far as a token
+  // goes. Writes all of `out` [window_words()].
+  void window(const Words& lengths, int64_t length, std::span<uint64_t> out) const;
+  size_t window_words() const { return static_cast<size_t>(longest_ / 64 + 1); }
+
   size_t bytes() const;
 
  private:
-  // A state of the automaton within an escape.
-  using Nodes = std::vector<int32_t>;
-  struct Ways {
-    std::vector<Nodes> same,
-        next;  // by node: where no character begins on the way, and where one does
+  struct Edge {
+    uint8_t first, last;  // bytes
+    bool begins;          // a character, all of them
+    int32_t to;
   };
-  using Words = std::vector<uint64_t>;
 
-  Ways find_nodes(const xgrammar::Grammar& grammar, int32_t rule);
-  int32_t node(int32_t state, uint8_t escape, std::vector<std::pair<int32_t, uint8_t>>& nodes);
-  void find_ends(const Nodes& ends, const Ways& back);
-  void find_safe(const Ways& ways);
-  bool node_can_end(int32_t node, int64_t length) const;
+  RemainingLengths(const TextLimit& limit, int64_t longest_token);
+  int32_t add_node(int32_t state, uint8_t escape);
+  bool find_nodes(const xgrammar::Grammar& grammar, int32_t rule);
+  void add_edges(int32_t from, uint8_t first, uint8_t last, int32_t state);
+  bool find_closures();
+  void find_lengths(const xgrammar::Grammar& grammar, int32_t rule);
+  size_t length_words() const { return static_cast<size_t>((counted_ + longest_) / 64 + 2); }
 
-  const bool in_json_;
-  const int64_t least_, most_;
-  const int64_t
-      counted_;  // characters told apart; where `most` is any, this many stands for more too
+  bool in_json_;
+  int64_t least_, most_;
+  int64_t counted_;  // characters told apart; where `most` is any, this many stands for more too
+  int64_t longest_;
   int32_t start_ = 0;
-  std::unordered_map<int64_t, int32_t> nodes_;
-  std::vector<Words> ends_;          // by node: bit n, it may end after n more
-  std::vector<int64_t> safe_until_;  // by length
+  std::unordered_map<int64_t, int32_t> by_name_;
+  std::vector<std::pair<int32_t, uint8_t>> names_;  // by node
+  std::vector<std::vector<Edge>> edges_;            // by node
+  std::vector<Nodes> free_;                         // by node: where no byte is needed, itself too
+  std::vector<Words> can_end_;                      // by node
 };
 
 }  // namespace m2::text

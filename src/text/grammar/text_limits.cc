@@ -9,8 +9,6 @@
 namespace m2::text {
 namespace {
 
-constexpr size_t kFew = 24;  // characters: most tokens have fewer, the rest are cleared one by one
-
 bool is_continuation(unsigned char byte) {
   return (byte & 0xC0) == 0x80;
 }
@@ -126,7 +124,7 @@ TokenCharacters::TokenCharacters(const std::vector<std::string>& texts,
     for (const std::string& text : texts_) {
       CharacterCount characters{.escape = static_cast<uint8_t>(i + 1)};
       characters.add(text);
-      within_escape_[i].push_back(static_cast<uint8_t>(std::min(characters.json, 255)));
+      within_escape_[i].push_back(static_cast<uint8_t>(std::min<int32_t>(characters.json, kMany)));
     }
 }
 
@@ -142,6 +140,7 @@ void TokenCharacters::count(CountedAs as) {
   Counts& counts = counts_[static_cast<size_t>(as)];
   counts.up_to.resize(kFew, std::vector<uint32_t>((texts_.size() + 31) / 32));
   for (size_t id = 0; id < texts_.size(); ++id) {
+    counts.all.push_back(static_cast<uint8_t>(std::min<int32_t>(all[id], kMany)));
     for (auto most = static_cast<size_t>(all[id]); most < kFew; ++most) set(counts.up_to[most], id);
     if (all[id] >= static_cast<int32_t>(kFew)) counts.longer.push_back(static_cast<int32_t>(id));
   }

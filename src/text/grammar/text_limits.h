@@ -32,6 +32,7 @@ struct TextLimit {
   // Whether the body, a Regex() then, says where a text may end or go on. Else it may end after any
   // of its characters, and go on after any.
   bool patterned = false;
+  std::string pattern = {};  // as it was sent, for errors
   char open = '"';
   std::string close = "\"";
 };
@@ -64,6 +65,8 @@ Utf8Phase utf8_after(Utf8Phase phase, std::string_view bytes);
 
 // Characters counted from the beginning of a text on.
 struct CharacterCount {
+  static constexpr uint8_t kEscapes = 6;  // values of `escape`
+
   int32_t code_points = 0, json = 0;
   uint8_t escape = 0;  // 0: outside an escape; 1: after its '\'; n: n - 1 hex digits are due
 
@@ -88,6 +91,19 @@ class TokenCharacters {
   // `from.escape` says.
   void keep_up_to(int64_t most, CountedAs as, const CharacterCount& from,
                   std::span<uint32_t> words) const;
+  // The mask of the tokens in which at most so many characters begin, read from outside an escape.
+  // `most` below kFew.
+  std::span<const uint32_t> up_to(int64_t most, CountedAs as) const {
+    return counts_[static_cast<size_t>(as)].up_to[static_cast<size_t>(most)];
+  }
+  static constexpr size_t kFew = 24;  // characters: most tokens have fewer
+  // By id: characters that begin in the token, read from where `escape` says, kMany for so many or
+  // more.
+  std::span<const uint8_t> characters(CountedAs as, uint8_t escape) const {
+    if (as == CountedAs::json_characters && escape != 0) return within_escape_[escape - 1u];
+    return counts_[static_cast<size_t>(as)].all;
+  }
+  static constexpr uint8_t kMany = 255;
   // No token holds more characters.
   int64_t longest() const { return longest_; }
 
@@ -96,6 +112,7 @@ class TokenCharacters {
 
  private:
   struct Counts {
+    std::vector<uint8_t> all;                  // by id, kMany for more
     std::vector<std::vector<uint32_t>> up_to;  // masks, by count; as many as kFew
     std::vector<int32_t> longer;               // the other tokens, those of most characters first
     std::vector<int32_t> of_longer;            // their counts
@@ -106,7 +123,7 @@ class TokenCharacters {
   std::vector<std::string> texts_;
   std::array<std::vector<uint32_t>, 8> well_formed_;  // masks, by phase
   std::array<Counts, 2> counts_;
-  // JSON characters that begin in each token, 255 for more, by CharacterCount::escape less one.
+  // JSON characters that begin in each token, kMany for more, by CharacterCount::escape less one.
   std::array<std::vector<uint8_t>, 5> within_escape_;
   int64_t longest_ = 0;
 };
