@@ -777,6 +777,54 @@ class EngineFaults(EngineProcesses):
         for _ in range(10):
             self.test_a_front_alone_tells_of_lost_engines()
 
+    def test_any_process_of_any_arrangement(self):
+        """Whichever is lost, and however: the others end by themselves, and so do their streams."""
+        for kind, shape, flags in (
+                ("nodes", 2, ["-tp", 4]), ("nodes", 2, ["-dp", 4, "-ep"]),
+                ("nodes", 2, ["-dp", 2, "-tp", 4, "-ep"]), ("nodes", 4, ["-dp", 2, "-tp", 2, "-ep"]),
+                ("headless", [1, 1], []), ("headless", [2, 2], ["-ep"]),
+                ("headless", [0, 2], ["-tp", 2]), ("headless", [0, 2, 1], ["-ep"]),
+                ("headless", [1, 2], ["-ep", "--all2all-backend", "pplx"]),
+                ("headless", [1, 1], ["-tp", 2, "-ep"]), ("ports", 3, ["-ep"])):
+            count = len(shape) if kind == "headless" else shape
+            for victim in range(count):
+                for how in (signal.SIGKILL, signal.SIGSTOP):
+                    with self.subTest((kind, shape, flags, victim, how)):
+                        self.lose_one(kind, shape, flags, victim, how)
+
+    def lose_one(self, kind, shape, flags, victim, how):
+        flags = [*flags, "--rank-deadline-seconds", 2]
+        with self.started(kind, shape, flags) as (servers, processes):
+            streams = [Stream(server) for server in servers for _ in range(3)]
+            for stream in streams:
+                self.assertTrue(stream.begun.wait(20))
+            processes[victim].send_signal(how)
+            others = processes[:victim] + processes[victim + 1:]
+            until = time.monotonic() + 12
+            try:
+                codes = [process.wait(timeout=max(0.1, until - time.monotonic()))
+                         for process in others]
+            finally:
+                processes[victim].send_signal(signal.SIGCONT)
+            self.assertEqual(codes, [1] * len(others))
+            self.assertNotEqual(processes[victim].wait(timeout=10), 0)
+            for stream in streams:
+                stream.join(5)
+                self.assertIsNotNone(stream.ended)
+
+    @contextlib.contextmanager
+    def started(self, kind, shape, flags):
+        """The servers and all processes, those of the servers first."""
+        if kind == "ports":
+            common = ["--data-parallel-rpc-port", free_port(), "-dp", shape, *flags]
+            with Servers(self.model, [[*common, "-dpn", i] for i in range(shape)]) as servers:
+                yield servers, [server.process for server in servers]
+            return
+        others = (Headless(self.model, shape, flags) if kind == "headless" else
+                  Followers(self.model, flags, count=shape))
+        with others, Server(self.model, *others.flags) as server:
+            yield [server], [server.process, *others.processes]
+
 
 def load_tests(loader, _, __):
     """All but the long ones, unless they are named."""
