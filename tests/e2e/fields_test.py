@@ -178,8 +178,8 @@ class Texts(ServerCase):
                  "can be counted.", "structured_outputs"),
                 ({"response_format": schema({"type": "string", "pattern": "^(ab)*$",
                                              "minLength": 1, "maxLength": 1})},
-                 "Not a grammar that can be satisfied: a pattern and the lengths beside it (of a JSON "
-                 "schema: 'pattern' and 'minLength' or 'maxLength') exclude each other.",
+                 "The pattern '^(ab)*$' beside 'minLength' or 'maxLength' is refused: it and the "
+                 "lengths beside it exclude each other.",
                  "response_format"),
                 ({"tools": tools({"anyOf": [a, {"type": "string"}]})},
                  "The parameter 'x' of the tool 'f': The JSON schema has a circle: its '$ref' to "
