@@ -13,7 +13,7 @@
 #include "app/chat.h"
 #include "app/completion.h"
 #include "app/config.h"
-#include "app/doctor.h"
+#include "app/doctor/doctor.h"
 #include "app/environment.h"
 #include "app/eval/eval.h"
 #include "app/inspect.h"
@@ -232,7 +232,7 @@ Result<void> man(const Words&) {
 
 Result<void> check_machine(const Words& words) {
   M2_TRY(const Values values, parse_command_line(doctor_command(), words, environment_variable));
-  return doctor(values);
+  return run_doctor(values);
 }
 
 void print_overview() {

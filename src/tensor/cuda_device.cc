@@ -77,6 +77,34 @@ bool reach(Device from, Device to) {
   return status == cudaErrorPeerAccessAlreadyEnabled;
 }
 
+int count() {
+  int gpus = 0;
+  return cudaGetDeviceCount(&gpus) == cudaSuccess ? gpus : 0;
+}
+
+std::string driver_version() {
+  int version = 0;
+  if (cudaDriverGetVersion(&version) != cudaSuccess || version == 0) return "";
+  return fmt::format("{}.{}", version / 1000, version % 1000 / 10);
+}
+
+DeviceLink link(Device from, Device to) {
+  const auto ask = [&](cudaDeviceP2PAttr attribute) {
+    int value = 0;
+    require(cudaDeviceGetP2PAttribute(&value, attribute, from.index, to.index),
+            "asking how GPUs reach another");
+    return value != 0;
+  };
+  return {ask(cudaDevP2PAttrAccessSupported), ask(cudaDevP2PAttrNativeAtomicSupported)};
+}
+
+void copy_between(const Exec& exec, Device to_device, void* to, Device from_device,
+                  const void* from, int64_t bytes) {
+  require(cudaMemcpyPeerAsync(to, to_device.index, from, from_device.index,
+                              static_cast<size_t>(bytes), stream_of(exec)),
+          "copying between GPUs");
+}
+
 void* allocate(Device device, int64_t bytes) {
   require(cudaSetDevice(device.index), "choosing the GPU");
   void* memory = nullptr;

@@ -11,6 +11,11 @@ Result<void> check(Device device);
 void use(Device device);
 DeviceMemory memory(Device device);
 bool reach(Device from, Device to);
+int count();
+std::string driver_version();
+DeviceLink link(Device from, Device to);
+void copy_between(const Exec& exec, Device to_device, void* to, Device from_device,
+                  const void* from, int64_t bytes);
 
 void* allocate(Device device, int64_t bytes);
 void free(Device device, void* memory);

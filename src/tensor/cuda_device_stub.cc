@@ -26,6 +26,18 @@ DeviceMemory memory(Device) {
 bool reach(Device, Device) {
   no_cuda();
 }
+int count() {
+  return 0;
+}
+std::string driver_version() {
+  return "";
+}
+DeviceLink link(Device, Device) {
+  no_cuda();
+}
+void copy_between(const Exec&, Device, void*, Device, const void*, int64_t) {
+  no_cuda();
+}
 void* allocate(Device, int64_t) {
   no_cuda();
 }

@@ -27,6 +27,25 @@ bool reach_device(Device from, Device to) {
   return from == to || cuda_device::reach(from, to);
 }
 
+int gpu_count() {
+  return cuda_device::count();
+}
+
+std::string driver_version() {
+  return cuda_device::driver_version();
+}
+
+DeviceLink device_link(Device from, Device to) {
+  M2_CHECK(on_gpu(from) && on_gpu(to), "only GPUs have memory of their own");
+  return cuda_device::link(from, to);
+}
+
+void copy_between(const Exec& exec, Device to_device, void* to, Device from_device,
+                  const void* from, int64_t bytes) {
+  M2_CHECK(on_gpu(to_device) && on_gpu(from_device), "only GPUs have memory of their own");
+  cuda_device::copy_between(exec, to_device, to, from_device, from, bytes);
+}
+
 DeviceMemory device_memory(Device device) {
   M2_CHECK(on_gpu(device), "only a GPU's memory is its own");
   return cuda_device::memory(device);

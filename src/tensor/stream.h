@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <string>
 
 #include "base/result.h"
 #include "tensor/exec.h"
@@ -23,6 +24,22 @@ void use_device(Device device);
 // Lets work of GPU `from` read and write memory of GPU `to`; false if the machine does not. At once
 // or later allocated.
 bool reach_device(Device from, Device to);
+
+// GPUs that the driver shows; 0 without one, or in a build without GPUs.
+int gpu_count();
+// The CUDA version that the driver is for, as "13.0"; empty without a driver.
+std::string driver_version();
+
+// How GPU `from` reaches memory of GPU `to`: directly, or through the host; and whether with atomic
+// operations too, as over NVLink and not over PCIe.
+struct DeviceLink {
+  bool direct = false;
+  bool atomics = false;
+};
+DeviceLink device_link(Device from, Device to);
+// Copies between the memory of two GPUs. Asynchronous, ordered by exec.stream.
+void copy_between(const Exec& exec, Device to_device, void* to, Device from_device,
+                  const void* from, int64_t bytes);
 
 // Bytes of device memory: free now, and in all. Only for GPUs.
 struct DeviceMemory {

@@ -66,7 +66,8 @@ void reference(const Place& place, std::vector<uint8_t>& codes, std::vector<floa
           is_nan ? NAN : static_cast<float>(e4m3_value(codes[i]) * static_cast<double>(scale)));
       if (!is_nan) most = std::max(most, std::fabs(static_cast<double>(values.back())));
     }
-    scale = static_cast<float>(std::exp2(std::ceil(std::log2(most / 448))));
+    const auto divided = static_cast<double>(static_cast<float>(most / 448));
+    scale = static_cast<float>(std::exp2(std::ceil(std::log2(divided))));
     for (size_t m = 0; m < members.size(); ++m)
       if (!std::isnan(values[m]))
         codes[members[m]] = nearest_e4m3(static_cast<double>(values[m] * (1 / scale)));

@@ -8,6 +8,6 @@ namespace m2::app {
 const Command& doctor_command();
 
 // Prints one line for each check; an error if any of them failed.
-Result<void> doctor(const Values& values);
+Result<void> run_doctor(const Values& values);
 
 }  // namespace m2::app
