@@ -51,6 +51,18 @@ std::vector<int64_t> usual_sizes() {
   return out;
 }
 
+// What the log says of a mode that was asked for by name.
+std::string note_on(const std::string& mode) {
+  if (mode == "PIECEWISE")
+    return "cudagraph_mode PIECEWISE: every step is launched kernel by kernel, without graphs";
+  if (mode == "FULL" || mode == "FULL_AND_PIECEWISE")
+    return fmt::format(
+        "cudagraph_mode {}: decoding steps are recorded whole; steps with prompts are launched "
+        "kernel by kernel",
+        mode);
+  return "";
+}
+
 }  // namespace
 
 Result<Device> choose_device(const Values& values) {
@@ -94,8 +106,8 @@ Result<DType> read_kv_dtype(const Values& values) {
               name);
 }
 
-Result<std::vector<int64_t>> graph_sizes(const Values& values, int64_t max_num_seqs,
-                                         int64_t max_num_batched_tokens) {
+Result<GraphChoice> choose_graphs(const Values& values, int64_t max_num_seqs,
+                                  int64_t max_num_batched_tokens) {
   const Json config = values.json("compilation-config");
   M2_TRY(const std::string mode, graph_mode(values, config));
   int64_t largest = std::min({2 * max_num_seqs, kLargestGraph, max_num_batched_tokens});
@@ -120,16 +132,16 @@ Result<std::vector<int64_t>> graph_sizes(const Values& values, int64_t max_num_s
     M2_TRY(const int64_t most, positive(*given, "max_cudagraph_capture_size"));
     largest = std::min(most, max_num_batched_tokens);
   }
-  if (mode == "NONE") return std::vector<int64_t>();
-  if (mode == "PIECEWISE") {
-    log_warning("cudagraph_mode PIECEWISE: steps are launched kernel by kernel, without graphs");
-    return std::vector<int64_t>();
-  }
+  const bool asked = config.contains("cudagraph_mode") || values.given("optimization-level");
+  GraphChoice out;
+  if (asked) out.note = note_on(mode);
+  if (mode == "NONE" || mode == "PIECEWISE") return out;
   std::erase_if(sizes, [&](int64_t size) { return size > largest; });
   // No step decodes more sequences than run.
   const auto enough = std::ranges::lower_bound(sizes, max_num_seqs);
   if (enough != sizes.end()) sizes.erase(enough + 1, sizes.end());
-  return sizes;
+  out.sizes = std::move(sizes);
+  return out;
 }
 
 }  // namespace m2::app

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "app/options.h"
@@ -25,12 +26,22 @@ StepDefaults step_defaults(Device device);
 // --kv-cache-dtype: bf16 for auto and bfloat16, f8_e4m3 for fp8 and fp8_e4m3; all else is refused.
 Result<DType> read_kv_dtype(const Values& values);
 
-// Sizes of decoding steps to record, of --compilation-config {cudagraph_mode,
+// What is recorded as CUDA graphs, of --compilation-config {cudagraph_mode,
 // cudagraph_capture_sizes, max_cudagraph_capture_size}, -O and --enforce-eager (contract.md 5.1).
-// Ascending; the last is the first that holds max_num_seqs, or the largest allowed. Empty: none.
-// FULL, FULL_DECODE_ONLY and FULL_AND_PIECEWISE record decoding steps whole. Steps with prompts
-// are long compared with their launches and are never recorded, so PIECEWISE records nothing.
-Result<std::vector<int64_t>> graph_sizes(const Values& values, int64_t max_num_seqs,
-                                         int64_t max_num_batched_tokens);
+struct GraphChoice {
+  // Sizes of decoding steps to record whole. Ascending; the last is the first that holds
+  // max_num_seqs, or the largest allowed. Empty: none.
+  std::vector<int64_t> sizes;
+  // For the log: what the mode means here, where that is less than its name says.
+  std::string note;
+};
+
+// FULL, FULL_DECODE_ONLY and FULL_AND_PIECEWISE record decoding steps whole, attention and sampling
+// included. Steps with prompts are launched kernel by kernel in every mode: pieces between
+// attentions, as vLLM records them, would save host time that is hidden behind the step before, and
+// lose the kernels' overlap at two borders a layer (bench/results/notes.md). So PIECEWISE records
+// nothing.
+Result<GraphChoice> choose_graphs(const Values& values, int64_t max_num_seqs,
+                                  int64_t max_num_batched_tokens);
 
 }  // namespace m2::app

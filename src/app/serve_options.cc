@@ -166,8 +166,8 @@ constexpr Option kOptions[] = {
   {"stream-interval", "", "scheduler", integer, "1", "Tokens that a stream gathers before it sends them, after the first."},
 
   // execution
-  {"compilation-config", "-cc", "execution", json, "", "cudagraph_mode, cudagraph_capture_sizes and max_cudagraph_capture_size count; the rest is accepted."},
-  {"optimization-level", "-O", "execution", integer, "2", "0: no CUDA graphs, 1: PIECEWISE, 2 and 3: whole decoding steps; nothing is compiled."},
+  {"compilation-config", "-cc", "execution", json, "", "cudagraph_mode (FULL, FULL_DECODE_ONLY, FULL_AND_PIECEWISE: decoding steps are graphs; NONE, PIECEWISE: none are), cudagraph_capture_sizes and max_cudagraph_capture_size count; the rest is accepted."},
+  {"optimization-level", "-O", "execution", integer, "2", "0 and 1: no CUDA graphs, 2 and 3: whole decoding steps; nothing is compiled."},
   {"attention-backend", "", "execution", text, "", "Accepted; there is one attention per device."},
   {"moe-backend", "", "execution", text, "auto", "Accepted; there is one body of the experts per device."},
   {"structured-outputs-config", "", "execution", json, "", "Accepted; constrained output has one backend, xgrammar."},

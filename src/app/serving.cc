@@ -493,8 +493,10 @@ Result<void> Serving::make_models() {
   if (on_gpu()) {
     M2_TRY_VOID(check_gpu_memory());
     if (spread_.ranks_per_gpu == 1) {
-      M2_TRY(options.graph_sizes,
-             graph_sizes(values_, request.max_num_seqs, request.max_num_batched_tokens));
+      M2_TRY(GraphChoice graphs,
+             choose_graphs(values_, request.max_num_seqs, request.max_num_batched_tokens));
+      if (!graphs.note.empty()) log_info("{}", graphs.note);
+      options.graph_sizes = std::move(graphs.sizes);
     }
     request.padded_rows = options.graph_sizes.empty() ? 0 : options.graph_sizes.back();
     constexpr int64_t kGraphBytes = 300 << 20;  // a bound, not a measurement

@@ -21,13 +21,13 @@ Values parse(std::vector<std::string> words) {
 
 std::vector<int64_t> sizes(std::vector<std::string> words, int64_t seqs = 256,
                            int64_t tokens = 8192) {
-  const Result<std::vector<int64_t>> out = graph_sizes(parse(std::move(words)), seqs, tokens);
+  const Result<GraphChoice> out = choose_graphs(parse(std::move(words)), seqs, tokens);
   M2_CHECK(out.ok(), "{}", out.error().text);
-  return *out;
+  return out->sizes;
 }
 
 std::string error_of(std::vector<std::string> words) {
-  const auto out = graph_sizes(parse(std::move(words)), 256, 8192);
+  const auto out = choose_graphs(parse(std::move(words)), 256, 8192);
   return out.ok() ? "" : out.error().text;
 }
 
@@ -56,6 +56,27 @@ TEST(DeviceOptions, ModesInAnyCase) {
   EXPECT_EQ(sizes({"-O", "3"}, 4), (Sizes{1, 2, 4}));
   EXPECT_NE(error_of({"-cc.cudagraph_mode=SOME"}).find("\"SOME\" is none of NONE, PIECEWISE"),
             std::string::npos);
+}
+
+// The log says so where a mode means less than its name.
+TEST(DeviceOptions, ModesThatWereAskedForAreExplained) {
+  const auto note = [](std::vector<std::string> words) {
+    return choose_graphs(parse(std::move(words)), 4, 8192)->note;
+  };
+  for (const char* word : {"-cc.cudagraph_mode=piecewise", "-O1"})
+    EXPECT_EQ(note({word}),
+              "cudagraph_mode PIECEWISE: every step is launched kernel by kernel, without graphs");
+  EXPECT_EQ(note({"-cc.cudagraph_mode=FULL"}),
+            "cudagraph_mode FULL: decoding steps are recorded whole; steps with prompts are "
+            "launched kernel by kernel");
+  EXPECT_EQ(note({"-cc", R"({"cudagraph_mode": "FULL_AND_PIECEWISE"})"})
+                .find("cudagraph_mode FULL_AND_PIECEWISE: decoding steps are recorded whole"),
+            0u);
+  for (const std::vector<std::string>& words : {std::vector<std::string>{},
+                                                {"-cc.cudagraph_mode=FULL_DECODE_ONLY"},
+                                                {"-cc.cudagraph_mode=NONE"},
+                                                {"--enforce-eager"}})
+    EXPECT_EQ(note(words), "");
 }
 
 TEST(DeviceOptions, SizesOfOnesOwn) {

@@ -7,13 +7,11 @@
 #include <cmath>
 #include <cstdlib>
 #include <functional>
-#include <map>
-#include <mutex>
-#include <utility>
 
 #include "ops/cuda/attention/launch.h"
 #include "ops/cuda/experts/launch.h"
 #include "ops/cuda/kernels.h"
+#include "ops/cuda/launch_states.h"
 #include "ops/cuda/linear/launch.h"
 #include "ops/cuda/ops_cuda.h"
 
@@ -24,18 +22,27 @@ void cuda_failed(const char* what, const char* error) {
   std::abort();
 }
 
-void allow_shared(const void* kernel, int bytes) {
-  static std::mutex mutex;
-  static std::map<std::pair<const void*, int>, int> allowed;
+namespace {
+
+void check(cudaError_t status, const char* what) {
+  if (status != cudaSuccess) cuda_failed(what, cudaGetErrorString(status));
+}
+
+}  // namespace
+
+void prepare_kernel(const void* kernel, const LaunchNeeds& needs) {
+  static LaunchStates states;
   int device = 0;
-  cudaError_t status = cudaGetDevice(&device);
-  const std::lock_guard lock(mutex);
-  int& before = allowed[{kernel, device}];
-  if (bytes <= before) return;
-  if (status == cudaSuccess)
-    status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (status != cudaSuccess) cuda_failed("a kernel's shared memory", cudaGetErrorString(status));
-  before = bytes;
+  check(cudaGetDevice(&device), "asking for the current GPU");
+  states.require(kernel, device, needs, [&](const LaunchNeeds& all) {
+    const auto set = [&](cudaFuncAttribute attribute, int value) {
+      check(cudaFuncSetAttribute(kernel, attribute, value), "preparing a kernel");
+    };
+    if (all.shared_bytes > 0) set(cudaFuncAttributeMaxDynamicSharedMemorySize, all.shared_bytes);
+    set(cudaFuncAttributePreferredSharedMemoryCarveout,
+        all.through_l1 ? cudaSharedmemCarveoutDefault : cudaSharedmemCarveoutMaxShared);
+    if (all.wide_cluster) set(cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  });
 }
 
 namespace {

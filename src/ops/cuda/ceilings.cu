@@ -2,6 +2,7 @@
 // there.
 #include "ops/cuda/mma.cuh"
 #include "ops/cuda/tiles.cuh"
+#include "ops/cuda/wgmma16.cuh"
 
 namespace m2::ops::cuda {
 namespace {
@@ -35,8 +36,10 @@ __global__ void __launch_bounds__(512)
 
 constexpr int kMultiplyThreads = 256, kMultiplyBytes = (2 * 64 + 128) * 128;
 
-// Two warpgroups, each 64 x 128 x 32 e4m3 over and over, operands in shared memory.
-__global__ void __launch_bounds__(kMultiplyThreads) multiply_fp8_kernel(int steps, float* sink) {
+// Two warpgroups, each 64 x 128 and 128 bytes of the inner axis over and over, operands in shared
+// memory.
+template <bool kF8>
+__global__ void __launch_bounds__(kMultiplyThreads) multiply_wgmma_kernel(int steps, float* sink) {
   extern __shared__ uint8_t memory[];
   const uint32_t base = (shared_address(memory) + 1023) & ~1023u;
   auto* words = reinterpret_cast<uint32_t*>(memory + (base - shared_address(memory)));
@@ -50,8 +53,12 @@ __global__ void __launch_bounds__(kMultiplyThreads) multiply_fp8_kernel(int step
   float d[64] = {};
   for (int step = 0; step < steps; ++step) {
     wgmma_begin();
-    for (uint32_t k = 0; k < 4; ++k)
-      wgmma_64x128x32(d, operand(a + 32 * k), operand(b + 32 * k), true);
+    for (uint32_t k = 0; k < 4; ++k) {
+      if constexpr (kF8)
+        wgmma_64x128x32(d, operand(a + 32 * k), operand(b + 32 * k), true);
+      else
+        wgmma_64x128x16<false>(d, operand(a + 32 * k), operand(b + 32 * k), true);
+    }
     wgmma_finish();
   }
   float sum = 0;
@@ -59,7 +66,8 @@ __global__ void __launch_bounds__(kMultiplyThreads) multiply_fp8_kernel(int step
   if (sum == 0.1234f) *sink = sum;  // never mind: the products must not be dropped
 }
 
-// Eight warps, each 16 x 64 x 16 bf16 over and over, operands in registers.
+// Chips other than Hopper: eight warps, each 16 x 64 x 16 bf16 over and over, operands in
+// registers.
 __global__ void __launch_bounds__(kMultiplyThreads) multiply_bf16_kernel(int steps, float* sink) {
   uint32_t a[4], b[16];
   for (uint32_t i = 0; i < 4; ++i) a[i] = finite_bits(threadIdx.x * 4 + i);
@@ -86,10 +94,11 @@ int64_t launch_multiply(void* stream, bool fp8, int steps, float* sink) {
   LaunchShape shape{dim3(static_cast<unsigned>(multiprocessors() * 2)), dim3(kMultiplyThreads), 0,
                     1, false};
   const int64_t blocks = multiprocessors() * 2;
-  if (fp8) {
+  if (device_major() == 9) {
     shape.shared_bytes = kMultiplyBytes + 1024;
-    launch(stream, multiply_fp8_kernel, shape, steps, sink);
-    return blocks * steps * 2 * 4 * (2 * 64 * 128 * 32);
+    launch(stream, fp8 ? multiply_wgmma_kernel<true> : multiply_wgmma_kernel<false>, shape, steps,
+           sink);
+    return blocks * steps * 2 * 4 * (2 * 64 * 128 * (fp8 ? 32 : 16));
   }
   launch(stream, multiply_bf16_kernel, shape, steps, sink);
   return blocks * steps * 8 * 8 * (2 * 16 * 8 * 16);

@@ -55,15 +55,11 @@ inline int multiprocessors() {
 template <class... Parameters, class... Arguments>
 void launch(void* stream, void (*kernel)(Parameters...), const LaunchShape& shape,
             Arguments&&... arguments) {
-  if (shape.shared_bytes > 48 * 1024)
-    allow_shared(reinterpret_cast<const void*>(kernel), shape.shared_bytes);
-  // All others split the multiprocessor's memory alike, for shared memory: one that wants another
-  // split than the kernel before it cannot begin before that one has left.
-  M2_CUDA(cudaFuncSetAttribute(
-      kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-      shape.through_l1 ? cudaSharedmemCarveoutDefault : cudaSharedmemCarveoutMaxShared));
-  if (shape.cluster > 8)
-    M2_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+  // All but those that go through L1 split the multiprocessor's memory alike, for shared memory:
+  // one that wants another split than the kernel before it cannot begin before that one has left.
+  prepare_kernel(reinterpret_cast<const void*>(kernel),
+                 {shape.shared_bytes > 48 * 1024 ? shape.shared_bytes : 0, shape.through_l1,
+                  shape.cluster > 8});
   cudaLaunchConfig_t config = {};
   config.gridDim = shape.grid;
   config.blockDim = shape.block;

@@ -43,9 +43,14 @@ struct Cache {
 // Ends the process with the CUDA error's name. In bodies.cc.
 [[noreturn]] void cuda_failed(const char* what, const char* error);
 
-// Lets a kernel use so many bytes of dynamic shared memory on the current device, or more where it
-// already may: threads whose ranks share a GPU launch the same kernels at the same time.
-void allow_shared(const void* kernel, int bytes);
+// Sees to it that a kernel has on the current device what its launch needs; costs a look into a
+// table from the second launch on.
+struct LaunchNeeds {
+  int shared_bytes = 0;       // of dynamic shared memory, where that is more than the usual 48 KB
+  bool through_l1 = false;    // the split of a multiprocessor's memory
+  bool wide_cluster = false;  // of more than eight blocks
+};
+void prepare_kernel(const void* kernel, const LaunchNeeds& needs);
 
 void launch_embed(void* stream, const int32_t* ids, Matrix table, int64_t first_id, Matrix out);
 void launch_gather_rows(void* stream, Matrix x, const int32_t* rows, Matrix out);
@@ -136,8 +141,8 @@ int64_t sample_scratch(int64_t rows, int64_t vocab);
 void launch_sample(void* stream, const Sample& args);
 
 // What the device can do: reads of all of `memory` by `blocks` blocks a multiprocessor; matrix
-// products on operands that are there (e4m3 on Hopper only, else bf16), whose operations are
-// returned. `sink`: one float that is as good as never written.
+// products on operands that are there (bf16, on Hopper by wgmma, and there also e4m3), whose
+// operations are returned. `sink`: one float that is as good as never written.
 void launch_read(void* stream, const void* memory, int64_t bytes, int blocks, float* sink);
 int64_t launch_multiply(void* stream, bool fp8, int steps, float* sink);
 

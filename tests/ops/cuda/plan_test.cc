@@ -2,7 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <thread>
+#include <vector>
+
 #include "ops/cuda/experts/plan.h"
+#include "ops/cuda/launch_states.h"
 #include "ops/cuda/linear/plan.h"
 
 namespace m2::ops::cuda {
@@ -199,6 +203,73 @@ TEST(AttentionPlan, ChoosesKernelsAndParts) {
   shape.max_context = 196608;
   shape.workspace_bytes = int64_t{1} << 40;
   EXPECT_EQ(plan_attention(shape).splits, kMaxSplits);
+}
+
+// ---- what kernels were granted
+
+struct Granted {
+  int calls = 0;
+  LaunchNeeds last;
+  auto operator()() {
+    return [this](const LaunchNeeds& all) {
+      ++calls;
+      last = all;
+    };
+  }
+};
+
+TEST(LaunchStates, AKernelIsGrantedOnceForEachDevice) {
+  LaunchStates states;
+  Granted granted;
+  const char kernels[3] = {};
+  for (int round = 0; round < 3; ++round)
+    for (const int device : {0, 1, 7})
+      for (const char& kernel : kernels) states.require(&kernel, device, {1000}, granted());
+  EXPECT_EQ(granted.calls, 9);
+  // Nothing is granted where a kernel wants nothing, but for its split of the memory.
+  const char another = 0;
+  states.require(&another, 0, {}, granted());
+  states.require(&another, 0, {}, granted());
+  EXPECT_EQ(granted.calls, 10);
+}
+
+TEST(LaunchStates, MoreIsGrantedWhenItIsWantedAndNeverLess) {
+  LaunchStates states;
+  Granted granted;
+  const char kernel = 0;
+  states.require(&kernel, 0, {100'000}, granted());
+  states.require(&kernel, 0, {50'000}, granted());
+  EXPECT_EQ(granted.calls, 1);
+  states.require(&kernel, 0, {200'000}, granted());
+  EXPECT_EQ(granted.calls, 2);
+  EXPECT_EQ(granted.last.shared_bytes, 200'000);
+  states.require(&kernel, 0, {.wide_cluster = true}, granted());
+  EXPECT_EQ(granted.calls, 3);
+  EXPECT_EQ(granted.last.shared_bytes, 200'000);
+  EXPECT_TRUE(granted.last.wide_cluster);
+  // A kernel that goes through L1 for large steps alone, then again not.
+  for (const bool through_l1 : {true, true, false, false, true}) {
+    states.require(&kernel, 0, {.through_l1 = through_l1}, granted());
+    EXPECT_EQ(granted.last.through_l1, through_l1);
+    EXPECT_EQ(granted.last.shared_bytes, 200'000);
+    EXPECT_TRUE(granted.last.wide_cluster);
+  }
+  EXPECT_EQ(granted.calls, 6);
+}
+
+TEST(LaunchStates, ThreadsThatLaunchAlike) {
+  LaunchStates states;
+  std::atomic<int> calls = 0;
+  const std::vector<char> kernels(300);
+  std::vector<std::jthread> threads;
+  for (int t = 0; t < 4; ++t)
+    threads.emplace_back([&] {
+      for (int round = 0; round < 50; ++round)
+        for (const char& kernel : kernels)
+          states.require(&kernel, 0, {1000}, [&](const LaunchNeeds&) { ++calls; });
+    });
+  threads.clear();
+  EXPECT_EQ(calls, 300);
 }
 
 }  // namespace
