@@ -41,6 +41,10 @@ class Sim(unittest.TestCase):
             self.assertGreater(numbers[key], 0, key)
         # Nobody reads a token before the server has sent it.
         self.assertGreater(numbers["read_p50_ms"], numbers["added_p50_ms"])
+        # The kernel's own share of a send is measured, and is not all of it.
+        self.assertGreater(numbers["send_floor_us"], 0)
+        self.assertLess(numbers["send_floor_us"], numbers["token_io_us"])
+        self.assertLessEqual(numbers["floor_p50_ms"], numbers["floor_p99_ms"])
         if ROOFLINE.exists():
             spec = importlib.util.spec_from_file_location("roofline", ROOFLINE)
             book = importlib.util.module_from_spec(spec)

@@ -17,6 +17,7 @@
 #include "app/bench/metrics.h"
 #include "app/bench/numpy_random.h"
 #include "app/bench/progress.h"
+#include "app/bench/send_floor.h"
 #include "app/bench/sim_model.h"
 #include "app/bench/sim_words.h"
 #include "app/bench/statistics.h"
@@ -126,18 +127,25 @@ Result<SimSetup> read_setup(const Values& values) {
   return out;
 }
 
-// A stream is a socket here and another in the clients' process.
-Result<void> allow_descriptors(int64_t streams) {
+// Streams that get a token in one step.
+int64_t streams_at_once(const SimSetup& setup) {
+  return std::min(setup.streams, setup.max_num_seqs);
+}
+
+// A stream is a socket here and another in the clients' process; the kernel's share is measured
+// with both ends here.
+Result<void> allow_descriptors(const SimSetup& setup) {
   rlimit limit{};
   getrlimit(RLIMIT_NOFILE, &limit);
-  const auto needed = static_cast<rlim_t>(streams + 256);
+  const auto needed =
+      static_cast<rlim_t>(std::max(setup.streams, 2 * streams_at_once(setup)) + 256);
   if (limit.rlim_cur >= needed) return {};
   const rlim_t most = limit.rlim_max;
   limit.rlim_cur = needed;
   limit.rlim_max = std::max(most, needed);  // more than the hard limit: root's to give
   if (setrlimit(RLIMIT_NOFILE, &limit) == 0) return {};
   return fail(Code::resource_exhausted, "{} streams need {} file descriptors; the limit is {}",
-              streams, needed, most);
+              setup.streams, needed, most);
 }
 
 // Of this process.
@@ -331,6 +339,12 @@ const char* text_key(const SimSetup& setup) {
   return setup.chat ? "\"reasoning\":\"" : "\"text\":\"";
 }
 
+// Of one token, as it goes out: close enough for what a send costs.
+size_t chunk_bytes(const SimSetup& setup) {
+  return setup.chat ? 200 : 230;
+}
+constexpr int kFloorRounds = 100;
+
 size_t tokens_asked(const SimSetup& setup) {
   return static_cast<size_t>(setup.prompts * setup.output_len);
 }
@@ -446,7 +460,8 @@ void report_steps(const World& world, Report& out) {
            busy > 0 ? 100 * idle / (busy + idle) : 0, "%", 0);
 }
 
-void report_costs(const World& world, const Costs& costs, int64_t tokens, Report& out) {
+void report_costs(const World& world, const Costs& costs, const SendFloor& floor, int64_t tokens,
+                  Report& out) {
   double engine = 0;
   for (const SimStep& step : world.model.steps()) engine += static_cast<double>(step.host) * 1e-9;
   const double per_token = 1e6 / static_cast<double>(std::max<int64_t>(1, tokens));
@@ -454,6 +469,7 @@ void report_costs(const World& world, const Costs& costs, int64_t tokens, Report
            (engine + costs.io) * per_token, "us", 5);
   out.line("token_engine_us", "    of it the engine", engine * per_token, "us");
   out.line("token_io_us", "    of it the connections", costs.io * per_token, "us");
+  out.line("send_floor_us", "    of that the kernel's send, measured alone", floor.cpu_us, "us");
   out.line("prompt_cpu_ms", "  CPU a prompt (JSON, template, tokens)",
            costs.workers / static_cast<double>(world.setup.prompts) * 1e3, "ms");
 }
@@ -466,12 +482,14 @@ double number_of(const Json& seen, const char* key) {
 // the kernel has its chunk, all of it, for the client's socket. On this machine's loopback that
 // call delivers it there too. When a client then reads it is a matter of the clients, who share the
 // cores here: said beside it, without a goal.
-void report_latency(const SimSetup& setup, const AddedLatency& added, const Json& seen,
-                    Report& out) {
+void report_latency(const SimSetup& setup, const AddedLatency& added, const SendFloor& floor,
+                    const Json& seen, Report& out) {
   const bool stated = setup.streams <= 1000;
   out.line("added_p50_ms", "  added latency, GPU to socket, median", added.percentile_ms(50), "ms");
   out.line("added_p99_ms", "  added latency, GPU to socket, p99", added.percentile_ms(99), "ms",
            stated ? std::optional(2.0) : std::nullopt);
+  out.line("floor_p50_ms", "    of it the kernel's sends alone, median", floor.median_ms, "ms");
+  out.line("floor_p99_ms", "    of it the kernel's sends alone, p99", floor.p99_ms, "ms");
   out.line("timed_events", "    tokens it was measured on", static_cast<double>(added.count()), "");
   out.line("read_p50_ms", "    until these clients had read it, median",
            number_of(seen, "read_p50_ms"), "ms");
@@ -494,7 +512,7 @@ const Command& sim_command() {
 Result<void> run_sim(const Values& values) {
   start_logging(log_level("warning"), "");
   M2_TRY(const SimSetup setup, read_setup(values));
-  M2_TRY_VOID(allow_descriptors(setup.streams));
+  M2_TRY_VOID(allow_descriptors(setup));
   if (!values.given("tokenizer"))
     return fail(Code::invalid_argument, "--tokenizer FOLDER is needed: it has tokenizer.json");
   const std::filesystem::path folder = values.text("tokenizer");
@@ -514,6 +532,8 @@ Result<void> run_sim(const Values& values) {
               static_cast<long long>(setup.output_len));
   M2_TRY(Child clients,
          Child::start([&](int port) { return run_clients(setup, words, prompts, port); }));
+  M2_TRY(const SendFloor floor, measure_send_floor(streams_at_once(setup), setup.io_threads,
+                                                   chunk_bytes(setup), kFloorRounds));
   AddedLatency added(words, text_key(setup), tokens_asked(setup));
   World world(setup, *tokenizer, words);
   M2_TRY_VOID(world.start(tokenizer, chat_template, added));
@@ -534,8 +554,8 @@ Result<void> run_sim(const Values& values) {
            "");
   out.line("ttft_ms", "  TTFT, mean", number_of(seen, "ttft_ms"), "ms");
   out.line("tpot_ms", "  TPOT, mean", number_of(seen, "tpot_ms"), "ms");
-  report_costs(world, after - before, stats.generation_tokens, out);
-  report_latency(setup, added, seen, out);
+  report_costs(world, after - before, floor, stats.generation_tokens, out);
+  report_latency(setup, added, floor, seen, out);
   out.line("memory_mb", "resident memory of the server at most", memory.peak * 1e-6, "MB");
   out.line(
       "memory_stream_kb", "  grown by the run, a stream",

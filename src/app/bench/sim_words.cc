@@ -1,10 +1,10 @@
 #include "app/bench/sim_words.h"
 
-#include <string.h>
 #include <sys/mman.h>
 #include <time.h>
 
 #include <algorithm>
+#include <cstring>
 #include <new>
 
 #include "app/bench/statistics.h"
@@ -16,6 +16,20 @@ namespace {
 // So many steps must have passed before a word comes again; the first tokens of a vocabulary have
 // more than enough.
 constexpr int32_t kIdLimit = 2048;
+constexpr size_t kLongestWord = sizeof(uint64_t), kTableSize = 4096;
+
+uint64_t as_number(std::string_view word) {
+  uint64_t out = 0;
+  std::memcpy(&out, word.data(), word.size());
+  return out;
+}
+
+// The calling thread's lane.
+size_t lane() {
+  static std::atomic<size_t> threads{0};
+  static thread_local const size_t own = threads++ % kLanes;
+  return own;
+}
 
 // `count` objects in memory that processes forked later share.
 template <class T>
@@ -35,13 +49,16 @@ void unshare(T* memory, size_t count) {
 
 }  // namespace
 
-StepWords::StepWords(const text::Tokenizer& tokenizer) {
+StepWords::StepWords(const text::Tokenizer& tokenizer) : table_(kTableSize) {
+  static_assert(kTableSize > kIdLimit, "an empty slot ends every search");
   for (int32_t id = 0; id < std::min(kIdLimit, tokenizer.base_vocab_size()); ++id) {
     const std::string_view bytes = tokenizer.bytes(id);
-    const bool word = bytes.size() >= 2 &&
+    const bool word = bytes.size() >= 2 && bytes.size() <= kLongestWord &&
                       std::ranges::all_of(bytes, [](char c) { return c >= 'a' && c <= 'z'; });
     if (!word) continue;
-    index_.emplace(std::string(bytes), tokens_.size());
+    size_t slot = slot_of(as_number(bytes));
+    while (table_[slot].word != 0) slot = (slot + 1) % kTableSize;
+    table_[slot] = {as_number(bytes), tokens_.size()};
     tokens_.push_back(id);
   }
   counts_ = share<Counts>(1);
@@ -59,50 +76,83 @@ void StepWords::set_ended(size_t word, Nanos moment, size_t sequences) {
 }
 
 void StepWords::add_sent(size_t tokens) {
-  counts_->sent += static_cast<int64_t>(tokens);
+  counts_->sent[lane()].tokens.fetch_add(static_cast<int64_t>(tokens), std::memory_order_relaxed);
+}
+
+int64_t StepWords::sent() const {
+  int64_t out = 0;
+  for (const auto& sent : counts_->sent) out += sent.tokens.load(std::memory_order_relaxed);
+  return out;
 }
 
 void StepWords::wait_until_sent() const {
   constexpr int kMostNaps = 30;
   constexpr timespec kNap{0, 100'000};
-  for (int i = 0; i < kMostNaps && counts_->sent < counts_->written; ++i) nanosleep(&kNap, nullptr);
+  for (int i = 0; i < kMostNaps && sent() < counts_->written; ++i) nanosleep(&kNap, nullptr);
+}
+
+size_t StepWords::slot_of(uint64_t word) {
+  return (word * 0x9e3779b97f4a7c15u) >> 52;  // 12 bits: kTableSize
+}
+
+const StepWords::Entry* StepWords::find(std::string_view word) const {
+  if (word.empty() || word.size() > kLongestWord) return nullptr;
+  const uint64_t number = as_number(word);
+  for (size_t slot = slot_of(number); table_[slot].word != 0; slot = (slot + 1) % kTableSize)
+    if (table_[slot].word == number) return &table_[slot];
+  return nullptr;
 }
 
 Nanos StepWords::ended(std::string_view word) const {
-  const auto found = index_.find(std::string(word));
-  return found == index_.end() ? 0 : ended_[found->second].load(std::memory_order_relaxed);
+  const Entry* found = find(word);
+  return found ? ended_[found->index].load(std::memory_order_relaxed) : 0;
 }
 
 AddedLatency::AddedLatency(const StepWords& words, std::string key, size_t most)
-    : words_(words), key_(std::move(key)), micros_(most) {}
+    : words_(words), key_(std::move(key)), most_(most) {
+  for (Lane& lane : lanes_) lane.micros = std::make_unique_for_overwrite<float[]>(most);
+}
 
 size_t AddedLatency::record(std::string_view bytes, Nanos moment) {
-  size_t words = 0;
-  while (const void* found = memmem(bytes.data(), bytes.size(), key_.data(), key_.size())) {
-    const auto at = static_cast<size_t>(static_cast<const char*>(found) - bytes.data());
-    bytes.remove_prefix(at + key_.size());
+  size_t words = 0, place = usual_place_.load(std::memory_order_relaxed);
+  while (true) {
+    // All chunks of a stream are alike up to their text.
+    if (bytes.size() < place + key_.size() || bytes.compare(place, key_.size(), key_) != 0) {
+      place = bytes.find(key_);
+      if (place == bytes.npos) return words;
+      if (words == 0) usual_place_.store(place, std::memory_order_relaxed);
+    }
+    bytes.remove_prefix(place + key_.size());
     const size_t end = std::min(bytes.find('"'), bytes.size());
     words += record_word(bytes.substr(0, end), moment);
     bytes.remove_prefix(end);
+    place = 0;
   }
-  return words;
 }
 
 bool AddedLatency::record_word(std::string_view word, Nanos moment) {
   const Nanos ended = words_.ended(word);
   if (ended == 0) return false;
-  const size_t i = next_.fetch_add(1, std::memory_order_relaxed);
-  if (i < micros_.size()) micros_[i] = static_cast<float>(moment - ended) * 1e-3f;
+  Lane& own = lanes_[lane()];
+  const size_t i = own.next.fetch_add(1, std::memory_order_relaxed);
+  if (i < most_) own.micros[i] = static_cast<float>(moment - ended) * 1e-3f;
   return true;
 }
 
+std::vector<float> AddedLatency::all() const {
+  std::vector<float> out;
+  for (const Lane& lane : lanes_)
+    out.insert(out.end(), lane.micros.get(), lane.micros.get() + std::min(lane.next.load(), most_));
+  return out;
+}
+
 size_t AddedLatency::count() const {
-  return std::min(next_.load(), micros_.size());
+  return all().size();
 }
 
 double AddedLatency::percentile_ms(double percent) const {
-  std::vector<double> sorted(micros_.begin(),
-                             micros_.begin() + static_cast<std::ptrdiff_t>(count()));
+  const std::vector<float> micros = all();
+  std::vector<double> sorted(micros.begin(), micros.end());
   std::ranges::sort(sorted);
   return percentile(sorted, percent) / 1000;
 }

@@ -2,16 +2,19 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 #include "base/clock.h"
 #include "text/tokenizer.h"
 
 namespace m2::app::bench {
+
+// Counts and lists of a thread's own, for as many threads; more share them.
+constexpr size_t kLanes = 16;
 
 // The words of a simulated model, each one token. It writes one word to everybody in each step, the
 // next one in the next, so that whoever reads a token's text knows when the step that wrote it
@@ -40,13 +43,26 @@ class StepWords {
   Nanos ended(std::string_view word) const;
 
  private:
+  // Words have eight letters at most, so they are numbers here. One probe finds one, in a line that
+  // all of a step's tokens share: what is measured must not pay for the measuring.
+  struct Entry {
+    uint64_t word = 0;
+    size_t index = 0;
+  };
+  static size_t slot_of(uint64_t word);
+  const Entry* find(std::string_view word) const;
+
   std::vector<int32_t> tokens_;
-  std::unordered_map<std::string, size_t> index_;
-  // Memory shared with the other processes.
+  std::vector<Entry> table_;
+  // Memory shared with the other processes; a count for each thread, within bounds, so that they
+  // do not wait for one another.
   struct Counts {
     alignas(64) std::atomic<int64_t> written{0};
-    alignas(64) std::atomic<int64_t> sent{0};
+    struct alignas(64) Sent {
+      std::atomic<int64_t> tokens{0};
+    } sent[kLanes];
   };
+  int64_t sent() const;
   Counts* counts_;
   std::atomic<Nanos>* ended_;  // [tokens]
 };
@@ -66,10 +82,17 @@ class AddedLatency {
   double percentile_ms(double percent) const;
 
  private:
+  struct alignas(64) Lane {
+    std::atomic<size_t> next{0};
+    std::unique_ptr<float[]> micros;  // [most]; of it only what is written becomes memory
+  };
+  std::vector<float> all() const;
+
   const StepWords& words_;
   const std::string key_;
-  std::vector<float> micros_;
-  std::atomic<size_t> next_{0};
+  const size_t most_;
+  std::atomic<size_t> usual_place_{0};  // where the last piece had its key
+  Lane lanes_[kLanes];
 };
 
 }  // namespace m2::app::bench
