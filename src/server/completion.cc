@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "base/prefetch.h"
 
 namespace m2::server {
 
@@ -98,12 +99,23 @@ void Completion::on_event(size_t index, const engine::Event& event) {
     return fail(event.detail->unsatisfiable
                     ? api::ApiError{400, "BadRequestError", event.detail->error, {}}
                     : api::ApiError{500, "InternalServerError", event.detail->error, {}});
-  out_.clear();
+  static thread_local std::string out;  // one for all requests of the thread: it stays in its cache
+  out.clear();
   read_prompt(index, event);
-  if (!std::exchange(begun_, true)) plan_.answer->begin(out_);
-  read_token(index, event);
-  exchange_->write_events(out_);
+  if (!std::exchange(begun_, true)) plan_.answer->begin(out);
+  read_token(index, event, out);
+  exchange_->write_events(out);
   if (open_choices_ == 0) finish();
+}
+
+void Completion::prefetch(size_t choice) const {
+  constexpr size_t kAnswer = 448, kExchange = 128;  // bytes that a token needs of them, about
+  const auto fetch = [](const void* memory, size_t size) {
+    fetch_lines(memory, static_cast<const char*>(memory) + size);
+  };
+  fetch(&choices_[choice], sizeof(Choice));
+  fetch(plan_.answer.get(), kAnswer);
+  fetch(exchange_.get(), kExchange);
 }
 
 void Completion::read_prompt(size_t index, const engine::Event& event) {
@@ -138,7 +150,7 @@ api::Finish finish_of(const engine::Event& event) {
 
 }  // namespace
 
-void Completion::read_token(size_t index, const engine::Event& event) {
+void Completion::read_token(size_t index, const engine::Event& event, std::string& out) {
   Choice& choice = choices_[index];
   const bool last = event.finish != engine::FinishReason::none;
   if (event.token < 0 && !last) return;
@@ -163,7 +175,7 @@ void Completion::read_token(size_t index, const engine::Event& event) {
   step.finish = ends ? &finish : nullptr;
   step.shows = ends || choice.shown == 0 || choice.tokens - choice.shown >= plan_.stream_interval;
   if (step.shows) choice.shown = choice.tokens;
-  plan_.answer->step(index, step, out_);
+  plan_.answer->step(index, step, out);
   if (!ends) return;
   choice.done = true;
   --open_choices_;

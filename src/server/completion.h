@@ -31,6 +31,7 @@ class Completion : public EventReceiver, public std::enable_shared_from_this<Com
   Completion(std::shared_ptr<Exchange> exchange, IoThread& thread, Context& context);
 
   void on_event(size_t choice, const engine::Event& event) override;
+  void prefetch(size_t choice) const override;
   void on_shutdown() override;
 
  private:
@@ -49,7 +50,7 @@ class Completion : public EventReceiver, public std::enable_shared_from_this<Com
   bool submit_choices();
   void detach();
   void read_prompt(size_t index, const engine::Event& event);
-  void read_token(size_t index, const engine::Event& event);
+  void read_token(size_t index, const engine::Event& event, std::string& out);
   std::string text_of(Choice& choice, const engine::Event& event);
   void finish();
   void send(std::string body);
@@ -66,7 +67,6 @@ class Completion : public EventReceiver, public std::enable_shared_from_this<Com
   bool streaming_ = false;  // the status line has gone out
   bool begun_ = false;      // the answer has
   bool over_ = false;
-  std::string out_;  // frames of the event at hand
 };
 
 // The reply that carries an error body; 429 and 503 say when to come back.

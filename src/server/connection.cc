@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "api/error.h"
+#include "base/prefetch.h"
 #include "server/message_exchange.h"
 
 namespace m2::server {
@@ -41,7 +42,7 @@ class Connection::Turn : public Exchange {
     if (!connection_ || status_ != 0) return;
     status_ = reply.status;
     over_ = true;
-    request_.reply_bytes = reply.body.size();
+    reply_bytes_ = reply.body.size();
     connection_->answer(reply);
   }
 
@@ -50,6 +51,7 @@ class Connection::Turn : public Exchange {
     status_ = 200;
     streaming_ = true;
     if (request_.http10) connection_->close_after_ = true;
+    connection_->chunked_ = !request_.http10;
     HttpReply reply;
     reply.content_type = "text/event-stream; charset=utf-8";
     reply.headers.emplace_back("cache-control", "no-cache");
@@ -64,7 +66,7 @@ class Connection::Turn : public Exchange {
     Connection& c = *connection_;
     if (c.backlog() > c.limits_.max_send_buffer + c.largest_burst_) return c.lose_client();
     c.events_ += frames;
-    request_.reply_bytes += frames.size();
+    reply_bytes_ += frames.size();
     c.queue_flush();
   }
 
@@ -97,25 +99,34 @@ class Connection::Turn : public Exchange {
   bool streaming() const { return streaming_; }
   bool over() const { return over_; }
   int status() const { return status_; }
+  // With what is to be said of the reply.
+  const HttpRequest& answered() {
+    request_.reply_bytes = reply_bytes_;
+    return request_;
+  }
+  void prefetch() const { fetch_lines(this, &request_); }
   Nanos began() const { return began_; }
 
  private:
+  // What a token needs stands before the request.
   std::shared_ptr<Connection> connection_;  // null once released
-  HttpRequest request_;
-  std::function<void()> gone_, ready_;
-  const Nanos began_;
   int status_ = 0;
   bool streaming_ = false;
   bool over_ = false;  // everything has been said
+  size_t reply_bytes_ = 0;
+  std::function<void()> ready_;
+  HttpRequest request_;
+  std::function<void()> gone_;
+  const Nanos began_;
 };
 
 Connection::Connection(Socket socket, std::unique_ptr<TlsSession> tls, std::string peer,
                        const Limits& limits, ConnectionHost& host, std::atomic<int64_t>& busy)
     : socket_(std::move(socket)),
       tls_(std::move(tls)),
-      peer_(std::move(peer)),
       limits_(limits),
       host_(host),
+      peer_(std::move(peer)),
       busy_(busy),
       parser_(limits) {}
 
@@ -197,6 +208,7 @@ void Connection::begin_turn() {
   request.peer = peer_;
   close_after_ = !request.keep_alive || host_.closing();
   largest_burst_ = 0;
+  chunked_ = false;
   last_progress_ = last_queued_ = now();
   turn_ = std::make_shared<Turn>(shared_from_this(), std::move(request));
   wait_readable();
@@ -231,7 +243,7 @@ void Connection::refuse(const HttpRefusal& refusal) {
 
 void Connection::end_turn() {
   const auto turn = std::exchange(turn_, nullptr);
-  host_.on_answered(turn->request(), turn->status(), seconds(now() - turn->began()));
+  host_.on_answered(turn->answered(), turn->status(), seconds(now() - turn->began()));
   turn->release(false);
   --busy_;
   if (close_after_) return linger();
@@ -246,9 +258,18 @@ void Connection::end_turn() {
 // ---- writing
 
 void Connection::queue_flush() {
-  last_queued_ = now();
+  last_queued_ = host_.time();
   if (std::exchange(flush_queued_, true)) return;
   host_.flush_soon(shared_from_this());
+}
+
+void Connection::prefetch() const {
+  fetch_lines(this, &tls_out_);
+}
+
+void Connection::prefetch_rest() const {
+  fetch_lines(events_.data(), events_.data() + events_.size());
+  if (turn_) turn_->prefetch();
 }
 
 void Connection::flush_now() {
@@ -256,62 +277,77 @@ void Connection::flush_now() {
   flush();
 }
 
+// What leaves is put together in memory of the thread's, which stays in its cache; a thousand
+// connections' own would not. As a rule the kernel takes all of it at once.
 void Connection::flush() {
   if (writing_ || phase_ == Phase::closed) return;
-  const bool chunked = turn_ && turn_->streaming() && !turn_->request().http10;
+  static thread_local std::string burst;
+  burst.clear();
+  if (!pending_.empty()) std::swap(burst, pending_);
   if (!events_.empty()) {
-    if (chunked) append_chunk_size(events_.size(), pending_);
-    pending_ += events_;
+    if (chunked_) append_chunk_size(events_.size(), burst);
+    burst += events_;
     largest_burst_ = std::max(largest_burst_, events_.size());
-    if (chunked) pending_ += "\r\n";
+    if (chunked_) burst += "\r\n";
     events_.clear();
   }
   const bool ends = turn_ && turn_->over();
-  if (ends && chunked) pending_ += "0\r\n\r\n";
-  if (pending_.empty() && tls_out_.empty()) {
+  if (ends && chunked_) burst += "0\r\n\r\n";
+  if (burst.empty() && tls_out_.empty()) {
     if (ends) end_turn();
     return;
   }
   if (tls_) {
-    sending_ = std::exchange(tls_out_, {});
-    tls_->write(pending_, sending_);
-    pending_.clear();
-  } else {
-    std::swap(pending_, sending_);
+    tls_->write(burst, tls_out_);
+    burst = std::exchange(tls_out_, {});
   }
-  sent_ = 0;
-  writing_ = true;
-  last_progress_ = now();
-  write_some();
+  last_progress_ = host_.time();
+  size_t sent = 0;
+  const Taken taken = give(burst, sent);
+  if (taken == Taken::all) {
+    on_written(burst);
+  } else if (taken == Taken::some) {
+    sending_ = std::move(burst);
+    sent_ = sent;
+    writing_ = true;
+    wait_writable();
+  }
+  if (burst.capacity() > limits_.max_send_buffer) std::string().swap(burst);
 }
 
-// As a rule the kernel takes all of it at once; only what it does not take is waited for.
-void Connection::write_some() {
-  while (sent_ < sending_.size()) {
+// Writes what is left of `bytes` from `sent` on, as much as the kernel takes. The connection is
+// lost if it takes none for good.
+Connection::Taken Connection::give(std::string_view bytes, size_t& sent) {
+  while (sent < bytes.size()) {
     ErrorCode error;
-    sent_ += socket_.write_some(
-        boost::asio::buffer(sending_.data() + sent_, sending_.size() - sent_), error);
+    sent +=
+        socket_.write_some(boost::asio::buffer(bytes.data() + sent, bytes.size() - sent), error);
     if (error == boost::asio::error::would_block || error == boost::asio::error::try_again)
-      return wait_writable();
-    if (error) return lose_client();
-    last_progress_ = now();
+      return Taken::some;
+    if (error) return lose_client(), Taken::lost;
+    last_progress_ = host_.time();
   }
-  on_written();
+  return Taken::all;
+}
+
+void Connection::write_rest() {
+  const Taken taken = give(sending_, sent_);
+  if (taken == Taken::some) return wait_writable();
+  if (taken == Taken::lost) return;
+  writing_ = false;
+  sent_ = 0;
+  on_written(std::exchange(sending_, {}));
 }
 
 void Connection::wait_writable() {
   socket_.async_wait(Socket::wait_write, [self = shared_from_this()](ErrorCode error) {
     if (self->phase_ == Phase::closed) return;
-    error ? self->lose_client() : self->write_some();
+    error ? self->lose_client() : self->write_rest();
   });
 }
 
-void Connection::on_written() {
-  host_.on_sent(sending_, last_progress_);
-  writing_ = false;
-  sending_.clear();
-  sent_ = 0;
-  if (sending_.capacity() > limits_.max_send_buffer) sending_.shrink_to_fit();
+void Connection::on_written(std::string_view bytes) {
+  host_.on_sent(bytes);
   if (!pending_.empty() || !events_.empty() || !tls_out_.empty()) return flush();
   if (!turn_) return;
   if (turn_->over()) return end_turn();
@@ -340,7 +376,7 @@ void Connection::lose_client() {
   const auto turn = std::exchange(turn_, nullptr);
   close();
   if (!turn) return;
-  host_.on_answered(turn->request(), turn->status() ? turn->status() : 499,
+  host_.on_answered(turn->answered(), turn->status() ? turn->status() : 499,
                     seconds(now() - turn->began()));
   --busy_;
   turn->release(true);

@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "base/clock.h"
 #include "server/exchange.h"
@@ -24,7 +25,9 @@ class ConnectionHost {
   virtual ~ConnectionHost() = default;
   virtual void handle(std::shared_ptr<Exchange> exchange) = 0;
   virtual void on_answered(const HttpRequest& request, int status, double seconds) = 0;
-  virtual void on_sent(std::string_view bytes, Nanos now) = 0;
+  virtual void on_sent(std::string_view bytes) = 0;
+  // When this turn of the io thread began, or later: deadlines need no more.
+  virtual Nanos time() const = 0;
   // Whether connections should end with the answer they are giving.
   virtual bool closing() const = 0;
   // Calls connection->flush_now() at the end of this turn of the io thread.
@@ -47,6 +50,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void close();
   // Sends what was queued. For ConnectionHost::flush_soon().
   void flush_now();
+  // Ask for the memory that flush_now() will need: its own, and, when that has come, the rest.
+  void prefetch() const;
+  void prefetch_rest() const;
 
  private:
   class Turn;  // the Exchange of the request being answered
@@ -62,41 +68,44 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void answer(const HttpReply& reply);
   void queue_flush();
   void flush();
-  void write_some();
+  enum class Taken { all, some, lost };
+  Taken give(std::string_view bytes, size_t& sent);
+  void write_rest();
   void wait_writable();
-  void on_written();
+  void on_written(std::string_view bytes);
   void linger();
   void lose_client();
   // Bytes of earlier turns that the client has not taken.
   size_t backlog() const { return pending_.size() + sending_.size() - sent_; }
 
+  // What a token of a stream needs, first and together: prefetch() fetches to the end of it.
   Socket socket_;
-  const std::unique_ptr<TlsSession> tls_;
-  const std::string peer_;
-  const Limits& limits_;
-  ConnectionHost& host_;
-  std::atomic<int64_t>& busy_;  // requests being answered, on all connections
-
-  HttpParser parser_;
-  std::string input_;  // read, not parsed
-  Phase phase_ = Phase::reading;
-  Nanos began_ = 0;
-  Nanos phase_began_ = 0;
-  bool waiting_readable_ = false;
-  bool continue_sent_ = false;
-
   std::shared_ptr<Turn> turn_;
   std::string events_;   // SSE frames of this turn of the io thread
   std::string pending_;  // to be written next
-  std::string tls_out_;  // what TLS itself has to say, before that
-  std::string sending_;  // being written
-  size_t sent_ = 0;
-  size_t largest_burst_ = 0;  // bytes of one turn: a stream may always send that much
+  Phase phase_ = Phase::reading;
+  bool chunked_ = false;  // the frames of turn_ are
   bool writing_ = false;
   bool flush_queued_ = false;
   bool close_after_ = false;
-  Nanos last_progress_ = 0;  // of the client's reading
+  bool waiting_readable_ = false;
+  bool continue_sent_ = false;
+  const std::unique_ptr<TlsSession> tls_;
+  const Limits& limits_;
+  ConnectionHost& host_;
+  size_t largest_burst_ = 0;  // bytes of one turn: a stream may always send that much
+  Nanos last_progress_ = 0;   // of the client's reading
   Nanos last_queued_ = 0;
+  std::string sending_;  // what the kernel did not take at once
+  size_t sent_ = 0;      // of it, since
+
+  std::string tls_out_;  // what TLS itself has to say, before what is pending
+  const std::string peer_;
+  std::atomic<int64_t>& busy_;  // requests being answered, on all connections
+  HttpParser parser_;
+  std::string input_;  // read, not parsed
+  Nanos began_ = 0;
+  Nanos phase_began_ = 0;
 };
 
 }  // namespace m2::server

@@ -38,6 +38,8 @@ class EventReceiver {
   virtual ~EventReceiver() = default;
   // `tag` is what was given to listen().
   virtual void on_event(size_t tag, const engine::Event& event) = 0;
+  // An event is about to come: asks for the memory it will need.
+  virtual void prefetch(size_t) const {}
   // The server is going down: end with an error now.
   virtual void on_shutdown() = 0;
 };

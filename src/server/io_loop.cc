@@ -2,6 +2,7 @@
 
 #include <boost/asio/post.hpp>
 
+#include "base/prefetch.h"
 #include "base/thread_name.h"
 
 namespace m2::server {
@@ -9,6 +10,11 @@ namespace {
 
 // Deadlines are kept to this precision.
 constexpr auto kTick = std::chrono::milliseconds(100);
+
+// How many requests or connections ahead their memory is asked for: first their own, then, when
+// that has come, what it points to.
+constexpr size_t kFar = 8, kNear = 4;
+constexpr size_t kReceiverSize = 256;
 
 }  // namespace
 
@@ -43,7 +49,7 @@ void IoLoop::stop() {
 }
 
 void IoLoop::tick() {
-  const Nanos now = SteadyClock().now();
+  const Nanos now = time_ = SteadyClock().now();
   std::erase_if(connections_, [now](const auto& connection) { return !connection->on_tick(now); });
   connection_count_ = connections_.size();
   timer_.expires_after(kTick);
@@ -73,12 +79,27 @@ void IoLoop::post_events(EventBatch events) {
   });
 }
 
+// A thousand requests do not stay in the cache from step to step: what each needs is asked for
+// while those before it are at work.
 void IoLoop::deliver(const std::vector<engine::Event>& events) {
+  time_ = SteadyClock().now();
+  own_.clear();
   for (const engine::Event& event : events) {
     const auto listener = listeners_.find(event.id);
-    if (listener == listeners_.end()) continue;  // another loop's, or cancelled
+    if (listener != listeners_.end())  // not another loop's, nor cancelled
+      own_.push_back({&event, reinterpret_cast<const char*>(listener->second.receiver.get())});
+  }
+  for (size_t i = 0; i < own_.size(); ++i) {
+    if (i + kFar < own_.size())
+      fetch_lines(own_[i + kFar].receiver, own_[i + kFar].receiver + kReceiverSize);
+    if (i + kNear < own_.size()) {
+      const auto near = listeners_.find(own_[i + kNear].event->id);
+      if (near != listeners_.end()) near->second.receiver->prefetch(near->second.tag);
+    }
+    const auto listener = listeners_.find(own_[i].event->id);
+    if (listener == listeners_.end()) continue;  // cancelled by one before
     const Listener held = listener->second;      // may forget itself
-    held.receiver->on_event(held.tag, event);
+    held.receiver->on_event(held.tag, *own_[i].event);
   }
 }
 
@@ -121,8 +142,8 @@ void IoLoop::on_answered(const HttpRequest& request, int status, double seconds)
   router_.on_answered(request, status, seconds);
 }
 
-void IoLoop::on_sent(std::string_view bytes, Nanos now) {
-  if (const auto& told = context_.options().on_sent) told(bytes, now);
+void IoLoop::on_sent(std::string_view bytes) {
+  if (const auto& told = context_.options().on_sent) told(bytes, SteadyClock().now());
 }
 
 void IoLoop::flush_soon(std::shared_ptr<Connection> connection) {
@@ -130,7 +151,11 @@ void IoLoop::flush_soon(std::shared_ptr<Connection> connection) {
   if (unflushed_.size() > 1) return;
   boost::asio::post(io_, [this] {
     const auto connections = std::exchange(unflushed_, {});
-    for (const auto& waiting : connections) waiting->flush_now();
+    for (size_t i = 0; i < connections.size(); ++i) {
+      if (i + kFar < connections.size()) connections[i + kFar]->prefetch();
+      if (i + kNear < connections.size()) connections[i + kNear]->prefetch_rest();
+      connections[i]->flush_now();
+    }
   });
 }
 

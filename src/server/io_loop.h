@@ -48,7 +48,8 @@ class IoLoop : public IoThread, public ConnectionHost {
 
   void handle(std::shared_ptr<Exchange> exchange) override;
   void on_answered(const HttpRequest& request, int status, double seconds) override;
-  void on_sent(std::string_view bytes, Nanos now) override;
+  void on_sent(std::string_view bytes) override;
+  Nanos time() const override { return time_; }
   bool closing() const override;
   void flush_soon(std::shared_ptr<Connection> connection) override;
 
@@ -56,6 +57,11 @@ class IoLoop : public IoThread, public ConnectionHost {
   struct Listener {
     std::shared_ptr<EventReceiver> receiver;
     size_t tag;
+  };
+
+  struct Own {
+    const engine::Event* event;
+    const char* receiver;  // its memory; it may be gone when its turn comes
   };
 
   void deliver(const std::vector<engine::Event>& events);
@@ -71,7 +77,9 @@ class IoLoop : public IoThread, public ConnectionHost {
   std::vector<std::shared_ptr<Connection>> connections_;
   std::atomic<size_t> connection_count_{0};
   std::unordered_map<engine::RequestId, Listener> listeners_;
-  std::atomic<int> behind_{0};  // steps posted and not yet delivered
+  Nanos time_ = SteadyClock().now();  // the last one read, at each tick and at each step's events
+  std::vector<Own> own_;              // of the events being delivered, this loop's
+  std::atomic<int> behind_{0};        // steps posted and not yet delivered
   std::atomic<bool> stopped_{false};
   std::vector<std::shared_ptr<Connection>> unflushed_;  // one handler flushes them all
 };

@@ -80,6 +80,7 @@ std::optional<StopStrings::Found> StopStrings::advance(std::string_view text) {
 }
 
 StopStrings::Step StopStrings::feed(std::string_view text, bool armed) {
+  if (strings_.empty()) return {std::string(text), std::nullopt};
   const size_t held_before = held_.size();
   const std::optional<Found> found = advance(text);
   held_ += text;
