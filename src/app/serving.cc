@@ -525,6 +525,15 @@ Result<void> Serving::make_models() {
   return {};
 }
 
+void Serving::log_scales() const {
+  if (!values_.flag("e8m0-scales")) return;
+  if (!settings_.config.fp8_blocks)
+    log_info("--e8m0-scales has no effect: the weights are not FP8");
+  else
+    log_info("FP8 scales are powers of two (E8M0): weights were requantised{}",
+             on_gpu() ? ", activations are scaled so" : "; activations are not FP8 on the CPU");
+}
+
 void Serving::log_models() const {
   const int64_t tokens = ranks_->num_blocks() * model::kBlockSize * spread_.shape.data_size;
   log_info("Running on {}", describe_device(device_));
@@ -534,9 +543,7 @@ void Serving::log_models() const {
              spread_.shape.tensor_size,
              spread_.shape.expert_parallel ? "whole" : "cut over all ranks");
   log_kv_dtype();
-  if (values_.flag("e8m0-scales"))
-    log_info("FP8 scales are powers of two (E8M0): weights were requantised{}",
-             on_gpu() ? ", activations are scaled so" : "; activations are not FP8 on the CPU");
+  log_scales();
   log_info("Available KV cache memory: {:.2f} GiB", gib(ranks_->kv_bytes()));
   log_info("GPU KV cache size: {} tokens", grouped(tokens));
   log_info("Maximum concurrency for {} tokens per request: {:.2f}x", grouped(max_model_len_),

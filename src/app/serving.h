@@ -46,6 +46,7 @@ class Serving {
   Result<void> make_models();
   void log_models() const;
   void log_kv_dtype() const;
+  void log_scales() const;
   Result<void> start_engines();
   void announce_ready();
   bool on_gpu() const { return device_.kind == DeviceKind::cuda; }

@@ -73,6 +73,17 @@ const char* name_of(ops::Multiplier unit) {
   return unit == ops::Multiplier::fp8 ? "FP8" : unit == ops::Multiplier::bf16 ? "BF16" : "FP32";
 }
 
+// Numbers that are none in particular, but not zeros.
+void fill(const Exec& exec, const Buffer& memory) {
+  std::mt19937 random(1);
+  std::vector<uint32_t> piece(4 << 20);
+  for (uint32_t& word : piece) word = static_cast<uint32_t>(random()) & 0x3fffffffu;
+  const int64_t each = std::ssize(piece) * 4;
+  for (int64_t done = 0; done < memory.bytes(); done += each)
+    copy_to_device(exec, memory.data() + done, piece.data(), std::min(each, memory.bytes() - done));
+  synchronize(exec);
+}
+
 // Bytes a second read, of memory that no cache holds, and what the units multiply.
 void measure(const Machine& machine) {
   const bool gpu = machine.device.kind == DeviceKind::cuda;
@@ -84,7 +95,7 @@ void measure(const Machine& machine) {
   } else {
     doing("reading memory");
     const Buffer memory(machine.device, bytes);
-    clear(machine.exec, memory.data(), bytes);
+    fill(machine.exec, memory);
     const double rate =
         ops::read_rate(machine.exec, Tensor(memory.data(), DType::f32, {bytes / 4}));
     line("reads", fmt::format("{:.1f} GB/s", rate / 1e9));
@@ -233,8 +244,7 @@ Result<void> tell_disk(const std::filesystem::path& folder, double most_seconds)
 Result<std::vector<Device>> devices_of(const Values& values) {
   M2_TRY(const Device device, choose_device(values));
   std::vector<Device> out{device};
-  if (device.kind == DeviceKind::cpu || values.text("device").starts_with("cuda:"))
-    return out;
+  if (device.kind == DeviceKind::cpu || values.text("device").starts_with("cuda:")) return out;
   for (int i = 1; i < gpu_count(); ++i) out.push_back({DeviceKind::cuda, i});
   return out;
 }

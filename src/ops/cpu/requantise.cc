@@ -1,7 +1,6 @@
 #include "ops/requantise.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 
 #include "ops/cpu/ops_cpu.h"
@@ -11,33 +10,47 @@ namespace {
 
 constexpr int64_t kBlock = 128;
 constexpr float kF8Most = 448.0f;
-constexpr uint8_t kNaN = 0x7f;
+constexpr uint8_t kNaN = 0x7f, kSign = 0x80;
 
-// What becomes of each code of a block whose scale changes from `before` to `after`.
-std::array<uint8_t, 256> new_codes(float before, float after) {
-  std::array<uint8_t, 256> out;
+// What becomes of each code of a block whose scale changes from `before` to `after`: the table's
+// upper half has the signs. A negative scale turns them.
+void new_codes(float before, float after, uint8_t* table) {
   const float inverse = 1.0f / after;
-  for (int code = 0; code < 256; ++code) {
-    const F8E4M3 old{static_cast<uint8_t>(code)};
-    const bool is_nan = (code & kNaN) == kNaN;
-    out[static_cast<size_t>(code)] =
-        is_nan ? old.bits : to_f8_e4m3(to_float(old) * before * inverse).bits;
+  for (int code = 0; code < kNaN; ++code) {
+    const float value = to_float(F8E4M3{static_cast<uint8_t>(code)}) * before * inverse;
+    table[code] = to_f8_e4m3(value).bits;
+    table[code | kSign] = table[code] ^ kSign;
   }
-  return out;
+  table[kNaN] = kNaN;
+  table[kNaN | kSign] = kNaN | kSign;
+}
+
+// The largest magnitude's code; magnitudes are in the order of their codes.
+uint8_t largest_code(const uint8_t* codes, int64_t stride, int64_t rows, int64_t columns) {
+  uint8_t largest = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    const uint8_t* row = codes + r * stride;
+    uint8_t most = 0;
+    for (int64_t c = 0; c < columns; ++c) {
+      const uint8_t magnitude = row[c] & kNaN;
+      const uint8_t counted = magnitude == kNaN ? 0 : magnitude;
+      most = counted > most ? counted : most;
+    }
+    largest = std::max(largest, most);
+  }
+  return largest;
 }
 
 void requantise_block(uint8_t* codes, int64_t stride, int64_t rows, int64_t columns, float& scale) {
-  uint8_t largest = 0;  // magnitudes are in the order of their codes
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < columns; ++c) {
-      const uint8_t magnitude = codes[r * stride + c] & kNaN;
-      largest = std::max(largest, magnitude == kNaN ? uint8_t{0} : magnitude);
-    }
-  const float most = std::max(std::fabs(to_float(F8E4M3{largest}) * scale), 1e-4f);
+  const F8E4M3 largest{largest_code(codes, stride, rows, columns)};
+  const float most = std::max(std::fabs(to_float(largest) * scale), 1e-4f);
   const float after = up_to_power_of_two(most / kF8Most);
-  const std::array<uint8_t, 256> code_of = new_codes(scale, after);
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < columns; ++c) codes[r * stride + c] = code_of[codes[r * stride + c]];
+  uint8_t table[256];
+  new_codes(scale, after, table);
+  for (int64_t r = 0; r < rows; ++r) {
+    uint8_t* row = codes + r * stride;
+    for (int64_t c = 0; c < columns; ++c) row[c] = table[row[c]];
+  }
   scale = after;
 }
 
