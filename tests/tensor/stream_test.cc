@@ -70,5 +70,14 @@ TEST(StreamTest, HostBuffersMove) {
   EXPECT_EQ(c.bytes(), 100);
 }
 
+// Without a driver nothing is counted and nothing fails; a GPU that can be used is among those
+// counted.
+TEST(StreamTest, GpusAreCounted) {
+  const bool usable = check_device({DeviceKind::cuda, 0}).ok();
+  EXPECT_GE(gpu_count(), usable ? 1 : 0);
+  EXPECT_TRUE(gpu_count() == 0 || !driver_version().empty());
+  EXPECT_FALSE(check_device({DeviceKind::cuda, gpu_count()}).ok());
+}
+
 }  // namespace
 }  // namespace m2
