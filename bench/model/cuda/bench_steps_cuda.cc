@@ -1,7 +1,7 @@
 // Measures whole steps of the model on a GPU through the runner, as the engine drives it: two steps
 // under way, tokens staying on the device. M2's full width with random weights and as many layers
 // as are asked for.
-//   bench_steps_cuda [LAYERS [EXPERTS [CONTEXT]]]
+//   bench_steps_cuda [LAYERS [EXPERTS [CONTEXT [ONE BATCH]]]]
 //   bench_steps_cuda profile     a few steps of two layers without graphs, for a profiler
 #include <fmt/format.h>
 
@@ -210,6 +210,8 @@ int main(int argc, char** argv) {
   const int64_t layers = argc > 1 ? std::stoll(argv[1]) : 15;
   const int64_t experts = argc > 2 ? std::stoll(argv[2]) : 256;
   const int64_t context = argc > 3 ? std::stoll(argv[3]) : 2048;
+  // One batch alone, recorded: to compare changes in seconds.
+  const int64_t only = argc > 4 ? std::stoll(argv[4]) : 0;
   const Result<void> usable = check_device(Bench::kGpu);
   if (!usable.ok()) {
     fmt::print("{}\n", usable.error().text);
@@ -234,8 +236,10 @@ int main(int argc, char** argv) {
   for (const int64_t batch : {1, 8, 64})
     for (const bool graphs : {true, false}) {
       if (batch == 1 && !graphs) continue;  // one row cannot be left out
+      if (only != 0 && (batch != only || !graphs)) continue;
       bench.decode(batch, graphs, rate);
     }
+  if (only != 0) return 0;
   const double whole = bench.long_chunk(0);
   fmt::print("\none prompt of {}: {:.1f} ms, {:.0f} tokens/s\n", kChunk, whole * 1e3,
              static_cast<double>(kChunk) / whole);
