@@ -11,6 +11,7 @@
 #include "app/serve_options.h"
 #include "app/terminal.h"
 #include "app/version.h"
+#include "base/descriptors.h"
 #include "base/log.h"
 #include "model/kv_scales.h"
 #include "model/weight_table.h"
@@ -369,6 +370,11 @@ Result<void> Serving::start_server(const std::string& model) {
   if (options.served_model_names.empty()) options.served_model_names = {model};
   served_name_ = options.served_model_names.front();
   options.first_engine = spread_.first_engine();
+  constexpr int64_t kOthers = 512;  // files, threads' own, ranks
+  const auto connections = static_cast<int64_t>(options.limits.max_connections);
+  if (const int64_t limit = allow_descriptors(connections + kOthers); limit < connections)
+    log_warning("The limit of file descriptors is {}: fewer than {} connections can be open.",
+                limit, connections);
   server_ = std::make_unique<server::Server>(std::move(options), metrics_);
   return server_->start();
 }

@@ -1,6 +1,7 @@
 """`m2 bench serve` against a server of scripted timings, and against `m2 serve`. Every number of a
 result file is computed again with numpy. Arguments: BINARY SOURCE_DIR."""
 
+import asyncio
 import glob
 import http.server
 import json
@@ -8,6 +9,7 @@ import os
 import pathlib
 import random
 import re
+import resource
 import shutil
 import ssl
 import subprocess
@@ -373,6 +375,72 @@ class Run(WithModel):
                                 "--num-prompt", 300, "--disable-tqdm")
         self.assertEqual((result["completed"], result["max_concurrency"]), (300, None))
         self.assertGreaterEqual(result["max_concurrent_requests"], 250)
+
+
+class Crowd:
+    """Streams to `size` clients at once: nobody gets a token before all of them are here."""
+
+    TOKENS = 5
+    CHUNK = b'data: {"choices":[{"index":0,"text":"w "}]}\n\n'
+    LAST = (b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":5}}\n\n'
+            b"data: [DONE]\n\n")
+
+    def __init__(self, size):
+        self.size, self.here, self.port = size, 0, None
+        self.loop = asyncio.new_event_loop()
+        ready = threading.Event()
+        threading.Thread(target=self.run, args=(ready,), daemon=True).start()
+        assert ready.wait(30)
+
+    def run(self, ready):
+        asyncio.set_event_loop(self.loop)
+        self.all_here = asyncio.Event()
+        server = self.loop.run_until_complete(
+            asyncio.start_server(self.serve, "127.0.0.1", 0, backlog=self.size))
+        self.port = server.sockets[0].getsockname()[1]
+        ready.set()
+        self.loop.run_forever()
+
+    async def serve(self, reader, writer):
+        head = await reader.readuntil(b"\r\n\r\n")
+        if not head.startswith(b"POST"):  # /metrics is looked at, too
+            writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+            return writer.close()
+        await reader.readexactly(int(re.search(rb"Content-Length: (\d+)", head)[1]))
+        self.here += 1
+        if self.here == self.size:
+            self.all_here.set()
+        await self.all_here.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for piece in [self.CHUNK] * self.TOKENS + [self.LAST]:
+            writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+            await writer.drain()
+            await asyncio.sleep(0)
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+
+class Many(WithModel):
+    def test_two_thousand_streams_at_once(self):
+        streams = 2000
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        crowd = Crowd(streams)
+        self.addCleanup(crowd.loop.call_soon_threadsafe, crowd.loop.stop)
+        name = self.path / "many.json"
+        # It begins with fewer descriptors than streams, as in most shells.
+        done = subprocess.run(
+            [BINARY, "bench", "serve", "--model", "m", "--port", str(crowd.port), "--tokenizer",
+             str(self.model), "--random-input", "4", "--random-output", "5", "--num-prompt",
+             str(streams), "--max-concurrency", str(streams), "--disable-tqdm", "--save-result",
+             "--result-filename", str(name)], capture_output=True, text=True, timeout=240,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (1024, most)))
+        self.assertEqual(done.returncode, 0, done.stderr)
+        result = json.loads(name.read_text())
+        self.assertEqual((result["completed"], result["failed"]), (streams, 0))
+        self.assertEqual(result["total_output_tokens"], streams * crowd.TOKENS)
+        self.assertIn(f"load generator: {streams * crowd.TOKENS} events, ", done.stderr)
 
 
 class Datasets(WithModel):

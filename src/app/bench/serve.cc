@@ -17,6 +17,7 @@
 #include "app/config.h"
 #include "app/http_client.h"
 #include "app/model_files.h"
+#include "base/descriptors.h"
 #include "base/log.h"
 #include "load/hub.h"
 #include "text/python_json.h"
@@ -601,6 +602,17 @@ Result<void> save(const ServeBench& bench, const Values& values, Json result, st
   return {};
 }
 
+// A stream is a socket. Without a bound on streams their number is a matter of the server's speed.
+void allow_sockets(const ServeBench& bench) {
+  const auto prompts = static_cast<int64_t>(bench.num_prompts);
+  const int64_t streams = std::min(prompts, bench.max_concurrency.value_or(prompts));
+  const int64_t needed = streams + 64;
+  const int64_t limit = allow_descriptors(needed);
+  if (limit < needed)
+    log_warning("{} requests at once need {} file descriptors; the limit is {}", streams, needed,
+                limit);
+}
+
 }  // namespace
 
 Result<void> run_serve_bench(const Values& values) {
@@ -630,6 +642,7 @@ Result<void> run_serve_bench(const Values& values) {
   } else {
     say("Skipping endpoint ready check.");
   }
+  allow_sockets(bench);
   LoadGenerator generator(bench.target, bench.max_concurrency.value_or(0));
   LoadGenerator::Run run;
   run.body = [&](size_t index) { return request_body(bench, requests[index]); };

@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 #include <sched.h>
-#include <sys/resource.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -23,6 +22,7 @@
 #include "app/bench/statistics.h"
 #include "app/config.h"
 #include "app/model_files.h"
+#include "base/descriptors.h"
 #include "base/log.h"
 #include "base/thread_pool.h"
 #include "engine/engine.h"
@@ -134,18 +134,12 @@ int64_t streams_at_once(const SimSetup& setup) {
 
 // A stream is a socket here and another in the clients' process; the kernel's share is measured
 // with both ends here.
-Result<void> allow_descriptors(const SimSetup& setup) {
-  rlimit limit{};
-  getrlimit(RLIMIT_NOFILE, &limit);
-  const auto needed =
-      static_cast<rlim_t>(std::max(setup.streams, 2 * streams_at_once(setup)) + 256);
-  if (limit.rlim_cur >= needed) return {};
-  const rlim_t most = limit.rlim_max;
-  limit.rlim_cur = needed;
-  limit.rlim_max = std::max(most, needed);  // more than the hard limit: root's to give
-  if (setrlimit(RLIMIT_NOFILE, &limit) == 0) return {};
+Result<void> allow_sockets(const SimSetup& setup) {
+  const int64_t needed = std::max(setup.streams, 2 * streams_at_once(setup)) + 256;
+  const int64_t limit = allow_descriptors(needed);
+  if (limit >= needed) return {};
   return fail(Code::resource_exhausted, "{} streams need {} file descriptors; the limit is {}",
-              setup.streams, needed, most);
+              setup.streams, needed, limit);
 }
 
 // Of this process.
@@ -512,7 +506,7 @@ const Command& sim_command() {
 Result<void> run_sim(const Values& values) {
   start_logging(log_level("warning"), "");
   M2_TRY(const SimSetup setup, read_setup(values));
-  M2_TRY_VOID(allow_descriptors(setup));
+  M2_TRY_VOID(allow_sockets(setup));
   if (!values.given("tokenizer"))
     return fail(Code::invalid_argument, "--tokenizer FOLDER is needed: it has tokenizer.json");
   const std::filesystem::path folder = values.text("tokenizer");
