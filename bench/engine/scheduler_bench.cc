@@ -109,6 +109,20 @@ BENCHMARK(BM_Plan)
     ->Unit(benchmark::kMicrosecond)
     ->Iterations(500);
 
+// Three words of each of so many sequences, one sequence after the other: a measure for a step's
+// time that is of the same machine and moment.
+void BM_Touch(benchmark::State& state) {
+  std::vector<std::unique_ptr<Sequence>> sequences;
+  for (int64_t i = 0; i < state.range(0); ++i) sequences.push_back(std::make_unique<Sequence>());
+  for (auto _ : state) {
+    for (const auto& sequence : sequences) {
+      for (int64_t* field : {&sequence->known, &sequence->last_token, &sequence->scheduled})
+        benchmark::DoNotOptimize(++*field);
+    }
+  }
+}
+BENCHMARK(BM_Touch)->Arg(64)->Arg(1024)->Unit(benchmark::kMicrosecond);
+
 }  // namespace
 }  // namespace m2::engine
 
