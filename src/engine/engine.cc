@@ -520,7 +520,9 @@ void Engine::State::reject(Sequence& sequence, RowStatus status) {
   const bool whole = !damaged && sequence.constraint && sequence.constraint->complete();
   if (whole) return finish(sequence, FinishReason::stop);
   EventDetail detail;
-  detail.error = error_text(status);
+  const std::string_view failure =
+      damaged || !sequence.constraint ? std::string_view() : sequence.constraint->failure();
+  detail.error = failure.empty() ? error_text(status) : std::string(failure);
   detail.unsatisfiable = !damaged;
   Event& event = event_of(sequence);
   event.finish = FinishReason::error;

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string_view>
 
 namespace m2::engine {
 
@@ -26,6 +27,9 @@ class TokenConstraint {
   // The next token. One that fill() did not allow can come only where something above the masks
   // decides (a spent thinking budget).
   virtual void accept(int32_t token) = 0;
+
+  // Why no token is left to choose, where that is not the output's fault; empty: it is.
+  virtual std::string_view failure() const { return {}; }
 
   // Whether the output so far is whole. Where it is and no token is left to choose, the request
   // ends with `stop`.

@@ -23,6 +23,12 @@ class ConstrainedOutput final : public engine::TokenConstraint {
   bool fill(std::span<uint32_t> words) override { return constraint_.fill(words); }
   void accept(int32_t token) override { constraint_.accept(token); }
   bool complete() const override { return constraint_.complete(); }
+  std::string_view failure() const override {
+    return constraint_.spent()
+               ? "The request's grammar is too ambiguous: what the output may go on with took too "
+                 "long to find out, since the grammar can read it in too many ways."
+               : std::string_view();
+  }
 
  private:
   text::OutputConstraint constraint_;

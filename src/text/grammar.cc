@@ -5,14 +5,13 @@
 #include <xgrammar/xgrammar.h>
 
 #include <algorithm>
+#include <bit>
 #include <exception>
 #include <list>
 #include <set>
-#include <type_traits>
 #include <unordered_map>
 #include <unordered_set>
 #include <utility>
-#include <variant>
 
 #include "base/check.h"
 #include "text/grammar/limited_matcher.h"
@@ -21,7 +20,7 @@ namespace m2::text {
 
 struct Grammar::Compiled {
   xgrammar::CompiledGrammar grammar;
-  std::unique_ptr<const LimitedGrammar> limited;  // null: no rule has a length
+  std::unique_ptr<const LimitedGrammar> limited;
   std::shared_ptr<const TokenCharacters> tokens;
   std::vector<TokenId> stop_ids;
 };
@@ -30,8 +29,7 @@ Grammar::Grammar(std::unique_ptr<const Compiled> compiled) : compiled_(std::move
 Grammar::~Grammar() = default;
 
 size_t Grammar::bytes() const {
-  return compiled_->grammar.MemorySizeBytes() +
-         (compiled_->limited ? compiled_->limited->bytes() : 0);
+  return compiled_->grammar.MemorySizeBytes() + compiled_->limited->bytes();
 }
 
 size_t Grammar::states() const {
@@ -42,41 +40,11 @@ size_t Grammar::states() const {
 
 namespace {
 
-// xgrammar's own matcher, for grammars without lengths.
-class PlainMatcher {
- public:
-  explicit PlainMatcher(const xgrammar::CompiledGrammar& grammar) : matcher_(grammar) {}
-
-  void fill(std::span<uint32_t> words) {
-    auto shape = static_cast<int64_t>(words.size());
-    DLTensor mask{};
-    mask.data = words.data();
-    mask.device = {kDLCPU, 0};
-    mask.ndim = 1;
-    mask.dtype = xgrammar::GetBitmaskDLType();
-    mask.shape = &shape;
-    matcher_.FillNextTokenBitmask(&mask);
-  }
-  bool accept(TokenId token, std::string_view) { return matcher_.AcceptToken(token); }
-  bool accept(std::string_view text) { return matcher_.AcceptString(std::string(text)); }
-  bool complete() const { return matcher_.IsCompleted(); }
-
- private:
-  xgrammar::GrammarMatcher matcher_;
-};
-
 // What `call` says of the matcher; `otherwise` if xgrammar throws, which is no fault of the text.
-template <class Matchers, class Call, class Value>
-Value ask(Matchers& matchers, Value otherwise, const Call& call) {
+template <class Matcher, class Value, class Call>
+Value ask(Matcher& matcher, Value otherwise, const Call& call) {
   try {
-    return std::visit(
-        [&](auto& matcher) -> Value {
-          if constexpr (std::is_same_v<std::decay_t<decltype(matcher)>, std::monostate>)
-            return otherwise;
-          else
-            return call(matcher);
-        },
-        matchers);
+    return call(matcher);
   } catch (const std::exception&) {
     return otherwise;
   }
@@ -85,12 +53,8 @@ Value ask(Matchers& matchers, Value otherwise, const Call& call) {
 }  // namespace
 
 struct GrammarMatcher::State {
-  explicit State(std::shared_ptr<const Grammar> the_grammar) : grammar(std::move(the_grammar)) {
-    if (const LimitedGrammar* limited = compiled().limited.get())
-      matcher.emplace<LimitedMatcher>(*limited);
-    else
-      matcher.emplace<PlainMatcher>(compiled().grammar);
-  }
+  explicit State(std::shared_ptr<const Grammar> the_grammar)
+      : grammar(std::move(the_grammar)), matcher(*compiled().limited) {}
 
   const Grammar::Compiled& compiled() const { return grammar->compiled(); }
   bool is_stop(TokenId token) const { return std::ranges::count(compiled().stop_ids, token) > 0; }
@@ -105,7 +69,7 @@ struct GrammarMatcher::State {
   }
 
   const std::shared_ptr<const Grammar> grammar;
-  std::variant<std::monostate, PlainMatcher, LimitedMatcher> matcher;
+  LimitedMatcher matcher;
   Utf8Phase phase = Utf8Phase::whole;
   bool stopped = false;
 };
@@ -120,7 +84,7 @@ void GrammarMatcher::fill(std::span<uint32_t> words) {
   M2_CHECK(words.size() >= mask_words(tokens.ids()));
   std::ranges::fill(words, 0u);
   if (state_->stopped) return;
-  const bool filled = ask(state_->matcher, false, [&](auto& matcher) {
+  const bool filled = ask(state_->matcher, false, [&](LimitedMatcher& matcher) {
     matcher.fill(words.first(mask_words(tokens.ids())));
     return true;
   });
@@ -138,18 +102,26 @@ bool GrammarMatcher::accept(TokenId token) {
   if (token < 0 || static_cast<size_t>(token) >= tokens.ids()) return false;
   const std::string& text = tokens.text(token);
   return !text.empty() &&
-         state_->take(text, [&](auto& matcher) { return matcher.accept(token, text); });
+         state_->take(text, [&](LimitedMatcher& matcher) { return matcher.accept(text); });
 }
 
 bool GrammarMatcher::accept_text(std::string_view text) {
   return !state_->stopped &&
-         state_->take(text, [&](auto& matcher) { return matcher.accept(text); });
+         state_->take(text, [&](LimitedMatcher& matcher) { return matcher.accept(text); });
 }
 
 bool GrammarMatcher::complete() const {
-  return state_->stopped ||
-         (state_->phase == Utf8Phase::whole &&
-          ask(state_->matcher, false, [](auto& matcher) { return matcher.complete(); }));
+  return state_->stopped || (state_->phase == Utf8Phase::whole &&
+                             ask(state_->matcher, false,
+                                 [](const LimitedMatcher& matcher) { return matcher.complete(); }));
+}
+
+bool GrammarMatcher::spent() const {
+  return state_->matcher.spent();
+}
+
+int64_t GrammarMatcher::work() const {
+  return state_->matcher.work();
 }
 
 // ---- compiling
@@ -187,6 +159,15 @@ bool has_attributes(const xgrammar::Grammar& grammar) {
         rule.temperature.has_value() || grammar->GetSuffixStopInfo(i) != nullptr)
       return true;
   }
+  return false;
+}
+
+// Whether tokens are named in it by their ids.
+bool has_token_edges(const xgrammar::Grammar& optimized) {
+  const auto& automaton = optimized->complete_fsm;
+  for (int state = 0; state < automaton.NumStates(); ++state)
+    for (const xgrammar::FSMEdge& edge : automaton.GetEdges(state))
+      if (edge.IsToken() || edge.IsExcludeToken()) return true;
   return false;
 }
 
@@ -337,6 +318,7 @@ struct GrammarCompiler::State {
   void keep(const std::string& key, std::shared_ptr<const Grammar> grammar);
   Result<std::shared_ptr<const Grammar>> make(const GrammarText& text);
   Result<void> check(const xgrammar::Grammar& parsed) const;
+  Result<void> try_out(const LimitedGrammar& grammar) const;
 
   const GrammarLimits limits;
   const std::vector<TokenId> stop_ids;
@@ -355,6 +337,9 @@ Result<void> GrammarCompiler::State::check(const xgrammar::Grammar& parsed) cons
     return fail(Code::invalid_argument,
                 "Not a grammar: attributes of rules, as in name[max_chars=9], are not supported.");
   const xgrammar::Grammar optimized = xgrammar::GrammarOptimizer::Apply(parsed);
+  if (has_token_edges(optimized))
+    return fail(Code::invalid_argument,
+                "Not a grammar: Token(), ExcludeToken() and TokenTagDispatch() are not supported.");
   if (!Endings(optimized).all())
     return fail(Code::invalid_argument,
                 "Not a grammar that can be satisfied: some of its rules (of a JSON schema: its "
@@ -365,6 +350,38 @@ Result<void> GrammarCompiler::State::check(const xgrammar::Grammar& parsed) cons
                 "counted repetitions of wide character classes make them; at most {:.0f} are "
                 "allowed.",
                 cost, limits.max_cost);
+  return {};
+}
+
+// Whether the beginnings of some texts can be had at a price that a mask may have: most grammars of
+// too many readings show it there, before a request has begun.
+Result<void> GrammarCompiler::State::try_out(const LimitedGrammar& grammar) const {
+  constexpr int kTexts = 3, kTokens = 16;
+  std::vector<uint32_t> words(mask_words(tokens->ids()));
+  std::vector<int32_t> allowed;
+  uint64_t random = 1;
+  for (int i = 0; i < kTexts; ++i) {
+    LimitedMatcher matcher(grammar);
+    Utf8Phase phase = Utf8Phase::whole;
+    for (int step = 0; step < kTokens && !matcher.spent(); ++step) {
+      matcher.fill(words);
+      tokens->keep_well_formed(phase, words);
+      allowed.clear();
+      for (size_t w = 0; w < words.size(); ++w)
+        for (uint32_t bits = words[w]; bits != 0; bits &= bits - 1)
+          allowed.push_back(static_cast<int32_t>(w * 32) + std::countr_zero(bits));
+      std::erase_if(allowed, [this](int32_t id) { return tokens->text(id).empty(); });
+      if (allowed.empty()) break;
+      random = random * 6364136223846793005u + 1442695040888963407u;
+      const std::string& text = tokens->text(allowed[(random >> 33) % allowed.size()]);
+      phase = utf8_after(phase, text);
+      matcher.accept(text);
+    }
+    if (matcher.spent())
+      return fail(Code::resource_exhausted,
+                  "The grammar is too ambiguous: the tokens that may come next take too long to "
+                  "find, since its rules can read the same text in too many ways.");
+  }
   return {};
 }
 
@@ -396,9 +413,9 @@ Result<std::shared_ptr<const Grammar>> GrammarCompiler::State::make(const Gramma
     M2_TRY_VOID(check(parsed));
     auto compiled = std::make_unique<Grammar::Compiled>(
         Grammar::Compiled{compiler.CompileGrammar(parsed), nullptr, tokens, stop_ids});
-    if (auto used = limits_in_use(text.limits, parsed); !used.empty()) {
-      M2_TRY(compiled->limited, LimitedGrammar::make(compiled->grammar, std::move(used), tokens));
-    }
+    M2_TRY(compiled->limited,
+           LimitedGrammar::make(compiled->grammar, limits_in_use(text.limits, parsed), tokens));
+    M2_TRY_VOID(try_out(*compiled->limited));
     return std::make_shared<const Grammar>(std::move(compiled));
   } catch (const std::exception& error) {
     return why(error);

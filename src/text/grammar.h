@@ -69,6 +69,12 @@ class GrammarMatcher {
   // Whether the text so far is a sentence of the language.
   bool complete() const;
 
+  // Whether the text was given up, since the grammar can read it in too many ways: nothing may come
+  // any more.
+  bool spent() const;
+  // What the last fill() or accept() cost, counted in states of the parser.
+  int64_t work() const;
+
  private:
   struct State;
   std::unique_ptr<State> state_;

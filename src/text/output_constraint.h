@@ -66,6 +66,8 @@ class OutputConstraint {
   bool fill(std::span<uint32_t> words);
   void accept(TokenId token);
   bool complete() const;
+  // Whether its grammar gave up (GrammarMatcher::spent()).
+  bool spent() const { return matcher_ && matcher_->spent(); }
 
  private:
   enum class Phase : uint8_t {

@@ -26,9 +26,11 @@ class Turns : public TokenConstraint {
   }
   void accept(int32_t token) override { accepted.push_back(token); }
   bool complete() const override { return whole; }
+  std::string_view failure() const override { return why; }
 
   std::vector<int32_t> accepted;
   bool whole = true;
+  std::string why;
 
  private:
   const int32_t period_;
@@ -78,6 +80,23 @@ TEST(TokenConstraint, ThatRunsDryEndsTheRequest) {
     const Event& last = world.record(id).events.back();
     EXPECT_EQ(last.detail && last.detail->unsatisfiable, !whole);
     ASSERT_TRUE(world.engine.audit().ok());
+  }
+}
+
+TEST(TokenConstraint, ThatGaveUpSaysWhy) {
+  for (const char* why : {"", "It took too long."}) {
+    World world;
+    Request request = greedy_request(6, 20);
+    const auto turns = std::make_shared<Turns>(3, 4);
+    turns->whole = false;
+    turns->why = why;
+    request.constraint = turns;
+    const RequestId id = world.submit(std::move(request));
+    ASSERT_TRUE(world.run_until_idle());
+    const Event& last = world.record(id).events.back();
+    ASSERT_TRUE(last.detail);
+    EXPECT_EQ(last.detail->error,
+              *why == '\0' ? "The request's own constraints leave no token to choose." : why);
   }
 }
 

@@ -4,7 +4,8 @@
 
 Covers: text/grammar/json_schema.h, text/grammar/pattern.h, text/grammar/tool_calls.h,
 text/output_constraint.h, text/grammar.h, text/grammar/limited_matcher.h,
-text/grammar/remaining_lengths.h, text/grammar/pattern_tokens.h, text/grammar/schema_references.h.
+text/grammar/remaining_lengths.h, text/grammar/pattern_tokens.h, text/grammar/leaving_tokens.h,
+text/grammar/schema_references.h.
 """
 
 import itertools

@@ -126,6 +126,44 @@ TEST(Grammar, AttributesOfRulesAreRefused) {
   EXPECT_NE(refused.error().text.find("attributes"), std::string::npos);
 }
 
+TEST(Grammar, TokensByTheirIdsAreRefused) {
+  const auto tokenizer = load_text(toy_tokenizer_json().dump()).value();
+  GrammarCompiler compiler(tokenizer, {tokenizer->id_of("]~b]")}, {});
+  const auto refused = compiler.compile(std::string("root ::= \"x\" Token(3)\n"));
+  ASSERT_FALSE(refused.ok());
+  EXPECT_NE(refused.error().text.find("Token()"), std::string::npos) << refused.error().text;
+}
+
+// What an ambiguous grammar may cost is bounded: then the text is given up, and says so.
+TEST(Grammar, TextsOfTooManyReadingsAreGivenUp) {
+  const auto tokenizer = load_text(toy_tokenizer_json().dump()).value();
+  GrammarCompiler compiler(tokenizer, {tokenizer->id_of("]~b]")}, {});
+  const auto grammar =
+      compiler.compile(std::string("root ::= \"(\" root \")\" | root root | [a-z]\n"));
+  ASSERT_TRUE(grammar.ok()) << grammar.error().text;
+  GrammarMatcher matcher(*grammar);
+  std::vector<uint32_t> words(mask_words(compiler.ids()));
+  int taken = 0;
+  int64_t most = 0;
+  while (taken < 100'000 && matcher.accept_text("a")) {
+    ++taken;
+    most = std::max(most, matcher.work());
+    EXPECT_TRUE(matcher.complete());
+    if (taken % 100 != 0) continue;
+    matcher.fill(words);
+    most = std::max(most, matcher.work());
+    if (matcher.spent()) break;
+    EXPECT_NE(std::ranges::count(words, 0u), std::ssize(words));
+  }
+  EXPECT_TRUE(matcher.spent());
+  EXPECT_GT(taken, 100);
+  EXPECT_LE(most, 200'000);
+  EXPECT_FALSE(matcher.complete());
+  EXPECT_FALSE(matcher.accept_text("a"));
+  matcher.fill(words);
+  EXPECT_EQ(std::ranges::count(words, 0u), std::ssize(words));
+}
+
 Result<std::shared_ptr<const Grammar>> compile(std::string ebnf, const std::string& limited) {
   const auto tokenizer = load_text(toy_tokenizer_json().dump()).value();
   GrammarText text(std::move(ebnf));

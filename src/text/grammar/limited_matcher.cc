@@ -6,12 +6,14 @@
 #include <xgrammar/xgrammar.h>
 
 #include <algorithm>
+#include <bitset>
 #include <optional>
 #include <unordered_map>
 #include <unordered_set>
 #include <utility>
 
 #include "base/log.h"
+#include "text/grammar/leaving_tokens.h"
 #include "text/grammar/pattern_tokens.h"
 
 namespace m2::text {
@@ -47,7 +49,8 @@ struct LimitedGrammar::Tables {
   std::vector<int32_t> accepted_by(const AdaptiveTokenMask& mask) const;
   bool may_hold(size_t limit, std::string_view begun) const;
   std::vector<int32_t> suspects() const;
-  void find_doubts();
+  void find_leaving();
+  Result<void> find_doubts();
   void find_endings();
 
   xgrammar::CompiledGrammar compiled;
@@ -61,14 +64,26 @@ struct LimitedGrammar::Tables {
   std::vector<int32_t> rules;  // by limit
   std::vector<std::unique_ptr<PatternTokens>> patterns;  // by limit; null: it has none
   bool any_patterned = false;
-  std::unordered_map<int32_t, Doubts> doubts;  // by state
+  std::unordered_map<int32_t, Doubts> doubts;          // by state
+  std::unordered_map<int32_t, LeavingTokens> leaving;  // by state
   // By limit: tokens that can end its text before their own end, and be within it as well.
   std::vector<std::vector<int32_t>> endings;
   std::vector<uint32_t> all;  // the mask of the sorted vocabulary
 };
 
+namespace {
+
+// What one mask, or the taking of one token, may cost: states of the parser looked at, of which a
+// thread does some twenty to fifty million a second.
+constexpr int64_t kMostWork = 120'000;
+constexpr int32_t kMostInRow = 4096;        // readings that wait for a rule to end, of one byte
+constexpr int64_t kMostHeld = 1024 * 1024;  // of a whole output
+
+}  // namespace
+
 // xgrammar's Earley parser with lengths: a byte is not offered to a state whose text would become
-// too long by it, nor to what follows a text that is too short.
+// too long by it, nor to what follows a text that is too short. Texts of too many readings spend
+// it: then it takes nothing more.
 class LimitedParser : private xgrammar::EarleyParser {
  public:
   using Tables = LimitedGrammar::Tables;
@@ -80,14 +95,28 @@ class LimitedParser : private xgrammar::EarleyParser {
         scratch_(tables.all.size()) {}
 
   void fill(std::span<uint32_t> words);
+  // All of the bytes, or nothing.
+  bool accept(std::string_view bytes);
   // As many bytes as may come; how many.
   size_t advance(std::string_view bytes);
   void pop(size_t bytes);
-  bool complete() const { return IsCompleted(); }
-  void ignore_lengths(bool ignore) { ignores_lengths_ = ignore; }
+  bool complete() const { return IsCompleted() && !spent_; }
+  bool spent() const { return spent_; }
+  int64_t work() const { return work_; }
+  // Begins a trial, with lengths or without.
+  void begin(bool ignoring_lengths) {
+    ignores_lengths_ = ignoring_lengths;
+    work_ = 0;
+  }
 
  private:
+  class Trials;
   bool advance(uint8_t byte);
+  bool process();
+  bool spend(int64_t states);
+  void settle();
+  bool is_known(std::span<uint32_t> words);
+  bool is_free_of_lengths(const ParserState& state) const;
   bool may_scan(const ParserState& state, uint8_t byte) const;
   bool may_close(const ParserState& state, int16_t limit) const;
   bool may_complete(const ParserState& state) const;
@@ -95,11 +124,16 @@ class LimitedParser : private xgrammar::EarleyParser {
   int64_t length(const ParserState& state, CountedAs as) const;
   std::optional<int64_t> room(const ParserState& state) const;
   void add_taken(const ParserState& state, std::span<uint32_t> words);
-  void find_accepted(const AdaptiveTokenMask& mask);
+  void find_accepted(const AdaptiveTokenMask& mask, std::span<uint32_t> words) const;
   void add_patterned(const ParserState& state, const PatternTokens& pattern,
                      std::span<uint32_t> words);
   void add_tried(const ParserState& state, std::span<const int32_t> indices,
                  std::span<uint32_t> words);
+  void add_uncertain(const ParserState& state, std::span<uint32_t> words);
+  bool add_endings(const ParserState& state, const LeavingTokens& leaving,
+                   std::span<uint32_t> words);
+  void set_length(const ParserState& state, CountedAs as, int64_t length);
+  bool only_goes_on(const ParserState& state, const std::bitset<256>& bytes) const;
 
   const Tables& tables_;
   std::vector<CharacterCount> counts_;  // by row of the parser
@@ -107,6 +141,17 @@ class LimitedParser : private xgrammar::EarleyParser {
   std::vector<uint32_t> scratch_;
   std::vector<ParserState> open_states_;
   bool ignores_lengths_ = false;
+  // The last mask, and of what it was: that of the same states is the same, as long as it is free
+  // of lengths.
+  std::vector<ParserState> known_states_;
+  std::vector<uint32_t> known_;
+  uint8_t known_escape_ = 0;
+  bool known_is_free_ = false;
+
+  int64_t work_ = 0;     // since this mask or token was begun
+  int64_t held_ = 0;     // readings that wait, of all rows
+  int32_t settled_ = 0;  // rows
+  bool spent_ = false;
 };
 
 // ---- parsing
@@ -171,36 +216,81 @@ bool LimitedParser::may_stand(const ParserState& state) const {
   return lengths.can_end(lengths.node(state.element_id, counts_.back().escape), length(state, as));
 }
 
+// Notes this much work; false: it was too much.
+bool LimitedParser::spend(int64_t states) {
+  work_ += states;
+  if (work_ > kMostWork) spent_ = true;
+  return !spent_;
+}
+
+// Predicts and completes from what a byte led to. False: it is spent.
+bool LimitedParser::process() {
+  while (!tmp_process_state_queue_.empty()) {
+    const ParserState state = tmp_process_state_queue_.front();
+    tmp_process_state_queue_.pop();
+    const auto waiting = [&](int32_t row) -> int64_t {
+      return row < 0 ? 0 : rule_id_to_completable_states_[row].size();
+    };
+    const auto [scanable, completable] = Predict(state);
+    if (completable && may_complete(state)) Complete(state);
+    if (scanable) tmp_states_to_be_added_.push_back(state);
+    // Who waits is looked through, four in the time of a state.
+    const int64_t looked_at = scanable && !completable ? 0 : 1 + waiting(state.rule_start_pos) / 4;
+    if (!spend(1 + looked_at) || rule_id_to_completable_states_.Back().size() > kMostInRow)
+      spent_ = true;
+    if (!spent_) continue;
+    while (!tmp_process_state_queue_.empty()) tmp_process_state_queue_.pop();
+    return false;
+  }
+  return true;
+}
+
 bool LimitedParser::advance(uint8_t byte) {
+  if (spent_) return false;
   tmp_states_visited_in_queue_.Clear();
   tmp_states_to_be_added_.clear();
   tmp_completed_lazy_occurrences_.clear();
   tmp_accept_stop_token_ = false;
-  for (const ParserState& state : scanable_state_history_[scanable_state_history_.size() - 1])
+  const auto& row = scanable_state_history_[scanable_state_history_.size() - 1];
+  if (!spend(1 + row.size())) return false;
+  for (const ParserState& state : row)
     if (may_scan(state, byte)) Scan(state, byte);
   if (tmp_process_state_queue_.empty() && tmp_states_to_be_added_.empty()) return false;
   rule_id_to_completable_states_.PushBack(std::vector<std::pair<int32_t, ParserState>>());
   counts_.push_back(counts_.back());
   counts_.back().add(byte);
-  while (!tmp_process_state_queue_.empty()) {
-    const ParserState state = tmp_process_state_queue_.front();
-    tmp_process_state_queue_.pop();
-    const auto [scanable, completable] = Predict(state);
-    if (completable && may_complete(state)) Complete(state);
-    if (scanable) tmp_states_to_be_added_.push_back(state);
-  }
-  if (tables_.any_patterned && !ignores_lengths_) {
+  bool taken = process();
+  if (taken && tables_.any_patterned && !ignores_lengths_) {
     std::erase_if(tmp_states_to_be_added_,
                   [this](const ParserState& state) { return !may_stand(state); });
-    if (tmp_states_to_be_added_.empty() && !tmp_accept_stop_token_) {
-      rule_id_to_completable_states_.PopBack(1);
-      counts_.pop_back();
-      return false;
-    }
+    taken = !tmp_states_to_be_added_.empty() || tmp_accept_stop_token_;
+  }
+  if (!taken) {
+    rule_id_to_completable_states_.PopBack(1);
+    counts_.pop_back();
+    return false;
   }
   is_completed_.push_back(tmp_accept_stop_token_);
   scanable_state_history_.PushBack(tmp_states_to_be_added_);
   return true;
+}
+
+bool LimitedParser::accept(std::string_view bytes) {
+  work_ = 0;
+  const size_t taken = advance(bytes);
+  if (taken < bytes.size()) return pop(taken), false;
+  settle();
+  return true;
+}
+
+// Forgets what no token can lead back to.
+void LimitedParser::settle() {
+  const std::vector<ParserState> states = GetLatestScanableStates();
+  scanable_state_history_.PopBack(scanable_state_history_.size());
+  scanable_state_history_.PushBack(states);
+  for (; settled_ < rule_id_to_completable_states_.size(); ++settled_)
+    held_ += rule_id_to_completable_states_[settled_].size();
+  if (held_ > kMostHeld) spent_ = true;
 }
 
 size_t LimitedParser::advance(std::string_view bytes) {
@@ -233,24 +323,24 @@ bool has(std::span<const uint32_t> words, int32_t id) {
 
 }  // namespace
 
-// The tokens that the grammar takes whole, into scratch_.
-void LimitedParser::find_accepted(const AdaptiveTokenMask& mask) {
+// Sets the bits of the tokens that the grammar takes whole. Those of a mask that says what is
+// rejected need words that are empty.
+void LimitedParser::find_accepted(const AdaptiveTokenMask& mask, std::span<uint32_t> words) const {
   const auto& vocabulary = tables_.vocabulary();
   const auto ids = static_cast<int>(tables_.tokens->ids());
-  std::ranges::fill(scratch_, 0u);
   switch (mask.store_type) {
     case AdaptiveTokenMask::StoreType::kAccepted:
       for (const int32_t index : mask.accepted_indices)
-        set(scratch_, vocabulary[static_cast<size_t>(index)].first);
+        set(words, vocabulary[static_cast<size_t>(index)].first);
       break;
     case AdaptiveTokenMask::StoreType::kAcceptedBitset:
-      xgrammar::DynamicBitset(ids, scratch_.data()) |= mask.accepted_bitset;
+      xgrammar::DynamicBitset(ids, words.data()) |= mask.accepted_bitset;
       break;
     case AdaptiveTokenMask::StoreType::kRejected:
-      std::ranges::copy(tables_.all, scratch_.begin());
+      std::ranges::copy(tables_.all, words.begin());
       for (const auto* indices : {&mask.rejected_indices, &mask.uncertain_indices})
         for (const int32_t index : *indices)
-          clear(scratch_, vocabulary[static_cast<size_t>(index)].first);
+          clear(words, vocabulary[static_cast<size_t>(index)].first);
       break;
   }
 }
@@ -270,11 +360,18 @@ void LimitedParser::add_taken(const ParserState& state, std::span<uint32_t> word
   if (limit >= 0)
     if (const auto& pattern = tables_.patterns[static_cast<size_t>(limit)])
       return add_patterned(state, *pattern, words);
-  find_accepted(tables_.compiled->adaptive_token_mask_cache.find(state)->second);
-  if (const int64_t left = room(state).value_or(TextLimit::kAny); left < tables_.tokens->longest())
+  const AdaptiveTokenMask& mask = tables_.compiled->adaptive_token_mask_cache.find(state)->second;
+  const int64_t left = room(state).value_or(TextLimit::kAny);
+  const auto found = tables_.doubts.find(state.element_id);
+  const bool all = left >= tables_.tokens->longest() && found == tables_.doubts.end();
+  if (all && mask.store_type != AdaptiveTokenMask::StoreType::kRejected)
+    return find_accepted(mask, words);
+  std::ranges::fill(scratch_, 0u);
+  find_accepted(mask, scratch_);
+  if (left < tables_.tokens->longest())
     tables_.tokens->keep_up_to(left, tables_.limits[static_cast<size_t>(limit)].as, counts_.back(),
                                scratch_);
-  if (const auto found = tables_.doubts.find(state.element_id); found != tables_.doubts.end())
+  if (found != tables_.doubts.end())
     for (const auto* indices : {&found->second.never, &found->second.maybe})
       for (const int32_t index : *indices)
         clear(scratch_, tables_.vocabulary()[static_cast<size_t>(index)].first);
@@ -283,18 +380,51 @@ void LimitedParser::add_taken(const ParserState& state, std::span<uint32_t> word
   taken |= xgrammar::DynamicBitset(ids, scratch_.data());
 }
 
-// Tries those of the tokens, given in order, that no state took yet. Tokens that begin alike share
-// the rows of their beginning.
+// Texts tried one after the other, best in order: those that begin alike share the rows of their
+// beginning.
+class LimitedParser::Trials {
+ public:
+  // From this state alone.
+  Trials(LimitedParser& parser, const ParserState& state) : parser_(parser) {
+    parser_.PushOneStateToCheck(state);
+    parser_.counts_.push_back(parser_.counts_.back());
+  }
+  ~Trials() { parser_.pop(settled_ + depth_ + 1); }
+  Trials(const Trials&) = delete;
+  Trials& operator=(const Trials&) = delete;
+
+  // The text must outlive the next call.
+  bool takes(std::string_view text) {
+    const auto shared =
+        static_cast<size_t>(std::ranges::mismatch(tried_, text).in1 - tried_.begin());
+    tried_ = text;
+    if (shared > depth_) return false;  // the byte that was refused is its own too
+    parser_.pop(depth_ - shared);
+    depth_ = shared + parser_.advance(text.substr(shared));
+    return depth_ == text.size();
+  }
+  // From now on texts follow the one that was taken last.
+  void settle() {
+    settled_ += std::exchange(depth_, 0);
+    tried_ = {};
+  }
+
+ private:
+  LimitedParser& parser_;
+  std::string_view tried_;  // whose first `depth` bytes are in the rows
+  size_t depth_ = 0;
+  size_t settled_ = 0;  // rows before them
+};
+
+// Tries those of the tokens, given in order, that no state took yet.
 void LimitedParser::add_tried(const ParserState& state, std::span<const int32_t> indices,
                               std::span<uint32_t> words) {
+  if (indices.empty()) return;
   const auto& vocabulary = tables_.vocabulary();
   const auto& subtree_ends = tables_.info.GetTrieSubtreeNodesRange();
-  PushOneStateToCheck(state);
-  counts_.push_back(counts_.back());
-  std::string_view tried;  // whose first `depth` bytes are in the rows
-  size_t depth = 0;
+  Trials trials(*this, state);
   int32_t refused_until = 0;
-  for (auto at = indices.begin(); at != indices.end();) {
+  for (auto at = indices.begin(); at != indices.end() && !spent_;) {
     const int32_t index = *at;
     if (index < refused_until) {
       // Sorted and distinct, so that no more than the difference can lie between.
@@ -305,34 +435,120 @@ void LimitedParser::add_tried(const ParserState& state, std::span<const int32_t>
     ++at;
     const auto& [id, text] = vocabulary[static_cast<size_t>(index)];
     if (has(words, id)) continue;
-    const auto shared = static_cast<size_t>(
-        std::ranges::mismatch(tried, std::string_view(text)).in1 - tried.begin());
-    bool taken = shared <= depth;  // else the byte that was refused is its own too
-    tried = text;
-    if (taken) {
-      pop(depth - shared);
-      depth = shared + advance(tried.substr(shared));
-      taken = depth == tried.size();
-    }
-    if (taken)
+    if (trials.takes(text))
       set(words, id);
     else
       refused_until = subtree_ends[static_cast<size_t>(index)];
   }
-  pop(depth + 1);
+}
+
+// Whether nothing but this state, in the last row, takes any of these bytes.
+bool LimitedParser::only_goes_on(const ParserState& state, const std::bitset<256>& bytes) const {
+  const auto& row = scanable_state_history_[scanable_state_history_.size() - 1];
+  return std::ranges::all_of(row, [&](const ParserState& other) {
+    if (xgrammar::StateEqualForParsing()(state, other)) return true;
+    const auto& automaton = grammar_->per_rule_fsms[static_cast<size_t>(other.rule_id)];
+    return std::ranges::none_of(automaton->GetFsm().GetFsm().GetEdges(other.element_id),
+                                [&](const auto& edge) {
+                                  if (!edge.IsCharRange()) return false;
+                                  for (int byte = edge.min; byte <= edge.max; ++byte)
+                                    if (bytes[static_cast<size_t>(byte)]) return true;
+                                  return false;
+                                });
+  });
+}
+
+// Tries each ending once, after a beginning that stands for all, and takes the tokens whose own
+// beginning makes the text neither too short nor too long. False: it does not stand for all.
+bool LimitedParser::add_endings(const ParserState& state, const LeavingTokens& leaving,
+                                std::span<uint32_t> words) {
+  const int16_t limit = tables_.limit_of_rule[static_cast<size_t>(state.rule_id)];
+  const TextLimit any;
+  const TextLimit& text = limit < 0 ? any : tables_.limits[static_cast<size_t>(limit)];
+  const int64_t now = limit < 0 ? 0 : length(state, text.as);
+  if (limit >= 0 && (counts_.back().escape != 0 || leaving.characters > text.most)) return false;
+  Trials trials(*this, state);
+  // As if the text could end after it: whether it can depends on the token.
+  if (limit >= 0) set_length(state, text.as, std::max<int64_t>(text.least - leaving.characters, 0));
+  if (!trials.takes(leaving.beginning) || !only_goes_on(state, leaving.goes_on)) return false;
+  trials.settle();
+  const auto fits = [&](const std::pair<int32_t, uint8_t>& token) {
+    const int64_t there = now + token.second;
+    return text.least <= there && there <= text.most;
+  };
+  for (const LeavingTokens::Ending& ending : leaving.endings) {
+    const bool is_asked = std::ranges::any_of(
+        ending.tokens, [&](const auto& token) { return !has(words, token.first) && fits(token); });
+    if (!is_asked || !trials.takes(ending.text)) continue;
+    for (const auto& token : ending.tokens)
+      if (fits(token)) set(words, token.first);
+  }
+  return true;
+}
+
+void LimitedParser::set_length(const ParserState& state, CountedAs as, int64_t length) {
+  const CharacterCount& begin = counts_[static_cast<size_t>(state.rule_start_pos)];
+  CharacterCount& end = counts_.back();
+  if (as == CountedAs::json_characters)
+    end.json = begin.json + static_cast<int32_t>(length);
+  else
+    end.code_points = begin.code_points + static_cast<int32_t>(length);
+}
+
+void LimitedParser::add_uncertain(const ParserState& state, std::span<uint32_t> words) {
+  if (const auto found = tables_.leaving.find(state.element_id);
+      found != tables_.leaving.end() && add_endings(state, found->second, words))
+    return add_tried(state, found->second.others, words);
+  add_tried(state,
+            tables_.compiled->adaptive_token_mask_cache.find(state)->second.uncertain_indices,
+            words);
+}
+
+// Whether no token reaches a length from here.
+bool LimitedParser::is_free_of_lengths(const ParserState& state) const {
+  const int16_t limit = tables_.limit_of_rule[static_cast<size_t>(state.rule_id)];
+  if (limit < 0) {
+    const int16_t close = tables_.close_of_state[static_cast<size_t>(state.element_id)];
+    return close < 0 || tables_.limits[static_cast<size_t>(close)].least == 0;
+  }
+  const TextLimit& text = tables_.limits[static_cast<size_t>(limit)];
+  const int64_t now = length(state, text.as);
+  if (now < text.least || room(state).value_or(TextLimit::kAny) < tables_.tokens->longest())
+    return false;
+  const auto& pattern = tables_.patterns[static_cast<size_t>(limit)];
+  return !pattern ||
+         pattern->is_free(pattern->lengths().node(state.element_id, counts_.back().escape), now);
+}
+
+// Whether the mask is the last one, which is written then; else it will be from now on. States are
+// equal only where they wait for the same rows, which never change.
+bool LimitedParser::is_known(std::span<uint32_t> words) {
+  const auto& row = scanable_state_history_[scanable_state_history_.size() - 1];
+  const bool is_free = std::ranges::all_of(
+      row, [this](const ParserState& state) { return is_free_of_lengths(state); });
+  if (is_free && known_is_free_ && known_escape_ == counts_.back().escape &&
+      std::ranges::equal(row, known_states_, xgrammar::StateEqualForParsing())) {
+    std::ranges::copy(known_, words.begin());
+    return true;
+  }
+  known_states_.assign(row.begin(), row.end());
+  known_escape_ = counts_.back().escape;
+  known_is_free_ = is_free;
+  return false;
 }
 
 void LimitedParser::fill(std::span<uint32_t> words) {
+  work_ = 0;
   std::ranges::fill(words, 0u);
+  if (spent_ || is_known(words)) return;
   open_states_.clear();
-  for (const ParserState& state : GetLatestScanableStates()) {
+  for (const ParserState& state : known_states_) {
     const int16_t close = tables_.close_of_state[static_cast<size_t>(state.element_id)];
     if (close < 0 || may_close(state, close)) open_states_.push_back(state);
   }
   for (const ParserState& state : open_states_) add_taken(state, words);
   for (const ParserState& state : open_states_) {
-    const AdaptiveTokenMask& mask = tables_.compiled->adaptive_token_mask_cache.find(state)->second;
-    add_tried(state, mask.uncertain_indices, words);
+    add_uncertain(state, words);
     if (const auto found = tables_.doubts.find(state.element_id); found != tables_.doubts.end())
       add_tried(state, found->second.maybe, words);
     if (const auto left = room(state); left && *left < tables_.tokens->longest())
@@ -341,6 +557,10 @@ void LimitedParser::fill(std::span<uint32_t> words) {
                     tables_.limit_of_rule[static_cast<size_t>(state.rule_id)])],
                 words);
   }
+  if (spent_)
+    std::ranges::fill(words, 0u);
+  else if (known_is_free_)
+    known_.assign(words.begin(), words.end());
 }
 
 LimitedMatcher::LimitedMatcher(const LimitedGrammar& grammar)
@@ -352,14 +572,19 @@ void LimitedMatcher::fill(std::span<uint32_t> words) {
 }
 
 bool LimitedMatcher::accept(std::string_view bytes) {
-  const size_t taken = parser_->advance(bytes);
-  if (taken == bytes.size()) return true;
-  parser_->pop(taken);
-  return false;
+  return parser_->accept(bytes);
 }
 
 bool LimitedMatcher::complete() const {
   return parser_->complete();
+}
+
+bool LimitedMatcher::spent() const {
+  return parser_->spent();
+}
+
+int64_t LimitedMatcher::work() const {
+  return parser_->work();
 }
 
 // ---- making
@@ -382,9 +607,9 @@ Result<void> LimitedGrammar::Tables::fill() {
   find_closes();
   M2_TRY_VOID(find_patterns());
   find_ids();
-  find_doubts();
   find_endings();
-  return {};
+  find_leaving();
+  return find_doubts();
 }
 
 Result<void> LimitedGrammar::Tables::find_rules() {
@@ -501,7 +726,19 @@ std::vector<int32_t> LimitedGrammar::Tables::suspects() const {
   return out;
 }
 
-void LimitedGrammar::Tables::find_doubts() {
+void LimitedGrammar::Tables::find_leaving() {
+  for (const auto& [key, mask] : compiled->adaptive_token_mask_cache) {
+    const auto& automaton = compiled->grammar->per_rule_fsms[static_cast<size_t>(key.rule_id)];
+    const int16_t limit = limit_of_rule[static_cast<size_t>(key.rule_id)];
+    const CountedAs as = limit < 0 ? CountedAs::code_points : limits[static_cast<size_t>(limit)].as;
+    auto found = LeavingTokens::find(automaton->GetFsm(), key.element_id, mask.uncertain_indices,
+                                     vocabulary(), as);
+    if (found) leaving.emplace(key.element_id, std::move(*found));
+  }
+}
+
+Result<void> LimitedGrammar::Tables::find_doubts() {
+  if (limits.empty()) return {};
   const std::vector<int32_t> suspicious = suspects();
   for (const auto& [key, mask] : compiled->adaptive_token_mask_cache) {
     if (limit_of_rule[static_cast<size_t>(key.rule_id)] >= 0) continue;
@@ -516,7 +753,7 @@ void LimitedGrammar::Tables::find_doubts() {
       }
       const std::string& text = vocabulary()[static_cast<size_t>(index)].second;
       const auto passes = [&](bool ignoring_lengths) {
-        parser->ignore_lengths(ignoring_lengths);
+        parser->begin(ignoring_lengths);
         const size_t taken = parser->advance(std::string_view(text));
         parser->pop(taken);
         return taken == text.size();
@@ -524,10 +761,14 @@ void LimitedGrammar::Tables::find_doubts() {
       if (passes(false)) continue;
       // Taken only for what follows the rule, or by no means.
       (passes(true) ? found.never : found.maybe).push_back(index);
+      if (parser->spent())
+        return fail(Code::resource_exhausted,
+                    "The grammar is too ambiguous: a single token can be read in too many ways.");
     }
     if (!found.never.empty() || !found.maybe.empty())
       doubts.emplace(key.element_id, std::move(found));
   }
+  return {};
 }
 
 void LimitedGrammar::Tables::find_endings() {
@@ -560,6 +801,7 @@ Result<std::unique_ptr<const LimitedGrammar>> LimitedGrammar::make(
 size_t LimitedGrammar::bytes() const {
   size_t out = 0;
   for (const auto& one : tables_->patterns) out += one ? one->bytes() : 0;
+  for (const auto& [state, one] : tables_->leaving) out += one.bytes();
   return out;
 }
 

@@ -18,7 +18,10 @@ namespace m2::text {
 
 class LimitedParser;
 
-// A compiled grammar some of whose rules have lengths. Immutable; shared by its matchers.
+// A compiled grammar, some of whose rules may have lengths. Immutable; shared by its matchers.
+//
+// A mask, and the taking of a token, cost so much at most: a text that the grammar can read in too
+// many ways is given up. The mask of equal states is not made again.
 //
 // xgrammar knows for every state of a grammar which tokens it takes, refuses, or cannot tell
 // without the states around it. Lengths change that in three places only. A token that stays within
@@ -59,8 +62,12 @@ class LimitedMatcher {
   void fill(std::span<uint32_t> words);
   // False, and nothing changes, if this may not come here.
   bool accept(std::string_view bytes);
-  bool accept(int32_t /*token*/, std::string_view bytes) { return accept(bytes); }
   bool complete() const;
+  // Whether a text of too many readings, as a grammar that is ambiguous makes them, was given up:
+  // nothing may come any more.
+  bool spent() const;
+  // What the last fill() or accept() cost: states of the parser looked at.
+  int64_t work() const;
 
  private:
   std::unique_ptr<LimitedParser> parser_;
