@@ -59,6 +59,28 @@ class Load(ServerCase):
         self.assertEqual(results, ["Hello, world! 你好 🎉"] * 256)
         self.assertTrue(wait_until(self.idle))
 
+    def test_a_steps_tokens_leave_in_one_piece(self):
+        """Four choices of one request: what a step gives them is one write, one HTTP chunk."""
+        body = json.dumps({"prompt": "script:hello;<fim_middle>", "n": 4, "max_tokens": 30,
+                           "stream": True}).encode()
+        with self.server.connect() as connection:
+            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+                               b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+                               % (len(body), body))
+            with connection.makefile("rb") as reply:
+                while reply.readline() not in (b"\r\n", b""):
+                    pass
+                pieces = []
+                while size := int(reply.readline(), 16):
+                    pieces.append(reply.read(size))
+                    reply.readline()
+        counts = [piece.count(b'"choices":[{') for piece in pieces]
+        tokens = sum(counts) // 4
+        self.assertEqual(sum(counts), 4 * tokens)
+        # Prompts may begin in different steps; from then on every piece has a token of each.
+        self.assertGreaterEqual(counts.count(4), tokens - 2)
+        self.assertLessEqual(len(pieces), tokens + 4)
+
     def test_leaving_frees_everything(self):
         for stream in (True, False):
             connections = []

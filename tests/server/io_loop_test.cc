@@ -6,8 +6,10 @@
 #include <atomic>
 #include <boost/asio/thread_pool.hpp>
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "server/context.h"
@@ -65,6 +67,46 @@ TEST(IoLoop, AnEngineDoesNotWaitForALoopThatHasStopped) {
   it.settle(IoLoop::kMostBehind);
   it.loop.stop();
   it.settle(3 * IoLoop::kMostBehind);
+}
+
+// Hears events and writes down which; `on_heard` may do what a request does while it hears one.
+struct Hearer : EventReceiver {
+  void on_event(size_t tag, const engine::Event& event) override {
+    heard.emplace_back(tag, event.id);
+    if (on_heard) on_heard(event.id);
+  }
+  void on_shutdown() override {}
+  std::vector<std::pair<size_t, engine::RequestId>> heard;
+  std::function<void(engine::RequestId)> on_heard;
+};
+
+// One request's event may end another whose event is in the same step, and its memory with it.
+TEST(IoLoop, WhoIsForgottenDuringAStepHearsNothingOfIt) {
+  Loop it;
+  constexpr engine::RequestId kRequests = 100;
+  const auto hearer = std::make_shared<Hearer>();
+  std::vector<std::shared_ptr<Hearer>> others;
+  for (engine::RequestId id = 1; id <= kRequests; ++id) {
+    const bool even = id % 2 == 0;
+    if (even) others.push_back(std::make_shared<Hearer>());
+    it.loop.listen(id, even ? others.back() : hearer, id);
+  }
+  // Each odd one ends an even one whose event is still to come.
+  hearer->on_heard = [&](engine::RequestId id) {
+    it.loop.forget(id + 3);
+    if (id + 3 <= kRequests) others[(id + 3) / 2 - 1].reset();
+  };
+  auto events = std::make_shared<std::vector<engine::Event>>();
+  for (engine::RequestId id = 1; id <= kRequests + 10; ++id) events->emplace_back().id = id;
+  it.loop.post_events(events);
+  it.loop.post([&] { it.loop.stop(); });
+  it.loop.run();
+  ASSERT_EQ(hearer->heard.size(), kRequests / 2);
+  for (size_t i = 0; i < hearer->heard.size(); ++i)
+    EXPECT_EQ(hearer->heard[i], std::pair(size_t{2 * i + 1}, engine::RequestId{2 * i + 1}));
+  ASSERT_NE(others[0], nullptr);  // nobody ends request 2
+  EXPECT_EQ(others[0]->heard.size(), 1u);
+  for (size_t i = 1; i < others.size(); ++i) EXPECT_EQ(others[i], nullptr) << i;
 }
 
 }  // namespace
