@@ -2,17 +2,21 @@
 //
 //   grammar_bench TOKENIZER_JSON TOOL_SETS_JSON
 //
-// Prints a table. Every case draws outputs token by token, uniformly among those allowed but
+// Prints two tables. Every case draws outputs token by token, uniformly among those allowed but
 // leaning to what ends a value, and takes the time of each mask: that of the thread, so that other
-// work on the machine is not in it. A grammar is compiled by a compiler that has seen no other.
+// work on the machine is not in it. A grammar is compiled by a compiler that has seen no other. The
+// second table is of grammars made to be expensive, with the masks after beginnings that are worst
+// as well; those that are refused say so by the time it took.
 
 #include <time.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstdio>
 #include <fstream>
 #include <memory>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
@@ -110,6 +114,71 @@ std::vector<Case> cases(const Json& tool_sets) {
   };
 }
 
+struct Hostile {
+  const char* name;
+  GrammarText text;
+  std::vector<std::string> beginnings;
+};
+
+GrammarText of_regex(const std::string& regex) {
+  return GrammarText("root ::= " +
+                     regex_terminal(regex_pattern(regex, Spelling::raw, true).value()));
+}
+
+std::vector<Hostile> hostile_cases() {
+  const auto text = [](int least, int most) {
+    return Json{{"type", "string"}, {"minLength", least}, {"maxLength", most}};
+  };
+  const auto pattern = [&](const char* regex, int least, int most) {
+    Json schema = text(least, most);
+    schema["pattern"] = regex;
+    return of_schema(schema);
+  };
+  const auto as = [](size_t count) { return '"' + std::string(count, 'a'); };
+  Json same = Json::array(), limits = Json::array(), optional = Json::object();
+  for (int i = 0; i < 60; ++i)
+    same.push_back(
+        object_of({{"a", {{"type", "string"}}}, {fmt::format("b{}", i), {{"type", "integer"}}}}));
+  for (int i = 0; i < 100; ++i) {
+    limits.push_back(text(i, 1000 + i));
+    optional[fmt::format("p{}", i)] = text(2, 90);
+  }
+  Json ranges = Json::array();
+  for (int64_t i = 0; i < 40; ++i)
+    ranges.push_back(
+        {{"type", "integer"}, {"minimum", i}, {"maximum", 100'000'000'000'000'000 + i}});
+  return {
+      {"^.*a.{20}$, 10000 characters",
+       pattern("^.*a.{20}$", 10'000, 10'000),
+       {"\"", as(60), as(9960), as(9978), as(9990)}},
+      {"^.*foo$, 3000 characters", pattern("^.*foo$", 3000, 3000), {as(50), as(2990), as(2995)}},
+      {"^(a?){0,150}b$, 3 to 140 characters",
+       pattern("^(a?){0,150}b$", 3, 140),
+       {"\"", as(50), as(130)}},
+      {"three readings of a character, 20 to 25",
+       pattern("^(.|é|日){5,30}$", 20, 25),
+       {as(10), as(20)}},
+      {"(a?){0,150}b", of_regex("(a?){0,150}b"), {"", "aaaaaaaaaa"}},
+      {"\\w*a\\w{300}", of_regex("\\w*a\\w{300}"), {std::string(320, 'a')}},
+      {"[a-z]{1,128} three times",
+       of_regex("[a-z]{1,128}[a-z]{1,128}[a-z]{1,128}"),
+       {std::string(200, 'a')}},
+      {"100 strings of other lengths", of_schema({{"anyOf", limits}}), {"\"", as(3), as(995)}},
+      {"60 objects that begin alike",
+       of_schema({{"anyOf", same}}),
+       {"{\"a\": \"", "{\"a\": \"aaa"}},
+      {"100 optional bounded strings",
+       of_schema({{"type", "object"}, {"properties", optional}, {"additionalProperties", false}}),
+       {"{", "{\"p1\": \"a", "{\"p1\": \"aaa"}},
+      {"40 ranges of integers", of_schema({{"anyOf", ranges}}), {"1", "123"}},
+      {"((w \" \"?)+ \".\"?)+", GrammarText("root ::= ((w \" \"?)+ \".\"?)+\nw ::= [a-z]+"), {"a"}},
+      {"S S", GrammarText("root ::= \"(\" root \")\" root | root root | [a-z ]+ | \"\""), {"a"}},
+      {"1000 optional pairs",
+       GrammarText("root ::= (x){1,1000} \"b\"\nx ::= \"a\"? \"c\"?"),
+       {"aaaa"}},
+  };
+}
+
 class Walker {
  public:
   explicit Walker(std::shared_ptr<const Tokenizer> tokenizer)
@@ -165,6 +234,26 @@ class Walker {
     return times;
   }
 
+  // The mask after each beginning, by a matcher that has made none: the longest, of five each the
+  // middle one. Nothing: there is no such beginning.
+  std::optional<double> worst(const std::shared_ptr<const Grammar>& grammar,
+                              const std::vector<std::string>& beginnings) {
+    double most = 0;
+    for (const std::string& beginning : beginnings) {
+      std::array<double, 5> times;
+      for (double& time : times) {
+        GrammarMatcher matcher(grammar);
+        if (!matcher.accept_text(beginning)) return std::nullopt;
+        const double start = microseconds();
+        matcher.fill(words_);
+        time = microseconds() - start;
+      }
+      std::ranges::sort(times);
+      most = std::max(most, times[2]);
+    }
+    return most;
+  }
+
  private:
   TokenId draw(int step) {
     if (const auto stop = static_cast<size_t>(stop_);
@@ -209,6 +298,32 @@ void print_row(const char* name, const std::string& compile_ms, const std::strin
               times[times.size() / 2], times[times.size() * 99 / 100], times.back());
 }
 
+int run_hostile(Walker& walker) {
+  std::printf("\n| made to be expensive | compile ms | states | median us | p99 us | worst us |\n");
+  std::printf("|---|--:|--:|--:|--:|--:|\n");
+  for (const Hostile& one : hostile_cases()) {
+    const auto compiler = walker.compiler();
+    const double start = microseconds();
+    const auto grammar = compiler->compile(one.text);
+    const double compile_ms = (microseconds() - start) / 1000;
+    if (!grammar) {
+      std::printf("| %s | %.1f | refused | | | |\n", one.name, compile_ms);
+      continue;
+    }
+    const auto worst = walker.worst(*grammar, one.beginnings);
+    if (!worst) {
+      std::fprintf(stderr, "grammar_bench: %s: not a beginning\n", one.name);
+      return 1;
+    }
+    const std::vector<double> times = walker.masks(*grammar, false);
+    std::printf("| %s | %.1f | %zu | %.1f | %.1f | %.1f |\n", one.name, compile_ms,
+                (*grammar)->states(), times[times.size() / 2], times[times.size() * 99 / 100],
+                *worst);
+    std::fflush(stdout);
+  }
+  return 0;
+}
+
 int run(const char* tokenizer_path, const char* tools_path) {
   auto tokenizer = Tokenizer::load(tokenizer_path);
   std::ifstream tools_file(tools_path);
@@ -234,7 +349,7 @@ int run(const char* tokenizer_path, const char* tools_path) {
               times);
     std::fflush(stdout);
   }
-  return 0;
+  return run_hostile(walker);
 }
 
 }  // namespace

@@ -82,7 +82,7 @@ GrammarMatcher::GrammarMatcher(GrammarMatcher&&) noexcept = default;
 void GrammarMatcher::fill(std::span<uint32_t> words) {
   const TokenCharacters& tokens = *state_->compiled().tokens;
   M2_CHECK(words.size() >= mask_words(tokens.ids()));
-  std::ranges::fill(words, 0u);
+  std::ranges::fill(words.subspan(state_->stopped ? 0 : mask_words(tokens.ids())), 0u);
   if (state_->stopped) return;
   const bool filled = ask(state_->matcher, false, [&](LimitedMatcher& matcher) {
     matcher.fill(words.first(mask_words(tokens.ids())));

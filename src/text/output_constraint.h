@@ -68,6 +68,8 @@ class OutputConstraint {
   bool complete() const;
   // Whether its grammar gave up (GrammarMatcher::spent()).
   bool spent() const { return matcher_ && matcher_->spent(); }
+  // What the last fill() or accept() cost its grammar (GrammarMatcher::work()).
+  int64_t work() const { return matcher_ ? matcher_->work() : 0; }
 
  private:
   enum class Phase : uint8_t {

@@ -475,6 +475,54 @@ def test_readings(main, tokenizer):
     print(f"readings: {looked} bits, {taken} set")
 
 
+def text_of(low, high, **more):
+    return {"type": "string", "minLength": low, "maxLength": high, **more}
+
+
+def object_of(**properties):
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+# Grammars made to be expensive: beginnings of a text, and what the mask after each may cost at most, counted in
+# states of the parser (some twenty to fifty nanoseconds each). Nothing: refused when compiled, or an error says so.
+EXPENSIVE = [
+    ({"schema": text_of(10000, 10000, pattern="^.*a.{20}$")}, ['"', '"' + "xa" * 30, '"' + "a" * 9960, '"' + "a" * 9985], 3000),
+    ({"schema": text_of(3000, 3000, pattern="^.*foo$")}, ['"', '"' + "a" * 50, '"' + "a" * 2990, '"' + "a" * 2996], 1000),
+    ({"schema": text_of(3, 140, pattern="^(a?){0,150}b$")}, ['"', '"' + "a" * 50, '"' + "a" * 130], 3000),
+    ({"schema": text_of(20, 25, pattern="^(.|é|日){5,30}$")}, ['"' + "é" * 10, '"' + "é" * 20], 3000),
+    ({"schema": text_of(100, 9999, pattern="^(.{7})*(.{11})*$")}, ['"' + "a" * 50, '"' + "a" * 93], 5000),
+    ({"schema": {"anyOf": [text_of(i, 1000 + i) for i in range(100)]}}, ['"', '"aaa', '"' + "a" * 995], 60000),
+    ({"schema": {"anyOf": [object_of(a={"type": "string"}, **{f"b{i}": {"type": "integer"}}) for i in range(60)]}},
+     ['{"a": "', '{"a": "aaa'], 40000),
+    ({"schema": {"type": "object", "properties": {f"p{i}": text_of(2, 90) for i in range(100)}, "additionalProperties": False}},
+     ["{", '{"p1": "a', '{"p1": "aaa'], 90000),
+    ({"schema": {"enum": ["a" * i for i in range(1, 400)]}}, ['"aaaa'], 2000),
+    ({"regex": "(a?){0,150}b"}, ["", "a" * 10, "a" * 100], 3000),
+    ({"regex": "\\w*a\\w{300}"}, ["a" * 320], 20000),
+    ({"regex": "[a-z]{1,128}[a-z]{1,128}[a-z]{1,128}"}, ["a" * 200], 20000),
+    ({"ebnf": "root ::= e\ne ::= e \"+\" e | e \"*\" e | \"(\" e \")\" | [0-9]+"}, ["1+1+1+" * 20], 20000),
+    ({"ebnf": "root ::= \"(\" root \")\" root | root root | [a-z ]+ | \"\""}, ["a"], None),
+    ({"ebnf": "root ::= ((w \" \"?)+ \".\"?)+\nw ::= [a-z]+"}, ["a"], None),
+    ({"ebnf": "root ::= (x){1,1000} \"b\"\nx ::= \"a\"? \"c\"?"}, ["aaaa"], None),
+    ({"tag": {"format": {"type": "sequence", "elements": [{"type": "regex", "pattern": ".*"}] * 30}}}, ["aaa"], None),
+]
+
+
+def test_expensive(main):
+    """By count, so that a loaded machine does not matter; walks add what no beginning here thought of."""
+    most = 0
+    for grammar, beginnings, bound in EXPENSIVE:
+        answer = main.ask(**grammar, at=beginnings, check=False, walks=2, steps=60)
+        if bound is None:
+            check("too ambiguous" in answer.get("error", ""), grammar, answer)
+            continue
+        check("error" not in answer and answer["dry"] == 0, grammar, answer.get("error"), answer.get("dry_text"))
+        works = [mask.get("work", -1) for mask in answer.get("at", [])] + [answer.get("work", -1)]
+        most = max([most] + works)
+        check(all(0 <= work <= bound for work in works), grammar, works, bound)
+    print(f"expensive: {len(EXPENSIVE)} grammars, the longest mask {most} states")
+
+
 def functions_with_plain_types(schema):
     names = {"str": "string", "int": "integer", "list": "array", "float": "number", "dict": "object"}
     if isinstance(schema, dict):
@@ -510,6 +558,7 @@ def main():
     test_readings(process, sys.argv[2])
     test_schema_walks(process, walks)
     test_tool_walks(process, walks)
+    test_expensive(process)
     test_hostile(process)
     print(f"{len(FAULTS)} faults")
     sys.exit(1 if FAULTS else 0)

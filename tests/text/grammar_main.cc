@@ -126,8 +126,8 @@ class Probe {
       other.accept_text(text);
       if (other.accept(id) != bit) wrong.push_back(std::string(tokenizer_->bytes(id)));
     }
-    Json out{{"mask_us", times[2]},
-             {"work", work}, {"allowed", allowed}, {"wrong", std::move(wrong)}};
+    Json out{
+        {"mask_us", times[2]}, {"work", work}, {"allowed", allowed}, {"wrong", std::move(wrong)}};
     if (asked.contains("tokens"))
       for (const Json& token : asked["tokens"]) {
         const TokenId id = tokenizer_->id_of(token.get<std::string>());
@@ -146,6 +146,7 @@ class Probe {
     std::vector<double> times;
     Json walks = Json::array();
     int64_t unfinished = 0, dry = 0;
+    most_work_ = 0;
     for (int64_t i = 0; i < asked["walks"].get<int64_t>(); ++i) {
       std::string text;
       switch (one_walk(shape, asked.value("steps", 300), random, times, text)) {
@@ -166,6 +167,7 @@ class Probe {
     }
     out["walks"] = std::move(walks);
     out["unfinished"] = unfinished;
+    out["work"] = most_work_;
     out["dry"] = dry;
     std::ranges::sort(times);
     const auto at = [&](double share) {
@@ -189,6 +191,7 @@ class Probe {
       const double start = microseconds();
       const bool masked = constraint.fill(words);
       if (step > 2) times.push_back(microseconds() - start);
+      most_work_ = std::max(most_work_, constraint.work());
       const TokenId token = masked ? draw(words, text, step, steps, random) : -1;
       for (const TokenId id : control_)
         if (has(words, id)) return End::control;
@@ -289,6 +292,7 @@ class Probe {
   const std::shared_ptr<const TagTokens> tags_;
   std::vector<uint32_t> closers_;
   std::vector<TokenId> control_;
+  int64_t most_work_ = 0;  // of the masks of the walks asked for
 };
 
 int main(const std::string& path) {

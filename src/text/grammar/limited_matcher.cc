@@ -76,6 +76,8 @@ namespace {
 // What one mask, or the taking of one token, may cost: states of the parser looked at, of which a
 // thread does some twenty to fifty million a second.
 constexpr int64_t kMostWork = 120'000;
+constexpr int64_t kInTimeOfState = 128;     // words of masks that are looked at meanwhile
+constexpr int64_t kWorthKnowing = 30;       // of a mask; others are as soon made as copied
 constexpr int32_t kMostInRow = 4096;        // readings that wait for a rule to end, of one byte
 constexpr int64_t kMostHeld = 1024 * 1024;  // of a whole output
 
@@ -276,8 +278,12 @@ bool LimitedParser::advance(uint8_t byte) {
 }
 
 bool LimitedParser::accept(std::string_view bytes) {
-  work_ = 0;
-  const size_t taken = advance(bytes);
+  constexpr size_t kToken = 32;  // bytes; a longer text may cost as much as several
+  size_t taken = 0;
+  for (size_t more = 1; taken < bytes.size() && more > 0; taken += more) {
+    work_ = 0;
+    more = advance(bytes.substr(taken, kToken));
+  }
   if (taken < bytes.size()) return pop(taken), false;
   settle();
   return true;
@@ -350,7 +356,8 @@ void LimitedParser::add_patterned(const ParserState& state, const PatternTokens&
                                   std::span<uint32_t> words) {
   const auto limit = static_cast<size_t>(tables_.limit_of_rule[static_cast<size_t>(state.rule_id)]);
   const int32_t node = pattern.lengths().node(state.element_id, counts_.back().escape);
-  pattern.fill(node, length(state, tables_.limits[limit].as), words);
+  const size_t looked_at = pattern.fill(node, length(state, tables_.limits[limit].as), words);
+  spend(1 + static_cast<int64_t>(looked_at) / kInTimeOfState);
   if (const auto leaving = pattern.leaving(node); !leaving.empty())
     add_tried(state, leaving, words);
 }
@@ -364,10 +371,14 @@ void LimitedParser::add_taken(const ParserState& state, std::span<uint32_t> word
   const int64_t left = room(state).value_or(TextLimit::kAny);
   const auto found = tables_.doubts.find(state.element_id);
   const bool all = left >= tables_.tokens->longest() && found == tables_.doubts.end();
-  if (all && mask.store_type != AdaptiveTokenMask::StoreType::kRejected)
+  if (all && mask.store_type != AdaptiveTokenMask::StoreType::kRejected) {
+    const bool is_list = mask.store_type == AdaptiveTokenMask::StoreType::kAccepted;
+    spend(1 + (is_list ? std::ssize(mask.accepted_indices) : std::ssize(words)) / kInTimeOfState);
     return find_accepted(mask, words);
+  }
   std::ranges::fill(scratch_, 0u);
   find_accepted(mask, scratch_);
+  spend(2 * std::ssize(words) / kInTimeOfState);
   if (left < tables_.tokens->longest())
     tables_.tokens->keep_up_to(left, tables_.limits[static_cast<size_t>(limit)].as, counts_.back(),
                                scratch_);
@@ -557,6 +568,7 @@ void LimitedParser::fill(std::span<uint32_t> words) {
                     tables_.limit_of_rule[static_cast<size_t>(state.rule_id)])],
                 words);
   }
+  known_is_free_ = known_is_free_ && work_ > kWorthKnowing;
   if (spent_)
     std::ranges::fill(words, 0u);
   else if (known_is_free_)

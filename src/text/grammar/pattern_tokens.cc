@@ -192,17 +192,19 @@ bool PatternTokens::is_free(int32_t node, int64_t length) const {
   });
 }
 
-void PatternTokens::add_all(const TokenSet& tokens, std::span<uint32_t> words) {
+size_t PatternTokens::add_all(const TokenSet& tokens, std::span<uint32_t> words) {
   for (size_t w = 0; w < tokens.bits.size(); ++w) words[w] |= tokens.bits[w];
   for (const auto& [id, count] : tokens.listed) set(words, id);
+  return tokens.bits.size() + tokens.listed.size();
 }
 
 // Those whose number of characters is in the window.
-void PatternTokens::add_where(const TokenSet& tokens, std::span<const uint64_t> window,
-                              std::span<uint32_t> words) const {
+size_t PatternTokens::add_where(const TokenSet& tokens, std::span<const uint64_t> window,
+                                std::span<uint32_t> words) const {
   for (const auto& [id, count] : tokens.listed)
     if (has(window, count)) set(words, id);
-  if (tokens.bits.empty()) return;
+  size_t looked_at = tokens.listed.size();
+  if (tokens.bits.empty()) return looked_at;
   // In runs; of counts that no token has it does not matter.
   for (int first = 0; first < kMostBits; ++first) {
     const auto may = [&](int n) {
@@ -215,6 +217,7 @@ void PatternTokens::add_where(const TokenSet& tokens, std::span<const uint64_t> 
     for (; last < kMostBits && may(last); ++last)
       any = any || has(tokens.counts, static_cast<size_t>(last));
     if (any) {
+      looked_at += tokens.bits.size();
       const std::span<const uint32_t> up_to = tokens_->up_to(last - 1, as_);
       if (first == 0) {
         for (size_t w = 0; w < up_to.size(); ++w) words[w] |= tokens.bits[w] & up_to[w];
@@ -225,24 +228,27 @@ void PatternTokens::add_where(const TokenSet& tokens, std::span<const uint64_t> 
     }
     first = last;
   }
+  return looked_at;
 }
 
-void PatternTokens::fill(int32_t node, int64_t length, std::span<uint32_t> words) const {
+size_t PatternTokens::fill(int32_t node, int64_t length, std::span<uint32_t> words) const {
   const auto found = places_.find(node);
-  if (found == places_.end()) return;
+  if (found == places_.end()) return 0;
   const Place& place = found->second;
   if (is_free(node, length)) return add_all(*place.all, words);
   std::array<uint64_t, kMostWindow> room;
   const auto window = std::span(room).first(lengths_.window_words());
+  size_t looked_at = place.groups.size();
   for (const Group& group : place.groups) {
     lengths_.window(*group.lengths, length, window);
     if (covers(window, group.tokens->counts)) {
-      add_all(*group.tokens, words);
-      if (group.size == place.size) return;  // the others hold no more
+      looked_at += add_all(*group.tokens, words);
+      if (group.size == place.size) return looked_at;  // the others hold no more
     } else if (meets(window, group.tokens->counts)) {
-      add_where(*group.tokens, window, words);
+      looked_at += add_where(*group.tokens, window, words);
     }
   }
+  return looked_at;
 }
 
 std::span<const int32_t> PatternTokens::leaving(int32_t node) const {

@@ -37,8 +37,9 @@ class PatternTokens {
   // When all nodes are there.
   void finish();
 
-  // Sets the bits of those that may come at a node of a text of `length` characters.
-  void fill(int32_t node, int64_t length, std::span<uint32_t> words) const;
+  // Sets the bits of those that may come at a node of a text of `length` characters. How many words
+  // and tokens it looked at.
+  size_t fill(int32_t node, int64_t length, std::span<uint32_t> words) const;
   // Of those accepted the ones that leave the text: they are to be tried.
   std::span<const int32_t> leaving(int32_t node) const;
   // Whether at this length and all that a token may lead to, tokens come by the pattern alone.
@@ -74,9 +75,9 @@ class PatternTokens {
   int32_t name(Nodes nodes);
   std::shared_ptr<const TokenSet> token_set(const std::vector<int32_t>& ids, uint8_t escape);
   std::shared_ptr<const Words> lengths_of(const Nodes& nodes);
-  void add_where(const TokenSet& set, std::span<const uint64_t> window,
-                 std::span<uint32_t> words) const;
-  static void add_all(const TokenSet& set, std::span<uint32_t> words);
+  size_t add_where(const TokenSet& set, std::span<const uint64_t> window,
+                   std::span<uint32_t> words) const;
+  static size_t add_all(const TokenSet& set, std::span<uint32_t> words);
 
   const RemainingLengths lengths_;
   const CountedAs as_;
