@@ -14,7 +14,9 @@ void Completion::serve(std::shared_ptr<Exchange> exchange, IoThread& thread, Con
 }
 
 Completion::Completion(std::shared_ptr<Exchange> exchange, IoThread& thread, Context& context)
-    : exchange_(std::move(exchange)), thread_(thread), context_(context), slot_(context) {}
+    : exchange_(std::move(exchange)), thread_(thread), context_(context), slot_(context) {
+  thread_.expect(1);
+}
 
 // ---- from the body to the engine
 

@@ -29,6 +29,7 @@ class Completion : public EventReceiver, public std::enable_shared_from_this<Com
                     MakePlan make_plan);
 
   Completion(std::shared_ptr<Exchange> exchange, IoThread& thread, Context& context);
+  ~Completion() override { thread_.expect(-1); }
 
   void on_event(size_t choice, const engine::Event& event) override;
   void prefetch(size_t choice) const override;

@@ -61,6 +61,10 @@ class IoThread {
   virtual void listen(engine::RequestId id, std::shared_ptr<EventReceiver> receiver,
                       size_t tag) = 0;
   virtual void forget(engine::RequestId id) = 0;
+
+  // So many more (or fewer) of the thread's requests may have events to come. It is woken for a
+  // step's events only while there are any, so say so before the request is submitted.
+  virtual void expect(int more) = 0;
 };
 
 }  // namespace m2::server

@@ -45,6 +45,9 @@ class IoLoop : public IoThread, public ConnectionHost {
   void run_aside(std::function<void()> work, std::function<void()> done) override;
   void listen(engine::RequestId id, std::shared_ptr<EventReceiver> receiver, size_t tag) override;
   void forget(engine::RequestId id) override;
+  void expect(int more) override { expecting_ += more; }
+  // Any thread. False only while no request of this loop's can have events.
+  bool expects_events() const { return expecting_ > 0; }
 
   void handle(std::shared_ptr<Exchange> exchange) override;
   void on_answered(const HttpRequest& request, int status, double seconds) override;
@@ -71,6 +74,7 @@ class IoLoop : public IoThread, public ConnectionHost {
   const Context& context_;
   boost::asio::thread_pool& workers_;
   std::atomic<int64_t>& busy_;
+  std::atomic<int> expecting_{0};  // requests; outlives all that io_ and listeners_ hold
   boost::asio::io_context io_{1};
   boost::asio::executor_work_guard<boost::asio::io_context::executor_type> work_;
   boost::asio::steady_timer timer_;

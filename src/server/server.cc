@@ -284,7 +284,8 @@ int64_t Server::requests_under_way() const {
 
 void Server::on_events(std::vector<engine::Event>&& events) {
   const auto batch = std::make_shared<const std::vector<engine::Event>>(std::move(events));
-  for (const auto& loop : state_->loops) loop->post_events(batch);
+  for (const auto& loop : state_->loops)
+    if (loop->expects_events()) loop->post_events(batch);
 }
 
 }  // namespace m2::server

@@ -69,6 +69,17 @@ TEST(IoLoop, AnEngineDoesNotWaitForALoopThatHasStopped) {
   it.settle(3 * IoLoop::kMostBehind);
 }
 
+TEST(IoLoop, IsWokenOnlyWhileARequestMayHaveEvents) {
+  Loop it;
+  EXPECT_FALSE(it.loop.expects_events());
+  it.loop.expect(1);
+  it.loop.expect(1);
+  it.loop.expect(-1);
+  EXPECT_TRUE(it.loop.expects_events());
+  it.loop.expect(-1);
+  EXPECT_FALSE(it.loop.expects_events());
+}
+
 // Hears events and writes down which; `on_heard` may do what a request does while it hears one.
 struct Hearer : EventReceiver {
   void on_event(size_t tag, const engine::Event& event) override {
