@@ -424,13 +424,11 @@ void Engine::State::read_sample(const model::StepResult& sampled, size_t index) 
   const ops::SampledRow& from = sampled.rows[index];
   Sampled& result = results[index];
   result = {row_status(from.status), from.token, std::nullopt};
-  if (!row.sequence || result.status != RowStatus::ok) return;
-  const SamplingParams& params = row.sequence->params;
-  const int32_t asked = row.samples ? params.logprobs : params.prompt_logprobs;
-  if (asked < 0) return;
+  // Nothing of the sequence is looked at without need: its memory has gone cold.
+  if (row.logprobs < 0 || !row.sequence || result.status != RowStatus::ok) return;
   Logprobs out;
   out.chosen = {from.token, from.logprob, from.rank};
-  for (int32_t i = 0; i < asked && i < sampled.most_logprobs; ++i) {
+  for (int32_t i = 0; i < row.logprobs && i < sampled.most_logprobs; ++i) {
     const size_t at = index * static_cast<size_t>(sampled.most_logprobs) + static_cast<size_t>(i);
     if (sampled.top_ids[at] < 0) break;
     out.top.push_back({sampled.top_ids[at], sampled.top_logprobs[at], i + 1});
@@ -537,12 +535,14 @@ void Engine::State::accept(Sequence& sequence, Sampled& sampled, int64_t compute
   sequence.tokens[static_cast<size_t>(sequence.known++)] = sampled.token;
   if (has_penalties(sequence.params)) sequence.counts.add_output(sampled.token);
   if (sequence.constraint) sequence.constraint->accept(sampled.token);
-  if (sequence.computed >= computed) cache.publish(sequence.table, sequence.prefix(), computed);
+  if (sequence.computed >= computed && cache.has_unpublished(sequence.table, computed))
+    cache.publish(sequence.table, sequence.prefix(), computed);
   note_token(sequence, now);
 
   Event& event = event_of(sequence);
   event.token = sampled.token;
-  if (sampled.logprobs || !sequence.prompt_logprobs.empty())
+  const bool scored = sequence.params.prompt_logprobs >= 0 && !sequence.prompt_logprobs.empty();
+  if (sampled.logprobs || scored)
     event.detail = std::make_shared<const EventDetail>(EventDetail{
         std::move(sampled.logprobs), {}, false, std::exchange(sequence.prompt_logprobs, {})});
   const Ending ending = ending_of(sequence, config.eos_token_ids);

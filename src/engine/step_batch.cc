@@ -57,7 +57,9 @@ void StepBatch::add(const Scheduler::Share& share) {
                         position + 1 < sequence.prompt_size;
     if (samples || scores) {
       logit_rows_.push_back(static_cast<int32_t>(token_ids_.size()));
-      rows_.push_back({&sequence, position, samples});
+      const SamplingParams& params = sequence.params;
+      rows_.push_back(
+          {&sequence, position, samples, samples ? params.logprobs : params.prompt_logprobs});
     }
     const int64_t block = sequence.table.blocks[static_cast<size_t>(position / block_size_)];
     token_ids_.push_back(position < sequence.known ? sequence.tokens[static_cast<size_t>(position)]

@@ -17,6 +17,7 @@ class StepBatch {
     Sequence* sequence;  // null once it has ended
     int64_t position;    // of the token whose row this is: it tells what stands at position + 1
     bool samples;        // the next token; else only the logprobs of the prompt's next
+    int32_t logprobs;    // how many top ones are asked for; -1: none at all
   };
 
   // `max_sequence_blocks`: of one block table.

@@ -64,8 +64,7 @@ BlockId PagedCache::take() {
 }
 
 void PagedCache::publish(BlockTable& table, const Prefix& prefix, int64_t computed) {
-  if (!options_.caching) return;
-  for (; (table.published + 1) * options_.block_size <= computed; ++table.published) {
+  for (; has_unpublished(table, computed); ++table.published) {
     const auto tokens = block_of(prefix, table.published, options_.block_size);
     const BlockId known = index_.find(table.tip, tokens, prefix.salt);
     if (known != PrefixIndex::kNone) {

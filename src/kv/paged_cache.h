@@ -67,6 +67,10 @@ class PagedCache {
   // Enters the table's full blocks of the first `computed` tokens into the prefix index. Where an
   // equal block is known already, that one stays and the table's own is private.
   void publish(BlockTable& table, const Prefix& prefix, int64_t computed);
+  // Whether publish() would enter any.
+  bool has_unpublished(const BlockTable& table, int64_t computed) const {
+    return options_.caching && (table.published + 1) * options_.block_size <= computed;
+  }
 
   // Gives all blocks back, the last first, so that the far end of a prefix is evicted before its
   // beginning.
