@@ -103,11 +103,9 @@ def of_simulation(text):
         return float(found[1]) if found else None
 
     send = figure("of that the kernel's send, measured alone")
-    sequences = re.search(r"of them decode (\d+) sequences", text)
-    step = figure("engine's host CPU a step, median")
+    # Not the engine's step, which a neighbour's use of the caches makes twice as long: its own bench has it.
     rows = [("CPU a streamed token", figure("CPU a streamed token, engine and connections"), send),
             ("the clients' CPU an event", figure("the clients' CPU an event"), send),
-            ("the engine's CPU a sequence and step", step and step / int(sequences[1]), send),
             ("added latency, median", figure("added latency, GPU to socket, median"),
              figure("of it the kernel's sends alone, median"))]
     return [(f"{what} over the kernel's send alone", value / floor, LOWER)
@@ -119,7 +117,7 @@ SOURCES = {"ops-cpu": ("ops-cpu.md", of_operations, 0.25),
            "steps-cpu": ("steps-cpu.md", of_steps, 0.25),
            "engine-cpu": ("engine-cpu.md", of_engine, 0.25), "wire": ("wire.md", of_wire, 0.25),
            "tokenizer": ("tokenizer.md", of_tokenizer, 0.25),
-           "grammar": ("grammar.md", of_grammars, 0.25), "sim": ("sim.md", of_simulation, 0.25)}
+           "grammar": ("grammar.md", of_grammars, 0.25), "sim": ("sim.md", of_simulation, 0.5)}
 
 
 def machine_of(text):
@@ -198,8 +196,7 @@ def self_test():
         "wire.md": "BM_CopyFrame   11.0 ns   10.0 ns  4000\nBM_CompletionFrame  0.09 us  0.08 us  40\n",
         "tokenizer.md": "encode/english 4.6 ms 102.5 MB/s 4 bytes; tokenizers 3.7 MB/s, ratio 27.6\n",
         "grammar.md": "| a copy of a mask |  |  | 0.5 | 0.6 | 0.7 |\n| any JSON | 4.0 | 12 | 9.0 | 90.0 | 99.0 |\n",
-        "sim.md": "A machine, 2 threads, 2026-01-01\n\n9 steps; 8 of them decode 10 sequences:\n"
-                  "  engine's host CPU a step, median     50.0 us   goal <= 30: NOT met\n"
+        "sim.md": "A machine, 2 threads, 2026-01-01\n\n"
                   "  CPU a streamed token, engine and connections     4.000 us\n"
                   "    of that the kernel's send, measured alone      2.0 us\n",
     }
@@ -207,7 +204,7 @@ def self_test():
         results = pathlib.Path(folder)
         for name, text in tables.items():
             (results / name).write_text(text)
-        assert update(results, 0.25) == ([], 10), update(results, 0.25)
+        assert update(results, 0.25) == ([], 9), update(results, 0.25)
         unnamed, named = "an unnamed machine", "A machine, 2 threads"
         assert read_csv((results / "engine-cpu.csv").read_text()) == {
             (unnamed, "a step of 64, wall clock, over touching its sequences"): (24.0, LOWER),
@@ -215,8 +212,7 @@ def self_test():
         assert read_csv((results / "wire.csv").read_text()) == {
             (unnamed, "a completion's frame over a copy of it"): (8.0, LOWER)}
         assert read_csv((results / "sim.csv").read_text()) == {
-            (named, "CPU a streamed token over the kernel's send alone"): (2.0, LOWER),
-            (named, "the engine's CPU a sequence and step over the kernel's send alone"): (2.5, LOWER)}
+            (named, "CPU a streamed token over the kernel's send alone"): (2.0, LOWER)}
         assert update(results, 0.25)[0] == []
         # Within the margin nothing is said, and the baseline stays where it was: decay adds up.
         (results / "ops-cpu.md").write_text(tables["ops-cpu.md"].replace("87 %", "70 %"))
