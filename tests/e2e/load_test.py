@@ -77,9 +77,11 @@ class Load(ServerCase):
         counts = [piece.count(b'"choices":[{') for piece in pieces]
         tokens = sum(counts) // 4
         self.assertEqual(sum(counts), 4 * tokens)
-        # Prompts may begin in different steps; from then on every piece has a token of each.
-        self.assertGreaterEqual(counts.count(4), tokens - 2)
-        self.assertLessEqual(len(pieces), tokens + 4)
+        # Choices may begin and end in different steps; between, every piece has a token of each, or,
+        # where the machine is busy, the tokens of several steps.
+        self.assertGreaterEqual(tokens, 8)
+        self.assertLessEqual(sum(count % 4 != 0 for count in counts), 6)
+        self.assertLessEqual(len(pieces), tokens + 6)
 
     def test_leaving_frees_everything(self):
         for stream in (True, False):
