@@ -78,7 +78,7 @@ namespace {
 constexpr int64_t kMostWork = 120'000;
 constexpr int64_t kInTimeOfState = 128;     // words of masks that are looked at meanwhile
 constexpr int64_t kWorthKnowing = 30;       // of a mask; others are as soon made as copied
-constexpr int32_t kMostInRow = 4096;        // readings that wait for a rule to end, of one byte
+constexpr int32_t kMostInRow = 512;         // readings that wait for a rule to end, of one byte
 constexpr int64_t kMostHeld = 1024 * 1024;  // of a whole output
 
 }  // namespace
@@ -238,7 +238,12 @@ bool LimitedParser::process() {
     if (scanable) tmp_states_to_be_added_.push_back(state);
     // Who waits is looked through, four in the time of a state.
     const int64_t looked_at = scanable && !completable ? 0 : 1 + waiting(state.rule_start_pos) / 4;
-    if (!spend(1 + looked_at) || rule_id_to_completable_states_.Back().size() > kMostInRow)
+    // Each of them may be compared with each that waits here already.
+    const int64_t compared = scanable ? 0
+                                      : waiting(state.rule_start_pos) *
+                                            rule_id_to_completable_states_.Back().size() / 4096;
+    if (!spend(1 + looked_at + compared) ||
+        rule_id_to_completable_states_.Back().size() > kMostInRow)
       spent_ = true;
     if (!spent_) continue;
     while (!tmp_process_state_queue_.empty()) tmp_process_state_queue_.pop();
