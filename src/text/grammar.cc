@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <bitset>
 #include <exception>
 #include <list>
 #include <set>
@@ -272,30 +273,131 @@ Error why(const std::exception& error) {
   return fail(Code::invalid_argument, "Not a grammar: {}", text);
 }
 
-// How long compiling will take, in states where any text may come (GrammarLimits).
-double cost_of(const xgrammar::Grammar& optimized) {
-  using Kind = xgrammar::Grammar::Impl::GrammarExprType;
-  double cost = 0;
-  std::set<std::string> seen;  // bodies: masks of equal automata are made once
-  for (int rule = 0; rule < optimized->NumRules(); ++rule) {
-    const auto& automaton = optimized->per_rule_fsms[rule];
-    if (!automaton.has_value()) continue;
-    const auto body = optimized->GetGrammarExpr(optimized->GetRule(rule).body_expr_id);
-    if (const std::string text = terminal_text(optimized, body); !text.empty())
-      if (!seen.insert(text).second) continue;
-    // Those of free text up to a tag are compared with few tokens, as xgrammar knows them.
-    const double wide = body.type == Kind::kTagDispatch ? 0.1 : 1;
-    std::unordered_set<int> states;
-    automaton->GetFsm().GetReachableStates(&states);
-    for (const int state : states) {
-      int bytes = 0;  // that may come next
-      for (const xgrammar::FSMEdge& edge : automaton->GetFsm().GetFsm().GetEdges(state))
-        if (edge.IsCharRange()) bytes += edge.max - edge.min + 1;
-      cost += bytes > 100 ? wide : bytes > 16 ? 0.1 : 0.003;
+// How long compiling will take, in states where any text may come (GrammarLimits). Compiling walks
+// the vocabulary from each state, so this walks a sample of it: a step costs as many states as the
+// text so far can have led to, which grow in number where a text can be read in several ways.
+class CompileCost {
+ public:
+  // In the order of their bytes tokens share beginnings, which are walked once.
+  explicit CompileCost(const TokenCharacters& tokens) {
+    std::vector<std::string_view> sorted;
+    for (size_t id = 0; id < tokens.ids(); ++id)
+      sorted.push_back(tokens.text(static_cast<int32_t>(id)));
+    std::ranges::sort(sorted);
+    const size_t stride = std::max<size_t>(sorted.size() / kSample, 1);
+    for (size_t i = stride; i < sorted.size(); i += stride) {
+      const std::string_view text = sorted[i];
+      const auto shared = std::ranges::mismatch(text, sorted[i - 1]).in1 - text.begin();
+      sample_.push_back({text, static_cast<size_t>(shared)});
+      steps_ += static_cast<double>(text.size()) - static_cast<double>(shared);
     }
   }
-  return cost;
-}
+
+  // Stops counting beyond `most`.
+  double of(const xgrammar::Grammar& optimized, double most) const {
+    using Kind = xgrammar::Grammar::Impl::GrammarExprType;
+    double cost = 0;
+    Walk walk;
+    std::set<std::string> seen;  // bodies: masks of equal automata are made once
+    for (int rule = 0; rule < optimized->NumRules(); ++rule) {
+      const auto& automaton = optimized->per_rule_fsms[rule];
+      if (!automaton.has_value()) continue;
+      const auto body = optimized->GetGrammarExpr(optimized->GetRule(rule).body_expr_id);
+      if (const std::string text = terminal_text(optimized, body); !text.empty())
+        if (!seen.insert(text).second) continue;
+      // Those of free text up to a tag are compared with few tokens, as xgrammar knows them.
+      const double share = body.type == Kind::kTagDispatch ? 0.1 : 1;
+      std::unordered_set<int> states;
+      automaton->GetFsm().GetReachableStates(&states);
+      for (const int state : states) {
+        walk.counted = walk.taken = 0;
+        walk_from(state, automaton->GetFsm().GetFsm(), walk);
+        cost += kState + share * walk.counted / steps_ + walk.taken / kTaken;
+        if (cost > most) return cost;
+      }
+    }
+    return cost;
+  }
+
+ private:
+  static constexpr size_t kSample = 500;   // tokens
+  static constexpr double kState = 0.003;  // of a state that no token passes
+  static constexpr double kTaken = 5e5;    // steps of this estimate that weigh 1
+
+  struct Sample {
+    std::string_view text;
+    size_t shared;  // bytes of it, with the token before
+  };
+
+  // The states that a text can have led to. Its memory is used again and again.
+  class States {
+   public:
+    void clear() {
+      states_.clear();
+      ++turn_;
+    }
+    // Together with those that it is left for without a character.
+    void add(int state, const auto& automaton) {
+      size_t done = states_.size();
+      meet(state);
+      for (; done < states_.size(); ++done)
+        for (const xgrammar::FSMEdge& edge : automaton.GetEdges(states_[done]))
+          if (edge.IsEpsilon()) meet(edge.target);
+    }
+    void each_edge(const auto& automaton, auto&& visit) const {
+      for (const int state : states_)
+        for (const xgrammar::FSMEdge& edge : automaton.GetEdges(state))
+          if (edge.IsCharRange()) visit(edge);
+    }
+    size_t size() const { return states_.size(); }
+
+   private:
+    void meet(int state) {
+      const auto at = static_cast<size_t>(state);
+      if (at >= met_.size()) met_.resize(at + at / 2 + 1);
+      if (std::exchange(met_[at], turn_) != turn_) states_.push_back(state);
+    }
+
+    std::vector<int> states_;
+    std::vector<uint32_t> met_;  // per state: in which turn
+    uint32_t turn_ = 1;
+  };
+
+  struct Walk {
+    States first, now, next;
+    double counted = 0;  // steps such as compiling takes
+    double taken = 0;    // steps of this walk
+  };
+
+  void walk_from(int state, const auto& automaton, Walk& walk) const {
+    States &first = walk.first, &now = walk.now, &next = walk.next;
+    first.clear();
+    first.add(state, automaton);
+    walk.taken += static_cast<double>(first.size());
+    std::bitset<256> begins;
+    first.each_edge(automaton, [&](const xgrammar::FSMEdge& edge) {
+      for (int byte = edge.min; byte <= edge.max; ++byte) begins.set(static_cast<size_t>(byte));
+    });
+    for (const Sample& sample : sample_) {
+      if (sample.text.empty() || !begins[static_cast<unsigned char>(sample.text[0])]) continue;
+      const States* from = &first;
+      for (size_t i = 0; i < sample.text.size() && from->size() > 0; ++i) {
+        const auto c = static_cast<unsigned char>(sample.text[i]);
+        next.clear();
+        from->each_edge(automaton, [&](const xgrammar::FSMEdge& edge) {
+          if (edge.min <= c && c <= edge.max) next.add(edge.target, automaton);
+        });
+        walk.taken += static_cast<double>(from->size() + next.size());
+        if (i >= sample.shared) walk.counted += static_cast<double>(next.size());
+        std::swap(now, next);
+        from = &now;
+      }
+    }
+  }
+
+  std::vector<Sample> sample_;
+  double steps_ = 0;  // from a state where any text may come
+};
 
 }  // namespace
 
@@ -311,6 +413,7 @@ struct GrammarCompiler::State {
       : limits(the_limits),
         stop_ids(std::move(the_stop_ids)),
         tokens(std::make_shared<const TokenCharacters>(texts, stop_ids)),
+        compile_cost(*tokens),
         compiler(tokenizer_info(texts, stop_ids), /*max_threads=*/1,
                  /*cache_enabled=*/true, /*max_memory_bytes=*/kSharedRulesBytes) {}
 
@@ -323,6 +426,7 @@ struct GrammarCompiler::State {
   const GrammarLimits limits;
   const std::vector<TokenId> stop_ids;
   const std::shared_ptr<const TokenCharacters> tokens;
+  const CompileCost compile_cost;
   xgrammar::GrammarCompiler compiler;
 
   std::mutex mutex;          // guards what follows
@@ -344,12 +448,12 @@ Result<void> GrammarCompiler::State::check(const xgrammar::Grammar& parsed) cons
     return fail(Code::invalid_argument,
                 "Not a grammar that can be satisfied: some of its rules (of a JSON schema: its "
                 "'$ref's) require each other in a circle, so that no text of theirs ever ends.");
-  if (const double cost = cost_of(optimized); cost > limits.max_cost)
+  if (compile_cost.of(optimized, limits.max_cost) > limits.max_cost)
     return fail(Code::resource_exhausted,
-                "The grammar is too large to compile: it has {:.0f} states of free text, as "
-                "counted repetitions of wide character classes make them; at most {:.0f} are "
-                "allowed.",
-                cost, limits.max_cost);
+                "The grammar is too large to compile: it has more than {:.0f} states of free text, "
+                "as counted repetitions of wide character classes make them, above all where a "
+                "text can be read in several ways.",
+                limits.max_cost);
   return {};
 }
 

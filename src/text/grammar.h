@@ -21,9 +21,10 @@ namespace m2::text {
 
 struct GrammarLimits {
   size_t max_ebnf_bytes = 1 << 20;
-  // States of the automata, weighed by how much of the vocabulary each is compared with, which is
-  // the time that compiling takes. One in which any text may come weighs 1, about 20 ms.
-  double max_cost = 50;
+  // States of the automata, weighed by how much of the vocabulary can be read from each, in how
+  // many ways at once, which is the time that compiling takes: one in which any text may come
+  // weighs 1, about 20 ms. An estimate, above the truth rather than below it.
+  double max_cost = 100;
   size_t max_cached = 1024;  // grammars kept
   size_t max_cached_bytes = 256 << 20;
 };
