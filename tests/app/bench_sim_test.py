@@ -57,11 +57,12 @@ class Sim(unittest.TestCase):
             self.assertGreater(numbers["gpu_step_ms"], 0.99 * floor)
 
     def test_one_thread_of_clients_drives_two_thousand_streams(self):
+        """That all are there at once is chance here; bench_serve_test.py sees to it."""
         numbers, text = self.numbers("--preset", "h200x8", "--streams", 2000, "--max-num-seqs", 2048,
                                      "--input-len", 8, "--output-len", 20)
         self.assertEqual(numbers["failed"], 0)
         self.assertEqual(numbers["timed_events"], 2000 * 20)
-        self.assertIn("of them decode 2000 sequences:", text)
+        self.assertIn("2000 streams, 2000 requests of 8 + 20 tokens", text)
         # An event costs it what the kernel takes to send it, twice (the goal is 5 us where that takes 2.2).
         self.assertLess(numbers["client_event_us"], 4 * TIME_FACTOR * numbers["send_floor_us"])
 
