@@ -535,6 +535,7 @@ void Engine::State::accept(Sequence& sequence, Sampled& sampled, int64_t compute
   sequence.tokens[static_cast<size_t>(sequence.known++)] = sampled.token;
   if (has_penalties(sequence.params)) sequence.counts.add_output(sampled.token);
   if (sequence.constraint) sequence.constraint->accept(sampled.token);
+  // Salt and prompt logprobs lie where no step looks: only where there is need for them.
   if (sequence.computed >= computed && cache.has_unpublished(sequence.table, computed))
     cache.publish(sequence.table, sequence.prefix(), computed);
   note_token(sequence, now);

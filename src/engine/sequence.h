@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "base/prefetch.h"
 #include "engine/request.h"
 #include "engine/token_counts.h"
 #include "kv/paged_cache.h"
@@ -73,11 +74,7 @@ struct Sequence {
 
 // Asks for what a step needs of a sequence (or null) that a loop over them will soon work on.
 inline void prefetch(const Sequence* sequence) {
-  constexpr std::ptrdiff_t kLine = 64;
-  if (!sequence) return;
-  const auto* end = reinterpret_cast<const char*>(&sequence->cache_salt);
-  for (const auto* at = reinterpret_cast<const char*>(sequence); at < end; at += kLine)
-    __builtin_prefetch(at);
+  if (sequence) fetch_lines(sequence, &sequence->cache_salt);
 }
 
 // The last token's place and the last block, of a sequence (or null) that is in the cache already.

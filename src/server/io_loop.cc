@@ -149,14 +149,18 @@ void IoLoop::on_sent(std::string_view bytes) {
 void IoLoop::flush_soon(std::shared_ptr<Connection> connection) {
   unflushed_.push_back(std::move(connection));
   if (unflushed_.size() > 1) return;
-  boost::asio::post(io_, [this] {
-    const auto connections = std::exchange(unflushed_, {});
-    for (size_t i = 0; i < connections.size(); ++i) {
-      if (i + kFar < connections.size()) connections[i + kFar]->prefetch();
-      if (i + kNear < connections.size()) connections[i + kNear]->prefetch_rest();
-      connections[i]->flush_now();
-    }
-  });
+  boost::asio::post(io_, [this] { flush_all(); });
+}
+
+// Those that come to it meanwhile wait for the next turn.
+void IoLoop::flush_all() {
+  flushing_.swap(unflushed_);
+  for (size_t i = 0; i < flushing_.size(); ++i) {
+    if (i + kFar < flushing_.size()) flushing_[i + kFar]->prefetch();
+    if (i + kNear < flushing_.size()) flushing_[i + kNear]->prefetch_rest();
+    flushing_[i]->flush_now();
+  }
+  flushing_.clear();
 }
 
 bool IoLoop::closing() const {

@@ -68,6 +68,7 @@ class IoLoop : public IoThread, public ConnectionHost {
   };
 
   void deliver(const std::vector<engine::Event>& events);
+  void flush_all();
   void tick();
 
   Router& router_;
@@ -85,7 +86,7 @@ class IoLoop : public IoThread, public ConnectionHost {
   std::vector<Own> own_;              // of the events being delivered, this loop's
   std::atomic<int> behind_{0};        // steps posted and not yet delivered
   std::atomic<bool> stopped_{false};
-  std::vector<std::shared_ptr<Connection>> unflushed_;  // one handler flushes them all
+  std::vector<std::shared_ptr<Connection>> unflushed_, flushing_;  // one handler flushes them all
 };
 
 }  // namespace m2::server
