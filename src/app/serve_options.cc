@@ -42,7 +42,7 @@ constexpr Option kOptions[] = {
   {"enable-log-requests", "", "server", flag, "false", "Log each request's parameters (never its text)."},
   {"enable-log-outputs", "", "server", flag, "false", "Accepted with --enable-log-requests; outputs are not logged."},
   {"disable-log-stats", "", "server", flag, "false", "No statistics line every 10 seconds."},
-  {"io-threads", "", "server", integer, "2", "Threads that read requests and write streams."},
+  {"io-threads", "", "server", integer, "2", "Threads that read requests and write streams; a second one works from 129 connections on."},
   {"drain-seconds", "", "server", integer, "60", "How long SIGTERM waits for requests in flight."},
   {"engine-deadline-seconds", "", "server", integer, "10", "A step that takes longer makes /health and /readyz answer 503; raise it for very slow machines."},
   {"live-deadline-seconds", "", "server", integer, "120", "A step that takes longer makes /livez answer 503."},

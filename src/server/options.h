@@ -46,6 +46,7 @@ struct ServerOptions {
   int64_t first_engine = 0;                     // data rank of the first engine behind this port
   std::string version = "0";
   int io_threads = 2;
+  size_t few_connections = 128;  // an io thread gets so many before another gets any
   int worker_threads = 2;      // for templates, tokens and JSON of requests
   bool handle_signals = true;  // SIGINT, SIGTERM: drain, a second one: stop
   double drain_seconds = 60;

@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <boost/asio/generic/stream_protocol.hpp>
 #include <boost/asio/ip/tcp.hpp>
@@ -83,10 +84,11 @@ struct Server::State {
   }
 
   asio::io_context& main_io() { return loops.front()->io(); }
+  IoLoop& next_loop() const;
 
   Result<void> bind();
   void accept();
-  void take(Connection::Socket socket, const Endpoint& peer);
+  void take(IoLoop& loop, Connection::Socket socket, const Endpoint& peer);
   void wait_for_signal();
   void begin_drain();
   void watch_drain();
@@ -104,8 +106,7 @@ struct Server::State {
   std::unique_ptr<Acceptor> acceptor;
   std::unique_ptr<asio::signal_set> signals;
   std::unique_ptr<asio::steady_timer> drain_timer, accept_timer;
-  Endpoint peer;  // of the connection being accepted
-  size_t next_loop = 0;
+  Endpoint peer;         // of the connection being accepted
   Nanos drain_ends = 0;  // 0: not draining
   bool streams_ended = false;
   int port = 0;
@@ -139,12 +140,24 @@ Result<void> Server::State::bind() {
   return {};
 }
 
+// Whose the next connection will be. To wake a second thread for a step's events costs more than to
+// write a few more streams one after the other.
+IoLoop& Server::State::next_loop() const {
+  const auto fewer = [](const auto& a, const auto& b) {
+    return a->connections() < b->connections();
+  };
+  for (const auto& loop : loops)
+    if (loop->connections() < options.few_connections) return *loop;
+  return **std::ranges::min_element(loops, fewer);
+}
+
 void Server::State::accept() {
-  acceptor->async_accept(loops[next_loop]->io(), peer,
-                         [this](ErrorCode error, Connection::Socket socket) {
+  IoLoop& loop = next_loop();
+  acceptor->async_accept(loop.io(), peer,
+                         [this, &loop](ErrorCode error, Connection::Socket socket) {
                            if (error == asio::error::operation_aborted) return;
                            if (!error) {
-                             take(std::move(socket), peer);
+                             take(loop, std::move(socket), peer);
                              return accept();
                            }
                            // Out of file descriptors, most likely: trying at once again would only
@@ -156,9 +169,7 @@ void Server::State::accept() {
                          });
 }
 
-void Server::State::take(Connection::Socket socket, const Endpoint& from) {
-  IoLoop& loop = *loops[next_loop];
-  next_loop = (next_loop + 1) % loops.size();
+void Server::State::take(IoLoop& loop, Connection::Socket socket, const Endpoint& from) {
   if (connections() >= options.limits.max_connections) return;  // closes it
   const int on = 1;
   ::setsockopt(socket.native_handle(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);

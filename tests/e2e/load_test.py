@@ -114,6 +114,33 @@ class Load(ServerCase):
         self.assertTrue(wait_until(self.idle))
 
 
+class IoThreads(unittest.TestCase):
+    """A step's events wake as many io threads as its streams are worth."""
+
+    TICKS = {"ticks": {"text": "tick tock " * 100, "delay_ms": 4}}
+
+    def wakes(self, **config):
+        """How often each io thread went to sleep while eight streams ran, the most first."""
+        with Server(scripts=self.TICKS, **config) as server:
+            streams = [open_stream(server, "ticks", max_tokens=150) for _ in range(8)]
+            before = server.naps("m2-io")
+            for connection, reply in streams:
+                reply.read()
+                connection.close()
+            after = server.naps("m2-io")
+        return sorted((after[thread] - before[thread] for thread in after), reverse=True)
+
+    def test_few_streams_are_one_threads(self):
+        busy, idle = self.wakes(few_connections=8)
+        self.assertGreater(busy, 100)
+        self.assertLess(idle, busy / 3)  # its clock's ticks
+
+    def test_more_are_shared(self):
+        first, second = self.wakes(few_connections=4)
+        self.assertGreater(second, first / 3)
+        self.assertGreater(second, 100)
+
+
 class Storm(ServerCase):
     """Responses made, followed, cancelled, deleted and continued by many clients at once."""
 

@@ -123,6 +123,14 @@ class Server:
         values = re.findall(rf"^{re.escape(name)}(?:{{[^}}]*}})? (\S+)$", text, re.M)
         return sum(float(v) for v in values)
 
+    def naps(self, name):
+        """How often each of the process's threads of that name went to sleep, by its id."""
+        tasks = f"/proc/{self.process.pid}/task"
+        read = lambda thread, file: open(f"{tasks}/{thread}/{file}").read()
+        return {thread: int(re.search(r"^voluntary_ctxt_switches:\s*(\d+)", read(thread, "status"),
+                                      re.M)[1])
+                for thread in os.listdir(tasks) if read(thread, "comm").strip() == name}
+
     def stop(self):
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)

@@ -28,6 +28,7 @@ server::ServerOptions server_options(const Json& config) {
   options.host = "127.0.0.1";
   options.port = 0;
   options.uds = config.value("uds", std::string());
+  options.few_connections = config.value("few_connections", size_t{1});  // both threads at work
   options.served_model_names =
       config.value("model_names", std::vector<std::string>{"scripted", "other-name"});
   options.api_keys = config.value("api_keys", std::vector<std::string>());
