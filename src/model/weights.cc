@@ -259,7 +259,9 @@ class RandomFiller {
   // Standard deviation: products of n terms keep the size of their input with 1 / sqrt(n).
   float spread() const {
     if (part_.spec->id == WeightId::embedding) return 1.0f;
-    if (part_.spec->columns == Axis::none) return 0.1f;  // norms about 1, routing bias about 0
+    // About 0, and small beside scores: choices are near even, which is what it is trained for.
+    if (part_.spec->id == WeightId::routing_bias) return 0.01f;
+    if (part_.spec->columns == Axis::none) return 0.1f;  // norms about 1
     return 1.0f / std::sqrt(static_cast<float>(columns_));
   }
 

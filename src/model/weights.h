@@ -58,8 +58,8 @@ Result<Weights> load_weights(const ModelConfig& config, const load::Checkpoint& 
 
 // Random weights of the config's shapes and dtypes (FP8 blocks if the config is quantised), for
 // measuring without a checkpoint (--load-format dummy). Scaled so that activations keep their size
-// from layer to layer. An element depends on the seed and its place in the whole model alone: ranks
-// hold slices of one and the same model.
+// from layer to layer and tokens choose experts about evenly. An element depends on the seed and
+// its place in the whole model alone: ranks hold slices of one and the same model.
 Result<Weights> dummy_weights(const ModelConfig& config, const parallel::Topology& topology,
                               Device device, uint64_t seed);
 

@@ -7,7 +7,10 @@
 #include <cstring>
 #include <fstream>
 #include <map>
+#include <random>
+#include <set>
 
+#include "ops/route.h"
 #include "tests/model/test_model.h"
 
 namespace m2::model {
@@ -428,6 +431,31 @@ TEST(DummyWeights, KeepTheSizeOfASignalAndHaveNoNaN) {
   EXPECT_NEAR(deviation({layer.gate, Tensor(), 0, 0}), 1 / std::sqrt(160.0), 0.01);
   for (int64_t i = 0; i < layer.input_norm.size(0); ++i)
     EXPECT_NEAR(element(layer.input_norm, i), 1, 0.2);
+}
+
+// As many experts are read as a trained, balanced router would have: 64 tokens, 8 of 256.
+TEST(DummyWeights, TokensChooseExpertsAboutEvenly) {
+  constexpr int64_t kTokens = 64, kHidden = 256, kExperts = 256, kTop = 8;
+  ModelConfig config = dummy_config();
+  config.hidden_size = kHidden;
+  config.intermediate_size = 128;
+  config.num_layers = 2;
+  config.num_experts = kExperts;
+  config.num_experts_per_token = kTop;
+  const auto weights = dummy_weights(config, {}, kCpu, 1);
+  std::mt19937 random(1);
+  std::normal_distribution<float> normal;
+  std::vector<float> x(kTokens * kHidden), shares(kTokens * kTop);
+  for (float& number : x) number = normal(random);
+  std::vector<int32_t> ids(kTokens * kTop);
+  ThreadPool pool(1);
+  for (const Layer& layer : weights->layers) {
+    ops::route({kCpu, &pool}, Tensor(x.data(), DType::f32, {kTokens, kHidden}), layer.gate,
+               layer.routing_bias, Tensor(ids.data(), DType::i32, {kTokens, kTop}),
+               Tensor(shares.data(), DType::f32, {kTokens, kTop}));
+    const double even = kExperts * (1 - std::pow(1 - double{kTop} / kExperts, kTokens));
+    EXPECT_NEAR(static_cast<double>(std::set(ids.begin(), ids.end()).size()), even, 0.05 * even);
+  }
 }
 
 // Ranks hold slices of one model, whatever the split.

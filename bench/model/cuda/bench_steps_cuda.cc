@@ -2,6 +2,9 @@
 // under way, tokens staying on the device. M2's full width with random weights and as many layers
 // as are asked for.
 //   bench_steps_cuda [LAYERS [EXPERTS [CONTEXT [ONE BATCH]]]]
+//   bench_steps_cuda share RANKS [LAYERS [US US US]]
+//                                what one of RANKS tensor ranks does, of all 62 layers; its
+//                                collectives are counted, and cost US each at batch 1, 8, 64
 //   bench_steps_cuda profile     a few steps of two layers without graphs, for a profiler
 #include <fmt/format.h>
 
@@ -33,9 +36,9 @@ double elapsed(SteadyTime::time_point since) {
   return std::chrono::duration<double>(SteadyTime::now() - since).count();
 }
 
-// Bytes a decoding step has to read: every matrix but those of experts that no token chose (as many
-// as even choices leave), and the live K and V.
-double decode_bytes(const ModelConfig& config, double batch, double context) {
+// Bytes a decoding step has to read on one of `ranks` tensor ranks: every matrix but those of
+// experts that no token chose (as many as even choices leave), and the live K and V.
+double decode_bytes(const ModelConfig& config, int64_t ranks, double batch, double context) {
   const auto experts = static_cast<double>(config.num_experts);
   const double hit =
       experts *
@@ -44,17 +47,61 @@ double decode_bytes(const ModelConfig& config, double batch, double context) {
   const double attention = 2 * hidden * static_cast<double>(config.q_width() + config.kv_width());
   const double expert = 3 * hidden * static_cast<double>(config.intermediate_size);
   const double kv = batch * context * 4 * static_cast<double>(config.kv_width());
-  const double layer = attention + 4 * experts * hidden + hit * expert + kv;
-  return static_cast<double>(config.num_layers) * layer +
-         2 * static_cast<double>(config.vocab_size) * hidden;
+  const double split = static_cast<double>(config.num_layers) * (attention + hit * expert + kv) +
+                       2 * static_cast<double>(config.vocab_size) * hidden;
+  const double router = 4 * experts * hidden;  // whole on every rank
+  return split / static_cast<double>(ranks) + static_cast<double>(config.num_layers) * router;
 }
+
+// The first of several ranks, the others of which are not there: sums add nothing, and are counted.
+// Sampling reads whole rows of logits, which are made up once.
+class AbsentPeers : public parallel::Comm {
+ public:
+  explicit AbsentPeers(int64_t size) : size_(size) {}
+  int64_t rank() const override { return 0; }
+  int64_t size() const override { return size_; }
+  void all_reduce(const Exec&, Tensor) override { ++sums_; }
+  void gather_columns(const Exec& exec, Tensor, parallel::Rows, Tensor out, int64_t) override {
+    if (out.size(0) <= made_up_) return;
+    made_up_ = out.size(0);
+    std::mt19937 random(1);
+    std::normal_distribution<float> logit;
+    std::vector<float> numbers(static_cast<size_t>(out.elements()));
+    for (float& number : numbers) number = logit(random);
+    copy_to_device(exec, out.data(), numbers.data(), out.elements() * 4);
+    synchronize(exec);
+  }
+  void broadcast(const Exec&, Tensor, int64_t) override {}
+  void barrier(const Exec&) override {}
+  Result<void> status() const override { return {}; }
+  void abort(const Error&) override {}
+  void set_deadline(Nanos) override {}
+  // Of engines that share experts; there is one engine.
+  void all_gather(const Exec&, Tensor, parallel::Rows, Tensor) override { M2_CHECK(false); }
+  void reduce_scatter(const Exec&, Tensor, parallel::Rows, Tensor) override { M2_CHECK(false); }
+  void all_to_all(const Exec&, Tensor, parallel::Rows, Tensor, parallel::Rows) override {
+    M2_CHECK(false);
+  }
+
+  int64_t sums() const { return sums_; }
+
+ private:
+  const int64_t size_;
+  int64_t sums_ = 0, made_up_ = 0;
+};
 
 class Bench {
  public:
-  Bench(const ModelConfig& config, int64_t context, bool graphs)
-      : config_(config), context_(context), stream_(kGpu), comm_(parallel::make_single_comm()) {
+  Bench(const ModelConfig& config, int64_t context, bool graphs, int64_t ranks = 1)
+      : config_(config), context_(context), ranks_(ranks), stream_(kGpu) {
+    if (ranks > 1)
+      comm_ = std::make_unique<AbsentPeers>(ranks);
+    else
+      comm_ = parallel::make_single_comm();
+    parallel::Topology topology;
+    topology.tensor_size = ranks;
     const auto start = SteadyTime::now();
-    Result<Weights> weights = dummy_weights(config, {}, kGpu, 1);
+    Result<Weights> weights = dummy_weights(config, topology, kGpu, 1);
     M2_CHECK(weights.ok(), "{}", weights.error().text);
     fmt::print("{:.2f} GB of weights in {:.1f} s\n",
                static_cast<double>(weights->buffer.bytes()) / 1e9, elapsed(start));
@@ -62,6 +109,7 @@ class Bench {
     request.max_model_len = config.max_position_embeddings;
     request.max_num_seqs = 256;
     request.max_num_batched_tokens = kChunk;
+    request.topology = topology;
     const int64_t per_sequence = (context + kSteps + 64) / kBlockSize + 1;
     step_.emplace(per_sequence);
     request.num_blocks =
@@ -77,7 +125,7 @@ class Bench {
     exec_ = {kGpu, nullptr, stream_.handle()};
     const int64_t before = device_memory(kGpu).free;
     const auto made = SteadyTime::now();
-    model_ = make_runner(exec_, {{*comm_}}, config, *std::move(weights), *plan,
+    model_ = make_runner(exec_, {{*comm_}, topology}, config, *std::move(weights), *plan,
                          request.max_model_len, options);
     const int64_t planned = plan->kv_bytes + plan->scratch_bytes;
     fmt::print(
@@ -117,7 +165,8 @@ class Bench {
     return times[times.size() / 2];
   }
 
-  void decode(int64_t batch, bool graphs, double read_rate) {
+  // Where ranks are absent, `us_a_sum` is added to the step for each of its sums.
+  void decode(int64_t batch, bool graphs, double read_rate, double us_a_sum = 0) {
     std::vector<double> host;
     const auto step = [&](int i) {
       std::vector<Piece> pieces;
@@ -134,17 +183,31 @@ class Bench {
       collect();
       if (i == kWarm) start = SteadyTime::now();
     }
-    const double each = elapsed(start) / (kSteps - 1 - kWarm);
+    const double measured = elapsed(start) / (kSteps - 1 - kWarm);
+    const double each = measured + static_cast<double>(sums_a_step()) * us_a_sum * 1e-6;
     collect();
     std::sort(host.begin(), host.end());
     const double bytes =
-        decode_bytes(config_, static_cast<double>(batch), static_cast<double>(context_));
-    // How many experts a larger batch hits is the router's affair: no share can be told.
-    const std::string over =
-        batch == 1 ? fmt::format("{:.2f}", each * read_rate / bytes) : std::string("-");
-    fmt::print("| {} | {} | {} | {:.0f} | {:.0f} | {:.2f} | {} | {:.1f} |\n", batch, context_,
-               graphs ? "graph" : "eager", each * 1e6, static_cast<double>(batch) / each,
-               bytes / 1e9, over, host[host.size() / 2] * 1e6);
+        decode_bytes(config_, ranks_, static_cast<double>(batch), static_cast<double>(context_));
+    fmt::print("| {} | {} | {} |", batch, context_, graphs ? "graph" : "eager");
+    if (ranks_ > 1) fmt::print(" {:.0f} | {:.1f} |", measured * 1e6, us_a_sum);
+    fmt::print(" {:.0f} | {:.0f} | {:.2f} | {:.2f} | {:.1f} |\n", each * 1e6,
+               static_cast<double>(batch) / each, bytes / 1e9, each * read_rate / bytes,
+               host[host.size() / 2] * 1e6);
+    std::fflush(stdout);
+  }
+
+  // The embedding's, and three a layer.
+  int64_t sums_a_step() const { return ranks_ > 1 ? 1 + 3 * config_.num_layers : 0; }
+  // Counts them, in a step that was not recorded.
+  void check_sums() {
+    const auto* absent = dynamic_cast<const AbsentPeers*>(comm_.get());
+    if (!absent) return;
+    const int64_t before = absent->sums();
+    enqueue({{0, 0, 2}});
+    collect();
+    M2_CHECK(absent->sums() - before == sums_a_step(), "{} sums, not {}", absent->sums() - before,
+             sums_a_step());
   }
 
   // One chunk of a prompt, then one step each of 1, 8 and 64 sequences.
@@ -178,7 +241,7 @@ class Bench {
   }
 
   const ModelConfig config_;
-  const int64_t context_;
+  const int64_t context_, ranks_;
   std::optional<MadeStep> step_;
   Stream stream_;
   Exec exec_;
@@ -200,11 +263,49 @@ double read_rate(Exec exec) {
   return ops::read_rate(exec, Tensor(memory.data(), DType::u8, {kBytes}));
 }
 
+double read_rate() {
+  const Stream stream(Bench::kGpu);
+  return read_rate({Bench::kGpu, nullptr, stream.handle()});
+}
+
+// One rank's share of a model that several hold.
+void measure_share(int64_t ranks, int64_t layers, const std::vector<double>& us_a_sum) {
+  const double rate = read_rate();
+  fmt::print("{}; the first of {} tensor ranks, {} layers, FP8; read {:.0f} GB/s\n",
+             describe_device(Bench::kGpu), ranks, layers, rate / 1e9);
+  Bench bench(full_width(layers, 256), 2048, true, ranks);
+  bench.check_sums();
+  const double chunk = bench.prefill(2048);
+  fmt::print(
+      "prompts of 2048: {:.1f} ms a chunk of {} without its sums\n\n"
+      "| batch | context | launched by | us a step without sums | us a sum, {} of them | us a step "
+      "| tokens/s | GB | time over bytes / read | host us |\n"
+      "| --: | --: | --- | --: | --: | --: | --: | --: | --: | --: |\n",
+      chunk * 1e3, kChunk, bench.sums_a_step());
+  bench.decode(1, true, rate, us_a_sum[0]);
+  bench.decode(8, true, rate, us_a_sum[1]);
+  bench.decode(64, true, rate, us_a_sum[2]);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc > 1 && std::string_view(argv[1]) == "profile") {
+  const Result<void> usable = check_device(Bench::kGpu);
+  if (!usable.ok()) {
+    fmt::print("{}\n", usable.error().text);
+    return 1;
+  }
+  const auto number = [&](int i, double otherwise) {
+    return i < argc ? std::stod(argv[i]) : otherwise;
+  };
+  const std::string_view first = argc > 1 ? argv[1] : "";
+  if (first == "profile") {
     Bench(full_width(2, 256), 2048, false).profile();
+    return 0;
+  }
+  if (first == "share") {
+    measure_share(static_cast<int64_t>(number(2, 4)), static_cast<int64_t>(number(3, 62)),
+                  {number(4, 0), number(5, 0), number(6, 0)});
     return 0;
   }
   const int64_t layers = argc > 1 ? std::stoll(argv[1]) : 15;
@@ -212,17 +313,8 @@ int main(int argc, char** argv) {
   const int64_t context = argc > 3 ? std::stoll(argv[3]) : 2048;
   // One batch alone, recorded: to compare changes in seconds.
   const int64_t only = argc > 4 ? std::stoll(argv[4]) : 0;
-  const Result<void> usable = check_device(Bench::kGpu);
-  if (!usable.ok()) {
-    fmt::print("{}\n", usable.error().text);
-    return 1;
-  }
   const ModelConfig config = full_width(layers, experts);
-  double rate = 0;
-  {
-    const Stream stream(Bench::kGpu);
-    rate = read_rate({Bench::kGpu, nullptr, stream.handle()});
-  }
+  const double rate = read_rate();
   fmt::print("{}; {} layers, {} experts, top 8, FP8; read {:.0f} GB/s\n",
              describe_device(Bench::kGpu), layers, experts, rate / 1e9);
   Bench bench(config, context, true);
