@@ -83,8 +83,9 @@ void BM_Plan(benchmark::State& state) {
   for (int64_t i = 0; i < running + waiting; ++i) {
     Sequence& sequence = *sequences.emplace_back(std::make_unique<Sequence>());
     sequence.id = static_cast<RequestId>(i + 1);
-    sequence.tokens.assign(kPrompt, static_cast<TokenId>(i % kVocab));
-    sequence.tokens[0] = static_cast<TokenId>(i);
+    std::vector<TokenId> prompt(kPrompt, static_cast<TokenId>(i % kVocab));
+    prompt[0] = static_cast<TokenId>(i);
+    sequence.tokens = std::move(prompt);
     sequence.tokens.reserve(16384);
     sequence.table.blocks.reserve(1024);
     sequence.prompt_size = kPrompt;
@@ -116,7 +117,7 @@ void BM_Touch(benchmark::State& state) {
   for (int64_t i = 0; i < state.range(0); ++i) sequences.push_back(std::make_unique<Sequence>());
   for (auto _ : state) {
     for (const auto& sequence : sequences) {
-      for (int64_t* field : {&sequence->known, &sequence->last_token, &sequence->scheduled})
+      for (int64_t* field : {&sequence->computed, &sequence->last_token, &sequence->scheduled})
         benchmark::DoNotOptimize(++*field);
     }
   }

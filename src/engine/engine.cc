@@ -180,6 +180,7 @@ struct Engine::State final : model::LogitsSink {
   void on_logits(int64_t first_row, Tensor logits) override;
   void read_row(int64_t index, Tensor logits, int thread);
   void commit(Flight& flight);
+  void publish();
   void reject(Sequence& sequence, RowStatus status);
   void accept(Sequence& sequence, Sampled& sampled, int64_t computed, Nanos now);
   void note_token(Sequence& sequence, Nanos now);
@@ -223,9 +224,11 @@ struct Engine::State final : model::LogitsSink {
   Flight present;               // the step under way, if the model samples
   Flight coming;                // the step being made
   int64_t heavy_sequences = 0;  // that may change more logits than a step can take
+  int64_t tied_sequences = 0;   // that may depend on pending tokens
   std::map<RequestId, std::unique_ptr<Sequence>> sequences;
   std::vector<Message> messages;
-  std::vector<Sampled> results;  // per logit row of the step
+  std::vector<Sampled> results;                          // per logit row of the step
+  std::vector<kv::PagedCache::Publication> unpublished;  // between a commit and publish()
   int64_t rows_read = 0;
   int64_t step_tokens = 0;
   std::vector<Event> events;
@@ -261,14 +264,13 @@ std::unique_ptr<Sequence> Engine::State::make_sequence(Request request) const {
   auto sequence = std::make_unique<Sequence>();
   sequence->max_size = max_size_of(request, limits);
   sequence->prompt_size = static_cast<int64_t>(request.prompt.size());
-  sequence->known = sequence->prompt_size;
   sequence->priority = config.policy == SchedulingPolicy::priority ? request.priority : 0;
+  if (has_penalties(request.params)) sequence->counts.add_prompt(request.prompt);
   sequence->tokens = std::move(request.prompt);
   sequence->params = std::move(request.params);
   sequence->cache_salt = std::move(request.cache_salt);
   sequence->constraint = std::move(request.constraint);
   sequence->arrived = clock.now();
-  if (has_penalties(sequence->params)) sequence->counts.add_prompt(sequence->tokens);
   return sequence;
 }
 
@@ -284,7 +286,10 @@ void Engine::State::refuse(const std::string& why) {
 bool Engine::State::step() {
   const bool told = take_messages();
   Result<void> ran;
-  if (must_wait()) ran = land();
+  if (must_wait()) {
+    ran = land();
+    publish();
+  }
   const bool flew = !present.empty();
   bool planned = false;
   if (ran.ok()) {
@@ -299,6 +304,7 @@ bool Engine::State::step() {
   }
   if (!ran.ok()) die(ran.error());
   send_events();
+  publish();
   show_stats();
   return told || planned || flew;
 }
@@ -317,6 +323,7 @@ void Engine::State::handle(Message& message) {
     Sequence& sequence = *message.submitted;
     sequences.emplace(sequence.id, std::move(message.submitted));
     heavy_sequences += is_heavy(sequence);
+    tied_sequences += may_depend_on_pending(sequence);
     scheduler.add(&sequence);
     if (stats.dead) finish(sequence, FinishReason::error, kDeadText);
     return;
@@ -337,7 +344,7 @@ void Engine::State::admit(const std::vector<Scheduler::Share>& plan) {
     Sequence& sequence = *share.sequence;
     if (!sequence.queued) continue;
     leave_queue(sequence);
-    sequence.tokens.reserve(static_cast<size_t>(sequence.max_size));
+    sequence.tokens.reserve(sequence.max_size);
     sequence.table.blocks.reserve(static_cast<size_t>(cache.blocks_for(sequence.max_size)));
     if (sequence.params.prompt_logprobs >= 0)
       sequence.prompt_logprobs.resize(static_cast<size_t>(sequence.prompt_size) - 1);
@@ -395,7 +402,7 @@ void Engine::State::take_off(const std::vector<Scheduler::Share>& plan) {
   for (size_t i = 0; i < coming.rows.size(); ++i) {
     if (!coming.rows[i].samples) continue;
     Sequence& sequence = *coming.rows[i].sequence;
-    sequence.tokens.push_back(Sequence::kPending);
+    ++sequence.unknown;
     sequence.pending_row = static_cast<int32_t>(i);
   }
 }
@@ -403,7 +410,8 @@ void Engine::State::take_off(const std::vector<Scheduler::Share>& plan) {
 // Whether the next step cannot be planned before the present one's tokens are known.
 bool Engine::State::must_wait() const {
   if (present.empty()) return false;
-  return heavy_sequences > 0 || std::ranges::any_of(present.rows, [](const StepBatch::Row& row) {
+  if (heavy_sequences > 0) return true;
+  return tied_sequences > 0 && std::ranges::any_of(present.rows, [](const StepBatch::Row& row) {
            return row.samples && row.sequence && depends_on_pending(*row.sequence);
          });
 }
@@ -443,6 +451,7 @@ void Engine::State::read_sample(const model::StepResult& sampled, size_t index) 
 // The logits arrive, and are sampled, before this returns.
 Result<void> Engine::State::run_model(const model::StepInput& input) {
   rows_read = 0;
+  for (const StepBatch::Row& row : batch.rows()) (void)row.sequence->tokens.all();  // for threads
   M2_TRY_VOID(model.step(input, *this));
   M2_CHECK(rows_read == static_cast<int64_t>(batch.rows().size()), "a step without its logits");
   return {};
@@ -468,29 +477,28 @@ void Engine::State::read_row(int64_t index, Tensor logits, int thread) {
   Sampled& result = results[static_cast<size_t>(index)];
   const std::span values(logits.as<float>(), static_cast<size_t>(limits.vocab_size));
   if (row.samples) {
-    const SampleInput input{sequence.params, sequence.known_output(), &sequence.counts,
-                            sequence.seed, sequence.constraint.get()};
+    const SampleInput input{sequence.params, sequence.output(), &sequence.counts, sequence.seed,
+                            sequence.constraint.get()};
     result = sampler.sample(values, input, thread);
     return;
   }
   const auto position = static_cast<size_t>(row.position);
   result.status =
-      sampler.score(values, sequence.tokens[position + 1], sequence.params.prompt_logprobs,
+      sampler.score(values, sequence.tokens[row.position + 1], sequence.params.prompt_logprobs,
                     sequence.prompt_logprobs[position], thread);
 }
 
 // Enters what the step computed: every sequence's progress, tokens, ends and events.
 void Engine::State::commit(Flight& flight) {
   const Nanos now = clock.now();
-  constexpr size_t kFar = 8, kNear = 4;
+  constexpr size_t kAhead = 8;
   step_tokens += flight.tokens;
   size_t row = 0;
   // By index: ending a sequence takes it out of the flight.
   for (size_t i = 0; i < flight.shares.size(); ++i) {
-    if (i + kFar < flight.shares.size()) prefetch(flight.shares[i + kFar].sequence);
-    if (i + kNear < flight.shares.size()) prefetch_end(flight.shares[i + kNear].sequence);
-    if (events.capacity() > events.size() + kNear)
-      __builtin_prefetch(events.data() + events.size() + kNear, 1);
+    if (i + kAhead < flight.shares.size()) prefetch(flight.shares[i + kAhead].sequence);
+    if (events.capacity() > events.size() + kAhead)
+      __builtin_prefetch(events.data() + events.size() + kAhead, 1);
     const auto [sequence, computed] = flight.shares[i];
     if (!sequence) continue;
     while (row < flight.rows.size() && !flight.rows[row].sequence) ++row;
@@ -528,16 +536,16 @@ void Engine::State::reject(Sequence& sequence, RowStatus status) {
   retire(sequence, FinishReason::error);
 }
 
-// Only now, with finite logits in hand, do the blocks behind them enter the prefix cache, if they
-// have not been taken away since. `computed`: the sequence's tokens in them.
+// `computed`: the sequence's tokens in its blocks, if they have not been taken away since.
 void Engine::State::accept(Sequence& sequence, Sampled& sampled, int64_t computed, Nanos now) {
-  M2_CHECK(sequence.known < sequence.size() && computed == sequence.known);
-  sequence.tokens[static_cast<size_t>(sequence.known++)] = sampled.token;
+  M2_CHECK(sequence.unknown > 0 && computed == sequence.known());
+  sequence.tokens.push_back(sampled.token);
+  --sequence.unknown;
   if (has_penalties(sequence.params)) sequence.counts.add_output(sampled.token);
   if (sequence.constraint) sequence.constraint->accept(sampled.token);
   // Salt and prompt logprobs lie where no step looks: only where there is need for them.
   if (sequence.computed >= computed && cache.has_unpublished(sequence.table, computed))
-    cache.publish(sequence.table, sequence.prefix(), computed);
+    unpublished.push_back({&sequence.table, sequence.prefix(), computed});
   note_token(sequence, now);
 
   Event& event = event_of(sequence);
@@ -550,7 +558,15 @@ void Engine::State::accept(Sequence& sequence, Sampled& sampled, int64_t compute
   if (ending.reason == FinishReason::none) return;
   event.finish = ending.reason;
   event.stop_token = ending.stop_token;
+  publish();  // before its blocks are given back
   retire(sequence, ending.reason);
+}
+
+// Only now, with finite logits in hand, do the blocks behind them enter the prefix cache; and not
+// before clients have been told, unless it matters.
+void Engine::State::publish() {
+  if (!unpublished.empty()) cache.publish(unpublished);
+  unpublished.clear();
 }
 
 void Engine::State::note_token(Sequence& sequence, Nanos now) {
@@ -586,8 +602,9 @@ void Engine::State::finish(Sequence& sequence, FinishReason reason, const std::s
 // Forgets a sequence whose last event is written. A step under way may still write K and V into its
 // blocks; whoever gets them writes after that step.
 void Engine::State::retire(Sequence& sequence, FinishReason reason) {
-  sequence.tokens.resize(static_cast<size_t>(sequence.known));
+  sequence.unknown = 0;
   heavy_sequences -= is_heavy(sequence);
+  tied_sequences -= may_depend_on_pending(sequence);
   present.forget(&sequence);
   coming.forget(&sequence);
   metrics.on_finish(sequence, reason, clock.now());
@@ -662,6 +679,7 @@ void Engine::State::die(const Error& error) {
   stats.dead = true;
   present.clear();
   coming.clear();
+  unpublished.clear();
   finish_all(FinishReason::error, "The engine died: " + error.text);
 }
 
@@ -697,8 +715,8 @@ Result<void> Engine::State::audit() const {
       return fail(Code::internal, "request {} is not in exactly one list", id);
     if (!sequence->running && (!sequence->table.blocks.empty() || sequence->computed != 0))
       return fail(Code::internal, "request {} waits and holds blocks", id);
-    if (sequence->computed > sequence->size() || sequence->known >= sequence->max_size ||
-        sequence->size() > sequence->max_size || sequence->known > sequence->size())
+    if (sequence->computed > sequence->size() || sequence->known() >= sequence->max_size ||
+        sequence->size() > sequence->max_size || sequence->unknown < 0)
       return fail(Code::internal, "request {} lost count of its tokens", id);
     if (sequence->running) holders.push_back({&sequence->table, sequence->prefix()});
   }

@@ -158,7 +158,7 @@ void EngineMetrics::show_waits() {
 }
 
 void EngineMetrics::on_finish(const Sequence& sequence, FinishReason reason, Nanos now) {
-  const auto tokens = static_cast<double>(sequence.output().size());
+  const auto tokens = static_cast<double>(sequence.output_size());
   success_[static_cast<size_t>(reason) - 1]->add();
   prompt_size_.observe(static_cast<double>(sequence.prompt_size));
   generation_size_.observe(tokens);

@@ -11,6 +11,11 @@ namespace {
 // Sequences looked at in one step that wait for another's prefill.
 constexpr int64_t kMostHeld = 16;
 
+// Tokens that can be found in the cache: the last one's logits are wanted, so it is computed.
+int64_t known_before_last(const Sequence& sequence) {
+  return std::min(sequence.known(), sequence.size() - 1);
+}
+
 }  // namespace
 
 Scheduler::Scheduler(const Options& options, kv::PagedCache& cache)
@@ -67,15 +72,15 @@ void Scheduler::schedule_waiting(Nanos now) {
 
 // Whether somebody is computing a prefix that this sequence can soon take from the cache, and that
 // is worth more than the wait. The other one runs, so the wait ends.
-bool Scheduler::awaits_prefill(const Sequence& sequence) {
+bool Scheduler::awaits_prefill(Sequence& sequence) {
   if (options_.shared_prefill_tokens == 0 || !sequence.reads_cache()) return false;
   const int64_t block_size = cache_.block_size();
-  for (const Sequence* other : running_) {
+  for (Sequence* other : running_) {
     if (other->decoding() || other->cache_salt != sequence.cache_salt) continue;
-    const auto end = sequence.tokens.end() - 1;
-    const auto differs =
-        std::mismatch(sequence.tokens.begin(), end, other->tokens.begin(), other->tokens.end());
-    const int64_t shared = (differs.first - sequence.tokens.begin()) / block_size * block_size;
+    const auto own = sequence.tokens.all().first(static_cast<size_t>(known_before_last(sequence)));
+    const auto theirs = other->tokens.all();
+    const auto differs = std::ranges::mismatch(own, theirs);
+    const int64_t shared = (differs.in1 - own.begin()) / block_size * block_size;
     if (shared < options_.shared_prefill_tokens || 2 * shared < other->pending()) continue;
     const auto found = std::ssize(cache_.match(sequence.prefix(), shared).blocks) * block_size;
     if (shared - found >= options_.shared_prefill_tokens) return true;
@@ -87,7 +92,7 @@ bool Scheduler::awaits_prefill(const Sequence& sequence) {
 // so that it is not preempted half way through its prompt.
 bool Scheduler::admit(Sequence* sequence, Nanos now) {
   if (cache_.available() == 0) return false;
-  const int64_t limit = sequence->reads_cache() ? sequence->size() - 1 : 0;
+  const int64_t limit = sequence->reads_cache() ? known_before_last(*sequence) : 0;
   const kv::PagedCache::Match& match = cache_.match(sequence->prefix(), limit);
   const auto found = static_cast<int64_t>(match.blocks.size());
   if (cache_.blocks_for(sequence->size()) - found > cache_.available() - match.kept) return false;

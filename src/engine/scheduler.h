@@ -53,7 +53,7 @@ class Scheduler {
  private:
   void schedule_running(bool decoding);
   void schedule_waiting(Nanos now);
-  bool awaits_prefill(const Sequence& sequence);
+  bool awaits_prefill(Sequence& sequence);
   bool admit(Sequence* sequence, Nanos now);
   bool make_room(Sequence* sequence, int64_t tokens);
   void preempt(Sequence* victim);

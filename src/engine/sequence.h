@@ -11,6 +11,7 @@
 #include "base/prefetch.h"
 #include "engine/request.h"
 #include "engine/token_counts.h"
+#include "engine/token_list.h"
 #include "kv/paged_cache.h"
 
 namespace m2::engine {
@@ -23,11 +24,8 @@ struct Sequence {
   int32_t priority = 0;      // 0 for all under fcfs
   int32_t pending_row = -1;  // of the step under way: the one that chooses the first pending token
 
-  // The prompt, then the output. Of those past `known`, which steps under way are computing, only
-  // the number is known; they stand as kPending.
-  std::vector<TokenId> tokens;
-  int64_t known = 0;
-  static constexpr TokenId kPending = -1;
+  TokenList tokens;     // the prompt, then the output, as far as it is known
+  int64_t unknown = 0;  // tokens after those, which steps under way are computing
   int64_t prompt_size = 0;
   int64_t max_size = 0;    // tokens at which it ends with `length`
   int64_t computed = 0;    // leading tokens whose K and V are in the blocks
@@ -52,22 +50,20 @@ struct Sequence {
   Nanos arrived = 0;
   Nanos scheduled = -1;  // first admission
 
-  int64_t size() const { return static_cast<int64_t>(tokens.size()); }
+  int64_t known() const { return tokens.size(); }
+  int64_t size() const { return tokens.size() + unknown; }
+  int64_t output_size() const { return size() - prompt_size; }
   int64_t pending() const { return size() - computed; }
   // Nothing but the last token is left to compute: one more token each step.
   bool decoding() const { return pending() == 1 && size() > prompt_size; }
-  std::span<const TokenId> prompt() const {
-    return std::span(tokens).first(static_cast<size_t>(prompt_size));
-  }
-  std::span<const TokenId> output() const {
-    return std::span(tokens).subspan(static_cast<size_t>(prompt_size));
-  }
+  std::span<const TokenId> prompt() const { return tokens.first(prompt_size); }
   // Its last step is planned: nothing is left to enqueue, only to collect.
   bool complete() const { return size() >= max_size; }
-  std::span<const TokenId> known_output() const {
-    return output().first(static_cast<size_t>(known - prompt_size));
+  // What is known of it; no other thread may read the tokens meanwhile.
+  std::span<const TokenId> output() {
+    return tokens.all().subspan(static_cast<size_t>(prompt_size));
   }
-  kv::Prefix prefix() const { return {tokens, cache_salt}; }
+  kv::Prefix prefix() { return {tokens.all(), cache_salt}; }
   // Prompt logprobs come from the rows of the prompt, so those must be computed, not found.
   bool reads_cache() const { return params.prompt_logprobs < 0; }
 };
@@ -75,13 +71,6 @@ struct Sequence {
 // Asks for what a step needs of a sequence (or null) that a loop over them will soon work on.
 inline void prefetch(const Sequence* sequence) {
   if (sequence) fetch_lines(sequence, &sequence->cache_salt);
-}
-
-// The last token's place and the last block, of a sequence (or null) that is in the cache already.
-inline void prefetch_end(const Sequence* sequence) {
-  if (!sequence || sequence->table.blocks.empty()) return;
-  __builtin_prefetch(sequence->tokens.data() + sequence->tokens.size() - 1, 1);
-  __builtin_prefetch(sequence->table.blocks.data() + sequence->table.blocks.size() - 1);
 }
 
 // Who goes first: smaller priority, then earlier arrival (ids grow with arrival).

@@ -8,7 +8,7 @@ namespace m2::engine {
 namespace {
 
 // Sequences ahead of the one at work whose memory is asked for.
-constexpr size_t kFar = 8, kNear = 4;
+constexpr size_t kAhead = 8;
 
 }  // namespace
 
@@ -26,16 +26,20 @@ StepBatch::StepBatch(int64_t max_tokens, int64_t max_sequences, int64_t max_sequ
 }
 
 const model::StepInput& StepBatch::build(std::span<const Scheduler::Share> plan) {
-  for (auto* array :
-       {&token_ids_, &positions_, &slots_, &query_starts_, &context_lens_, &logit_rows_})
-    array->clear();
+  size_t tokens = 0;
+  for (const Scheduler::Share& share : plan) tokens += static_cast<size_t>(share.tokens);
+  for (auto* per_token : {&token_ids_, &positions_, &slots_}) per_token->resize(tokens);
+  query_starts_.resize(plan.size() + 1);
+  context_lens_.resize(plan.size());
+  logit_rows_.clear();
   rows_.clear();
+  query_starts_[0] = 0;
   for (size_t i = 0; i < plan.size(); ++i) {
-    if (i + kFar < plan.size()) prefetch(plan[i + kFar].sequence);
-    if (i + kNear < plan.size()) prefetch_end(plan[i + kNear].sequence);
-    add(plan[i]);
+    if (i + kAhead < plan.size()) prefetch(plan[i + kAhead].sequence);
+    query_starts_[i + 1] = query_starts_[i] + static_cast<int32_t>(plan[i].tokens);
+    context_lens_[i] = static_cast<int32_t>(plan[i].sequence->computed + plan[i].tokens);
+    add(plan[i], static_cast<size_t>(query_starts_[i]));
   }
-  query_starts_.push_back(static_cast<int32_t>(token_ids_.size()));
   input_.token_ids = token_ids_;
   input_.positions = positions_;
   input_.slots = slots_;
@@ -46,26 +50,28 @@ const model::StepInput& StepBatch::build(std::span<const Scheduler::Share> plan)
   return input_;
 }
 
-void StepBatch::add(const Scheduler::Share& share) {
+void StepBatch::add(const Scheduler::Share& share, size_t at) {
   Sequence& sequence = *share.sequence;
   const int64_t end = sequence.computed + share.tokens;
-  query_starts_.push_back(static_cast<int32_t>(token_ids_.size()));
-  context_lens_.push_back(static_cast<int32_t>(end));
-  for (int64_t position = sequence.computed; position < end; ++position) {
+  for (int64_t position = sequence.computed; position < end; ++position, ++at) {
     const bool samples = position + 1 == sequence.size();
     const bool scores = sequence.params.prompt_logprobs >= 0 && position >= sequence.scored &&
                         position + 1 < sequence.prompt_size;
     if (samples || scores) {
-      logit_rows_.push_back(static_cast<int32_t>(token_ids_.size()));
+      logit_rows_.push_back(static_cast<int32_t>(at));
       const SamplingParams& params = sequence.params;
       rows_.push_back(
           {&sequence, position, samples, samples ? params.logprobs : params.prompt_logprobs});
     }
-    const int64_t block = sequence.table.blocks[static_cast<size_t>(position / block_size_)];
-    token_ids_.push_back(position < sequence.known ? sequence.tokens[static_cast<size_t>(position)]
-                                                   : -1 - sequence.pending_row);
-    positions_.push_back(static_cast<int32_t>(position));
-    slots_.push_back(static_cast<int32_t>(block * block_size_ + position % block_size_));
+    const int64_t index = position / block_size_;
+    // As a rule the last one, which stands where nothing else need be fetched for it.
+    const int64_t block = index + 1 == std::ssize(sequence.table.blocks)
+                              ? sequence.table.last
+                              : sequence.table.blocks[static_cast<size_t>(index)];
+    token_ids_[at] =
+        position < sequence.known() ? sequence.tokens[position] : -1 - sequence.pending_row;
+    positions_[at] = static_cast<int32_t>(position);
+    slots_[at] = static_cast<int32_t>((block - index) * block_size_ + position);
   }
 }
 

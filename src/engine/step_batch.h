@@ -29,7 +29,7 @@ class StepBatch {
   std::span<const Row> rows() const { return rows_; }
 
  private:
-  void add(const Scheduler::Share& share);
+  void add(const Scheduler::Share& share, size_t at);
   void add_block_tables(std::span<const Scheduler::Share> plan);
 
   // What a row of the block tables holds.

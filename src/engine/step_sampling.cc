@@ -11,16 +11,17 @@ namespace {
 
 using ops::LogitEdit;
 
-int64_t output_size(const Sequence& sequence) {
-  return static_cast<int64_t>(sequence.output().size());
-}
-
 }  // namespace
 
 bool depends_on_pending(const Sequence& sequence) {
   const SamplingParams& params = sequence.params;
   return has_penalties(params) || !params.bad_words.empty() ||
-         output_size(sequence) == params.thinking_budget;
+         sequence.output_size() == params.thinking_budget;
+}
+
+bool may_depend_on_pending(const Sequence& sequence) {
+  const SamplingParams& params = sequence.params;
+  return has_penalties(params) || !params.bad_words.empty() || params.thinking_budget >= 0;
 }
 
 StepSampling::StepSampling(const model::StepModel::Limits& limits,
@@ -66,24 +67,25 @@ void StepSampling::fill_masks(ThreadPool& pool) {
 }
 
 void StepSampling::add_row(const StepBatch::Row& batch_row) {
-  const Sequence& sequence = *batch_row.sequence;
+  Sequence& sequence = *batch_row.sequence;
   const SamplingParams& params = sequence.params;
   ops::SampleRow& row = rows_.emplace_back();
   if (!batch_row.samples) {
-    row.given = sequence.tokens[static_cast<size_t>(batch_row.position) + 1];
+    row.given = sequence.tokens[batch_row.position + 1];
     row.logprobs = params.prompt_logprobs;
     return;
   }
   row.logprobs = params.logprobs;
-  const SampleInput input{params, sequence.output(), &sequence.counts, sequence.seed};
-  row.given = forced_token(input);
+  // Then all of the output is known, and at no other time is it looked at.
+  if (sequence.output_size() == params.thinking_budget)
+    row.given = forced_token({params, sequence.output(), &sequence.counts, sequence.seed});
   if (row.given >= 0) return;
   row.temperature = params.temperature;
   row.top_p = params.top_p;
   row.top_k = params.top_k;
   row.min_p = params.min_p;
   row.repetition_penalty = params.repetition_penalty;
-  const NoiseKey key = noise_key(sequence.seed, sequence.output().size());
+  const NoiseKey key = noise_key(sequence.seed, static_cast<uint64_t>(sequence.output_size()));
   row.noise_first = key.first;
   row.noise_second = key.second;
   if (!params.allowed_token_ids.empty()) add_mask(params.allowed_token_ids, row);
@@ -116,14 +118,13 @@ void StepSampling::edit(TokenId id, uint32_t flags, float bias, float penalty) {
   edits_.push_back({id, bias, penalty, flags});
 }
 
-void StepSampling::add_edits(const Sequence& sequence, ops::SampleRow& row) {
+void StepSampling::add_edits(Sequence& sequence, ops::SampleRow& row) {
   const SamplingParams& params = sequence.params;
-  const std::span<const TokenId> output = sequence.output();
   const auto begin = std::ssize(edits_);
   for (const std::vector<TokenId>& word : params.bad_words) {
-    if (completes(word, output)) edit(word.back(), LogitEdit::kMasked);
+    if (completes(word, sequence.output())) edit(word.back(), LogitEdit::kMasked);
   }
-  if (output_size(sequence) < params.min_tokens) {
+  if (sequence.output_size() < params.min_tokens) {
     for (const TokenId id : eos_token_ids_) edit(id, LogitEdit::kMasked);
     for (const TokenId id : params.stop_token_ids) edit(id, LogitEdit::kMasked);
   }

@@ -13,6 +13,8 @@ namespace m2::engine {
 // Whether the next token of this sequence depends on which tokens are still being computed, and not
 // only on how many: then its next step cannot be enqueued before the present one is collected.
 bool depends_on_pending(const Sequence& sequence);
+// Whether that can ever become true.
+bool may_depend_on_pending(const Sequence& sequence);
 
 // What the rows of a batch ask for, written out for a model that samples on its device. Equal to
 // what engine::Sampler would do.
@@ -34,7 +36,7 @@ class StepSampling {
   int32_t add_mask_row();
   std::span<uint32_t> mask_of(const ops::SampleRow& row);
   void fill_masks(ThreadPool& pool);
-  void add_edits(const Sequence& sequence, ops::SampleRow& row);
+  void add_edits(Sequence& sequence, ops::SampleRow& row);
   void add_mask(const std::vector<TokenId>& allowed, ops::SampleRow& row);
   void edit(TokenId id, uint32_t flags, float bias = 0, float penalty = 0);
 

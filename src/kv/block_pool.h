@@ -2,7 +2,8 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <vector>
+
+#include "base/huge_pages.h"
 
 namespace m2::kv {
 
@@ -45,11 +46,11 @@ class BlockPool {
   void link_youngest(BlockId block);
   void unlink(BlockId block);
 
-  std::vector<int32_t> refs_;
-  std::vector<uint8_t> kept_;
-  std::vector<BlockId> free_;  // a stack
+  LargeArray<int32_t> refs_;
+  LargeArray<uint8_t> kept_;
+  LargeArray<BlockId> free_;  // a stack
   // Ring of kept blocks in order of release; entry size() is its head.
-  std::vector<BlockId> older_, younger_;
+  LargeArray<BlockId> older_, younger_;
   int64_t kept_count_ = 0;
 };
 

@@ -28,7 +28,7 @@ const PagedCache::Match& PagedCache::match(const Prefix& prefix, int64_t limit) 
   if (!options_.caching) return match_;
   for (int64_t i = 0; i < limit / options_.block_size; ++i) {
     const BlockId block =
-        index_.find(match_.tip, block_of(prefix, i, options_.block_size), prefix.salt);
+        index_.find(index_.edge(match_.tip, block_of(prefix, i, options_.block_size), prefix.salt));
     if (block == PrefixIndex::kNone) break;
     match_.blocks.push_back(block);
     match_.kept += pool_.kept(block);
@@ -41,16 +41,17 @@ void PagedCache::attach(BlockTable& table, const Match& match) {
   M2_CHECK(table.blocks.empty(), "a match attached to a table in use");
   for (const BlockId block : match.blocks) {
     pool_.retain(block);
-    table.blocks.push_back(block);
+    table.blocks.push_back(table.last = block);
   }
   table.published = static_cast<int64_t>(match.blocks.size());
   table.tip = match.tip;
 }
 
 bool PagedCache::grow(BlockTable& table, int64_t tokens) {
+  if (tokens <= std::ssize(table.blocks) * options_.block_size) return true;  // as a rule
   const int64_t missing = blocks_for(tokens) - static_cast<int64_t>(table.blocks.size());
   if (missing > pool_.available()) return false;
-  for (int64_t i = 0; i < missing; ++i) table.blocks.push_back(take());
+  for (int64_t i = 0; i < missing; ++i) table.blocks.push_back(table.last = take());
   return true;
 }
 
@@ -64,22 +65,39 @@ BlockId PagedCache::take() {
 }
 
 void PagedCache::publish(BlockTable& table, const Prefix& prefix, int64_t computed) {
-  for (; has_unpublished(table, computed); ++table.published) {
-    const auto tokens = block_of(prefix, table.published, options_.block_size);
-    const BlockId known = index_.find(table.tip, tokens, prefix.salt);
-    if (known != PrefixIndex::kNone) {
-      table.tip = index_.node(known);
-    } else {
-      const BlockId own = table.blocks[static_cast<size_t>(table.published)];
-      table.tip = index_.insert(own, table.tip, tokens, prefix.salt);
-    }
+  while (has_unpublished(table, computed)) publish_first(table, first_unpublished(table, prefix));
+}
+
+void PagedCache::publish(std::span<const Publication> all) {
+  edges_.clear();
+  for (const Publication& one : all) {
+    const PrefixIndex::Edge& edge = edges_.emplace_back(first_unpublished(*one.table, one.prefix));
+    index_.prefetch(edge, one.table->blocks[static_cast<size_t>(one.table->published)]);
   }
+  for (size_t i = 0; i < all.size(); ++i) {
+    publish_first(*all[i].table, edges_[i]);
+    publish(*all[i].table, all[i].prefix, all[i].computed);
+  }
+}
+
+PrefixIndex::Edge PagedCache::first_unpublished(const BlockTable& table,
+                                                const Prefix& prefix) const {
+  return index_.edge(table.tip, block_of(prefix, table.published, options_.block_size),
+                     prefix.salt);
+}
+
+void PagedCache::publish_first(BlockTable& table, const PrefixIndex::Edge& edge) {
+  const BlockId known = index_.find(edge);
+  const BlockId own = table.blocks[static_cast<size_t>(table.published)];
+  table.tip = known != PrefixIndex::kNone ? index_.node(known) : index_.insert(own, edge);
+  ++table.published;
 }
 
 void PagedCache::release(BlockTable& table) {
   for (auto block = table.blocks.rbegin(); block != table.blocks.rend(); ++block)
     pool_.release(*block, index_.contains(*block));
   table.blocks.clear();
+  table.last = PrefixIndex::kNone;
   table.published = 0;
 }
 

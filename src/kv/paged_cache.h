@@ -14,8 +14,9 @@ namespace m2::kv {
 // The blocks of one sequence, in order of position. Filled and emptied by PagedCache alone.
 struct BlockTable {
   std::vector<BlockId> blocks;
-  int64_t published = 0;  // leading blocks that the prefix index knows
-  PrefixIndex::Node tip;  // where the last of them stands
+  BlockId last = PrefixIndex::kNone;  // of them, again: all that most steps need to know
+  int64_t published = 0;              // leading blocks that the prefix index knows
+  PrefixIndex::Node tip;              // where the last of them stands
 };
 
 // A sequence's tokens and where its blocks may be shared.
@@ -67,6 +68,14 @@ class PagedCache {
   // Enters the table's full blocks of the first `computed` tokens into the prefix index. Where an
   // equal block is known already, that one stays and the table's own is private.
   void publish(BlockTable& table, const Prefix& prefix, int64_t computed);
+  // The same for many tables, each with something unpublished, one after the other. The index is
+  // larger than the caches: what all need of it is asked for first.
+  struct Publication {
+    BlockTable* table;
+    Prefix prefix;
+    int64_t computed;
+  };
+  void publish(std::span<const Publication> all);
   // Whether publish() would enter any.
   bool has_unpublished(const BlockTable& table, int64_t computed) const {
     return options_.caching && (table.published + 1) * options_.block_size <= computed;
@@ -89,12 +98,15 @@ class PagedCache {
 
  private:
   BlockId take();
+  void publish_first(BlockTable& table, const PrefixIndex::Edge& edge);
+  PrefixIndex::Edge first_unpublished(const BlockTable& table, const Prefix& prefix) const;
   Result<void> audit_tokens(const Holder& holder) const;
 
   const Options options_;
   BlockPool pool_;
   PrefixIndex index_;
   Match match_;
+  std::vector<PrefixIndex::Edge> edges_;  // of publish()
 };
 
 }  // namespace m2::kv

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "base/prefetch.h"
 
 namespace m2::kv {
 namespace {
@@ -37,41 +38,36 @@ Hash128 PrefixIndex::hash(const void* bytes, size_t count) const {
   return {low_bits(full.low64, hash_bits_), low_bits(full.high64, std::max(0, hash_bits_ - 64))};
 }
 
-Hash128 PrefixIndex::child_hash(const Node& parent, std::span<const int32_t> tokens) const {
+PrefixIndex::Edge PrefixIndex::edge(const Node& parent, std::span<const int32_t> tokens,
+                                    std::string_view salt) const {
+  M2_CHECK(static_cast<int64_t>(tokens.size()) == block_size_);
   std::memcpy(key_.data(), &parent.hash, sizeof(Hash128));
   std::memcpy(key_.data() + sizeof(Hash128), tokens.data(), tokens.size_bytes());
-  return hash(key_.data(), key_.size());
+  return {parent, tokens, salt, hash(key_.data(), key_.size())};
 }
 
-bool PrefixIndex::holds(BlockId block, const Hash128& hash, const Node& parent,
-                        std::span<const int32_t> tokens, std::string_view salt) const {
+bool PrefixIndex::holds(BlockId block, const Edge& edge) const {
   const Entry& entry = entries_[static_cast<size_t>(block)];
-  return entry.hash == hash && entry.parent == parent.serial &&
-         (parent.serial != 0 || entry.salt == salt) &&
-         std::ranges::equal(this->tokens(block), tokens);
+  return entry.hash == edge.hash && entry.parent == edge.parent.serial &&
+         (edge.parent.serial != 0 || entry.salt == edge.salt) &&
+         std::ranges::equal(tokens(block), edge.tokens);
 }
 
-BlockId PrefixIndex::find(const Node& parent, std::span<const int32_t> tokens,
-                          std::string_view salt) const {
-  M2_CHECK(static_cast<int64_t>(tokens.size()) == block_size_);
-  const Hash128 hash = child_hash(parent, tokens);
-  BlockId block = buckets_[bucket(hash)];
-  while (block != kNone && !holds(block, hash, parent, tokens, salt))
-    block = entries_[static_cast<size_t>(block)].next;
+BlockId PrefixIndex::find(const Edge& edge) const {
+  BlockId block = buckets_[bucket(edge.hash)];
+  while (block != kNone && !holds(block, edge)) block = entries_[static_cast<size_t>(block)].next;
   return block;
 }
 
-PrefixIndex::Node PrefixIndex::insert(BlockId block, const Node& parent,
-                                      std::span<const int32_t> tokens, std::string_view salt) {
+PrefixIndex::Node PrefixIndex::insert(BlockId block, const Edge& edge) {
   M2_CHECK(!contains(block), "block {} entered twice", block);
-  M2_CHECK(static_cast<int64_t>(tokens.size()) == block_size_);
   Entry& entry = entries_[static_cast<size_t>(block)];
-  entry.hash = child_hash(parent, tokens);
+  entry.hash = edge.hash;
   entry.serial = ++last_serial_;
-  entry.parent = parent.serial;
-  if (parent.serial == 0) entry.salt = salt;
-  std::ranges::copy(tokens, tokens_.begin() + block * block_size_);
-  BlockId& first = buckets_[bucket(entry.hash)];
+  entry.parent = edge.parent.serial;
+  if (edge.parent.serial == 0) entry.salt = edge.salt;
+  std::ranges::copy(edge.tokens, tokens_.begin() + block * block_size_);
+  BlockId& first = buckets_[bucket(edge.hash)];
   entry.next = first;
   first = block;
   ++size_;
@@ -87,6 +83,14 @@ void PrefixIndex::erase(BlockId block) {
   entry.serial = 0;
   entry.salt.clear();
   --size_;
+}
+
+void PrefixIndex::prefetch(const Edge& edge, BlockId block) const {
+  __builtin_prefetch(&buckets_[bucket(edge.hash)], 1);
+  const Entry* entry = &entries_[static_cast<size_t>(block)];
+  fetch_lines(entry, entry + 1);
+  const int32_t* copy = tokens_.data() + block * block_size_;
+  fetch_lines(copy, copy + block_size_);
 }
 
 PrefixIndex::Node PrefixIndex::node(BlockId block) const {

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/huge_pages.h"
 #include "kv/block_pool.h"
 
 namespace m2::kv {
@@ -38,15 +39,26 @@ class PrefixIndex {
   // Where the prefixes of one salt begin.
   Node root(std::string_view salt) const;
 
-  // The block that continues `parent` with exactly `tokens` (block_size of them), or kNone. `salt`
-  // is the one the tree was entered with.
-  BlockId find(const Node& parent, std::span<const int32_t> tokens, std::string_view salt) const;
+  // How `parent` goes on, with exactly `tokens` (block_size of them), which the edge refers to as
+  // it does to `salt`: the one the tree was entered with.
+  struct Edge {
+    Node parent;
+    std::span<const int32_t> tokens;
+    std::string_view salt;
+    Hash128 hash;
+  };
+  Edge edge(const Node& parent, std::span<const int32_t> tokens, std::string_view salt) const;
 
-  // Enters `block` as the continuation of `parent`. Precondition: the block is not in the index,
-  // and find() does not know these tokens.
-  Node insert(BlockId block, const Node& parent, std::span<const int32_t> tokens,
-              std::string_view salt);
+  // The block at the end of this edge, or kNone.
+  BlockId find(const Edge& edge) const;
+
+  // Enters `block` as the end of this edge. Precondition: the block is not in the index, and find()
+  // does not know the edge.
+  Node insert(BlockId block, const Edge& edge);
   void erase(BlockId block);
+
+  // Asks for the memory that find() of this edge and insert() of this block there will need.
+  void prefetch(const Edge& edge, BlockId block) const;
 
   bool contains(BlockId block) const { return entries_[static_cast<size_t>(block)].serial != 0; }
   // Precondition: contains(block).
@@ -64,17 +76,15 @@ class PrefixIndex {
   };
 
   Hash128 hash(const void* bytes, size_t count) const;
-  Hash128 child_hash(const Node& parent, std::span<const int32_t> tokens) const;
-  bool holds(BlockId block, const Hash128& hash, const Node& parent,
-             std::span<const int32_t> tokens, std::string_view salt) const;
+  bool holds(BlockId block, const Edge& edge) const;
   size_t bucket(const Hash128& hash) const { return hash.low & (buckets_.size() - 1); }
 
   const int64_t block_size_;
   const uint64_t seed_;
   const int hash_bits_;
-  std::vector<Entry> entries_;          // per block
-  std::vector<int32_t> tokens_;         // [num_blocks, block_size]
-  std::vector<BlockId> buckets_;        // first block of each chain
+  LargeArray<Entry> entries_;           // per block
+  LargeArray<int32_t> tokens_;          // [num_blocks, block_size]
+  LargeArray<BlockId> buckets_;         // first block of each chain
   mutable std::vector<std::byte> key_;  // scratch: parent's hash, then ids
   uint64_t last_serial_ = 0;
   int64_t size_ = 0;

@@ -1,18 +1,15 @@
 #include "tensor/exec.h"
 
-#include <sys/mman.h>
-
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
 
 #include "base/check.h"
+#include "base/huge_pages.h"
 #include "tensor/cuda_device.h"
 
 namespace m2 {
 namespace {
-
-constexpr int64_t kHugePage = 2 << 20;
 
 bool on_gpu(Device device) {
   return device.kind == DeviceKind::cuda;
@@ -30,12 +27,10 @@ bool host_addressable(Device device) {
 
 void* device_allocate(Device device, int64_t bytes) {
   if (on_gpu(device)) return cuda_device::allocate(device, bytes);
-  const bool large = bytes >= 4 * kHugePage;
-  const int64_t alignment = large ? kHugePage : 64;
-  const int64_t rounded = (bytes + alignment - 1) / alignment * alignment;
-  void* memory = std::aligned_alloc(static_cast<size_t>(alignment), static_cast<size_t>(rounded));
+  const auto size = static_cast<size_t>(bytes);
+  if (size >= 4 * kHugePage) return allocate_huge_pages(size);
+  void* memory = std::aligned_alloc(64, (size + 63) / 64 * 64);
   M2_CHECK(memory, "out of memory: {} bytes", bytes);
-  if (large) madvise(memory, static_cast<size_t>(rounded), MADV_HUGEPAGE);
   return memory;
 }
 

@@ -115,6 +115,28 @@ TEST(PagedCache, SharedBlocksOutliveTheirFirstOwner) {
   EXPECT_EQ(cache.match(prefix, 8).kept, 2);
 }
 
+TEST(PagedCache, TablesPublishedTogetherAreAsOneByOne) {
+  PagedCache together(options(32, 2)), alone(options(32, 2));
+  const std::vector<std::vector<int32_t>> texts = {
+      count_up(6), count_up(4), count_up(6), {0, 1, 9, 9}, count_up(2, 50)};
+  std::vector<BlockTable> a(texts.size()), b(texts.size());
+  std::vector<PagedCache::Publication> all;
+  for (size_t i = 0; i < texts.size(); ++i) {
+    const auto size = std::ssize(texts[i]);
+    ASSERT_TRUE(together.grow(a[i], size) && alone.grow(b[i], size));
+    all.push_back({&a[i], {texts[i], ""}, size});
+    alone.publish(b[i], {texts[i], ""}, size);
+  }
+  together.publish(all);
+  EXPECT_EQ(together.index().size(), alone.index().size());
+  EXPECT_EQ(together.index().size(), 3 + 1 + 1);  // equal prefixes are entered once
+  for (size_t i = 0; i < texts.size(); ++i) {
+    EXPECT_EQ(a[i].published, b[i].published);
+    EXPECT_EQ(a[i].tip.serial, b[i].tip.serial);
+    EXPECT_EQ(together.match({texts[i], ""}, 6).blocks, alone.match({texts[i], ""}, 6).blocks);
+  }
+}
+
 TEST(PagedCache, DamagedBlocksAreForgotten) {
   PagedCache cache(options(8, 4));
   const auto tokens = count_up(12);
