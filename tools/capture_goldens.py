@@ -177,8 +177,12 @@ def numbers(row):
     return [float(f"{value:.7g}") for value in row.tolist()]
 
 
-def capture_run(models, prompt, kv, inputs, id_limit):
-    """A run, or None if rounding may blur one of its choices."""
+def capture_run(models, prompt, kv, inputs, id_limit, whole_answer=False):
+    """A run, or None if rounding may blur one of its choices.
+
+    Its logits are the prompt's last row (each of a short prompt) and the last of all, or, with
+    whole_answer, each that gave a token of the answer.
+    """
     dtypes = {"f32": None, "bf16": torch.bfloat16}
     arguments = (prompt, dtypes[kv], dtypes[inputs], id_limit)
     logits, greedy, rows = run(models[torch.float32], *arguments)
@@ -190,12 +194,13 @@ def capture_run(models, prompt, kv, inputs, id_limit):
     positions = range(len(prompt)) if len(prompt) < 16 else [len(prompt) - 1]
     # The first greedy token was judged by the prompt's last row; the last row stored is the one
     # that gave the last token.
+    answer = range(1 if whole_answer else GREEDY_TOKENS - 1, GREEDY_TOKENS)
     return {
         "kv": kv,
         "inputs": inputs,
         "prompt": prompt,
-        "positions": [*positions, len(prompt) + GREEDY_TOKENS - 2],
-        "logits": [numbers(logits[p]) for p in positions] + [numbers(rows[-1])],
+        "positions": [*positions, *(len(prompt) - 1 + i for i in answer)],
+        "logits": [numbers(logits[p]) for p in positions] + [numbers(rows[i]) for i in answer],
         "greedy": greedy,
         "smallest_margin": margin,
         "float64_difference": difference,

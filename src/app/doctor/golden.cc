@@ -8,6 +8,7 @@
 #include "model/config.h"
 #include "model/weights.h"
 #include "ops/instruction_set.h"
+#include "ops/quantised.h"
 
 namespace m2::app::doctor {
 namespace {
@@ -19,6 +20,19 @@ struct Run {
   std::vector<size_t> positions;
   Rows logits;
 };
+
+// What roundings may do to m2-micro's answer rows. In the middle of 24, FP8 inputs moved logits by
+// 1.9 to 3.4 % in transformers' forward with the reference's quantisation put in (72 runs, weights
+// of the embedding off by 2^-9, with and without BF16 between operations), where the
+// least of these faults moves them by 5: one block scale of q or of all w13 in one layer doubled;
+// of v, o or w2, an expert left out, gate and up exchanged: 6 to 27. One row among them may be off
+// by 18 %: another expert leads there.
+Distances allowed_on(Device device) {
+  constexpr double kAnotherExpert = 0.4;
+  if (device.kind == DeviceKind::cpu) return {tolerance_of(device), tolerance_of(device)};
+  return {ops::wants_quantised(device) ? kAllowedWithFp8Inputs : tolerance_of(device),
+          kAnotherExpert};
+}
 
 // Whether products here round their inputs to BF16. FP8 activations are nearer to that as well.
 bool rounds_inputs(Device device) {
@@ -66,7 +80,7 @@ Result<Run> read_run(const Json& json, const model::ModelConfig& config) {
 
 Result<void> compare(const Machine& machine, const load::Checkpoint& checkpoint,
                      const model::ModelConfig& config, int64_t id_limit, const Run& run,
-                     GoldenResult& out) {
+                     GoldenResult& out, Rows& here, Rows& expected) {
   M2_TRY(model::Weights weights, model::load_weights(config, checkpoint, {}, machine.device, {}));
   // The last answer's token is chosen, not fed.
   M2_TRY(const Rows rows, run_tokens(machine, config, std::move(weights), run.prompt,
@@ -78,8 +92,8 @@ Result<void> compare(const Machine& machine, const load::Checkpoint& checkpoint,
     out.same_tokens += best == run.greedy[i];
   }
   for (size_t p = 0; p < run.positions.size(); ++p) {
-    const double off = distances({rows.at(run.positions[p])}, {run.logits[p]}).worst;
-    if (std::isnan(off) || off > out.off) out.off = off;
+    here.push_back(rows.at(run.positions[p]));
+    expected.push_back(run.logits[p]);
   }
   ++out.runs;
   return {};
@@ -100,7 +114,8 @@ Result<GoldenResult> run_golden(const Machine& machine, const std::filesystem::p
   M2_TRY(const load::Checkpoint checkpoint, load::Checkpoint::open(folder));
   M2_TRY(const model::ModelConfig config, model::read_config(checkpoint.config()));
   GoldenResult out;
-  out.tolerance = tolerance_of(machine.device);
+  out.allowed = allowed_on(machine.device);
+  Rows here, expected;
   const auto runs = golden.find("runs");
   if (runs == golden.end() || !runs->is_array())
     return fail(Code::corrupt, "golden.json has no list of runs");
@@ -113,9 +128,10 @@ Result<GoldenResult> run_golden(const Machine& machine, const std::filesystem::p
         json.value("inputs", Json()) != (rounds_inputs(machine.device) ? "bf16" : "f32"))
       continue;
     M2_TRY(const Run run, read_run(json, config));
-    M2_TRY_VOID(compare(machine, checkpoint, config, id_limit, run, out));
+    M2_TRY_VOID(compare(machine, checkpoint, config, id_limit, run, out, here, expected));
   }
-  if (out.runs == 0) return fail(Code::corrupt, "golden.json has no run that rounds as here");
+  if (expected.empty()) return fail(Code::corrupt, "golden.json has no run that rounds as here");
+  out.off = distances(here, expected);
   return out;
 }
 
