@@ -340,6 +340,8 @@ Result<void> Serving::build(const std::string& model) {
   M2_TRY(folder_, model_folder(model, values_));
   M2_TRY(settings_, read_settings(folder_, values_));
   M2_TRY(max_model_len_, choose_max_model_len(values_, settings_.config));
+  if (values_.integer("tensor-parallel-size") != 1 || values_.integer("data-parallel-size") != 1)
+    load_kernels_early();
   M2_TRY(device_, choose_device(values_));
   step_defaults_ = step_defaults(device_);
   M2_TRY(spread_, read_spread(values_, settings_.config));
@@ -445,6 +447,7 @@ Result<void> Serving::check_gpu_memory() {
 }
 
 Result<model::Weights> Serving::read_weights(const parallel::Topology& topology, Device device) {
+  if (server_) server_->set_progress("loading weights");
   if (values_.text("load-format") == "dummy")
     return model::dummy_weights(settings_.config, topology, device,
                                 static_cast<uint64_t>(*values_.integer("seed")));
@@ -519,8 +522,10 @@ Result<void> Serving::make_models() {
   M2_TRY_VOID(ranks_->connect_devices());
   M2_TRY_VOID(ranks_->build(
       settings_.config,
-      [this](const parallel::Topology& topology, Device device) {
-        return read_weights(topology, device);
+      [this, read = int64_t{0}](const parallel::Topology& topology, Device device) mutable {
+        Result<model::Weights> weights = read_weights(topology, device);
+        if (server_ && ++read == spread_.share.count) server_->set_progress("preparing steps");
+        return weights;
       },
       request, options));
   const double elapsed = seconds(clock_.now() - start);

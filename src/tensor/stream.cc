@@ -1,5 +1,6 @@
 #include "tensor/stream.h"
 
+#include <cstdlib>
 #include <utility>
 
 #include "tensor/cuda_device.h"
@@ -20,6 +21,10 @@ Result<void> check_device(Device device) {
 
 void use_device(Device device) {
   if (on_gpu(device)) cuda_device::use(device);
+}
+
+void load_kernels_early() {
+  ::setenv("CUDA_MODULE_LOADING", "EAGER", 0);  // the user's own choice stands
 }
 
 bool reach_device(Device from, Device to) {

@@ -21,6 +21,11 @@ Result<void> check_device(Device device);
 // calls it once.
 void use_device(Device device);
 
+// To be called before anything else of a device: all kernels are loaded when a GPU is first used,
+// not each at its first launch, for which the driver may wait for what the GPU is doing, such as a
+// sum that waits for another GPU.
+void load_kernels_early();
+
 // Lets work of GPU `from` read and write memory of GPU `to`; false if the machine does not. At once
 // or later allocated.
 bool reach_device(Device from, Device to);

@@ -171,15 +171,6 @@ class Reference {
   int position_ = 0;
 };
 
-Weights random_weights(const ModelConfig& config) {
-  Result<Weights> weights = dummy_weights(config, {}, Device{}, 7);
-  M2_CHECK(weights.ok(), "{}", weights.error().text);
-  // A bias that often decides.
-  for (Layer& layer : weights->layers)
-    for (int64_t e = 0; e < config.num_experts; ++e) layer.routing_bias.as<float>()[e] *= 10;
-  return *std::move(weights);
-}
-
 std::vector<int32_t> random_tokens(size_t count, unsigned seed, const ModelConfig& config) {
   std::mt19937 random(seed);
   std::vector<int32_t> out(count);

@@ -49,6 +49,24 @@ inline MemoryRequest small_memory(const ModelConfig& config) {
   return request;
 }
 
+// Random weights of which the routing bias often decides; dummy_weights' hardly does.
+inline Weights random_weights(const ModelConfig& config, const parallel::Topology& topology = {},
+                              Device device = {}) {
+  Result<Weights> weights = dummy_weights(config, topology, device, 7);
+  M2_CHECK(weights.ok(), "{}", weights.error().text);
+  const Exec exec{device, nullptr, nullptr};
+  std::vector<float> bias(static_cast<size_t>(config.num_experts));
+  const int64_t bytes = config.num_experts * 4;
+  for (const Layer& layer : weights->layers) {
+    copy_to_host(exec, bias.data(), layer.routing_bias.data(), bytes);
+    synchronize(exec);
+    for (float& of_expert : bias) of_expert *= 10;
+    copy_to_device(exec, layer.routing_bias.data(), bias.data(), bytes);
+    synchronize(exec);
+  }
+  return *std::move(weights);
+}
+
 // Runs body(rounds_inputs) once for each way this machine has to compute: with the inputs of
 // products rounded to BF16 (tiles), and in FP32. The name of the instruction set is in the trace.
 template <class Body>

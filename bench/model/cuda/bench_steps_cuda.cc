@@ -66,9 +66,10 @@ class AbsentPeers : public parallel::Comm {
     made_up_ = out.size(0);
     std::mt19937 random(1);
     std::normal_distribution<float> logit;
-    std::vector<float> numbers(static_cast<size_t>(out.elements()));
-    for (float& number : numbers) number = logit(random);
-    copy_to_device(exec, out.data(), numbers.data(), out.elements() * 4);
+    std::vector<float> row(static_cast<size_t>(out.size(1)));
+    for (float& number : row) number = logit(random);
+    for (int64_t r = 0; r < out.size(0); ++r)
+      copy_to_device(exec, out.at(r).data(), row.data(), out.size(1) * 4);
     synchronize(exec);
   }
   void broadcast(const Exec&, Tensor, int64_t) override {}

@@ -12,7 +12,9 @@ namespace m2::ops::cuda {
 
 // Which kernel has been granted what on which device: most launches find all of it granted, without
 // a lock and without a call of the driver. Threads whose ranks share a GPU launch the same kernels
-// at the same time. Knows nothing of CUDA, so that it is tested without a GPU.
+// at the same time. A grant may last: the driver loads a kernel when it is first spoken of, and may
+// wait for all that its GPU is doing, such as a sum that waits for another GPU. So devices do not
+// wait for one another here. Knows nothing of CUDA, so that it is tested without a GPU.
 class LaunchStates {
  public:
   // Calls grant(needs, all) unless everything was granted: `needs` with the most shared memory ever
@@ -22,7 +24,7 @@ class LaunchStates {
     std::atomic<uint64_t>& state = state_of(kernel, device);
     if (covers(state.load(std::memory_order_acquire), needs)) [[likely]]
       return;
-    const std::lock_guard lock(mutex_);
+    const std::lock_guard lock(granting_[static_cast<size_t>(device) % granting_.size()]);
     const uint64_t before = state.load(std::memory_order_relaxed);
     if (covers(before, needs)) return;
     LaunchNeeds all = needs;
@@ -65,7 +67,7 @@ class LaunchStates {
   }
 
   std::array<Place, kPlaces> places_;
-  std::mutex mutex_;
+  std::array<std::mutex, 64> granting_;  // of each device
 };
 
 }  // namespace m2::ops::cuda

@@ -44,12 +44,6 @@ ModelConfig wide_config() {
   return config;
 }
 
-Weights weights_on(const ModelConfig& config, Device device) {
-  Result<Weights> weights = dummy_weights(config, {}, device, 7);
-  M2_CHECK(weights.ok(), "{}", weights.error().text);
-  return *std::move(weights);
-}
-
 std::vector<int32_t> random_tokens(std::mt19937& random, size_t count, const ModelConfig& config) {
   std::vector<int32_t> out(count);
   for (int32_t& token : out)
@@ -63,7 +57,7 @@ class GpuModel : LogitsSink {
   GpuModel(const ModelConfig& config, std::vector<int64_t> graph_sizes, DType kv = DType::bf16)
       : stream_(kGpu), comm_(parallel::make_single_comm()), vocab_(config.vocab_size) {
     const Exec exec{kGpu, nullptr, stream_.handle()};
-    Weights weights = weights_on(config, kGpu);
+    Weights weights = random_weights(config, {}, kGpu);
     MemoryRequest request = small_memory(config);
     request.max_num_seqs = 64;
     request.max_num_batched_tokens = 512;
@@ -189,7 +183,7 @@ Tolerance of_fp8() {
 // Now and then a router's near tie falls the other way, which moves a row by a third: few rows may.
 void expect_as_on_the_cpu(const ModelConfig& config, std::mt19937& random, size_t longer,
                           const Tolerance& tolerance, const char* name, DType kv = DType::bf16) {
-  SmallModel cpu(config, weights_on(config, Device{}), 0, kv);
+  SmallModel cpu(config, random_weights(config), 0, kv);
   GpuModel gpu(config, {}, kv);
   const auto prompt = random_tokens(random, longer, config);
   const auto other = random_tokens(random, 20, config);

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
+#include <future>
 #include <thread>
 #include <vector>
 
@@ -255,6 +257,21 @@ TEST(LaunchStates, MoreIsGrantedWhenItIsWantedAndNeverLess) {
     EXPECT_TRUE(granted.last.wide_cluster);
   }
   EXPECT_EQ(granted.calls, 6);
+}
+
+// A GPU that waits for another's work, as ranks that sum do, must not keep it from launching.
+TEST(LaunchStates, DevicesDoNotWaitForOneAnother) {
+  LaunchStates states;
+  const char kernel = 0;
+  std::promise<void> launching;
+  std::future<void> launched = launching.get_future();
+  std::jthread other;
+  states.require(&kernel, 0, {1000}, [&](const LaunchNeeds&) {
+    other = std::jthread([&] {
+      states.require(&kernel, 1, {1000}, [&](const LaunchNeeds&) { launching.set_value(); });
+    });
+    EXPECT_EQ(launched.wait_for(std::chrono::seconds(10)), std::future_status::ready);
+  });
 }
 
 TEST(LaunchStates, ThreadsThatLaunchAlike) {
