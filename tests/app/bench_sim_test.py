@@ -47,6 +47,8 @@ class Sim(unittest.TestCase):
         self.assertGreater(numbers["send_floor_us"], 0)
         self.assertLess(numbers["send_floor_us"], numbers["token_io_us"])
         self.assertLessEqual(numbers["floor_p50_ms"], numbers["floor_p99_ms"])
+        self.assertAlmostEqual(numbers["room_ms"], 2 - numbers["floor_p99_ms"])
+        self.assertGreater(numbers["beside_sends_ms"], 0)
         if ROOFLINE.exists():
             spec = importlib.util.spec_from_file_location("roofline", ROOFLINE)
             book = importlib.util.module_from_spec(spec)
