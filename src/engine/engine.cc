@@ -94,6 +94,12 @@ bool is_heavy(const Sequence& sequence) {
          params.logit_bias.size() + params.stop_token_ids.size() + params.bad_words.size() > kLight;
 }
 
+// What became of one row of logits.
+struct RowResult {
+  RowStatus status = RowStatus::ok;
+  TokenId token = -1;
+};
+
 RowStatus row_status(ops::SampleStatus status) {
   switch (status) {
     case ops::SampleStatus::ok:
@@ -148,7 +154,8 @@ struct Engine::State final : model::LogitsSink {
               limits.block_size),
         sampler(config.id_limit, config.eos_token_ids, pool.size()),
         sampling(limits, config.eos_token_ids, config.max_num_batched_tokens),
-        results(static_cast<size_t>(config.max_num_batched_tokens)) {
+        results(static_cast<size_t>(config.max_num_batched_tokens)),
+        logprobs(static_cast<size_t>(config.max_num_batched_tokens)) {
     for (Flight* flight : {&present, &coming}) {
       flight->shares.reserve(static_cast<size_t>(config.max_num_seqs));
       flight->rows.reserve(static_cast<size_t>(config.max_num_batched_tokens));
@@ -182,7 +189,7 @@ struct Engine::State final : model::LogitsSink {
   void commit(Flight& flight);
   void publish();
   void reject(Sequence& sequence, RowStatus status);
-  void accept(Sequence& sequence, Sampled& sampled, int64_t computed, Nanos now);
+  void accept(Sequence& sequence, size_t row, int64_t computed, Nanos now);
   void note_token(Sequence& sequence, Nanos now);
   Event& event_of(Sequence& sequence);
   void finish(Sequence& sequence, FinishReason reason, const std::string& error = {});
@@ -227,7 +234,9 @@ struct Engine::State final : model::LogitsSink {
   int64_t tied_sequences = 0;   // that may depend on pending tokens
   std::map<RequestId, std::unique_ptr<Sequence>> sequences;
   std::vector<Message> messages;
-  std::vector<Sampled> results;                          // per logit row of the step
+  std::vector<RowResult> results;  // per logit row of the step
+  std::vector<std::optional<Logprobs>>
+      logprobs;  // beside them: of tokens whose requests ask for it
   std::vector<kv::PagedCache::Publication> unpublished;  // between a commit and publish()
   int64_t rows_read = 0;
   int64_t step_tokens = 0;
@@ -430,8 +439,8 @@ Result<void> Engine::State::land() {
 void Engine::State::read_sample(const model::StepResult& sampled, size_t index) {
   const StepBatch::Row& row = present.rows[index];
   const ops::SampledRow& from = sampled.rows[index];
-  Sampled& result = results[index];
-  result = {row_status(from.status), from.token, std::nullopt};
+  RowResult& result = results[index];
+  result = {row_status(from.status), from.token};
   // Nothing of the sequence is looked at without need: its memory has gone cold.
   if (row.logprobs < 0 || !row.sequence || result.status != RowStatus::ok) return;
   Logprobs out;
@@ -442,7 +451,7 @@ void Engine::State::read_sample(const model::StepResult& sampled, size_t index) 
     out.top.push_back({sampled.top_ids[at], sampled.top_logprobs[at], i + 1});
   }
   if (row.samples) {
-    result.logprobs = std::move(out);
+    logprobs[index] = std::move(out);
   } else {
     row.sequence->prompt_logprobs[static_cast<size_t>(row.position)] = std::move(out);
   }
@@ -474,12 +483,14 @@ void Engine::State::on_logits(int64_t first_row, Tensor logits) {
 void Engine::State::read_row(int64_t index, Tensor logits, int thread) {
   const StepBatch::Row& row = batch.rows()[static_cast<size_t>(index)];
   Sequence& sequence = *row.sequence;
-  Sampled& result = results[static_cast<size_t>(index)];
+  RowResult& result = results[static_cast<size_t>(index)];
   const std::span values(logits.as<float>(), static_cast<size_t>(limits.vocab_size));
   if (row.samples) {
     const SampleInput input{sequence.params, sequence.output(), &sequence.counts, sequence.seed,
                             sequence.constraint.get()};
-    result = sampler.sample(values, input, thread);
+    Sampled sampled = sampler.sample(values, input, thread);
+    result = {sampled.status, sampled.token};
+    if (row.logprobs >= 0) logprobs[static_cast<size_t>(index)] = std::move(sampled.logprobs);
     return;
   }
   const auto position = static_cast<size_t>(row.position);
@@ -503,10 +514,10 @@ void Engine::State::commit(Flight& flight) {
     if (!sequence) continue;
     while (row < flight.rows.size() && !flight.rows[row].sequence) ++row;
     RowStatus status = RowStatus::ok;
-    Sampled* sampled = nullptr;
+    std::optional<size_t> sampled;
     for (; row < flight.rows.size() && flight.rows[row].sequence == sequence; ++row) {
       if (results[row].status != RowStatus::ok) status = results[row].status;
-      if (flight.rows[row].samples) sampled = &results[row];
+      if (flight.rows[row].samples) sampled = row;
     }
     if (status != RowStatus::ok) {
       reject(*sequence, status);
@@ -537,23 +548,27 @@ void Engine::State::reject(Sequence& sequence, RowStatus status) {
 }
 
 // `computed`: the sequence's tokens in its blocks, if they have not been taken away since.
-void Engine::State::accept(Sequence& sequence, Sampled& sampled, int64_t computed, Nanos now) {
+void Engine::State::accept(Sequence& sequence, size_t row, int64_t computed, Nanos now) {
   M2_CHECK(sequence.unknown > 0 && computed == sequence.known());
-  sequence.tokens.push_back(sampled.token);
+  const TokenId token = results[row].token;
+  sequence.tokens.push_back(token);
   --sequence.unknown;
-  if (has_penalties(sequence.params)) sequence.counts.add_output(sampled.token);
-  if (sequence.constraint) sequence.constraint->accept(sampled.token);
+  if (has_penalties(sequence.params)) sequence.counts.add_output(token);
+  if (sequence.constraint) sequence.constraint->accept(token);
   // Salt and prompt logprobs lie where no step looks: only where there is need for them.
   if (sequence.computed >= computed && cache.has_unpublished(sequence.table, computed))
     unpublished.push_back({&sequence.table, sequence.prefix(), computed});
   note_token(sequence, now);
 
   Event& event = event_of(sequence);
-  event.token = sampled.token;
+  event.token = token;
   const bool scored = sequence.params.prompt_logprobs >= 0 && !sequence.prompt_logprobs.empty();
-  if (sampled.logprobs || scored)
-    event.detail = std::make_shared<const EventDetail>(EventDetail{
-        std::move(sampled.logprobs), {}, false, std::exchange(sequence.prompt_logprobs, {})});
+  if (sequence.params.logprobs >= 0 || scored) {
+    EventDetail detail;
+    if (sequence.params.logprobs >= 0) detail.logprobs = std::exchange(logprobs[row], std::nullopt);
+    detail.prompt_logprobs = std::exchange(sequence.prompt_logprobs, {});
+    event.detail = std::make_shared<const EventDetail>(std::move(detail));
+  }
   const Ending ending = ending_of(sequence, config.eos_token_ids);
   if (ending.reason == FinishReason::none) return;
   event.finish = ending.reason;

@@ -40,8 +40,9 @@ const std::vector<Scheduler::Share>& Scheduler::plan(Nanos now) {
   plan_.clear();
   budget_ = options_.max_step_tokens;
   preempted_ = false;
+  prefilling_ = false;
   schedule_running(true);
-  schedule_running(false);
+  if (prefilling_) schedule_running(false);
   if (!preempted_) schedule_waiting(now);
   return plan_;
 }
@@ -51,7 +52,11 @@ const std::vector<Scheduler::Share>& Scheduler::plan(Nanos now) {
 void Scheduler::schedule_running(bool decoding) {
   for (size_t i = 0; i < running_.size() && budget_ > 0; ++i) {
     Sequence* sequence = running_[i];
-    if (sequence->decoding() != decoding || sequence->complete()) continue;
+    if (sequence->decoding() != decoding) {
+      prefilling_ = true;
+      continue;
+    }
+    if (sequence->complete()) continue;
     const int64_t tokens = chunk_of(sequence->pending());
     if (make_room(sequence, sequence->computed + tokens)) share(sequence, tokens);
   }

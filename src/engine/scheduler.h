@@ -65,8 +65,9 @@ class Scheduler {
   std::set<Sequence*, RunsBefore> waiting_;
   std::vector<Sequence*> running_;
   std::vector<Share> plan_;
-  int64_t budget_ = 0;      // tokens left in the step being planned
-  bool preempted_ = false;  // in the step being planned
+  int64_t budget_ = 0;       // tokens left in the step being planned
+  bool preempted_ = false;   // in the step being planned
+  bool prefilling_ = false;  // some of those running are
   uint64_t admissions_ = 0;
   int64_t preemptions_ = 0;
   int64_t prefix_queries_ = 0;
