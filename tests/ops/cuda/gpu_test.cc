@@ -542,6 +542,31 @@ TEST_F(Gpu, LinearSideBySideIntoAStridedOutput) {
       EXPECT_TRUE(std::isnan(values[static_cast<size_t>(t * (total + 9) + c)]));
 }
 
+// So many rows that tiles of BF16 weights have 128 (of 16000) and 192.
+TEST_F(Gpu, LinearBf16OfManyRows) {
+  const int64_t columns = 192, most = 130;
+  const Numbers x = random_numbers(random_, most * columns, DType::bf16);
+  const OnGpu x_gpu(x, {most, columns});
+  for (const int64_t rows : {16000, 17001}) {
+    const Slice slice(random_, DType::bf16, rows, columns, 0, 0);
+    const SliceOnGpu on_gpu(slice);
+    const ops::Linear weight = on_gpu.linear(slice);
+    const std::vector<double> expected = linear_reference(x, most, slice);
+    std::vector<double> all;
+    for (const int64_t tokens : {most, int64_t{64}, int64_t{30}, int64_t{9}, int64_t{1}}) {
+      const OnGpu out(DType::f32, {tokens, rows});
+      cuda::linear(gpu(), x_gpu.tensor().rows(0, tokens), {&weight, 1}, out);
+      const std::vector<double> values = out.values();
+      const auto end = static_cast<std::ptrdiff_t>(tokens * rows);
+      const std::string what = std::to_string(tokens) + " tokens, N " + std::to_string(rows);
+      expect_close(values, {expected.begin(), expected.begin() + end}, kExactNorm, kExactSingle,
+                   what);
+      if (tokens == most) all = values;
+      EXPECT_TRUE(std::equal(values.begin(), values.end(), all.begin())) << what;
+    }
+  }
+}
+
 TEST_F(Gpu, LinearRowsAreTheSameInAnyBatch) {
   const int64_t tokens = 200, columns = 3072, rows = 192;
   for (const DType dtype : {DType::f8_e4m3, DType::bf16}) {

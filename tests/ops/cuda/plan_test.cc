@@ -38,7 +38,9 @@ TEST(LinearPlan, HopperQuantisesWhateverTheStep) {
       LinearShape other = with_workspace(shape);
       change(other);
       const LinearForm instead = plan_linear(other).form;
-      EXPECT_TRUE(instead == LinearForm::ring || instead == LinearForm::stream) << tokens;
+      EXPECT_TRUE(instead == LinearForm::ring || instead == LinearForm::stream ||
+                  instead == LinearForm::flow16)
+          << tokens;
     }
   }
   LinearShape many = with_workspace({.tokens = 2048, .rows = 8192, .columns = 3072});
@@ -59,6 +61,25 @@ TEST(LinearPlan, FlowTilesSpreadEvenly) {
           plan_linear(with_workspace({.tokens = tokens, .rows = rows, .columns = 128})).tile_rows;
       EXPECT_TRUE(tile % 8 == 0 && tile >= 16 && tile <= 64) << tile;
     }
+}
+
+TEST(LinearPlan, Bf16FlowsOnHopperInTilesThatSpreadEvenly) {
+  const auto plan_of = [](int64_t tokens, int64_t rows, int major = 9) {
+    return describe(plan_linear({.tokens = tokens,
+                                 .rows = rows,
+                                 .columns = 3072,
+                                 .weight = DType::bf16,
+                                 .compute_major = major}));
+  };
+  for (const int64_t tokens : {1, 64, 65, 8192})
+    EXPECT_EQ(plan_of(tokens, 200064), "flow16, tiles of 192 rows") << tokens;
+  EXPECT_EQ(plan_of(64, 16000), "flow16, tiles of 128 rows");  // 125 on 132 multiprocessors
+  EXPECT_EQ(plan_of(1, 8192), "flow16, tiles of 64 rows");     // 128
+  EXPECT_EQ(plan_of(1, 3072), "flow16, tiles of 24 rows");     // 128 as well
+  EXPECT_EQ(plan_of(64, 3072), "flow16, tiles of 24 rows");
+  EXPECT_EQ(plan_of(8192, 3072), "flow16, tiles of 192 rows");  // with 128 groups of tokens
+  EXPECT_EQ(plan_of(1, 200064, 8), "stream, 8 tokens");
+  EXPECT_EQ(plan_of(64, 200064, 10), "stream, 32 tokens");
 }
 
 TEST(LinearPlan, OtherChipsStreamAndTakeMoreTokensTogetherAsTheyCome) {
@@ -96,7 +117,7 @@ TEST(LinearPlan, WhatTheMatrixUnitsCannotTakeRunsAnyway) {
               s.weight = DType::bf16;
               s.whole_chunks = false;
             }),
-            LinearForm::stream);
+            LinearForm::flow16);
 }
 
 TEST(ExpertsPlan, FormsByTokens) {

@@ -1,6 +1,7 @@
 #include "ops/cuda/linear/launch.h"
 #include "ops/cuda/linear/sm80_stream.cuh"
 #include "ops/cuda/linear/sm90_flow.cuh"
+#include "ops/cuda/linear/sm90_flow16.cuh"
 #include "ops/cuda/linear/sm90_ring.cuh"
 #include "ops/cuda/linear/sm90_tiles.cuh"
 
@@ -87,6 +88,34 @@ void launch_flow(void* stream, const LinearPlan& plan, const LinearArgs& args) {
   launch(stream, sm90_linear_flow<kN>, shape, args, maps, shared, tiles);
 }
 
+template <int kN>
+void launch_flow16(void* stream, const LinearPlan& plan, const LinearArgs& args) {
+  const int rows = plan.tile_rows;
+  LinearFlowMaps maps;
+  const auto map = [&](const void* data, int64_t count, int64_t stride, int box_rows) {
+    return double_map(data, count > 0 ? count : 1, args.x.columns * 2, stride * 2, box_rows);
+  };
+  maps.x = map(args.x.data, args.x.rows, args.x.stride, kN);
+  int tiles = 0;
+  for (int i = 0; i < args.parts; ++i) {
+    const LinearPart& part = args.part[i];
+    maps.weight[i] = map(part.weight, part.rows, part.weight_stride, rows);
+    tiles += (part.rows + rows - 1) / rows;
+  }
+  const int groups = static_cast<int>(blocks_for(args.x.rows, kN)), items = tiles * groups;
+  const Flow16Shared shared = flow16_shared(rows, kN);
+  const int warpgroups = (rows + kFlowRows - 1) / kFlowRows;
+  LaunchShape shape;
+  shape.grid = dim3(static_cast<unsigned>(items < multiprocessors() ? items : multiprocessors()));
+  shape.block = dim3(static_cast<unsigned>(warpgroups * 128 + kWarp));
+  shape.shared_bytes = shared.bytes;
+  launch(stream,
+         warpgroups == 3   ? sm90_linear_flow16<kN, 3>
+         : warpgroups == 2 ? sm90_linear_flow16<kN, 2>
+                           : sm90_linear_flow16<kN, 1>,
+         shape, args, maps, shared, items, groups);
+}
+
 void launch_tiles(void* stream, const LinearArgs& args) {
   if (!args.quantised) launch_quantise(stream, args.x, {args.x_f8, args.x_scales, args.powers});
   LinearMaps maps;
@@ -112,6 +141,13 @@ void launch_quantise(void* stream, Matrix x, QuantisedRows to) {
 void launch_linear(void* stream, const LinearPlan& plan, const LinearArgs& args) {
   if (args.x.rows == 0) return;
   if (plan.form == LinearForm::tiles) return launch_tiles(stream, args);
+  if (plan.form == LinearForm::flow16) {
+    const int tokens = flow_tokens(args.x.rows);
+    return tokens == 8    ? launch_flow16<8>(stream, plan, args)
+           : tokens == 16 ? launch_flow16<16>(stream, plan, args)
+           : tokens == 32 ? launch_flow16<32>(stream, plan, args)
+                          : launch_flow16<64>(stream, plan, args);
+  }
   if (plan.form == LinearForm::flow) {
     const int tokens = flow_tokens(args.x.rows);
     return tokens == 8    ? launch_flow<8>(stream, plan, args)

@@ -12,13 +12,15 @@ double imbalance(int64_t tiles, int64_t workers) {
 constexpr int64_t kFlowTokens = 64;     // more are prefill
 constexpr int64_t kFlowColumns = 8192;  // of which the scales fit into shared memory
 
-// Rows of a flow tile: a block's time goes with its tiles, and a tile's with its rows and, since
-// every tile reads the tokens again, with these.
-int flow_rows(const LinearShape& shape) {
+// Rows of a flow tile, at most 64, or of a flow16 tile, which has one to three times 64 too: a
+// block's time goes with its tiles, and a tile's with its rows and, since every tile reads the
+// tokens again, with these.
+int flow_rows(const LinearShape& shape, bool wide) {
   int best = 64;
   int64_t least = 0;
-  for (int rows = 64; rows >= 16; rows -= 8) {
-    const int64_t tiles = (shape.rows + rows - 1) / rows;
+  const int64_t groups = (shape.tokens + kFlowTokens - 1) / kFlowTokens;
+  for (int rows = wide ? 192 : 64; rows >= 16; rows -= rows > 64 ? 64 : 8) {
+    const int64_t tiles = (shape.rows + rows - 1) / rows * groups;
     const int64_t each = (tiles + shape.multiprocessors - 1) / shape.multiprocessors;
     const int64_t time = each * (rows + flow_tokens(shape.tokens));
     if (least == 0 || time < least) {
@@ -60,7 +62,12 @@ LinearPlan plan_linear(const LinearShape& shape) {
   if (quantises) {
     plan.form = shape.tokens <= kFlowTokens ? LinearForm::flow : LinearForm::tiles;
     plan.scales_at = scales_offset(shape.tokens, shape.columns);
-    plan.tile_rows = flow_rows(shape);
+    plan.tile_rows = flow_rows(shape, false);
+    return plan;
+  }
+  if (!f8 && shape.compute_major == 9 && shape.rows > 0) {
+    plan.form = LinearForm::flow16;
+    plan.tile_rows = flow_rows(shape, true);
     return plan;
   }
   plan.form = LinearForm::stream;
@@ -89,6 +96,8 @@ std::string describe(const LinearPlan& plan) {
       return "tiles";
     case LinearForm::flow:
       return "flow, tiles of " + std::to_string(plan.tile_rows) + " rows";
+    case LinearForm::flow16:
+      return "flow16, tiles of " + std::to_string(plan.tile_rows) + " rows";
   }
   return "?";
 }

@@ -14,6 +14,7 @@ enum class LinearForm {
   ring,    // decode on Hopper: the same sums, weights kept flowing into shared memory
   tiles,   // prefill on Hopper: FP8 wgmma on tiles in shared memory
   flow,    // decode on Hopper: the same bytes as tiles, weights kept flowing into shared memory
+  flow16,  // BF16 on Hopper, any number of tokens: wgmma, weights and tokens kept flowing
 };
 
 struct LinearShape {
@@ -33,7 +34,7 @@ struct LinearPlan {
   LinearForm form = LinearForm::any;
   int token_tiles = 1;    // stream: tiles of 8 tokens a block takes together
   int64_t scales_at = 0;  // tiles: where in the workspace the scales of the quantised x begin
-  int tile_rows = 16;     // ring, flow: rows of a tile, as many as spread evenly
+  int tile_rows = 16;     // ring, flow, flow16: rows of a tile, as many as spread evenly
 };
 
 // Workspace (Exec) with which many tokens are multiplied on the FP8 tensor cores: x quantised, and
