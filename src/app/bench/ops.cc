@@ -239,6 +239,7 @@ class Bench {
   void all_experts();
   void experts(const char* name, DType dtype, int64_t inner, int64_t held, const Sizes& tokens);
   void around(int64_t tokens);
+  Tensor model_logits(Arena& arena, int64_t rows);
   void sample(int64_t rows);
   void add(const std::string& name, DType weights, double bytes, double flops,
            const std::function<void(int)>& call);
@@ -296,6 +297,7 @@ void Bench::linears() {
   if (gpu_) {
     linear("fp8", DType::f8_e4m3, kQkv, kHidden, {1, 8, 64, 512, 2048, 8192});
     linear("fp8", DType::f8_e4m3, kHidden, kAttention, {1, 8, 64, 2048, 8192});
+    linear("bf16", DType::bf16, kQkv, kHidden, {1, 8, 64, 8192});
     linear("bf16", DType::bf16, kVocab, kHidden, {1, 8, 64});
     return;
   }
@@ -526,10 +528,26 @@ void Bench::around(int64_t tokens) {
       });
 }
 
+// As a model's: a few tokens lead, the others share little.
+Tensor Bench::model_logits(Arena& arena, int64_t rows) {
+  std::mt19937 random(2);
+  std::normal_distribution<float> normal(0.0f, 3.0f);
+  std::vector<float> row(static_cast<size_t>(kVocab));
+  for (float& logit : row) logit = normal(random);
+  for (float lead = 24; lead > 16; lead -= 0.25f) row[random() % row.size()] = lead;
+  const Tensor logits = arena.place(DType::f32, {rows, kVocab});
+  for (int64_t r = 0; r < rows; ++r) {
+    std::ranges::rotate(row, row.begin() + 12345);
+    copy_to_device(exec_, logits.rows(r, 1).data(), row.data(), kVocab * 4);
+    synchronize(exec_);
+  }
+  return logits;
+}
+
 void Bench::sample(int64_t rows) {
   if (!wanted("sample") || !fits("sample", rows * kVocab * 16)) return;
   Arena arena(machine_.memory());
-  const Tensor logits = random(arena, DType::f32, {rows, kVocab});
+  const Tensor logits = model_logits(arena, rows);
   const Tensor scratch =
       arena.place(DType::u8, {ops::sample_scratch_bytes(machine_.device(), rows, kVocab)});
   const ops::SampleOutput out{arena.place(DType::i32, {rows, ops::kSampledRowWords}),
@@ -555,7 +573,15 @@ void Bench::sample(int64_t rows) {
   usual.temperature = 1;
   usual.top_p = 0.95f;
   usual.top_k = 40;
+  usual.noise_first = 20260711u;
+  usual.noise_second = 0x9e3779b9u;
   timed("top-k 40, top-p 0.95", usual);
+  usual.top_k = 0;
+  timed("top-p 0.95", usual);
+  usual.top_p = 1;
+  timed("temperature 1", usual);
+  usual.logprobs = 0;
+  timed("temperature 1, logprob and rank", usual);
 }
 
 // ---- what is told

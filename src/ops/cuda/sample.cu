@@ -14,8 +14,11 @@ constexpr int kChunk = 4096;
 constexpr int kEach = kChunk / kScanThreads;  // logits of a thread, in fours
 constexpr int kChooseThreads = 512;
 constexpr int kChooseWarps = kChooseThreads / kWarp;
-constexpr int kMostListed = 4096;  // candidates in shared memory
-constexpr int kFirstList = 1024;   // how many are looked for when no top_k says
+constexpr int kMostListed = 4096;   // candidates in shared memory
+constexpr int kMostRanked = 512;    // sorted by counting; more by a bitonic network
+constexpr int kHeldGroups = 16384;  // maxima kept in shared memory, if there are no more
+constexpr int kFirstList = 128;     // how many are looked for when no top_k says,
+constexpr int kMostWanted = 1024;   // and how many if these are not enough
 constexpr float kGreedyBelow = 1e-5f;
 constexpr float kLowestTemperature = 0.01f;
 constexpr float kLargest = 3.402823466e38f;
@@ -23,9 +26,9 @@ constexpr float kLargest = 3.402823466e38f;
 // What a chunk's block leaves for the row's block.
 struct Chunk {
   float raw_max, raw_sum;  // sum of exp(x - raw_max), if logprobs are wanted
-  float max, sum;          // after the edits; sum of exp((x - max) * scale), if top_p wants it
-  int32_t max_id;
-  float race;  // best of (x - max) * scale - log(time), if nothing is cut off
+  float max, sum;          // after the edits; sum of exp((x - max) * scale), if wants_sum()
+  int32_t max_id;          // if greedy
+  float race;              // best of (x - max) * scale - log(time), if nothing is cut off
   int32_t race_id;
   int32_t has_nan;
 };
@@ -73,6 +76,10 @@ __device__ __forceinline__ bool has_top_k(const SampleRow& row, int id_limit) {
 // Nothing is cut off: the whole row races.
 __device__ __forceinline__ bool is_unlimited(const SampleRow& row, int id_limit) {
   return !is_greedy(row) && !has_top_k(row, id_limit) && row.top_p >= 1.0f && row.min_p <= 0.0f;
+}
+// The nucleus is a share of the whole row.
+__device__ __forceinline__ bool wants_sum(const SampleRow& row, int id_limit) {
+  return !is_greedy(row) && !has_top_k(row, id_limit) && row.top_p < 1.0f && row.min_p <= 0.0f;
 }
 
 __device__ __forceinline__ float edited(float logit, const SampleRow& row, const LogitEdit& edit) {
@@ -151,6 +158,11 @@ __device__ __forceinline__ double block_total(double value, Sum* scratch) {
   return block_reduce(Sum{value}, scratch, [](Sum a, Sum b) { return Sum{a.value + b.value}; })
       .value;
 }
+__device__ __forceinline__ double warp_total(double value) {
+#pragma unroll
+  for (int offset = 16; offset; offset /= 2) value += __shfl_xor_sync(~0u, value, offset);
+  return value;
+}
 __device__ __forceinline__ int block_count(int value, Count* scratch) {
   return block_reduce(Count{value}, scratch,
                       [](Count a, Count b) { return Count{a.value + b.value}; })
@@ -172,7 +184,7 @@ __global__ void __launch_bounds__(kScanThreads) sample_scan(Sample args) {
   __shared__ float values[kChunk];
   __shared__ Best best_scratch[kScanThreads / kWarp];
   __shared__ Sum sum_scratch[kScanThreads / kWarp];
-  __shared__ Count count_scratch[kScanThreads / kWarp];
+  __shared__ float warp_max[kScanThreads / kWarp];
   wait_for_previous();
   let_next_start();
   const SampleRow row = args.row[blockIdx.y];
@@ -198,8 +210,10 @@ __global__ void __launch_bounds__(kScanThreads) sample_scan(Sample args) {
     return begin + (i / 4 * kScanThreads + static_cast<int>(threadIdx.x)) * 4 + i % 4;
   };
 
-  // A thread's fours of one round are neighbours of a group's others: 16 lanes hold a group.
-  const auto write_maxima = [&](const float(&x)[kEach], float* maxima) {
+  // The largest of the chunk; those of its groups are written. A thread's fours of one round are
+  // neighbours of a group's others: 16 lanes hold a group.
+  const auto max_of = [&](const float(&x)[kEach], float* maxima) {
+    float most = -INFINITY;
 #pragma unroll
     for (int i = 0; i < kEach; i += 4) {
       float largest = fmaxf(fmaxf(x[i], x[i + 1]), fmaxf(x[i + 2], x[i + 3]));
@@ -208,13 +222,14 @@ __global__ void __launch_bounds__(kScanThreads) sample_scan(Sample args) {
         largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, offset));
       const int id = id_of(i);
       if (threadIdx.x % 16 == 0 && id < end) maxima[id / kGroup] = largest;
+      most = fmaxf(most, largest);
     }
-  };
-  const auto best_of = [&](const float(&x)[kEach]) {
-    Best best{-INFINITY, args.id_limit};
+    most = fmaxf(most, __shfl_xor_sync(~0u, most, 16));
+    if (threadIdx.x % kWarp == 0) warp_max[threadIdx.x / kWarp] = most;
+    __syncthreads();
 #pragma unroll
-    for (int i = 0; i < kEach; ++i) best = better(best, Best{x[i], id_of(i)});
-    return block_reduce(best, best_scratch, better);
+    for (int w = 0; w < kScanThreads / kWarp; ++w) most = fmaxf(most, warp_max[w]);
+    return most;
   };
   const auto sum_of = [&](const float(&x)[kEach], float max, float scale) {
     float sum = 0.0f;
@@ -228,11 +243,9 @@ __global__ void __launch_bounds__(kScanThreads) sample_scan(Sample args) {
   int nan = 0;
 #pragma unroll
   for (int i = 0; i < kEach; ++i) nan |= raw[i] != raw[i];
-  out.has_nan = block_count(nan, count_scratch) > 0;
-  const Best raw_best = best_of(raw);
-  out.raw_max = raw_best.score;
+  out.raw_max = max_of(raw, scratch.raw_maxima);
+  out.has_nan = __syncthreads_or(nan);
   if (row.logprobs >= 0) out.raw_sum = sum_of(raw, out.raw_max, 1.0f);
-  write_maxima(raw, scratch.raw_maxima);
 
   float x[kEach];
 #pragma unroll
@@ -253,17 +266,19 @@ __global__ void __launch_bounds__(kScanThreads) sample_scan(Sample args) {
     for (int i = 0; i < kEach; ++i)
       if (id_of(i) < end)
         x[i] = is_allowed(args, row, id_of(i)) ? values[id_of(i) - begin] : -INFINITY;
-    write_maxima(x, scratch.maxima);
-    const Best best = best_of(x);
-    out.max = best.score;
-    out.max_id = best.id;
+    out.max = max_of(x, scratch.maxima);
   } else {
-    out.max = raw_best.score;
-    out.max_id = raw_best.id;
+    out.max = out.raw_max;
   }
 
   const float scale = scale_of(row);
-  if (!is_greedy(row) && row.top_p < 1.0f) out.sum = sum_of(x, out.max, scale);
+  if (is_greedy(row)) {
+    Best best{-INFINITY, args.id_limit};
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) best = better(best, Best{x[i], id_of(i)});
+    out.max_id = block_reduce(best, best_scratch, better).id;
+  }
+  if (wants_sum(row, args.id_limit)) out.sum = sum_of(x, out.max, scale);
   if (is_unlimited(row, args.id_limit) && row.given < 0) {
     Best best{-INFINITY, args.id_limit};
 #pragma unroll
@@ -290,15 +305,17 @@ __device__ __forceinline__ float from_ordered(uint32_t bits) {
 
 struct ChooseShared {
   uint64_t keys[kMostListed];  // ordered(logit) << 32 | ~id: the largest key is the likeliest id
-  double weights[kFirstList];
-  int histogram[256];
+  int hits[kMostListed];       // groups that are looked into
+  double weights[kMostWanted];
+  int histograms[4][256];
   Best best[kChooseWarps];
   Sum sums[kChooseWarps];
   Count counts[kChooseWarps];
-  int listed;
+  double scores[kChooseWarps];
+  int winners[kChooseWarps];
+  int hit, listed;
   int answer;
-  uint32_t prefix;
-  int wanted;
+  float maxima[1];  // up to kHeldGroups follow one another
 };
 
 __device__ __forceinline__ float logit_of(uint64_t key) {
@@ -324,15 +341,33 @@ class Chooser {
   __device__ float raw(int id) const { return logits_[id]; }
   __device__ float value(int id) const { return processed(args_, row_, id, logits_[id]); }
 
+  __device__ bool wants_list() const {
+    return row_.given < 0 && !is_greedy(row_) && !is_unlimited(row_, args_.id_limit) &&
+           !(has_top_k(row_, args_.id_limit) && row_.top_k > kMostWanted);
+  }
   __device__ void join_chunks();
   __device__ int choose();
-  __device__ int choose_listed(int listed);
+  __device__ int choose_listed(int listed, int asked);
+  __device__ double listed_total(int listed) const;
+  __device__ int nucleus(int listed, double total, bool whole) const;
+  __device__ int race(int listed);
   __device__ int choose_widely();
   __device__ void report(SampleStatus status, int token);
+  template <class Value, class Maximum>
+  __device__ int list(const Value& value, const Maximum& maximum, int count);
+  template <class Wanted>
+  __device__ void collect_groups(const Wanted& wanted);
   template <class Value>
-  __device__ int list(const Value& value, const float* maxima, int count);
+  __device__ void look_into_groups(const Value& value, float floor);
+  __device__ void sort_listed(int listed);
+  __device__ int count_above(float chosen);
+  struct Bound {
+    uint32_t bits;
+    int ties;
+    bool exact;
+  };
   template <class Value>
-  __device__ uint32_t kth(int64_t size, int count, const Value& value, int& ties);
+  __device__ Bound kth(int64_t size, int count, const Value& value, int enough);
   template <class Value>
   __device__ int id_of_tie(const Value& value, float tie, int count);
   template <class Use>
@@ -363,110 +398,178 @@ class Chooser {
   int max_id_ = 0, race_id_ = 0;
 };
 
+// Every warp for itself: there are few chunks.
 __device__ void Chooser::join_chunks() {
-  const int count = static_cast<int>(chunks_of(args_.id_limit));
+  const int count = static_cast<int>(chunks_of(args_.id_limit)), lane = threadIdx.x % kWarp;
   int nan = 0;
-  Best raw_best{-INFINITY, args_.id_limit}, best = raw_best;
-  for (int i = threadIdx.x; i < count; i += kChooseThreads) {
-    const Chunk& chunk = scratch_.chunks[i];
+  float raw_max = -INFINITY;
+  Best best{-INFINITY, args_.id_limit};
+  for (int i = lane; i < count; i += kWarp) {
+    const Chunk chunk = scratch_.chunks[i];
     nan |= chunk.has_nan;
-    raw_best = better(raw_best, Best{chunk.raw_max, i});
+    raw_max = fmaxf(raw_max, chunk.raw_max);
     best = better(best, Best{chunk.max, chunk.max_id});
   }
-  has_nan_ = block_count(nan, shared_.counts) > 0;
-  raw_max_ = block_reduce(raw_best, shared_.best, better).score;
-  best = block_reduce(best, shared_.best, better);
+  has_nan_ = __any_sync(~0u, nan);
+#pragma unroll
+  for (int offset = 16; offset; offset /= 2) {
+    raw_max = fmaxf(raw_max, __shfl_xor_sync(~0u, raw_max, offset));
+    best = better(best, best.shuffled(offset));
+  }
+  raw_max_ = raw_max;
   max_ = best.score;
   max_id_ = best.id;
+  const bool scored = row_.logprobs >= 0, summed = wants_sum(row_, args_.id_limit);
+  const bool raced = is_unlimited(row_, args_.id_limit) && row_.given < 0;
+  if (!scored && !summed && !raced) return;
   const float scale = scale_of(row_);
-  double raw_sum = 0, sum = 0;
   Best race{-INFINITY, args_.id_limit};
-  for (int i = threadIdx.x; i < count; i += kChooseThreads) {
-    const Chunk& chunk = scratch_.chunks[i];
-    if (row_.logprobs >= 0 && chunk.raw_max > -INFINITY)
-      raw_sum +=
-          static_cast<double>(chunk.raw_sum) * exp(static_cast<double>(chunk.raw_max - raw_max_));
-    if (chunk.max == -INFINITY) continue;
-    const float below = (chunk.max - max_) * scale;
-    sum += static_cast<double>(chunk.sum) * exp(static_cast<double>(below));
-    race = better(race, Best{chunk.race + below, chunk.race_id});
+  for (int base = 0; base < count; base += kWarp) {
+    double raw_part = 0, part = 0;
+    if (base + lane < count) {
+      const Chunk chunk = scratch_.chunks[base + lane];
+      if (scored && chunk.raw_max > -INFINITY)
+        raw_part =
+            static_cast<double>(chunk.raw_sum) * exp(static_cast<double>(chunk.raw_max - raw_max_));
+      if (chunk.max > -INFINITY) {
+        const float below = (chunk.max - max_) * scale;
+        if (summed) part = static_cast<double>(chunk.sum) * exp(static_cast<double>(below));
+        if (raced) race = better(race, Best{chunk.race + below, chunk.race_id});
+      }
+    }
+    raw_sum_ += warp_total(raw_part);
+    sum_ += warp_total(part);
   }
-  raw_sum_ = block_total(raw_sum, shared_.sums);
-  sum_ = block_total(sum, shared_.sums);
-  race_id_ = block_reduce(race, shared_.best, better).id;
+#pragma unroll
+  for (int offset = 16; offset; offset /= 2) race = better(race, race.shuffled(offset));
+  race_id_ = race.id;
 }
 
-// The `count`-th largest of value(0 .. size - 1), as ordered bits; `ties`: how many of the numbers
-// equal to it belong to the `count` largest. Four passes, eight bits each. Precondition: count <=
-// size.
+// Bits of the `count`-th largest of value(0 .. size - 1), ordered, from the first on, eight a pass:
+// all of them, or as many as leave no more than `enough` numbers that are not smaller. `ties`: how
+// many of those equal in these bits belong to the `count` largest. Precondition: count <= size.
 template <class Value>
-__device__ uint32_t Chooser::kth(int64_t size, int count, const Value& value, int& ties) {
+__device__ Chooser::Bound Chooser::kth(int64_t size, int count, const Value& value, int enough) {
+  __syncthreads();
+  for (int i = threadIdx.x; i < 4 * 256; i += kChooseThreads) shared_.histograms[0][i] = 0;
+  __syncthreads();
+  const int lane = threadIdx.x % kWarp;
   uint32_t prefix = 0;
   int wanted = count;
-  for (int shift = 24; shift >= 0; shift -= 8) {
-    __syncthreads();
-    for (int i = threadIdx.x; i < 256; i += kChooseThreads) shared_.histogram[i] = 0;
-    __syncthreads();
-    const uint32_t mask = shift == 24 ? 0 : ~0u << (shift + 8);
+  for (int pass = 0, shift = 24;; ++pass, shift -= 8) {
+    int* histogram = shared_.histograms[pass];
+    const uint32_t mask = pass == 0 ? 0 : ~0u << (shift + 8);
     for (int64_t i = threadIdx.x; i < size; i += kChooseThreads) {
       const uint32_t bits = ordered(value(static_cast<int>(i)));
-      if ((bits & mask) == prefix) atomicAdd(&shared_.histogram[bits >> shift & 255], 1);
+      if ((bits & mask) == prefix) atomicAdd(&histogram[bits >> shift & 255], 1);
     }
     __syncthreads();
-    if (threadIdx.x == 0) {
-      int bin = 255, above = 0;
-      while (bin > 0 && above + shared_.histogram[bin] < wanted) above += shared_.histogram[bin--];
-      shared_.prefix = prefix | static_cast<uint32_t>(bin) << shift;
-      shared_.wanted = wanted - above;
+    // Every warp for itself; a lane has eight bins, the first one the highest.
+    int bins[8], mine = 0;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) mine += bins[i] = histogram[255 - lane * 8 - i];
+    int before = mine;
+#pragma unroll
+    for (int offset = 1; offset < kWarp; offset *= 2) {
+      const int other = __shfl_up_sync(~0u, before, offset);
+      if (lane >= offset) before += other;
     }
-    __syncthreads();
-    prefix = shared_.prefix;
-    wanted = shared_.wanted;
+    before -= mine;
+    int bin = 0, in_bin = 0, above = before;
+    bool found = false;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if (found) continue;
+      bin = 255 - lane * 8 - i;
+      in_bin = bins[i];
+      found = above < wanted && above + in_bin >= wanted;
+      if (!found) above += in_bin;
+    }
+    const int owner = __ffs(static_cast<int>(__ballot_sync(~0u, found))) - 1;
+    bin = __shfl_sync(~0u, bin, owner);
+    in_bin = __shfl_sync(~0u, in_bin, owner);
+    above = __shfl_sync(~0u, above, owner);
+    prefix |= static_cast<uint32_t>(bin) << shift;
+    wanted -= above;
+    if (shift == 0 || count - wanted + in_bin <= enough) return {prefix, wanted, shift == 0};
   }
-  ties = wanted;
-  return prefix;
 }
 
-// Lists the `count` likeliest ids, sorted, as keys; returns how many there are (fewer if fewer are
-// above -infinity), or -1 if the groups leave too many to look at. Precondition: count <= 1024.
-template <class Value>
-__device__ int Chooser::list(const Value& value, const float* maxima, int count) {
+// Counts the groups that `wanted(g)` wants, the first ones into `hits`. Nothing is listed then.
+template <class Wanted>
+__device__ void Chooser::collect_groups(const Wanted& wanted) {
+  __syncthreads();
+  if (threadIdx.x == 0) shared_.hit = shared_.listed = 0;
+  __syncthreads();
   const int groups = static_cast<int>(groups_of(args_.id_limit));
-  float floor = -INFINITY;
-  if (count < groups) {
-    int ties;
-    floor = from_ordered(kth(
-        groups, count, [&](int i) { return maxima[i]; }, ties));
+  for (int i = threadIdx.x; i < groups; i += kChooseThreads) {
+    if (!wanted(i)) continue;
+    const int at = atomicAdd(&shared_.hit, 1);
+    if (at < kMostListed) shared_.hits[at] = i;
   }
   __syncthreads();
-  if (threadIdx.x == 0) shared_.listed = 0;
-  __syncthreads();
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  for (int base = warp * kWarp; base < groups; base += kChooseThreads) {
-    unsigned hits = __ballot_sync(~0u, base + lane < groups && maxima[base + lane] >= floor &&
-                                           maxima[base + lane] > -INFINITY);
-    for (; hits; hits &= hits - 1) {
-      const int first = (base + __ffs(static_cast<int>(hits)) - 1) * kGroup;
+}
+
+// Ids of the groups in `hits` whose value reaches the floor go into `keys`, as far as there is
+// room.
+template <class Value>
+__device__ void Chooser::look_into_groups(const Value& value, float floor) {
+  constexpr int kAtOnce = 8;
+  const int ids = shared_.hit * kGroup;
+  for (int base = threadIdx.x; base < ids; base += kAtOnce * kChooseThreads) {
+    int id[kAtOnce];
+    float x[kAtOnce];
 #pragma unroll
-      for (int half = 0; half < kGroup; half += kWarp) {
-        const int id = first + half + lane;
-        const float x = id < args_.id_limit ? value(id) : -INFINITY;
-        if (!(x >= floor) || x == -INFINITY) continue;
-        const int at = atomicAdd(&shared_.listed, 1);
-        if (at < kMostListed)
-          shared_.keys[at] = static_cast<uint64_t>(ordered(x)) << 32 | ~static_cast<uint32_t>(id);
-      }
-      __syncwarp();
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int at = base + i * kChooseThreads;
+      id[i] = at < ids ? shared_.hits[at / kGroup] * kGroup + at % kGroup : args_.id_limit;
+      x[i] = id[i] < args_.id_limit ? value(id[i]) : -INFINITY;
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (!(x[i] >= floor) || x[i] == -INFINITY) continue;
+      const int at = atomicAdd(&shared_.listed, 1);
+      if (at < kMostListed)
+        shared_.keys[at] =
+            static_cast<uint64_t>(ordered(x[i])) << 32 | ~static_cast<uint32_t>(id[i]);
     }
   }
-  __syncthreads();
-  const int listed = shared_.listed;
-  if (listed > kMostListed) return -1;
+}
+
+// Descending.
+__device__ void Chooser::sort_listed(int listed) {
+  if (listed <= kMostRanked) {
+    // Eight lanes count the keys above one; no two are equal.
+    constexpr int kLanes = 8, kAtOnce = kChooseThreads / kLanes;
+    uint64_t mine[kMostRanked / kAtOnce];
+    int rank[kMostRanked / kAtOnce];
+#pragma unroll
+    for (int pass = 0; pass < kMostRanked / kAtOnce; ++pass) {
+      if (pass * kAtOnce >= listed) break;
+      const int index = pass * kAtOnce + static_cast<int>(threadIdx.x) / kLanes;
+      mine[pass] = index < listed ? shared_.keys[index] : 0;
+      rank[pass] = 0;
+#pragma unroll 4
+      for (int i = threadIdx.x % kLanes; i < listed; i += kLanes)
+        rank[pass] += shared_.keys[i] > mine[pass];
+#pragma unroll
+      for (int offset = kLanes / 2; offset; offset /= 2)
+        rank[pass] += __shfl_xor_sync(~0u, rank[pass], offset);
+    }
+    __syncthreads();
+#pragma unroll
+    for (int pass = 0; pass < kMostRanked / kAtOnce; ++pass) {
+      const int index = pass * kAtOnce + static_cast<int>(threadIdx.x) / kLanes;
+      if (index < listed && threadIdx.x % kLanes == 0) shared_.keys[rank[pass]] = mine[pass];
+    }
+    __syncthreads();
+    return;
+  }
   int size = 32;
   while (size < listed) size *= 2;
   for (int i = listed + threadIdx.x; i < size; i += kChooseThreads) shared_.keys[i] = 0;
   __syncthreads();
-  for (int run = 2; run <= size; run *= 2) {  // bitonic, descending
+  for (int run = 2; run <= size; run *= 2) {  // bitonic
     for (int step = run / 2; step; step /= 2) {
       for (int i = threadIdx.x; i < size / 2; i += kChooseThreads) {
         const int a = 2 * i - (i & (step - 1)), b = a + step;
@@ -479,7 +582,48 @@ __device__ int Chooser::list(const Value& value, const float* maxima, int count)
       __syncthreads();
     }
   }
+}
+
+// Lists the `count` likeliest ids, sorted, as keys; returns how many there are (fewer if fewer are
+// above -infinity), or -1 if the groups leave too many to look at. `maximum(g)` is that of group g.
+// Precondition: count <= 1024.
+template <class Value, class Maximum>
+__device__ int Chooser::list(const Value& value, const Maximum& maximum, int count) {
+  const int groups = static_cast<int>(groups_of(args_.id_limit));
+  // As a rule a bound of few bits will do: it lets a few more be looked at.
+  for (int enough = count + kGroup;; enough = 0) {
+    Bound bound{0, 0, true};
+    if (count < groups) bound = kth(groups, count, maximum, enough);
+    const float floor = from_ordered(max(bound.bits, ordered(-INFINITY)));
+    collect_groups([&](int i) {
+      const float largest = maximum(i);
+      return largest >= floor && largest > -INFINITY;
+    });
+    // Each has one that is listed.
+    if (shared_.hit <= kMostListed) look_into_groups(value, floor);
+    __syncthreads();
+    const bool fits = shared_.hit <= kMostListed && shared_.listed <= kMostListed;
+    if (fits) break;
+    if (bound.exact) return -1;
+  }
+  const int listed = shared_.listed;
+  sort_listed(listed);
   return min(listed, count);
+}
+
+// How many raw logits are larger.
+__device__ int Chooser::count_above(float chosen) {
+  collect_groups([&](int i) { return scratch_.raw_maxima[i] > chosen; });
+  int greater = 0;
+  if (shared_.hit <= kMostListed) {
+    for (int i = threadIdx.x; i < shared_.hit * kGroup; i += kChooseThreads) {
+      const int id = shared_.hits[i / kGroup] * kGroup + i % kGroup;
+      greater += id < args_.id_limit && raw(id) > chosen;
+    }
+  } else {
+    for_ids([&](int id) { greater += raw(id) > chosen; });
+  }
+  return block_count(greater, shared_.counts);
 }
 
 // The id of the `count`-th of the ids, ascending, whose value is `tie`.
@@ -505,8 +649,9 @@ __device__ int Chooser::id_of_tie(const Value& value, float tie, int count) {
   return args_.id_limit;
 }
 
-// The listed candidates hold all that may be chosen, or enough of the nucleus: -1 if they do not.
-__device__ int Chooser::choose_listed(int listed) {
+// The listed candidates, of as many as were asked for, hold all that may be chosen, or enough of
+// the nucleus: -1 if they do not.
+__device__ int Chooser::choose_listed(int listed, int asked) {
   const float scale = scale_of(row_);
   const bool limited = has_top_k(row_, args_.id_limit);
   if (row_.min_p > 0) {
@@ -516,64 +661,84 @@ __device__ int Chooser::choose_listed(int listed) {
       kept += logit_of(shared_.keys[i]) >= cutoff;
     kept = block_count(kept, shared_.counts);
     // Without top_k there may be more above the cutoff than were listed.
-    if (!limited && kept == listed && listed == kFirstList) return -1;
+    if (!limited && kept == listed && listed == asked) return -1;
     listed = kept;
   }
   for (int i = threadIdx.x; i < listed; i += kChooseThreads)
     shared_.weights[i] = weight(logit_of(shared_.keys[i]));
   __syncthreads();
   if (row_.top_p < 1.0f) {
-    double total = 0;
-    if (limited || row_.min_p > 0) {
-      for (int i = threadIdx.x; i < listed; i += kChooseThreads) total += shared_.weights[i];
-      total = block_total(total, shared_.sums);
-    } else {
-      total = sum_;
-    }
-    if (threadIdx.x == 0) {
-      const double wanted = static_cast<double>(row_.top_p) * total;
-      double sum = 0;
-      int kept = 0;
-      while (kept < listed && sum < wanted) sum += shared_.weights[kept++];
-      const bool whole = limited || row_.min_p > 0 || listed < kFirstList;
-      shared_.answer = sum >= wanted || whole ? max(kept, 1) : -1;
-    }
-    __syncthreads();
-    listed = shared_.answer;
+    const bool whole = limited || row_.min_p > 0;
+    listed = nucleus(listed, whole ? listed_total(listed) : sum_, whole || listed < asked);
     if (listed < 0) return -1;
   }
-  // The race, in double as the few deserve.
+  return race(listed);
+}
+
+// The sum of the weights. Every warp for itself, in block_total()'s order.
+__device__ double Chooser::listed_total(int listed) const {
+  const int lane = threadIdx.x % kWarp;
+  double total = 0;
+  for (int base = 0; base < min(listed, kChooseThreads); base += kWarp) {
+    double part = 0;
+    for (int i = base + lane; i < listed; i += kChooseThreads) part += shared_.weights[i];
+    total += warp_total(part);
+  }
+  return total;
+}
+
+// How many of the likeliest weigh top_p of `total`, at least one; -1 if all that are listed do not
+// and are not the whole. Every thread for itself, sums in the order of the list.
+__device__ int Chooser::nucleus(int listed, double total, bool whole) const {
+  constexpr int kAtOnce = 8;
+  const double wanted = static_cast<double>(row_.top_p) * total;
+  double sum = 0;
+  int kept = 0;
+  for (int base = 0; base < listed && sum < wanted; base += kAtOnce) {
+    double weights[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i)
+      weights[i] = base + i < listed ? shared_.weights[base + i] : 0.0;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {  // sums never fall: past `wanted` they stay there
+      kept += base + i < listed && sum < wanted;
+      sum += weights[i];
+    }
+  }
+  return sum >= wanted || whole ? max(kept, 1) : -1;
+}
+
+// The winner of the first `listed`, in double as the few deserve.
+__device__ int Chooser::race(int listed) {
   double best = -1;
   int winner = args_.id_limit;
-  for (int i = threadIdx.x; i < listed; i += kChooseThreads) {
-    const int id = id_of(shared_.keys[i]);
-    const float uniform =
-        noise_uniform(NoiseKey{row_.noise_first, row_.noise_second}, static_cast<uint32_t>(id));
-    const double score = shared_.weights[i] / -log1p(-static_cast<double>(uniform));
+  const auto join = [&](double score, int id) {
     if (score > best || (score == best && id < winner)) {
       best = score;
       winner = id;
     }
+  };
+  for (int i = threadIdx.x; i < listed; i += kChooseThreads) {
+    const int id = id_of(shared_.keys[i]);
+    const float uniform =
+        noise_uniform(NoiseKey{row_.noise_first, row_.noise_second}, static_cast<uint32_t>(id));
+    join(shared_.weights[i] / -log1p(-static_cast<double>(uniform)), id);
   }
-  // Doubles as pairs would need another reduction: every thread leaves its own, one looks.
-  __syncthreads();
-  auto* scores = reinterpret_cast<double*>(shared_.keys);
-  auto* ids = reinterpret_cast<int*>(scores + kChooseThreads);
-  scores[threadIdx.x] = best;
-  ids[threadIdx.x] = winner;
-  __syncthreads();
-  for (int half = kChooseThreads / 2; half; half /= 2) {
-    if (static_cast<int>(threadIdx.x) < half) {
-      const double other = scores[threadIdx.x + half];
-      const int id = ids[threadIdx.x + half];
-      if (other > scores[threadIdx.x] || (other == scores[threadIdx.x] && id < ids[threadIdx.x])) {
-        scores[threadIdx.x] = other;
-        ids[threadIdx.x] = id;
-      }
+  const int warp = threadIdx.x / kWarp, racing = min(kChooseWarps, (listed + kWarp - 1) / kWarp);
+  if (warp < racing) {
+#pragma unroll
+    for (int offset = 16; offset; offset /= 2) {
+      const double score = __shfl_xor_sync(~0u, best, offset);
+      join(score, __shfl_xor_sync(~0u, winner, offset));
     }
-    __syncthreads();
+    if (threadIdx.x % kWarp == 0) {
+      shared_.scores[warp] = best;
+      shared_.winners[warp] = winner;
+    }
   }
-  return ids[0];
+  __syncthreads();
+  for (int i = 0; i < racing; ++i) join(shared_.scores[i], shared_.winners[i]);
+  return winner;
 }
 
 // Passes over the whole row. What may be chosen: above `tie`, or equal to it with an id up to
@@ -584,9 +749,9 @@ __device__ int Chooser::choose_widely() {
   float tie = -INFINITY;
   int last_tie = args_.id_limit;
   if (has_top_k(row_, args_.id_limit)) {
-    int ties;
-    tie = from_ordered(kth(args_.id_limit, row_.top_k, here, ties));
-    if (tie > -INFINITY) last_tie = id_of_tie(here, tie, ties);
+    const Bound bound = kth(args_.id_limit, row_.top_k, here, 0);
+    tie = from_ordered(bound.bits);
+    if (tie > -INFINITY) last_tie = id_of_tie(here, tie, bound.ties);
   }
   if (row_.min_p > 0) {
     const float cutoff = max_ + logf(row_.min_p) / scale;
@@ -632,12 +797,20 @@ __device__ int Chooser::choose() {
   if (row_.given >= 0) return row_.given;
   if (is_greedy(row_)) return max_id_;
   if (is_unlimited(row_, args_.id_limit)) return race_id_;
+  if (!wants_list()) return choose_widely();
+  const int groups = static_cast<int>(groups_of(args_.id_limit));
   const bool limited = has_top_k(row_, args_.id_limit);
-  if (limited && row_.top_k > kFirstList) return choose_widely();
-  const int listed =
-      list([&](int id) { return value(id); }, scratch_.maxima, limited ? row_.top_k : kFirstList);
-  const int token = listed > 0 ? choose_listed(listed) : -1;
-  return token >= 0 ? token : choose_widely();
+  const auto here = [&](int id) { return value(id); };
+  for (int asked = limited ? row_.top_k : kFirstList;; asked = kMostWanted) {
+    const int listed = groups <= kHeldGroups
+                           ? list(
+                                 here, [&](int i) { return shared_.maxima[i]; }, asked)
+                           : list(
+                                 here, [&](int i) { return scratch_.maxima[i]; }, asked);
+    const int token = listed > 0 ? choose_listed(listed, asked) : -1;
+    if (token >= 0) return token;
+    if (limited || listed <= 0 || asked == kMostWanted) return choose_widely();
+  }
 }
 
 __device__ void Chooser::report(SampleStatus status, int token) {
@@ -648,13 +821,12 @@ __device__ void Chooser::report(SampleStatus status, int token) {
   int listed = 0;
   if (scored) {
     const float chosen = raw(token);
-    int greater = 0;
-    for_ids([&](int id) { greater += raw(id) > chosen; });
-    out.rank = block_count(greater, shared_.counts) + 1;
+    out.rank = count_above(chosen) + 1;
     out.logprob = static_cast<float>(static_cast<double>(chosen) - log_sum);
-    const int wanted = min(min(row_.logprobs, args_.most), kFirstList);
+    const int wanted = min(min(row_.logprobs, args_.most), kMostWanted);
     if (wanted > 0) {
-      listed = list([&](int id) { return raw(id); }, scratch_.raw_maxima, wanted);
+      listed = list([&](int id) { return raw(id); }, [&](int i) { return scratch_.raw_maxima[i]; },
+                    wanted);
       if (listed < 0) listed = 0;  // thousands of equal logits: none of them is a top
     }
   }
@@ -668,10 +840,31 @@ __device__ void Chooser::report(SampleStatus status, int token) {
 }
 
 __device__ void Chooser::run() {
+  // The maxima come while the chunks are joined.
+  constexpr int kEarly = 8;
+  const int groups = static_cast<int>(groups_of(args_.id_limit));
+  const bool held = wants_list() && groups <= kHeldGroups;
+  float early[kEarly];
+  if (held)
+#pragma unroll
+    for (int i = 0; i < kEarly; ++i) {
+      const int group = static_cast<int>(threadIdx.x) + i * kChooseThreads;
+      early[i] = group < groups ? scratch_.maxima[group] : 0.0f;
+    }
   join_chunks();
   if (has_nan_ || !(raw_max_ > -INFINITY) || raw_max_ == INFINITY)
     return report(SampleStatus::not_finite, -1);
   if (max_ == -INFINITY && row_.given < 0) return report(SampleStatus::all_masked, -1);
+  if (held) {
+#pragma unroll
+    for (int i = 0; i < kEarly; ++i) {
+      const int group = static_cast<int>(threadIdx.x) + i * kChooseThreads;
+      if (group < groups) shared_.maxima[group] = early[i];
+    }
+    for (int i = threadIdx.x + kEarly * kChooseThreads; i < groups; i += kChooseThreads)
+      shared_.maxima[i] = scratch_.maxima[i];
+    // list() begins with a barrier.
+  }
   report(SampleStatus::ok, choose());
 }
 
@@ -679,9 +872,11 @@ __device__ void Chooser::run() {
 // nucleus is asked for. Bound by latency.
 __global__ void __launch_bounds__(kChooseThreads) sample_choose(Sample args) {
   extern __shared__ uint4 shared16[];
+  // The row was there before the scan.
+  Chooser chooser(args, *reinterpret_cast<ChooseShared*>(shared16));
   wait_for_previous();
   let_next_start();
-  Chooser(args, *reinterpret_cast<ChooseShared*>(shared16)).run();
+  chooser.run();
 }
 
 }  // namespace
@@ -696,7 +891,9 @@ void launch_sample(void* stream, const Sample& args) {
   launch(stream, sample_scan,
          {dim3(static_cast<unsigned>(chunks_of(args.id_limit)), rows), dim3(kScanThreads)}, args);
   LaunchShape shape{dim3(rows), dim3(kChooseThreads)};
+  const int64_t groups = groups_of(args.id_limit);
   shape.shared_bytes = static_cast<int>(sizeof(ChooseShared));
+  if (groups <= kHeldGroups) shape.shared_bytes += static_cast<int>(groups * sizeof(float));
   launch(stream, sample_choose, shape, args);
 }
 

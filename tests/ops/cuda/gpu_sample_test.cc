@@ -134,7 +134,7 @@ SampleRow random_row(std::mt19937& random, int64_t id_limit) {
   return row;
 }
 
-// Logits as sharp as a model's, or flat, or with many equal ones.
+// Logits as sharp as a model's, or flat, or with many equal ones, or nearly so.
 Batch random_batch(std::mt19937& random, int64_t vocab, int64_t id_limit, int64_t rows) {
   Batch out;
   out.vocab = vocab;
@@ -142,11 +142,12 @@ Batch random_batch(std::mt19937& random, int64_t vocab, int64_t id_limit, int64_
   std::normal_distribution<float> normal;
   const int64_t words = (id_limit + 31) / 32;
   for (int64_t r = 0; r < rows; ++r) {
-    const unsigned kind = random() % 4;
+    const auto kind = static_cast<unsigned>(random() % 5);
     for (int64_t id = 0; id < vocab; ++id) {
       float x = normal(random) * (kind == 0 ? 0.1f : 2.5f);
       if (kind == 1) x = std::round(x * 2) / 2;
       if (kind == 2 && random() % 8 == 0) x = -INFINITY;
+      if (kind == 3) x = 1 + static_cast<float>(random() % 65536) * 0x1p-23f;
       out.logits.push_back(id < id_limit ? x : 1e30f);
     }
     SampleRow row = random_row(random, id_limit);
