@@ -221,6 +221,22 @@ class Run(WithModel):
             self.assertEqual(list(body), ["model", "prompt", "repetition_penalty", "max_tokens",
                                           "logprobs", "stream", "stream_options", "ignore_eos"])
 
+    def test_the_guides_command_line(self):
+        """Unchanged, but for the port and shorter texts: the model's name is that of the hub's cache."""
+        hub = self.path / "hub/models--MiniMaxAI--MiniMax-M2"
+        (hub / "refs").mkdir(parents=True)
+        (hub / "refs/main").write_text("0" * 40)
+        (hub / "snapshots").mkdir()
+        (hub / "snapshots" / ("0" * 40)).symlink_to(self.model)
+        line = """--backend vllm --model MiniMaxAI/MiniMax-M2 --endpoint /v1/completions --dataset-name random
+                  --random-input 20 --random-output 4 --max-concurrency 10 --num-prompt 100"""
+        done = bench(*line.split(), "--port", self.server.port, env={"HF_HOME": str(self.path)})
+        self.assertRegex(done.stdout.partition("plot the metrics\n")[2], "^" + TABLE + "$")
+        self.assertIn("Successful requests:                     100 ", done.stdout)
+        self.assertIn("Maximum request concurrency:             10 ", done.stdout)
+        self.assertIn("Total generated tokens:                  400 ", done.stdout)
+        self.assertEqual({body["model"] for *_, body in self.server.asked}, {"MiniMaxAI/MiniMax-M2"})
+
     def test_every_number_again_with_numpy(self):
         result, _ = self.result(*self.flags(
             "--percentile-metrics", "ttft,tpot,itl,e2el", "--metric-percentiles", "25,90,99.9",
