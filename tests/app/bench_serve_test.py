@@ -592,6 +592,24 @@ class Offline(WithModel):
                                r"\d+\.\d\d output tokens/s\n")
         self.assertIn("Total num output tokens:  240\n", text)
 
+    def test_throughput_of_a_file(self):
+        path = self.path / "rows.jsonl"
+        path.write_text("".join(json.dumps({"prompt": f"row number {i}", "output_tokens": 3 + i}) + "\n"
+                                for i in range(6)))
+        flags = ("--dataset-name", "custom", "--dataset-path", str(path), "--num-prompts", "6")
+        done = subprocess.run([BINARY, "bench", "throughput", "--model", str(self.model), *flags],
+                              capture_output=True, text=True, timeout=120)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn(f"Total num output tokens:  {sum(range(3, 9))}\n", done.stdout)
+        tokens = int(re.search(r"Total num prompt tokens:  (\d+)\n", done.stdout)[1])
+        self.assertGreaterEqual(tokens, 6 * 3)
+        for wrong, text in ((flags[:2], "needs --dataset-path"), (flags[2:4], "reads no --dataset-path"),
+                            (("--dataset-name", "hf"), "chose from random, sharegpt, custom")):
+            done = subprocess.run([BINARY, "bench", "throughput", "--model", str(self.model), *wrong],
+                                  capture_output=True, text=True, timeout=120)
+            self.assertEqual(done.returncode, 1, done.stdout)
+            self.assertIn(text, done.stderr)
+
 
 if __name__ == "__main__":
     unittest.main(argv=sys.argv[:1])

@@ -278,7 +278,7 @@ Dataset make_custom(const FileDataset& options, const DatasetTools& tools) {
       const auto tokens = row->find("output_tokens");
       if (tokens == row->end() || !tokens->is_number_integer())
         return fail(Code::corrupt,
-                    "{} line {}: --custom-output-len -1 needs an \"output_tokens\" number",
+                    "{} line {}: needs an \"output_tokens\" number, as no length is given for all",
                     options.path, number);
       output_len = tokens->get<int64_t>();
     }

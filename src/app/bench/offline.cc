@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <fstream>
 
+#include "app/bench/dataset.h"
 #include "app/bench/load_generator.h"
 #include "app/bench/numpy_random.h"
 #include "app/bench/statistics.h"
@@ -29,8 +30,10 @@ constexpr Option kLatencyOptions[] = {
   {"output-json", "", "bench", text, "", "Write the numbers to this file."},
 };
 constexpr Option kThroughputOptions[] = {
-  {"input-len", "", "bench", integer, "512", "Prompt tokens."},
-  {"output-len", "", "bench", integer, "128", "Output tokens."},
+  {"dataset-name", "", "bench", text, "random", "random, sharegpt or custom (JSON lines with prompt, sent as they are)."},
+  {"dataset-path", "", "bench", text, "", "The data set's file."},
+  {"input-len", "", "bench", integer, "512", "Prompt tokens of random prompts."},
+  {"output-len", "", "bench", integer, "128", "Output tokens; of a file's prompts, if given, instead of what it says."},
   {"num-prompts", "", "bench", integer, "1000", "Requests."},
   {"output-json", "", "bench", text, "", "Write the numbers to this file."},
 };
@@ -59,6 +62,7 @@ constexpr int64_t kMostAtOnce = 1024;  // more than run; the server refuses a cr
 
 struct Sizes {
   int64_t input_len, output_len, requests;
+  bool dataset = false;  // there are options for one
 };
 
 Result<int64_t> at_least(const Values& values, const char* name, int64_t least) {
@@ -66,6 +70,23 @@ Result<int64_t> at_least(const Values& values, const char* name, int64_t least) 
   if (value < least)
     return fail(Code::invalid_argument, "--{} must be at least {}, got {}", name, least, value);
   return value;
+}
+
+// Prompts of a file; none if they are to be random ids.
+Dataset file_prompts(const Values& values, const std::filesystem::path& folder, int64_t count) {
+  const std::string name = values.text("dataset-name");
+  FileDataset file{values.text("dataset-path"), {}, true, false};
+  if (name == "random" && file.path.empty()) return std::vector<BenchRequest>();
+  if (name != "sharegpt" && name != "custom")
+    return fail(Code::invalid_argument, "--dataset-name {}{} (chose from random, sharegpt, custom)",
+                name, name == "random" ? " reads no --dataset-path" : " is not supported");
+  if (file.path.empty())
+    return fail(Code::invalid_argument, "--dataset-name {} needs --dataset-path", name);
+  if (values.given("output-len")) file.output_len = values.integer("output-len");
+  M2_TRY(const auto tokenizer, read_tokenizer(folder, values));
+  const auto seed = static_cast<uint64_t>(std::max<int64_t>(0, *values.integer("seed")));
+  const DatasetTools tools{*tokenizer, nullptr, seed, static_cast<size_t>(count)};
+  return name == "custom" ? make_custom(file, tools) : make_sharegpt(file, tools);
 }
 
 // The model and a client of it, in this process.
@@ -84,6 +105,9 @@ class Bench {
     out->id_limit_ = std::min<int64_t>(10'000, settings.config.vocab_size);
     if (const auto tokenizer = read_tokenizer(folder, values); tokenizer.ok())
       out->id_limit_ = std::min<int64_t>(out->id_limit_, (*tokenizer)->base_vocab_size());
+    if (sizes.dataset) {
+      M2_TRY(out->prompts_, file_prompts(values, folder, sizes.requests));
+    }
     M2_TRY(out->serving_, Serving::start(model, values));
     Target target{false, true, "127.0.0.1", out->serving_->port(), "/v1/completions", {}};
     for (const std::string& key : values.list("api-key"))
@@ -95,15 +119,20 @@ class Bench {
   // One run of all requests at once, with prompts nobody has seen before. Fails if one fails.
   Result<LoadReport> go() {
     std::vector<std::string> bodies;
-    for (int64_t i = 0; i < sizes_.requests; ++i) {
-      const Json body{
-          {"prompt", random_.randint(0, id_limit_, static_cast<size_t>(sizes_.input_len))},
-          {"max_tokens", sizes_.output_len},
-          {"temperature", 1.0},
-          {"top_p", 1.0},
-          {"ignore_eos", true},
-          {"stream", true},
-          {"stream_options", {{"include_usage", true}}}};
+    const auto random = [&] {
+      return random_.randint(0, id_limit_, static_cast<size_t>(sizes_.input_len));
+    };
+    prompt_tokens_ = 0;
+    for (int64_t i = 0; i < requests(); ++i) {
+      const BenchRequest* given = prompts_.empty() ? nullptr : &prompts_[static_cast<size_t>(i)];
+      prompt_tokens_ += given ? given->prompt_len : sizes_.input_len;
+      const Json body{{"prompt", given ? Json(given->prompt) : Json(random())},
+                      {"max_tokens", given ? given->output_len : sizes_.output_len},
+                      {"temperature", 1.0},
+                      {"top_p", 1.0},
+                      {"ignore_eos", true},
+                      {"stream", true},
+                      {"stream_options", {{"include_usage", true}}}};
       bodies.push_back(to_text(body));
     }
     LoadGenerator::Run run;
@@ -117,11 +146,15 @@ class Bench {
     return report;
   }
 
+  int64_t requests() const { return prompts_.empty() ? sizes_.requests : std::ssize(prompts_); }
+  int64_t prompt_tokens() const { return prompt_tokens_; }  // of the last run
+
  private:
   explicit Bench(const Sizes& sizes) : sizes_(sizes) {}
 
   const Sizes sizes_;
-  int64_t id_limit_ = 0;
+  std::vector<BenchRequest> prompts_;  // empty: random ids
+  int64_t id_limit_ = 0, prompt_tokens_ = 0;
   NumpyLegacy random_{0};
   std::unique_ptr<Serving> serving_;
   std::unique_ptr<LoadGenerator> generator_;
@@ -193,20 +226,21 @@ Result<void> run_throughput(const Values& values) {
   M2_TRY(sizes.input_len, at_least(values, "input-len", 1));
   M2_TRY(sizes.output_len, at_least(values, "output-len", 1));
   M2_TRY(sizes.requests, at_least(values, "num-prompts", 1));
+  sizes.dataset = true;
   M2_TRY(const std::unique_ptr<Bench> bench, Bench::start(values, sizes));
   M2_TRY(const LoadReport report, bench->go());
-  const int64_t prompt = sizes.requests * sizes.input_len;
+  const int64_t prompt = bench->prompt_tokens();
   int64_t output = 0;
   for (const RequestResult& result : report.results) output += result.output_tokens;
   const double elapsed = report.duration;
-  const double requests = static_cast<double>(sizes.requests) / elapsed;
+  const double requests = static_cast<double>(bench->requests()) / elapsed;
   const double total = static_cast<double>(prompt + output) / elapsed;
   std::puts(fmt::format("Throughput: {:.2f} requests/s, {:.2f} total tokens/s, {:.2f} output "
                         "tokens/s\nTotal num prompt tokens:  {}\nTotal num output tokens:  {}",
                         requests, total, static_cast<double>(output) / elapsed, prompt, output)
                 .c_str());
   return save(values, {{"elapsed_time", elapsed},
-                       {"num_requests", sizes.requests},
+                       {"num_requests", bench->requests()},
                        {"total_num_tokens", prompt + output},
                        {"requests_per_second", requests},
                        {"tokens_per_second", total}});
