@@ -29,33 +29,44 @@ void attention(const ForwardContext& context, const Layer& layer, const ops::KvC
   const auto eps = static_cast<float>(config.rms_norm_eps);
 
   ops::linear(exec, step.hidden, layer.qkv, step.qkv, step.quantised_hidden);
-  ops::qk_sum_squares(exec, step.qkv, heads, step.qk_sums);
-  comm.all_reduce(exec, step.qk_sums);
-  ops::qk_norm_rope_store(exec, step.qkv, step.qk_sums, layer.q_norm, layer.k_norm,
-                          comm.size() * heads.q_heads * heads.head_dim,
-                          comm.size() * heads.kv_heads * heads.head_dim, eps, step.angles,
-                          layout.slots, heads, kv);
+  if (comm.size() == 1) {
+    ops::qk_norm_rope_store_whole(exec, step.qkv, step.qk_sums, layer.q_norm, layer.k_norm, eps,
+                                  step.angles, layout.slots, heads, kv);
+  } else {
+    ops::qk_sum_squares(exec, step.qkv, heads, step.qk_sums);
+    comm.all_reduce(exec, step.qk_sums);
+    ops::qk_norm_rope_store(exec, step.qkv, step.qk_sums, layer.q_norm, layer.k_norm,
+                            comm.size() * heads.q_heads * heads.head_dim,
+                            comm.size() * heads.kv_heads * heads.head_dim, eps, step.angles,
+                            layout.slots, heads, kv);
+  }
   const Tensor q = step.qkv.columns(0, heads.q_heads * heads.head_dim);
   ops::paged_attention(exec, q, kv, layout, heads, step.attended, step.quantised_attended);
   ops::linear(exec, step.attended, layer.o, step.delta, step.quantised_attended);
   comm.all_reduce(exec, step.delta);
 }
 
-// delta = weighted sum of the chosen experts of hidden.
+// The weighted sum of the chosen experts of hidden, added to the residual, and `norm` of that.
 void moe(const ForwardContext& context, const Layer& layer, const ops::BatchLayout& layout,
-         const Scratch& step) {
+         const Scratch& step, const ops::AddNorm& norm) {
   const Exec& exec = context.exec;
   ops::route(exec, step.hidden, layer.gate, layer.routing_bias, step.expert_ids,
              step.expert_weights, layout.slots);
+  if (context.comm.size() == 1)
+    return ops::experts_add_rms_norm(exec, step.hidden, layer.experts, step.expert_ids,
+                                     step.expert_weights, step.experts, step.delta,
+                                     step.quantised_hidden, norm);
   ops::experts(exec, step.hidden, layer.experts, step.expert_ids, step.expert_weights, step.experts,
                step.delta, step.quantised_hidden);
   context.comm.all_reduce(exec, step.delta);
+  ops::add_rms_norm(exec, norm.residual, step.delta, norm.weight, norm.eps, norm.out,
+                    norm.quantised);
 }
 
 // The same where engines share experts: tokens go to the ranks that hold their experts and back,
 // each rank with its share of them.
 void shared_moe(const ForwardContext& context, const Layer& layer, const ops::BatchLayout& layout,
-                const Scratch& step) {
+                const Scratch& step, const ops::AddNorm& norm) {
   const Exec& exec = context.exec;
   Exchange& exchange = *context.exchange;
   const auto [first, count] = exchange.own_rows();
@@ -67,6 +78,8 @@ void shared_moe(const ForwardContext& context, const Layer& layer, const ops::Ba
   ops::experts(exec, here.hidden, layer.experts, here.ids, here.weights, step.experts, here.delta);
   exchange.combine(exec, here, own.delta);
   context.comm.all_gather(exec, own.delta, exchange.engine_rows(), step.delta);
+  ops::add_rms_norm(exec, norm.residual, step.delta, norm.weight, norm.eps, norm.out,
+                    norm.quantised);
 }
 
 }  // namespace
@@ -87,12 +100,12 @@ void forward(const ForwardContext& context, const ops::BatchLayout& layout) {
     attention(context, layer, kv[l], layout, step);
     ops::add_rms_norm(exec, step.residual, step.delta, layer.post_attention_norm, eps, step.hidden,
                       step.quantised_hidden);
-    exchange ? shared_moe(context, layer, layout, step) : moe(context, layer, layout, step);
     // The next layer's input norm, or the model's last, which logits() takes of the rows it needs.
     const bool last = l + 1 == weights.layers.size();
-    const Tensor& norm = last ? weights.norm : weights.layers[l + 1].input_norm;
-    ops::add_rms_norm(exec, step.residual, step.delta, norm, eps, step.hidden,
-                      last ? ops::Quantised() : step.quantised_hidden);
+    const ops::AddNorm norm{step.residual, last ? weights.norm : weights.layers[l + 1].input_norm,
+                            eps, step.hidden, last ? ops::Quantised() : step.quantised_hidden};
+    exchange ? shared_moe(context, layer, layout, step, norm)
+             : moe(context, layer, layout, step, norm);
   }
 }
 

@@ -21,6 +21,8 @@ int64_t attention_workspace_bytes(Device device, int64_t sequences, int64_t max_
 //   q    f32 | bf16 [T, q_heads * head_dim]; rows may be strided (the q part of qkv)
 //   out  f32 | bf16 [T, q_heads * head_dim]
 //   quantised  out again, if not empty
+// On a GPU the operation enqueued right before may write q and the page of a decoded token's own
+// position, but no other page of the sequence, nor the layout: these are read before it has ended.
 void paged_attention(const Exec& exec, Tensor q, const KvCache& cache, const BatchLayout& layout,
                      const HeadShape& heads, Tensor out, const Quantised& quantised = {});
 

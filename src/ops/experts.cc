@@ -3,6 +3,7 @@
 #include "ops/check_tensor.h"
 #include "ops/cpu/ops_cpu.h"
 #include "ops/cuda/ops_cuda.h"
+#include "ops/norm.h"
 
 namespace m2::ops {
 namespace {
@@ -50,8 +51,10 @@ int64_t experts_scratch_bytes(Device device, const Experts& experts, int64_t tok
   return cpu::experts_scratch_bytes(experts, tokens, top);
 }
 
-void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Tensor weights,
-             Tensor scratch, Tensor out, const Quantised& quantised) {
+namespace {
+
+void run(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Tensor weights,
+         Tensor scratch, Tensor out, const Quantised& quantised, const AddNorm* after) {
   check_quantised(quantised, x);
   check_experts(experts);
   M2_CHECK(x.rank() == 2 && ids.rank() == 2 && ids.size(1) > 0);
@@ -69,9 +72,29 @@ void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Ten
   if (tokens == 0) return;
   if (exec.device.kind == DeviceKind::cuda) {
     M2_CHECK(experts.expert_step == 1, "experts on a GPU are a run of them");
-    return cuda::experts(exec, x, experts, ids, weights, scratch, out, quantised);
+    return cuda::experts(exec, x, experts, ids, weights, scratch, out, quantised, after);
   }
   cpu::experts(exec, x, experts, ids, weights, scratch, out);
+  if (after)
+    add_rms_norm(exec, after->residual, out, after->weight, after->eps, after->out,
+                 after->quantised);
+}
+
+}  // namespace
+
+void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Tensor weights,
+             Tensor scratch, Tensor out, const Quantised& quantised) {
+  run(exec, x, experts, ids, weights, scratch, out, quantised, nullptr);
+}
+
+void experts_add_rms_norm(const Exec& exec, Tensor x, const Experts& experts, Tensor ids,
+                          Tensor weights, Tensor scratch, Tensor delta, const Quantised& quantised,
+                          const AddNorm& after) {
+  check_tensor("residual", after.residual, {delta.dtype()}, {x.size(0), x.size(1)});
+  check_tensor("norm", after.weight, {DType::bf16, DType::f32}, {x.size(1)});
+  check_tensor("normed", after.out, {after.residual.dtype()}, {x.size(0), x.size(1)});
+  check_quantised(after.quantised, after.out);
+  run(exec, x, experts, ids, weights, scratch, delta, quantised, &after);
 }
 
 }  // namespace m2::ops

@@ -42,4 +42,21 @@ int64_t experts_scratch_bytes(Device device, const Experts& experts, int64_t tok
 void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Tensor weights,
              Tensor scratch, Tensor out, const Quantised& quantised = {});
 
+// What may follow experts(): residual += delta, then out = rms_norm(residual) as in norm.h.
+struct AddNorm {
+  Tensor residual;
+  Tensor weight;
+  float eps = 0;
+  Tensor out;  // may be the experts' input
+  Quantised quantised;
+};
+
+// experts() and add_rms_norm() of what it gives, to the same bytes; one kernel less on GPUs whose
+// shapes allow it.
+//   delta  f32 | bf16 [T, H], the residual's dtype: room for experts()' output, which may or may
+//          not be there afterwards
+void experts_add_rms_norm(const Exec& exec, Tensor x, const Experts& experts, Tensor ids,
+                          Tensor weights, Tensor scratch, Tensor delta, const Quantised& quantised,
+                          const AddNorm& after);
+
 }  // namespace m2::ops

@@ -40,6 +40,13 @@ void qk_norm_rope_store(const Exec& exec, Tensor qkv, Tensor sums, Tensor q_norm
                         int64_t full_q, int64_t full_k, float eps, Tensor angles, Tensor slots,
                         const HeadShape& heads, const KvCache& cache);
 
+// qk_sum_squares() and qk_norm_rope_store() at once, for a rank that has all heads: as one kernel
+// on a GPU whose shapes allow it.
+//   sums  f32 [T, 2]: room to work in
+void qk_norm_rope_store_whole(const Exec& exec, Tensor qkv, Tensor sums, Tensor q_norm,
+                              Tensor k_norm, float eps, Tensor angles, Tensor slots,
+                              const HeadShape& heads, const KvCache& cache);
+
 // Fails unless the cache has the heads' shape, one dtype and scales that can be divided by.
 void check_cache(const KvCache& cache, const HeadShape& heads);
 

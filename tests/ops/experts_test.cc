@@ -1,8 +1,10 @@
 #include "ops/experts.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
+#include "ops/norm.h"
 #include "tests/ops/oracle.h"
 
 namespace m2::ops {
@@ -232,6 +234,31 @@ TEST_F(ExpertsTest, ManyTokensEqualEachAlone) {
     run(exec_, x.view().rows(t, 1), set, choices.ids.view().rows(t, 1),
         choices.weights.view().rows(t, 1), alone);
     ASSERT_TRUE(same_bytes(alone, all.view().rows(t, 1))) << t;
+  }
+}
+
+// The norm behind the experts as part of them: the bytes of one after the other.
+TEST_F(ExpertsTest, WithTheNormBehindThem) {
+  Random random(6);
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    RandomExperts set(random, {DType::f8_e4m3, 4, 64, 256});
+    Host x(dtype, {5, 256}), residual(dtype, {5, 256}), norm(DType::bf16, {256});
+    x.fill(random);
+    residual.fill(random);
+    norm.fill(random);
+    Choices choices(random, 5, 2, 4);
+    Host apart(dtype, {5, 256}), together(dtype, {5, 256});
+    for (const Host* copy : {&apart, &together})
+      std::memcpy(copy->view().data(), residual.view().data(),
+                  static_cast<size_t>(5 * 256 * size_of(dtype)));
+    Host delta(dtype, {5, 256}), normed(dtype, {5, 256}), normed_at_once(dtype, {5, 256});
+    run(exec_, x, set, choices.ids, choices.weights, delta);
+    add_rms_norm(exec_, apart, delta, norm, 1e-6f, normed);
+    Host scratch(DType::u8, {experts_scratch_bytes(Device{}, set.experts, 5, 2)});
+    experts_add_rms_norm(exec_, x, set.experts, choices.ids, choices.weights, scratch, delta, {},
+                         {together, norm, 1e-6f, normed_at_once, {}});
+    EXPECT_TRUE(same_bytes(together, apart)) << name(dtype);
+    EXPECT_TRUE(same_bytes(normed_at_once, normed)) << name(dtype);
   }
 }
 

@@ -112,6 +112,34 @@ TEST_F(QkNormRopeTest, MatchesDoublePrecision) {
   }
 }
 
+// Sums and all at once: the bytes of the two operations.
+TEST_F(QkNormRopeTest, AtOnceForWhoHasAllHeads) {
+  constexpr int64_t kTokens = 3;
+  const HeadShape h{4, 2, 32, 16};
+  Random random(8);
+  Host input(DType::bf16, {kTokens, 256}), q_norm(DType::bf16, {128}), k_norm(DType::bf16, {64});
+  Host angles(DType::f32, {kTokens, 16}), slots(DType::i32, {kTokens});
+  for (Host* host : {&input, &q_norm, &k_norm, &angles}) host->fill(random);
+  slots.set({17, 2, 30});
+  const auto copy = [&] {
+    Host qkv(DType::bf16, {kTokens, 256});
+    std::memcpy(qkv.view().data(), input.view().data(), kTokens * 256 * 2);
+    return qkv;
+  };
+  Host apart = copy(), together = copy();
+  Host sums(DType::f32, {kTokens, 2});
+  Host k(DType::bf16, {2, 2, 16, 32}), v(DType::bf16, {2, 2, 16, 32});
+  Host k_at_once(DType::bf16, {2, 2, 16, 32}), v_at_once(DType::bf16, {2, 2, 16, 32});
+  qk_sum_squares(exec_, apart, h, sums);
+  qk_norm_rope_store(exec_, apart, sums, q_norm, k_norm, 128, 64, 1e-6f, angles, slots, h, {k, v});
+  sums.poison();
+  qk_norm_rope_store_whole(exec_, together, sums, q_norm, k_norm, 1e-6f, angles, slots, h,
+                           {k_at_once, v_at_once});
+  EXPECT_TRUE(same_bytes(together, apart));
+  EXPECT_TRUE(same_bytes(k_at_once, k));
+  EXPECT_TRUE(same_bytes(v_at_once, v));
+}
+
 // The e4m3 code nearest to x, ties to the even one; beyond the largest, that.
 uint8_t nearest_code(double x) {
   const double magnitude = std::min(std::fabs(x), 448.0);

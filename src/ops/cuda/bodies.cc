@@ -153,9 +153,11 @@ void qk_sum_squares(const Exec& exec, Tensor qkv, const HeadShape& heads, Tensor
   launch_qk_sum_squares(exec.stream, matrix(qkv), heads_of(heads), sums.as<float>());
 }
 
-void qk_norm_rope_store(const Exec& exec, Tensor qkv, Tensor sums, Tensor q_norm, Tensor k_norm,
-                        int64_t full_q, int64_t full_k, float eps, Tensor angles, Tensor slots,
-                        const HeadShape& heads, const KvCache& cache) {
+namespace {
+
+QkNormRope qk_args(Tensor qkv, Tensor sums, Tensor q_norm, Tensor k_norm, int64_t full_q,
+                   int64_t full_k, float eps, Tensor angles, Tensor slots, const HeadShape& heads,
+                   const KvCache& cache) {
   QkNormRope args;
   args.qkv = matrix(qkv);
   args.sums = sums.as<float>();
@@ -170,6 +172,26 @@ void qk_norm_rope_store(const Exec& exec, Tensor qkv, Tensor sums, Tensor q_norm
   args.slots = slots.as<int32_t>();
   args.heads = heads_of(heads);
   args.cache = cache_of(cache);
+  return args;
+}
+
+}  // namespace
+
+void qk_norm_rope_store(const Exec& exec, Tensor qkv, Tensor sums, Tensor q_norm, Tensor k_norm,
+                        int64_t full_q, int64_t full_k, float eps, Tensor angles, Tensor slots,
+                        const HeadShape& heads, const KvCache& cache) {
+  launch_qk_norm_rope(exec.stream, qk_args(qkv, sums, q_norm, k_norm, full_q, full_k, eps, angles,
+                                           slots, heads, cache));
+}
+
+void qk_norm_rope_store_whole(const Exec& exec, Tensor qkv, Tensor sums, Tensor q_norm,
+                              Tensor k_norm, float eps, Tensor angles, Tensor slots,
+                              const HeadShape& heads, const KvCache& cache) {
+  const QkNormRope args =
+      qk_args(qkv, sums, q_norm, k_norm, heads.q_heads * heads.head_dim,
+              heads.kv_heads * heads.head_dim, eps, angles, slots, heads, cache);
+  if (qk_whole_fits(args)) return launch_qk_whole(exec.stream, args);
+  launch_qk_sum_squares(exec.stream, args.qkv, args.heads, sums.as<float>());
   launch_qk_norm_rope(exec.stream, args);
 }
 
@@ -329,6 +351,7 @@ void linear(const Exec& exec, Tensor x, std::span<const Linear> weights, Tensor 
 
 int64_t attention_workspace_bytes(int64_t sequences, int64_t max_context, const HeadShape& heads) {
   return attention_workspace_bytes(sequences, max_context, static_cast<int>(heads.q_heads),
+                                   static_cast<int>(heads.kv_heads),
                                    static_cast<int>(heads.head_dim));
 }
 
@@ -362,8 +385,10 @@ void paged_attention(const Exec& exec, Tensor q, const KvCache& cache, const Bat
                   aligned16(args.cache.v, 0, shape.cache);
   shape.compute_major = compute_major();
   shape.workspace_bytes = exec.workspace ? exec.workspace_bytes : 0;
+  shape.alone = exec.alone;
   const AttentionPlan plan = plan_attention(shape);
   args.splits = plan.splits;
+  args.join = plan.join;
   args.quantised = rows_of(exec, quantised);
   launch_attention(exec.stream, plan, args);
 }
@@ -398,7 +423,7 @@ int64_t experts_scratch_bytes(const Experts& experts, int64_t tokens, int64_t to
 }
 
 void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Tensor weights,
-             Tensor scratch, Tensor out, const Quantised& quantised) {
+             Tensor scratch, Tensor out, const Quantised& quantised, const AddNorm* after) {
   const int64_t tokens = x.size(0), top = ids.size(1);
   if (tokens == 0) return;
   ExpertsShape shape = experts_shape(experts, tokens, top);
@@ -436,7 +461,10 @@ void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Ten
   args.inner_values = base + plan.inner;
   args.results = reinterpret_cast<float*>(base + plan.results);
 
-  if (plan.form == ExpertsForm::flow) args.done = reinterpret_cast<int32_t*>(base + plan.done);
+  if (plan.form == ExpertsForm::flow) {
+    args.done = reinterpret_cast<int32_t*>(base + plan.done);
+    args.next_tile = reinterpret_cast<int32_t*>(base + plan.next_tile);
+  }
   args.group_pairs = static_cast<int>(plan.group_pairs);
   args.x_f8 = base + plan.x_f8;
   args.x_scales = reinterpret_cast<float*>(base + plan.x_scales);
@@ -444,6 +472,16 @@ void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Ten
   args.inner_scales = reinterpret_cast<float*>(base + plan.inner_scales);
   args.powers = powers(exec);
 
+  const auto norm_of = [&](int64_t first, int64_t count) {
+    return NormAfter{matrix(after->residual.rows(first, count)),
+                     after->weight.data(),
+                     after->weight.dtype(),
+                     after->eps,
+                     matrix(after->out.rows(first, count)),
+                     rows_of(exec, after->quantised.rows(first, count))};
+  };
+  const bool grouped = plan.form == ExpertsForm::flow || plan.form == ExpertsForm::tiles;
+  const bool fused = after && grouped && experts_norm_fits(norm_of(0, tokens), args.hidden);
   for (int64_t first = 0; first < tokens; first += plan.batch) {
     const int64_t count = std::min(plan.batch, tokens - first);
     args.x = matrix(x.rows(first, count));
@@ -453,8 +491,12 @@ void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Ten
     const QuantisedRows token = rows_of(exec, quantised.rows(first, count));
     args.token_f8 = token.values;
     args.token_scales = token.scales;
+    if (fused) args.after = norm_of(first, count);
     launch_experts(exec.stream, plan, args);
   }
+  if (after && !fused)
+    cuda::add_rms_norm(exec, after->residual, out, after->weight, after->eps, after->out,
+                       after->quantised);
 }
 
 // --- what the device can do --------------------------------------------------------------------

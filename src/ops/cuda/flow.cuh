@@ -16,6 +16,12 @@ constexpr int kFlowThreads = kFlowConsumers + 2 * kWarp;  // and two warps that 
 constexpr int kFlowColumns = 256;                         // of K a stage: two boxes of 128
 constexpr int kFlowMaxStages = 32;
 constexpr int kFlowMaxStretches = 64;
+constexpr int kFlowMaxScaleBuffers = 4;
+// Tiles whose scales the experts have or ask for at once: what is asked for behind a ring of
+// weights comes as late as they do, a tile's time or more.
+__host__ __device__ constexpr int flow_scale_buffers(int tokens) {
+  return tokens <= 16 ? kFlowMaxScaleBuffers : 2;
+}
 
 // d (+)= a b^T: 64 weight rows x kN tokens, 32 of K. A thread holds for tokens 8 j + 2 t + {0, 1}
 // row g of its warp's 16 in d[4 j + {0, 1}] and row g + 8 in d[4 j + {2, 3}].
@@ -108,16 +114,22 @@ __device__ __forceinline__ void wgmma_64xNx32<64>(float (&d)[32], uint64_t a, ui
 
 // Shared memory in the order in which it lies, in bytes from a 1024-byte border.
 struct FlowShared {
-  int rows, tokens;  // of a stage: weight rows (a multiple of 8) and tokens, 128 bytes each
+  int rows, tokens;  // of a stage: weight rows (a multiple of 8) and tokens (or none: they are
+                     // resident), 128 bytes each
   int stages;
   int token_scales_at;     // f32 [stretches, kN] (experts: twice, tile by tile in turn)
   int weight_scales_at;    // f32 [2][stretches, 2], tile by tile in turn
-  int resident_at;         // experts: the second half's tokens, boxes of [kN, 128]
+  int resident_at;         // tokens that stay, boxes of [kN, 128] (experts: the second half's)
   int resident_scales_at;  // and their scales
   int bytes;               // of all, and the border
 
   __host__ __device__ int stage_bytes() const { return (rows + tokens) * kFlowColumns; }
 };
+
+// Whether so many tokens stay in shared memory.
+__host__ __device__ constexpr bool flow_resident(int tokens) {
+  return tokens <= 16;
+}
 
 // The product's operands always span 64 rows; what a smaller tile leaves of them is whatever stands
 // behind it, and its sums are dropped.
@@ -126,7 +138,7 @@ constexpr int kFlowRows = 64;
 // Barriers of the ring, and of the scales' two buffers.
 struct FlowBarriers {
   uint64_t full[kFlowMaxStages], empty[kFlowMaxStages];
-  uint64_t scales_full[2], scales_empty[2];
+  uint64_t scales_full[kFlowMaxScaleBuffers], scales_empty[kFlowMaxScaleBuffers];
 
   __device__ __forceinline__ void init(int stages) {
     const int i = threadIdx.x;
@@ -134,7 +146,7 @@ struct FlowBarriers {
       barrier_init(&full[i], 1);
       barrier_init(&empty[i], kFlowConsumers);
     }
-    if (i < 2) {
+    if (i < kFlowMaxScaleBuffers) {
       barrier_init(&scales_full[i], kWarp);
       barrier_init(&scales_empty[i], kFlowConsumers);
     }
@@ -223,27 +235,38 @@ inline CUtensorMap flow_map(const void* data, int64_t rows, int64_t columns, int
                                   : tensor_map(data, rows, columns, columns, box_rows);
 }
 
-// Lays out what a block may have. scale_sets: of the tokens' scales; resident: columns of the
-// second half's tokens that stay, or 0.
-inline FlowShared flow_shared(int rows, int tokens, int stretches, int scale_sets, int resident) {
+struct FlowNeeds {
+  int rows, tokens;     // of a tile
+  bool staged = true;   // each stage has the tokens' columns beside the weights'
+  int stretches = 0;    // of K, at most
+  int token_sets = 1;   // of tokens' scales
+  int weight_sets = 2;  // of weights' scales
+  int resident = 0;     // columns of tokens that stay
+  int most_stages = kFlowMaxStages;
+};
+
+// Lays out what a block may have.
+inline FlowShared flow_shared(const FlowNeeds& needs) {
+  const auto [rows, tokens, staged, stretches, token_sets, weight_sets, resident, most_stages] =
+      needs;
   // Of 227 KB a few are left to the small kernels in front and behind, so that they overlap.
   constexpr int kMost = 221 * 1024;
   FlowShared shared = {};
   shared.rows = rows;
-  shared.tokens = tokens;
+  shared.tokens = staged ? tokens : 0;
   const int boxes = (resident + kFlowColumns - 1) / kFlowColumns * 2;
   const int resident_bytes = boxes * tokens * kTileStep;
-  const int fixed = scale_sets * stretches * tokens * 4 + 2 * stretches * 2 * 4 + resident_bytes +
-                    boxes * 2 * tokens * 4 + (kFlowRows - rows) * kTileStep;
+  const int fixed = token_sets * stretches * tokens * 4 + weight_sets * stretches * 2 * 4 +
+                    resident_bytes + boxes * 2 * tokens * 4 + (kFlowRows - rows) * kTileStep;
   shared.stages = (kMost - fixed) / shared.stage_bytes();
-  if (shared.stages > kFlowMaxStages) shared.stages = kFlowMaxStages;
+  if (shared.stages > most_stages) shared.stages = most_stages;
   shared.resident_at = shared.stages * shared.stage_bytes();
   // Past the last stage there must be memory for a whole operand.
   int at = shared.resident_at + resident_bytes + (kFlowRows - rows) * kTileStep;
   shared.token_scales_at = at;
-  at += scale_sets * stretches * tokens * 4;
+  at += token_sets * stretches * tokens * 4;
   shared.weight_scales_at = at;
-  at += 2 * stretches * 2 * 4;
+  at += weight_sets * stretches * 2 * 4;
   shared.resident_scales_at = at;
   at += boxes * 2 * tokens * 4;
   shared.bytes = at + 1024;

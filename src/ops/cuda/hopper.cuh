@@ -73,6 +73,23 @@ __device__ __forceinline__ void bulk_copy(void* to, const void* from, int bytes,
 #endif
 }
 
+// One float to shared memory, or zero, without waiting for it.
+__device__ __forceinline__ void copy_float(float* to, const float* from, bool there) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(there ? 4 : 0)
+               : "memory");
+#endif
+}
+// Arrives at the barrier, among the arrivals that it was made for, when all that the thread asked
+// for by copy_float is there.
+__device__ __forceinline__ void arrive_when_copied(uint64_t* barrier) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(barrier))
+               : "memory");
+#endif
+}
+
 // Asks for memory to be brought into L2, for a kernel that comes later.
 __device__ __forceinline__ void prefetch_to_l2(const void* from, int bytes) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

@@ -61,6 +61,16 @@ void launch_sum_rows(void* stream, Matrix x, const int32_t* rows, int most, Matr
 void launch_rms_norm(void* stream, Matrix x, Matrix delta, const void* weight, DType weight_dtype,
                      float eps, Matrix out, QuantisedRows quantised);
 
+// What may follow an operation's output as part of it: residual += output, out = norm(residual).
+struct NormAfter {
+  Matrix residual;  // no data: nothing follows
+  const void* weight = nullptr;
+  DType weight_dtype = DType::f32;
+  float eps = 0;
+  Matrix out;
+  QuantisedRows quantised;
+};
+
 // bf16 rows of a multiple of 4 columns.
 void launch_quantise(void* stream, Matrix x, QuantisedRows to);
 
@@ -93,6 +103,9 @@ struct QkNormRope {
   Cache cache;
 };
 void launch_qk_norm_rope(void* stream, const QkNormRope& args);
+// The sums too, which args.sums is not read for. qk_whole_fits() says whether it can.
+bool qk_whole_fits(const QkNormRope& args);
+void launch_qk_whole(void* stream, const QkNormRope& args);
 
 struct Route {
   Matrix x;
@@ -101,6 +114,7 @@ struct Route {
   int experts;
   int top;
   const int32_t* slots;  // or null
+  bool alone;            // no other stream uses the device
   float* scores;         // route_scratch() bytes to work in, or null: slower, and other sums
   int32_t* ids;
   float* weights;

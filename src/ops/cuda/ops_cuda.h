@@ -38,6 +38,9 @@ void qk_sum_squares(const Exec& exec, Tensor qkv, const HeadShape& heads, Tensor
 void qk_norm_rope_store(const Exec& exec, Tensor qkv, Tensor sums, Tensor q_norm, Tensor k_norm,
                         int64_t full_q, int64_t full_k, float eps, Tensor angles, Tensor slots,
                         const HeadShape& heads, const KvCache& cache);
+void qk_norm_rope_store_whole(const Exec& exec, Tensor qkv, Tensor sums, Tensor q_norm,
+                              Tensor k_norm, float eps, Tensor angles, Tensor slots,
+                              const HeadShape& heads, const KvCache& cache);
 void paged_attention(const Exec& exec, Tensor q, const KvCache& cache, const BatchLayout& layout,
                      const HeadShape& heads, Tensor out, const Quantised& quantised = {});
 int64_t attention_workspace_bytes(int64_t sequences, int64_t max_context, const HeadShape& heads);
@@ -47,7 +50,8 @@ void route(const Exec& exec, Tensor x, Tensor gate, Tensor bias, Tensor slots, T
            Tensor weights);
 int64_t experts_scratch_bytes(const Experts& experts, int64_t tokens, int64_t top);
 void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Tensor weights,
-             Tensor scratch, Tensor out, const Quantised& quantised = {});
+             Tensor scratch, Tensor out, const Quantised& quantised = {},
+             const AddNorm* after = nullptr);
 int64_t sample_scratch_bytes(int64_t rows, int64_t vocab);
 void sample(const Exec& exec, Tensor logits, int64_t id_limit, const SampleInput& input,
             Tensor scratch, const SampleOutput& out);

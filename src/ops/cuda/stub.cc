@@ -49,6 +49,10 @@ void qk_norm_rope_store(const Exec&, Tensor, Tensor, Tensor, Tensor, int64_t, in
                         Tensor, Tensor, const HeadShape&, const KvCache&) {
   no_cuda();
 }
+void qk_norm_rope_store_whole(const Exec&, Tensor, Tensor, Tensor, Tensor, float, Tensor, Tensor,
+                              const HeadShape&, const KvCache&) {
+  no_cuda();
+}
 void paged_attention(const Exec&, Tensor, const KvCache&, const BatchLayout&, const HeadShape&,
                      Tensor, const Quantised&) {
   no_cuda();
@@ -75,8 +79,8 @@ void unpack_step(const Exec&, const StepSizes&, Tensor, Tensor, int64_t, const B
 int64_t experts_scratch_bytes(const Experts&, int64_t, int64_t) {
   no_cuda();
 }
-void experts(const Exec&, Tensor, const Experts&, Tensor, Tensor, Tensor, Tensor,
-             const Quantised&) {
+void experts(const Exec&, Tensor, const Experts&, Tensor, Tensor, Tensor, Tensor, const Quantised&,
+             const AddNorm*) {
   no_cuda();
 }
 double read_rate(const Exec&, Tensor) {

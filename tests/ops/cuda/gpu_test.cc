@@ -282,6 +282,25 @@ TEST_F(Gpu, QkNormRopeStore) {
       expect_close(q_out, q_expected, norm_tolerance(dtype), single_tolerance(dtype), "q");
       expect_close(k_out, k_expected, kBf16Norm, kBf16Single, "k");
       expect_close(v_out, v_expected, kBf16Norm, kBf16Single, "v");
+
+      // At once, sums and all.
+      const OnGpu qkv1(x, {c.tokens, width}), sums1(DType::f32, {c.tokens, 2});
+      const OnGpu k1(DType::bf16, {blocks, c.kv, c.block, c.dim}),
+          v1(DType::bf16, {blocks, c.kv, c.block, c.dim});
+      cuda::qk_norm_rope_store_whole(gpu(), qkv1, sums1, q_norm_gpu, k_norm_gpu, 1e-6f, angles,
+                                     slots_gpu, heads, {k1, v1});
+      expect_close(qkv1.values(), turned, norm_tolerance(dtype), single_tolerance(dtype),
+                   "q, k, v");
+      EXPECT_EQ(v1.bytes(), v.bytes());
+      const std::vector<double> keys1 = k1.values();
+      std::vector<double> stored, stored1;
+      for (size_t i = 0; i < keys.size(); ++i) {
+        ASSERT_EQ(std::isnan(keys1[i]), std::isnan(keys[i]));
+        if (std::isnan(keys[i])) continue;
+        stored.push_back(keys[i]);
+        stored1.push_back(keys1[i]);
+      }
+      expect_close(stored1, stored, kBf16Norm, kBf16Single, "k at once");
       // FP8: the codes that the CPU's conversion gives (nearest, saturated), but for quotients next
       // to the middle of two codes, where FP32 may fall on either side.
       const float k_scale = 0.011f, v_scale = 0.003f;
@@ -290,6 +309,19 @@ TEST_F(Gpu, QkNormRopeStore) {
       cuda::qk_norm_rope_store(gpu(), qkv8, sums, q_norm_gpu, k_norm_gpu, c.q * c.dim, c.kv * c.dim,
                                1e-6f, angles, slots_gpu, heads, {k8, v8, k_scale, v_scale});
       EXPECT_EQ(qkv8.bytes(), qkv.bytes()) << "q";
+      const OnGpu qkv18(x, {c.tokens, width}), k18(DType::f8_e4m3, {blocks, c.kv, c.block, c.dim}),
+          v18(DType::f8_e4m3, {blocks, c.kv, c.block, c.dim});
+      cuda::qk_norm_rope_store_whole(gpu(), qkv18, sums1, q_norm_gpu, k_norm_gpu, 1e-6f, angles,
+                                     slots_gpu, heads, {k18, v18, k_scale, v_scale});
+      EXPECT_EQ(qkv18.bytes(), qkv1.bytes()) << "q at once";
+      EXPECT_EQ(v18.bytes(), v8.bytes());
+      const std::vector<uint8_t> k_once = k18.bytes(), k_twice = k8.bytes();
+      int64_t moved = 0;
+      for (size_t i = 0; i < k_once.size(); ++i) {
+        moved += k_once[i] != k_twice[i];
+        ASSERT_LE(std::abs(k_once[i] - k_twice[i]), 1);
+      }
+      EXPECT_LE(moved, c.tokens * c.kv * c.dim / 50);
       const std::vector<uint8_t> k_codes = k8.bytes(), v_codes = v8.bytes();
       int64_t other = 0;
       for (size_t cell = 0; cell < keys.size(); ++cell) {
@@ -836,6 +868,26 @@ TEST_F(Gpu, AttentionDecode) {
   }
 }
 
+// Whoever joins the parts of a context, their last block or a second kernel: the same bytes, again
+// and again.
+TEST_F(Gpu, AttentionJoinsItsParts) {
+  Exec apart = gpu();
+  apart.alone = false;
+  for (const DType cache : kCaches)
+    for (const std::vector<Sequence>& sequences :
+         {std::vector<Sequence>{{1, 600}},
+          {{1, 9001}},
+          {{1, 257}, {1, 5}, {1, 4099}, {1, 256}, {1, 1021}}}) {
+      const AttentionCase c{{48, 8, 128, 64}, 16, DType::bf16, sequences, cache};
+      std::mt19937 same = random_;
+      const std::vector<double> expected = run_attention(same, c, apart, "joined by a kernel");
+      for (int round = 0; round < 3; ++round) {
+        same = random_;
+        EXPECT_EQ(run_attention(same, c, gpu(), "joined by the last block"), expected);
+      }
+    }
+}
+
 TEST_F(Gpu, AttentionQuantisesWithPowersOfTwo) {
   for (const DType cache : kCaches)
     run_attention(
@@ -1040,6 +1092,28 @@ void run_experts(std::mt19937& random, const ExpertsCase& c, const std::string& 
   // Between two quantisations a last bit of the first sums may move a number by a whole FP8 step.
   const double norm_limit = quantised ? 1.2e-2 : c.x == DType::bf16 ? kTwiceNorm : 1e-5;
   expect_close(values, expected, norm_limit, c.x == DType::bf16 ? 24 * norm_limit : 1e-3, what);
+
+  // With the norm behind it: the bytes of the two after one another.
+  {
+    const Numbers start = random_numbers(random, c.tokens * c.hidden, c.x);
+    const OnGpu norm(random_numbers(random, c.hidden, DType::bf16), {c.hidden});
+    const OnGpu residual(start, {c.tokens, c.hidden}), normed(c.x, {c.tokens, c.hidden});
+    const OnGpu residual1(start, {c.tokens, c.hidden}), normed1(c.x, {c.tokens, c.hidden});
+    const OnGpu f8(DType::f8_e4m3, {c.tokens, c.hidden}), f81(DType::f8_e4m3, {c.tokens, c.hidden});
+    const OnGpu scales(DType::f32, {c.tokens, (c.hidden + 127) / 128}),
+        scales1(DType::f32, {c.tokens, (c.hidden + 127) / 128}), delta(c.x, {c.tokens, c.hidden});
+    const bool both = c.x == DType::bf16 && c.hidden % 4 == 0;
+    cuda::add_rms_norm(gpu_with(format), residual, out, norm, 1e-6f, normed,
+                       both ? ops::Quantised{f8, scales} : ops::Quantised());
+    const ops::AddNorm after{residual1, norm, 1e-6f, normed1,
+                             both ? ops::Quantised{f81, scales1} : ops::Quantised()};
+    cuda::experts(gpu_with(format), x_gpu, experts, ids_gpu, weights_gpu, scratch, delta, {},
+                  &after);
+    EXPECT_EQ(residual1.bytes(), residual.bytes()) << what;
+    EXPECT_EQ(normed1.bytes(), normed.bytes()) << what;
+    EXPECT_EQ(f81.bytes(), f8.bytes()) << what;
+    EXPECT_EQ(scales1.bytes(), scales.bytes()) << what;
+  }
 
   // The same bytes in any batch, whether they come quantised or not.
   for (const int64_t count : {1, 2, 7, 20, 64, 150}) {

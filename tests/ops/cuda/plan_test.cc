@@ -152,7 +152,8 @@ TEST(ExpertsPlan, ScratchRegionsFollowOneAnother) {
       const ExpertsPlan plan = plan_experts(shape);
       const int64_t pairs = plan.batch * 8;
       const bool tiles = plan.form == ExpertsForm::tiles, flow = plan.form == ExpertsForm::flow;
-      EXPECT_EQ(plan.done, 0);
+      EXPECT_EQ(plan.next_tile, 0);
+      EXPECT_GE(plan.done, 4);
       EXPECT_GE(plan.offsets, 4 * (256 + pairs / plan.group_pairs + 1) * (flow ? 1 : 0));
       EXPECT_GE(plan.active, plan.offsets + 4 * 257) << describe(plan);
       EXPECT_GE(plan.order, plan.active + 4 * 257);
@@ -187,14 +188,19 @@ TEST(ExpertsPlan, ScratchOfALargeStepIsEnoughForEverySmallerOne) {
 }
 
 TEST(AttentionPlan, PartsDependOnTheContextAlone) {
-  EXPECT_EQ(pages_per_split(1), 16);
-  EXPECT_EQ(pages_per_split(512), 16);
-  EXPECT_EQ(pages_per_split(513), 20);
-  for (int pages = 1; pages < 14000; ++pages) {
-    const int each = pages_per_split(pages);
-    ASSERT_LE((pages + each - 1) / each, kMaxSplits) << pages;
-    ASSERT_EQ(each % 4, 0);
-  }
+  EXPECT_EQ(pages_per_split(1, 8), 16);
+  EXPECT_EQ(pages_per_split(512, 8), 16);
+  EXPECT_EQ(pages_per_split(513, 8), 20);
+  // A rank with fewer KV heads cuts finer.
+  EXPECT_EQ(pages_per_split(513, 2), 8);
+  EXPECT_EQ(pages_per_split(12288, 2), 96);
+  EXPECT_EQ(pages_per_split(12288, 1), 48);
+  for (const int kv_heads : {1, 2, 3, 4, 8, 16})
+    for (int pages = 1; pages < 14000; ++pages) {
+      const int each = pages_per_split(pages, kv_heads);
+      ASSERT_LE((pages + each - 1) / each, most_splits(kv_heads)) << pages;
+      ASSERT_EQ(each % 4, 0);
+    }
 }
 
 TEST(AttentionPlan, ChoosesKernelsAndParts) {
@@ -206,8 +212,11 @@ TEST(AttentionPlan, ChoosesKernelsAndParts) {
                        .head_dim = 128,
                        .block_size = 16};
   shape.workspace_bytes = 1 << 30;
+  EXPECT_EQ(describe(plan_attention(shape)), "decode in up to 8 parts that join themselves");
+  shape.alone = false;
   EXPECT_EQ(describe(plan_attention(shape)), "decode in up to 8 parts");
-  shape.workspace_bytes = attention_workspace_bytes(4, 2048, 48, 128) - 1;
+  shape.alone = true;
+  shape.workspace_bytes = attention_workspace_bytes(4, 2048, 48, 8, 128) - 1;
   EXPECT_EQ(describe(plan_attention(shape)), "decode in up to 1 parts");
   shape.tokens = 100;
   EXPECT_TRUE(plan_attention(shape).prefill);
@@ -225,7 +234,7 @@ TEST(AttentionPlan, ChoosesKernelsAndParts) {
   shape.head_dim = 128;
   shape.max_context = 196608;
   shape.workspace_bytes = int64_t{1} << 40;
-  EXPECT_EQ(plan_attention(shape).splits, kMaxSplits);
+  EXPECT_EQ(plan_attention(shape).splits, 32);
 }
 
 // ---- what kernels were granted

@@ -1,5 +1,6 @@
 #include "ops/cuda/attention/launch.h"
 #include "ops/cuda/attention/sm80_prefill.cuh"
+#include "ops/cuda/attention/sm90_decode.cuh"
 
 namespace m2::ops::cuda {
 namespace {
@@ -89,14 +90,19 @@ void launch_attention(void* stream, const AttentionPlan& plan, const AttentionAr
   }
   if (plan.decode) {
     LaunchShape shape{
-        dim3(static_cast<unsigned>(plan.splits), static_cast<unsigned>(args.heads.kv), sequences),
+        dim3(static_cast<unsigned>(args.heads.kv), static_cast<unsigned>(plan.splits), sequences),
         dim3(kDecodeWarps * kWarp)};
-    shape.through_l1 = true;
-    launch(stream,
-           args.cache.dtype == DType::bf16 ? sm80_attention_decode<Bf16Page>
-                                           : sm80_attention_decode<F8Page>,
-           shape, args);
-    if (plan.splits > 1)
+    const bool bf16 = args.cache.dtype == DType::bf16;
+    if (plan.ring) {
+      shape.shared_bytes = kDecodeRings;
+      launch(stream, bf16 ? sm90_attention_decode<Bf16Page> : sm90_attention_decode<F8Page>, shape,
+             args);
+    } else {
+      shape.through_l1 = true;
+      launch(stream, bf16 ? sm80_attention_decode<Bf16Page> : sm80_attention_decode<F8Page>, shape,
+             args);
+    }
+    if (plan.splits > 1 && !plan.join)
       launch(stream, sm80_attention_join,
              {dim3(blocks_for(q_heads, kJoinHeads), sequences), dim3(kJoinHeads * kWarp)}, args);
   }

@@ -17,6 +17,7 @@ struct AttentionArgs {
   float scale;       // head_dim^-0.5
   float* workspace;  // decode's parts: [S, q_heads, splits, head_dim], then [S, q_heads, splits, 2]
   int splits;
+  bool join;                // decode's blocks join the parts themselves
   QuantisedRows quantised;  // `out` once more; the forms on the matrix units alone write it
 };
 

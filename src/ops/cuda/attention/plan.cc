@@ -3,23 +3,22 @@
 namespace m2::ops::cuda {
 namespace {
 
-int splits_of(int64_t max_context) {
-  const int pages = static_cast<int>((max_context + kPage - 1) / kPage);
-  const int each = pages_per_split(pages);
-  return pages == 0 ? 1 : (pages + each - 1) / each;
-}
+// With more, the kernel that reads pages into registers has as much under way, and more warps.
+constexpr int64_t kRingSequences = 4;
 
 // Shorter contexts may be cut into more parts than the longest one, because parts are rounded up.
-int most_splits(int64_t max_context) {
-  const int at_longest = splits_of(max_context);
-  return max_context >= kPage * 16 * kMaxSplits ? kMaxSplits : at_longest;
+int splits_of(int64_t max_context, int kv_heads) {
+  const int most = most_splits(kv_heads), least = least_pages(kv_heads);
+  if (max_context >= int64_t{1} * kPage * least * most) return most;
+  const int pages = static_cast<int>((max_context + kPage - 1) / kPage);
+  return std::max(1, (pages + least - 1) / least);
 }
 
 }  // namespace
 
-int64_t attention_workspace_bytes(int64_t sequences, int64_t max_context, int q_heads,
+int64_t attention_workspace_bytes(int64_t sequences, int64_t max_context, int q_heads, int kv_heads,
                                   int head_dim) {
-  return sequences * q_heads * most_splits(max_context) * (head_dim + 2) * 4;
+  return sequences * q_heads * splits_of(max_context, kv_heads) * (head_dim + 2) * 4;
 }
 
 AttentionPlan plan_attention(const AttentionShape& shape) {
@@ -35,10 +34,13 @@ AttentionPlan plan_attention(const AttentionShape& shape) {
   // Elsewhere prompts over FP8 have no kernel of their own.
   if (plan.prefill && !plan.tiles && shape.cache != DType::bf16) return {};
   plan.decode = true;
-  plan.splits = most_splits(shape.max_context);
-  if (shape.workspace_bytes <
-      attention_workspace_bytes(shape.sequences, shape.max_context, shape.q_heads, shape.head_dim))
+  plan.ring = shape.compute_major >= 9 && shape.sequences <= kRingSequences;
+  plan.splits = splits_of(shape.max_context, shape.kv_heads);
+  if (shape.workspace_bytes < attention_workspace_bytes(shape.sequences, shape.max_context,
+                                                        shape.q_heads, shape.kv_heads,
+                                                        shape.head_dim))
     plan.splits = 1;
+  plan.join = plan.splits > 1 && shape.alone && shape.sequences * shape.kv_heads <= kMostJoins;
   return plan;
 }
 
@@ -46,6 +48,7 @@ std::string describe(const AttentionPlan& plan) {
   if (!plan.matrix_units) return "any";
   std::string text;
   if (plan.decode) text = "decode in up to " + std::to_string(plan.splits) + " parts";
+  if (plan.join) text += " that join themselves";
   if (plan.prefill) text += plan.tiles ? ", prefill in tiles" : ", prefill";
   return text;
 }

@@ -16,34 +16,49 @@ struct AttentionShape {
   bool aligned = true;  // q's rows and the cache begin at multiples of 16 bytes
   int compute_major = 9;
   int64_t workspace_bytes = 0;
+  bool alone = true;  // on the GPU
 };
 
 struct AttentionPlan {
   bool matrix_units = false;  // otherwise one block a token and head, any shape and dtype
   bool decode = false;        // run the kernel for sequences of one token in this step
+  bool ring = false;          // the decode kernel with bulk copies
   bool prefill = false;       // run the kernel for sequences of several
   bool tiles = false;         // which is the one with wgmma
   int splits = 1;             // most parts a decoded token's context is cut into
+  bool join = false;          // whoever leaves the last part joins them, instead of a second kernel
 };
 
-// A decoded token's context is cut by its own length alone, so that its result does not depend on
-// the batch: parts of at least 16 pages of 16, at most kMaxSplits of them.
+// A decoded token's context is cut by its own length and the rank's KV heads alone, so that its
+// result does not depend on the batch: into parts of at least some pages, few enough for one block
+// each of two a multiprocessor.
 constexpr int kPage = 16;
-constexpr int kMaxSplits = 32;
+constexpr int kMostSplits = 256;  // by one KV head
+// Sequences times KV heads of a step whose parts can be counted.
+constexpr int kMostJoins = 8192;
 #ifdef __CUDACC__
-__host__ __device__
+#define M2_BOTH __host__ __device__
+#else
+#define M2_BOTH
 #endif
-    constexpr int
-    pages_per_split(int pages) {
-  const int even = (pages + kMaxSplits - 1) / kMaxSplits;
-  const int rounded = (even + 3) / 4 * 4;
-  return rounded < 16 ? 16 : rounded;
+M2_BOTH constexpr int most_splits(int kv_heads) {
+  return kv_heads >= 8 ? kMostSplits / 8 : kMostSplits / kv_heads;
 }
+M2_BOTH constexpr int least_pages(int kv_heads) {
+  return kv_heads >= 8 ? 16 : 8;
+}
+M2_BOTH constexpr int pages_per_split(int pages, int kv_heads) {
+  const int even = (pages + most_splits(kv_heads) - 1) / most_splits(kv_heads);
+  const int rounded = (even + 3) / 4 * 4, least = least_pages(kv_heads);
+  return rounded < least ? least : rounded;
+}
+
+#undef M2_BOTH
 
 AttentionPlan plan_attention(const AttentionShape& shape);
 // Workspace (Exec) with which decode may split: sums, maxima and totals of every part. With less,
 // each context is read by one block a KV head, which is right but slow for few sequences.
-int64_t attention_workspace_bytes(int64_t sequences, int64_t max_context, int q_heads,
+int64_t attention_workspace_bytes(int64_t sequences, int64_t max_context, int q_heads, int kv_heads,
                                   int head_dim);
 std::string describe(const AttentionPlan& plan);
 

@@ -22,21 +22,22 @@ struct Bf16Page {
   uint4 upper[4], lower[4];
   uint4 v[4][2];  // dims 8g.. and 64 + 8g..
 
-  __device__ __forceinline__ void load(const Cache& cache, int64_t page, int kv_heads, int head) {
+  static constexpr int kBytes = kPage * kDim * 2;  // of K, and as many of V
+
+  // read(address): 16 bytes
+  template <class Read>
+  __device__ __forceinline__ void load(const uint8_t* keys, const uint8_t* values, Read read) {
     const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
-    const int64_t begin = (page * kv_heads + head) * (kPage * kDim * 2);
-    const auto* k = static_cast<const uint8_t*>(cache.k) + begin + t * 16;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      upper[j] = load_written(k + g * 256 + j * 64);
-      lower[j] = load_written(k + (g + 8) * 256 + j * 64);
+      upper[j] = read(keys + g * 256 + t * 16 + j * 64);
+      lower[j] = read(keys + (g + 8) * 256 + t * 16 + j * 64);
     }
-    const auto* values = static_cast<const uint8_t*>(cache.v) + begin + g * 16;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int row = 2 * t + i % 2 + i / 2 * 8;
-      v[i][0] = load_written(values + row * 256);
-      v[i][1] = load_written(values + row * 256 + 128);
+      v[i][0] = read(values + row * 256 + g * 16);
+      v[i][1] = read(values + row * 256 + g * 16 + 128);
     }
   }
   // Rows from `valid` on hold nothing that may be looked at, not even times zero.
@@ -90,18 +91,18 @@ struct F8Page {
   uint4 upper[2], lower[2];
   uint4 v[4];  // dims 16g..
 
-  __device__ __forceinline__ void load(const Cache& cache, int64_t page, int kv_heads, int head) {
+  static constexpr int kBytes = kPage * kDim;
+
+  template <class Read>
+  __device__ __forceinline__ void load(const uint8_t* keys, const uint8_t* values, Read read) {
     const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
-    const int64_t begin = (page * kv_heads + head) * (kPage * kDim);
-    const auto* k = static_cast<const uint8_t*>(cache.k) + begin + t * 16;
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      upper[j] = load_written(k + g * 128 + j * 64);
-      lower[j] = load_written(k + (g + 8) * 128 + j * 64);
+      upper[j] = read(keys + g * 128 + t * 16 + j * 64);
+      lower[j] = read(keys + (g + 8) * 128 + t * 16 + j * 64);
     }
-    const auto* values = static_cast<const uint8_t*>(cache.v) + begin + g * 16;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) v[i] = load_written(values + (2 * t + i % 2 + i / 2 * 8) * 128);
+    for (int i = 0; i < 4; ++i) v[i] = read(values + (2 * t + i % 2 + i / 2 * 8) * 128 + g * 16);
   }
   __device__ __forceinline__ void clear_values_from(int valid) {
     const int t = threadIdx.x % 4;
@@ -218,121 +219,11 @@ __device__ __forceinline__ void store_dims(const AttentionArgs& args, int64_t to
   if (dim == 0) args.quantised.scales[cell] = scale;
 }
 
-// Decoded tokens (sequences with one token in this step): one block a (part of the context, KV
-// head, sequence), the KV head's q heads packed as mma's 8 columns. Each warp takes every fourth
-// page. Parts, pages and their order depend on the token's own context alone. Bytes: S ctx kv 2 *
-// 256 (FP8: 128), FLOPs: 4 S ctx q 128. Bound: bandwidth of memory.
-template <class Page>
-__global__ void __launch_bounds__(kDecodeWarps* kWarp, 4)
-    sm80_attention_decode(AttentionArgs args) {
-  __shared__ float values[kDecodeWarps][8][kDim + 4];
-  __shared__ float stats[kDecodeWarps][2][8];
-  wait_for_previous();
-  let_next_start();
-  const int part = blockIdx.x, head = blockIdx.y, sequence = blockIdx.z;
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, g = lane / 4, t = lane % 4;
-  const int token = args.query_starts[sequence], next = args.query_starts[sequence + 1];
-  const int context = args.context_lens[sequence];
-  if (next - token != 1) return;
-  const int pages = (context + kPage - 1) / kPage;
-  const int each = args.splits == 1 ? pages : pages_per_split(pages);
-  const int begin = part * each, end = min(pages, begin + each);
-  if (begin >= end) return;
-
-  // The ids of the warp's first pages are asked for before the query, then group after group.
-  const int32_t* table = args.block_tables + sequence * args.table_stride;
-  const auto page_of_lane = [&](int base) {
-    const int mine = base + lane * kDecodeWarps;
-    return mine < end ? table[mine] : 0;
-  };
-  int page_id = page_of_lane(begin + warp);
-  const int group = args.heads.q / args.heads.kv;
-  uint32_t q[8][2] = {};
-  if (g < group) {
-    Page::load_query(static_cast<const uint8_t*>(args.q.data) +
-                         (token * args.q.stride + (head * group + g) * kDim) * 2,
-                     q);
-  }
-
-  Running state;
-  const float log2_scale = args.scale * args.cache.k_scale * kLog2E;
-  for (int base = begin + warp; base < end; base += kDecodeWarps * kWarp) {
-    if (base != begin + warp) page_id = page_of_lane(base);
-    for (int i = 0; i < kWarp; ++i) {
-      const int page = base + i * kDecodeWarps;
-      if (page >= end) break;
-      Page registers;
-      registers.load(args.cache, __shfl_sync(~0u, page_id, i), args.heads.kv, head);
-      const int valid = context - page * kPage;
-      if (valid < kPage) registers.clear_values_from(valid);
-      attend_page(registers, q, valid, log2_scale, state);
-    }
-  }
-
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-#pragma unroll
-    for (int offset = 4; offset < kWarp; offset *= 2)
-      state.sum[h] += __shfl_xor_sync(~0u, state.sum[h], offset);
-    if (g == 0) {
-      stats[warp][0][2 * t + h] = state.largest[h];
-      stats[warp][1][2 * t + h] = state.sum[h];
-    }
-  }
-#pragma unroll
-  for (int m = 0; m < 8; ++m)
-#pragma unroll
-    for (int r = 0; r < 4; ++r)
-      values[warp][2 * t + r % 2][Page::dim_of(m, g + r / 2 * 8)] = state.values[m][r];
-  __syncthreads();
-
-  // A warp a head, four dims a lane.
-  const int dim = lane * 4;
-  static_assert(kWarp * 4 == kDim, "a warp has a head's dims");
-  for (int h = warp; h < group; h += kDecodeWarps) {
-    float largest = stats[0][0][h];
-    for (int w = 1; w < kDecodeWarps; ++w) largest = fmaxf(largest, stats[w][0][h]);
-    float sum = 0.0f, value[4] = {};
-    for (int w = 0; w < kDecodeWarps; ++w) {
-      const float factor = exp2f(stats[w][0][h] - largest);  // 0 for a warp without pages
-      sum = fmaf(stats[w][1][h], factor, sum);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) value[i] = fmaf(values[w][h][dim + i], factor, value[i]);
-    }
-    const int q_head = head * group + h;
-    if (each >= pages) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) value[i] *= args.cache.v_scale / sum;
-      store_dims(args, token, q_head, dim, value);
-      continue;
-    }
-    const int64_t cell =
-        (static_cast<int64_t>(sequence) * args.heads.q + q_head) * args.splits + part;
-    *reinterpret_cast<float4*>(args.workspace + cell * kDim + dim) =
-        float4{value[0], value[1], value[2], value[3]};
-    if (lane < 2) {
-      float* totals =
-          args.workspace + static_cast<int64_t>(args.sequences) * args.heads.q * args.splits * kDim;
-      totals[cell * 2 + lane] = lane ? sum : largest;
-    }
-  }
-}
-
-// Joins the parts of one token and q head, first to last; a warp has a head. Bytes: parts * 130 * 4
-// a head.
-constexpr int kJoinHeads = 4;
-__global__ void __launch_bounds__(kJoinHeads* kWarp) sm80_attention_join(AttentionArgs args) {
-  wait_for_previous();
-  let_next_start();
-  const int q_head = blockIdx.x * kJoinHeads + threadIdx.x / kWarp, sequence = blockIdx.y;
+// Joins the parts of one token and q head, first to last; a warp has a head. Other multiprocessors
+// may have written the parts while this kernel ran: nothing is read through L1.
+__device__ __forceinline__ void join_parts(const AttentionArgs& args, int sequence, int token,
+                                           int q_head, int parts) {
   const int dim = threadIdx.x % kWarp * 4;
-  if (q_head >= args.heads.q) return;
-  const int token = args.query_starts[sequence];
-  if (args.query_starts[sequence + 1] - token != 1) return;
-  const int pages = (args.context_lens[sequence] + kPage - 1) / kPage;
-  const int each = pages_per_split(pages);
-  if (each >= pages) return;  // written by its only part
-  const int parts = (pages + each - 1) / each;
   const int64_t cell = (static_cast<int64_t>(sequence) * args.heads.q + q_head) * args.splits;
   const float* totals = args.workspace +
                         static_cast<int64_t>(args.sequences) * args.heads.q * args.splits * kDim +
@@ -346,11 +237,11 @@ __global__ void __launch_bounds__(kJoinHeads* kWarp) sm80_attention_join(Attenti
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       const bool there = first + i < parts;
-      part_largest[i] = there ? totals[2 * (first + i)] : -INFINITY;
-      part_sum[i] = there ? totals[2 * (first + i) + 1] : 0.0f;
-      part_value[i] =
-          there ? *reinterpret_cast<const float4*>(args.workspace + (cell + first + i) * kDim + dim)
-                : float4{};
+      part_largest[i] = there ? __ldcg(totals + 2 * (first + i)) : -INFINITY;
+      part_sum[i] = there ? __ldcg(totals + 2 * (first + i) + 1) : 0.0f;
+      part_value[i] = there ? __ldcg(reinterpret_cast<const float4*>(
+                                  args.workspace + (cell + first + i) * kDim + dim))
+                            : float4{};
     }
     float top = largest;
 #pragma unroll
@@ -373,6 +264,179 @@ __global__ void __launch_bounds__(kJoinHeads* kWarp) sm80_attention_join(Attenti
 #pragma unroll
   for (int i = 0; i < 4; ++i) value[i] *= args.cache.v_scale / sum;
   store_dims(args, token, q_head, dim, value);
+}
+
+// How many parts of a sequence and KV head have been left; zeros between launches, since counting
+// wraps. Only for who is alone on the GPU (Exec::alone): two launches never count at once.
+__device__ unsigned int parts_left[kMostJoins];
+
+// The part of a sequence and KV head that a block attends to.
+struct DecodePart {
+  int part, head, sequence, token, context;
+  int pages, each;  // of the context, of a part
+  int begin, end;   // the part's pages
+  bool there;       // the sequence decodes and has the part
+
+  __device__ __forceinline__ explicit DecodePart(const AttentionArgs& args)
+      : part(blockIdx.y), head(blockIdx.x), sequence(blockIdx.z) {
+    token = args.query_starts[sequence];
+    const int next = args.query_starts[sequence + 1];
+    context = args.context_lens[sequence];
+    pages = (context + kPage - 1) / kPage;
+    each = args.splits == 1 ? pages : pages_per_split(pages, args.heads.kv);
+    begin = part * each;
+    end = min(pages, begin + each);
+    there = next - token == 1 && begin < end;
+  }
+};
+
+// The query's rows of the KV head, as a lane multiplies them.
+template <class Page>
+__device__ __forceinline__ void load_queries(const AttentionArgs& args, const DecodePart& of,
+                                             uint32_t (&q)[8][2]) {
+  const int group = args.heads.q / args.heads.kv, g = threadIdx.x % kWarp / 4;
+  if (g < group)
+    Page::load_query(static_cast<const uint8_t*>(args.q.data) +
+                         (of.token * args.q.stride + (of.head * group + g) * kDim) * 2,
+                     q);
+}
+
+// What the block's warps hold becomes the part's share of the output, or the output. values: of
+// each warp [8][kDim + 4], warp_floats apart.
+template <class Page>
+__device__ __forceinline__ void leave_part(const AttentionArgs& args, const DecodePart& of,
+                                           Running& state, float* values, int warp_floats) {
+  __shared__ float stats[kDecodeWarps][2][8];
+  constexpr int kRow = kDim + 4;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, g = lane / 4, t = lane % 4;
+  const int group = args.heads.q / args.heads.kv;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+#pragma unroll
+    for (int offset = 4; offset < kWarp; offset *= 2)
+      state.sum[h] += __shfl_xor_sync(~0u, state.sum[h], offset);
+    if (g == 0) {
+      stats[warp][0][2 * t + h] = state.largest[h];
+      stats[warp][1][2 * t + h] = state.sum[h];
+    }
+  }
+#pragma unroll
+  for (int m = 0; m < 8; ++m)
+#pragma unroll
+    for (int r = 0; r < 4; ++r)
+      values[warp * warp_floats + (2 * t + r % 2) * kRow + Page::dim_of(m, g + r / 2 * 8)] =
+          state.values[m][r];
+  __syncthreads();
+
+  // A warp a head, four dims a lane.
+  const int dim = lane * 4;
+  static_assert(kWarp * 4 == kDim, "a warp has a head's dims");
+  for (int h = warp; h < group; h += kDecodeWarps) {
+    float largest = stats[0][0][h];
+    for (int w = 1; w < kDecodeWarps; ++w) largest = fmaxf(largest, stats[w][0][h]);
+    float sum = 0.0f, value[4] = {};
+    for (int w = 0; w < kDecodeWarps; ++w) {
+      const float factor = exp2f(stats[w][0][h] - largest);  // 0 for a warp without pages
+      sum = fmaf(stats[w][1][h], factor, sum);
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        value[i] = fmaf(values[w * warp_floats + h * kRow + dim + i], factor, value[i]);
+    }
+    const int q_head = of.head * group + h;
+    if (of.each >= of.pages) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) value[i] *= args.cache.v_scale / sum;
+      store_dims(args, of.token, q_head, dim, value);
+      continue;
+    }
+    const int64_t cell =
+        (static_cast<int64_t>(of.sequence) * args.heads.q + q_head) * args.splits + of.part;
+    *reinterpret_cast<float4*>(args.workspace + cell * kDim + dim) =
+        float4{value[0], value[1], value[2], value[3]};
+    if (lane < 2) {
+      float* totals =
+          args.workspace + static_cast<int64_t>(args.sequences) * args.heads.q * args.splits * kDim;
+      totals[cell * 2 + lane] = lane ? sum : largest;
+    }
+  }
+  if (!args.join || of.each >= of.pages) return;
+
+  // The block that leaves the last part joins all of them.
+  __shared__ bool last;
+  const int parts = (of.pages + of.each - 1) / of.each;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0)
+    last = atomicInc(&parts_left[of.sequence * args.heads.kv + of.head],
+                     static_cast<unsigned>(parts - 1)) == static_cast<unsigned>(parts - 1);
+  __syncthreads();
+  if (!last) return;
+  __threadfence();
+  for (int h = warp; h < group; h += kDecodeWarps)
+    join_parts(args, of.sequence, of.token, of.head * group + h, parts);
+}
+
+// Decoded tokens (sequences with one token in this step): one block a (KV head, part of the
+// context, sequence), parts that are there first, so that each has a multiprocessor to itself, the
+// KV head's q heads packed as mma's 8 columns. Each warp takes every fourth page. Parts, pages and
+// their order depend on the token's own context alone. Bytes: S ctx kv 2 * 256 (FP8: 128), FLOPs: 4
+// S ctx q 128. Bound: bandwidth of memory.
+template <class Page>
+__global__ void __launch_bounds__(kDecodeWarps* kWarp, 4)
+    sm80_attention_decode(AttentionArgs args) {
+  constexpr int kWarpFloats = 8 * (kDim + 4);
+  __shared__ float values[kDecodeWarps * kWarpFloats];
+  wait_for_previous();
+  let_next_start();
+  const DecodePart of(args);
+  if (!of.there) return;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+
+  // The ids of the warp's first pages are asked for before the query, then group after group.
+  const int32_t* table = args.block_tables + of.sequence * args.table_stride;
+  const auto page_of_lane = [&](int base) {
+    const int mine = base + lane * kDecodeWarps;
+    return mine < of.end ? table[mine] : 0;
+  };
+  int page_id = page_of_lane(of.begin + warp);
+  uint32_t q[8][2] = {};
+  load_queries<Page>(args, of, q);
+
+  Running state;
+  const float log2_scale = args.scale * args.cache.k_scale * kLog2E;
+  for (int base = of.begin + warp; base < of.end; base += kDecodeWarps * kWarp) {
+    if (base != of.begin + warp) page_id = page_of_lane(base);
+    for (int i = 0; i < kWarp; ++i) {
+      const int page = base + i * kDecodeWarps;
+      if (page >= of.end) break;
+      const int64_t at =
+          (int64_t{1} * __shfl_sync(~0u, page_id, i) * args.heads.kv + of.head) * Page::kBytes;
+      Page registers;
+      registers.load(static_cast<const uint8_t*>(args.cache.k) + at,
+                     static_cast<const uint8_t*>(args.cache.v) + at,
+                     [](const uint8_t* from) { return load_written(from); });
+      const int valid = of.context - page * kPage;
+      if (valid < kPage) registers.clear_values_from(valid);
+      attend_page(registers, q, valid, log2_scale, state);
+    }
+  }
+  leave_part<Page>(args, of, state, values, kWarpFloats);
+}
+
+// The same for all tokens, where the blocks of sm80_attention_decode do not. Bytes: parts * 130 * 4
+// a head.
+constexpr int kJoinHeads = 4;
+__global__ void __launch_bounds__(kJoinHeads* kWarp) sm80_attention_join(AttentionArgs args) {
+  wait_for_previous();
+  let_next_start();
+  const int q_head = blockIdx.x * kJoinHeads + threadIdx.x / kWarp, sequence = blockIdx.y;
+  if (q_head >= args.heads.q) return;
+  const int token = args.query_starts[sequence];
+  if (args.query_starts[sequence + 1] - token != 1) return;
+  const int pages = (args.context_lens[sequence] + kPage - 1) / kPage;
+  const int each = pages_per_split(pages, args.heads.kv);
+  if (each >= pages) return;  // written by its only part
+  join_parts(args, sequence, token, q_head, (pages + each - 1) / each);
 }
 
 }  // namespace m2::ops::cuda

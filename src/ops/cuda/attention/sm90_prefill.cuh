@@ -458,7 +458,7 @@ __device__ __forceinline__ void attend_tiles(const AttentionArgs& args, uint32_t
 #pragma unroll
     for (int s = 0; s < 8; ++s)
       wgmma_64x128x16<kHalves>(logits, operand(queries + s / 4 * kQueryHalf + s % 4 * 32),
-                             operand(keys + s / 4 * kHalf + s % 4 * 32), s > 0);
+                               operand(keys + s / 4 * kHalf + s % 4 * 32), s > 0);
     wgmma_commit();
   };
   const auto add_values = [&](float(&out)[64], const uint32_t(&weights)[32], int slot) {

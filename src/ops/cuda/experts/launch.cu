@@ -65,6 +65,11 @@ __global__ void __launch_bounds__(kAnyWarps* kWarp) experts_down_any(ExpertsArgs
 
 template <class Result>
 void launch_combine(void* stream, const ExpertsArgs& args) {
+  if (args.after.residual.data) {
+    launch(stream, combine_and_norm, {dim3(static_cast<unsigned>(args.x.rows)), dim3(kNormThreads)},
+           args);
+    return;
+  }
   launch(stream, combine_pairs<Result>,
          {dim3(blocks_for(args.hidden, 4 * kCombineThreads), static_cast<unsigned>(args.x.rows)),
           dim3(kCombineThreads)},
@@ -129,10 +134,16 @@ void launch_flow(void* stream, const ExpertsArgs& args, bool fused) {
   maps.w13 = paired_rows_map(args.w13, args.experts, args.inner, args.hidden);
   maps.w2 = flow_map(args.w2, int64_t{1} * args.experts * args.hidden, args.inner, kFlowRows);
   const int stretches = args.hidden / 128 > args.inner / 64 ? args.hidden / 128 : args.inner / 64;
-  const FlowShared shared = flow_shared(kFlowRows, kN, stretches, 2, args.inner);
+  const FlowShared shared = flow_shared({.rows = kFlowRows,
+                                         .tokens = kN,
+                                         .stretches = stretches,
+                                         .token_sets = flow_scale_buffers(kN),
+                                         .weight_sets = flow_scale_buffers(kN),
+                                         .resident = args.inner,
+                                         .most_stages = kExpertsStages});
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(multiprocessors()));
-  shape.block = dim3(kFlowThreads);
+  shape.block = dim3(kExpertsFlowThreads);
   shape.shared_bytes = shared.bytes;
   if (fused) {
     launch(stream, sm90_experts_flow<kN>, shape, args, maps, shared, 3);
@@ -163,6 +174,14 @@ void launch_tiles(void* stream, const ExpertsArgs& args) {
 }
 
 }  // namespace
+
+bool experts_norm_fits(const NormAfter& after, int hidden) {
+  const auto fits = [](const Matrix& m) {
+    return m.dtype == DType::bf16 && m.stride % 8 == 0 &&
+           reinterpret_cast<uintptr_t>(m.data) % 16 == 0;
+  };
+  return fits(after.residual) && fits(after.out) && hidden % 128 == 0 && hidden <= 8 * kNormThreads;
+}
 
 void launch_experts(void* stream, const ExpertsPlan& plan, const ExpertsArgs& args) {
   if (args.x.rows == 0) return;

@@ -31,7 +31,9 @@ struct ExpertsArgs {
   void* inner_values;
   float* results;
   int group_pairs;  // most pairs of a group
-  int32_t* done;    // flow: tiles of the first half computed, for each group; zeros between calls
+  int32_t*
+      next_tile;  // flow: of the first half, taken beyond each block's first; zero between calls
+  int32_t* done;  // flow: tiles of the first half computed, for each group; zeros between calls
   // The tokens quantised [T, hidden] with scales of every 128 columns, or null.
   const uint8_t* token_f8;
   const float* token_scales;
@@ -41,8 +43,12 @@ struct ExpertsArgs {
   float* x_scales;
   uint8_t* inner_f8;
   float* inner_scales;
-  bool powers;  // scales of what is quantised here become powers of two
+  bool powers;      // scales of what is quantised here become powers of two
+  NormAfter after;  // flow, tiles: follows the sum of the results, which `out` then does not get
 };
+
+// Whether `after` can be part of experts() of these columns.
+bool experts_norm_fits(const NormAfter& after, int hidden);
 
 void launch_experts(void* stream, const ExpertsPlan& plan, const ExpertsArgs& args);
 

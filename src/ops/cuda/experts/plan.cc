@@ -72,6 +72,7 @@ ExpertsPlan plan_experts(const ExpertsShape& shape) {
   const int64_t pairs = plan.batch * shape.top;
   Layout layout;
   // First, so that it lies at the same place whatever the step.
+  plan.next_tile = layout.place(shape.compute_major == 9 ? 4 : 0);
   plan.done = layout.place(shape.compute_major == 9 ? 4 * (kMostExperts + kFlowPairs / 8 + 1) : 0);
   plan.offsets = layout.place(4 * (shape.experts + 1));
   plan.active = layout.place(4 * (shape.experts + 1));

@@ -40,6 +40,7 @@ struct ExpertsPlan {
   int64_t inner = 0;        // [pairs, I]: silu(gate) * up; f32 (any) or bf16
   int64_t results = 0;      // f32 [pairs, H]
   int64_t group_pairs = 8;  // most pairs of a group
+  int64_t next_tile = 0;    // flow: i32, zero between calls
   int64_t done = 0;         // flow: i32 [groups], zeros between calls
   bool fused = true;        // flow: both halves in one launch, whose blocks all run at once
   int64_t x_f8 = 0, x_scales = 0, inner_f8 = 0, inner_scales = 0;  // tiles; results are bf16 then

@@ -13,19 +13,59 @@ struct ExpertsFlowMaps {
 
 constexpr int kFlowUpRows = kFlowRows / 2;  // of w1, and the same of w3
 
+// Which tile of the first half comes next: from the producer to all others of the block, a tile
+// ahead. -1 after the last.
+struct TileQueue {
+  static constexpr int kPlaces = 4;
+  // empty: that all have taken the tile, and that it is counted. computed: by the consumers.
+  uint64_t full[kPlaces], empty[kPlaces], computed[kPlaces];
+  int tile[kPlaces];
+
+  __device__ __forceinline__ void init() {
+    if (threadIdx.x >= kPlaces) return;
+    barrier_init(&full[threadIdx.x], 1);
+    barrier_init(&empty[threadIdx.x], kFlowConsumers + kWarp + 1);
+    barrier_init(&computed[threadIdx.x], kFlowConsumers);
+  }
+  __device__ __forceinline__ void put(int n, int value) {
+    const int place = n % kPlaces, round = n / kPlaces;
+    if (round > 0) barrier_wait(&empty[place], (round - 1) & 1);
+    tile[place] = value;
+    barrier_arrive(&full[place]);
+  }
+  __device__ __forceinline__ int look(int n) {
+    barrier_wait(&full[n % kPlaces], n / kPlaces & 1);
+    return *static_cast<volatile int*>(&tile[n % kPlaces]);
+  }
+  __device__ __forceinline__ void leave(int n) { barrier_arrive(&empty[n % kPlaces]); }
+  // By every thread of those that take.
+  __device__ __forceinline__ int take(int n) {
+    const int value = look(n);
+    leave(n);
+    return value;
+  }
+};
+
+// Of weights under way: enough to keep memory busy over the border between the halves, and no more,
+// since whatever else a block reads comes behind them.
+constexpr int kExpertsStages = 7;
+constexpr int kExpertsFlowThreads = kFlowThreads + kWarp;  // and the warp that counts
+
 // Both halves of experts() (sm80_stream.cuh says what they compute) for f8_e4m3 weights, without a
-// pause between them: a block first runs through its share of w1 and w3, then through its share of
-// w2, whose weights it asks for while the first half still computes. A group's second half waits
-// until all blocks have counted the group's tiles of the first in `done`. Every block has to be
-// running for that; where that is not sure, the halves are launched one after the other (`phases`).
-// Bytes: 3 I H weights a group, FLOPs: 6 I H a pair. Bound: bandwidth.
+// pause between them: a block first takes tiles of w1 and w3 as it gets on (memory serves some
+// multiprocessors a fifth slower than most, so equal shares would end late), then runs through its
+// share of w2, whose weights it asks for while the first half still computes. A group's second half
+// waits until all its tiles of the first are counted in `done`. Every block has to be running for
+// that; where that is not sure, the halves are launched one after the other (`phases`), in equal
+// shares. Bytes: 3 I H weights a group, FLOPs: 6 I H a pair. Bound: bandwidth.
 template <int kN>
-__global__ void __launch_bounds__(kFlowThreads, 1)
+__global__ void __launch_bounds__(kExpertsFlowThreads, 1)
     sm90_experts_flow(const __grid_constant__ ExpertsArgs args,
                       const __grid_constant__ ExpertsFlowMaps maps, const FlowShared shape,
                       int phases) {
   extern __shared__ uint8_t flow_memory[];
   __shared__ FlowBarriers barriers;
+  __shared__ TileQueue queue;
   const uint32_t start = (shared_address(flow_memory) + 1023) & ~1023u;
   uint8_t* memory = flow_memory + (start - shared_address(flow_memory));
   auto* token_scales = reinterpret_cast<float*>(memory + shape.token_scales_at);
@@ -38,6 +78,7 @@ __global__ void __launch_bounds__(kFlowThreads, 1)
     prefetch_map(&maps.x);
     prefetch_map(&maps.w2);
   }
+  queue.init();
   barriers.init(shape.stages);
   // The groups are the list's, which is done when this kernel runs, or the router's own.
   if (one) wait_for_previous();
@@ -56,7 +97,8 @@ __global__ void __launch_bounds__(kFlowThreads, 1)
   const int up_steps = (args.hidden + kFlowColumns - 1) / kFlowColumns;
   const int down_steps = (args.inner + kFlowColumns - 1) / kFlowColumns;
   const int stretches = max(up_stretches, down_stretches);
-  constexpr int kWeightBox = kFlowRows * kTileStep;
+  constexpr int kWeightBox = kFlowRows * kTileStep, kBuffers = flow_scale_buffers(kN);
+  const bool counted = phases == 3 && args.next_tile;
 
   if (warp == kFlowConsumers / kWarp) {
     if (lane != 0) return;
@@ -68,7 +110,14 @@ __global__ void __launch_bounds__(kFlowThreads, 1)
       barrier_expect(&barriers.full[at.slot], bytes);
       return start + at.slot * shape.stage_bytes();
     };
-    for (int tile = up_begin; tile < up_end; ++tile) {
+    // The first tile is the block's own, each later one the first that nobody has taken; it is
+    // known, and said, a tile ahead.
+    const int end = counted ? up_all : up_end;
+    int tile = counted ? static_cast<int>(blockIdx.x) : up_begin;
+    queue.put(0, tile < end ? tile : -1);
+    for (int n = 0; tile < end; ++n) {
+      const int next =
+          counted ? static_cast<int>(gridDim.x) + atomicAdd(args.next_tile, 1) : tile + 1;
       const Group group = groups.at(tile / up_tiles);
       const int rows = (group.expert * 2 * args.inner + tile % up_tiles * kFlowUpRows) / 8;
       const int token = one && args.token_f8 ? 0 : group.begin;
@@ -78,10 +127,12 @@ __global__ void __launch_bounds__(kFlowThreads, 1)
         copy_boxes(to + 2 * kWeightBox, kN * kTileStep, &maps.x, true, step, token,
                    &barriers.full[at.slot]);
         at.next(shape.stages);
+        if (step == 0) queue.put(n + 1, next < end ? next : -1);
       }
+      tile = next;
     }
     const bool joined = args.inner % kTileStep == 0;
-    for (int tile = down_begin; tile < down_end; ++tile) {
+    for (tile = down_begin; tile < down_end; ++tile) {
       const Group group = groups.at(tile / down_tiles);
       const int row = group.expert * args.hidden + tile % down_tiles * kFlowRows;
       for (int step = 0; step < down_steps; ++step) {
@@ -98,21 +149,27 @@ __global__ void __launch_bounds__(kFlowThreads, 1)
     let_next_start();
     int tile_count = 0;
     const auto next_buffer = [&] {
-      const int buffer = tile_count % 2, round = tile_count / 2;
+      const int buffer = tile_count % kBuffers, round = tile_count / kBuffers;
       ++tile_count;
       if (round > 0) barrier_wait(&barriers.scales_empty[buffer], (round - 1) & 1);
       return buffer;
     };
-    int group_of[2] = {-1, -1};
-    for (int tile = up_begin; tile < up_end; ++tile) {
+    int group_of[kBuffers];
+#pragma unroll
+    for (int& group : group_of) group = -1;
+    for (int n = 0;; ++n) {
+      const int tile = queue.take(n);
+      if (tile < 0) break;
       const int index = tile / up_tiles, buffer = next_buffer();
       const Group group = groups.at(index);
       const int block = (args.first_inner + tile % up_tiles * kFlowUpRows) / 128 - args.scale_row;
       const int64_t at =
           (static_cast<int64_t>(group.expert) * args.inner_blocks + block) * args.hidden_blocks;
-      auto* to = reinterpret_cast<float2*>(weight_scales + buffer * 2 * stretches);
-      for (int s = lane; s < up_stretches; s += kWarp)
-        to[s] = {__ldg(args.w1_scale + at + s), __ldg(args.w3_scale + at + s)};
+      float* to = weight_scales + buffer * 2 * stretches;
+      for (int s = lane; s < up_stretches; s += kWarp) {
+        copy_float(to + 2 * s, args.w1_scale + at + s, true);
+        copy_float(to + 2 * s + 1, args.w3_scale + at + s, true);
+      }
       if (group_of[buffer] != index) {
         group_of[buffer] = index;
         const bool direct = one && args.token_f8;
@@ -123,10 +180,15 @@ __global__ void __launch_bounds__(kFlowThreads, 1)
 #pragma unroll 8
         for (int i = lane; i < kN * up_stretches; i += kWarp) {
           const int token = i / up_stretches, stretch = i % up_stretches;
-          scales[stretch * kN + token] = token < group.count ? from[direct ? stretch : i] : 0.0f;
+          const bool there = token < group.count;
+          copy_float(scales + stretch * kN + token,
+                     from + (direct  ? stretch
+                             : there ? i
+                                     : 0),
+                     there);
         }
       }
-      barrier_arrive(&barriers.scales_full[buffer]);
+      arrive_when_copied(&barriers.scales_full[buffer]);
     }
     for (int tile = down_begin; tile < down_end; ++tile) {
       const int buffer = next_buffer();
@@ -134,15 +196,34 @@ __global__ void __launch_bounds__(kFlowThreads, 1)
       const int64_t at = (static_cast<int64_t>(group.expert) * args.hidden_blocks +
                           tile % down_tiles * kFlowRows / 128) *
                          args.inner_blocks;
-      auto* to = reinterpret_cast<float2*>(weight_scales + buffer * 2 * stretches);
+      float* to = weight_scales + buffer * 2 * stretches;
       for (int s = lane; s < down_stretches; s += kWarp) {
-        const float scale =
-            __ldg(args.w2_scale + at + (args.first_inner + s * 64) / 128 - args.scale_row);
-        to[s] = {scale, scale};
+        const float* from = args.w2_scale + at + (args.first_inner + s * 64) / 128 - args.scale_row;
+        copy_float(to + 2 * s, from, true);
+        copy_float(to + 2 * s + 1, from, true);
       }
-      barrier_arrive(&barriers.scales_full[buffer]);
+      arrive_when_copied(&barriers.scales_full[buffer]);
     }
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
     return;
+  }
+
+  // Counts what the consumers have computed, so that they need not wait until it is seen
+  // everywhere.
+  if (warp == kFlowConsumers / kWarp + 2) {
+    if (lane != 0) return;
+    if (!one) wait_for_previous();
+    let_next_start();
+    for (int n = 0;; ++n) {
+      const int tile = queue.look(n);
+      if (tile < 0) return;
+      barrier_wait(&queue.computed[n % TileQueue::kPlaces], n / TileQueue::kPlaces & 1);
+      __threadfence();
+      if (with_down) atomicAdd(&args.done[tile / up_tiles], 1);
+      queue.leave(n);
+    }
   }
 
   if (!one) wait_for_previous();
@@ -154,8 +235,8 @@ __global__ void __launch_bounds__(kFlowThreads, 1)
   const auto multiply = [&]<int kStretches>(std::integral_constant<int, kStretches>,
                                             uint32_t tokens, int steps, int count,
                                             const float* of_tokens, float(&total)[kN / 2]) {
-    const int buffer = tile_count % 2;
-    barrier_wait(&barriers.scales_full[buffer], tile_count / 2 & 1);
+    const int buffer = tile_count % kBuffers;
+    barrier_wait(&barriers.scales_full[buffer], tile_count / kBuffers & 1);
     for (int step = 0; step < steps; ++step) {
       barrier_wait(&barriers.full[at.slot], at.round & 1);
       const uint32_t stage = start + at.slot * shape.stage_bytes();
@@ -169,32 +250,26 @@ __global__ void __launch_bounds__(kFlowThreads, 1)
     ++tile_count;
   };
 
-  for (int tile = up_begin; tile < up_end;) {
+  for (int n = 0;; ++n) {
+    const int tile = queue.take(n);
+    if (tile < 0) break;
     const int index = tile / up_tiles;
     const Group group = groups.at(index);
-    const int last = min(up_end, (index + 1) * up_tiles), count = last - tile;
-    for (; tile < last; ++tile) {
-      float total[kN / 2] = {};
-      multiply(std::integral_constant<int, 2>(), 0, up_steps, up_stretches,
-               token_scales + tile_count % 2 * stretches * kN, total);
-      // The warp's rows are 8 of w1 and the same 8 of w3.
-      const int inner = tile % up_tiles * kFlowUpRows + warp * 8 + g;
+    float total[kN / 2] = {};
+    multiply(std::integral_constant<int, 2>(), 0, up_steps, up_stretches,
+             token_scales + tile_count % kBuffers * stretches * kN, total);
+    // The warp's rows are 8 of w1 and the same 8 of w3.
+    const int inner = tile % up_tiles * kFlowUpRows + warp * 8 + g;
 #pragma unroll
-      for (int j = 0; j < kN / 8; ++j)
+    for (int j = 0; j < kN / 8; ++j)
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int token = 8 * j + 2 * t + i;
-          if (token < group.count && inner < args.inner)
-            inner_values[static_cast<int64_t>(group.begin + token) * args.inner + inner] =
-                __float2bfloat16_rn(silu(total[4 * j + i]) * total[4 * j + 2 + i]);
-        }
-    }
-    if (!with_down) continue;
-    consumers_meet();
-    if (threadIdx.x == 0) {
-      __threadfence();
-      atomicAdd(&args.done[index], count);
-    }
+      for (int i = 0; i < 2; ++i) {
+        const int token = 8 * j + 2 * t + i;
+        if (token < group.count && inner < args.inner)
+          inner_values[static_cast<int64_t>(group.begin + token) * args.inner + inner] =
+              __float2bfloat16_rn(silu(total[4 * j + i]) * total[4 * j + 2 + i]);
+      }
+    barrier_arrive(&queue.computed[n % TileQueue::kPlaces]);
   }
 
   uint8_t* resident = memory + shape.resident_at;

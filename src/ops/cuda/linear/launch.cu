@@ -80,7 +80,13 @@ void launch_flow(void* stream, const LinearPlan& plan, const LinearArgs& args) {
     tiles += (rows + plan.tile_rows - 1) / plan.tile_rows;
   }
   const int stretches = static_cast<int>((args.x.columns + kTileStep - 1) / kTileStep);
-  const FlowShared shared = flow_shared(plan.tile_rows, kN, stretches, 1, 0);
+  constexpr bool kResident = flow_resident(kN);
+  const FlowShared shared =
+      flow_shared({.rows = plan.tile_rows,
+                   .tokens = kN,
+                   .staged = !kResident,
+                   .stretches = stretches,
+                   .resident = kResident ? static_cast<int>(args.x.columns) : 0});
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(tiles < multiprocessors() ? tiles : multiprocessors()));
   shape.block = dim3(kFlowThreads);

@@ -26,7 +26,52 @@ __device__ __forceinline__ LinearFlowPlace flow_place(const LinearArgs& args, in
   return {part, tile * tile_rows};
 }
 
-// Up to kN tokens, quantised, times f8_e4m3 weights. Bytes: N K, and kN K from L2 for each tile.
+// The block's tokens as wgmma wants them, boxes of [kN, 128] from `to` on, with zeros past the last
+// column; and their scales. By the consumers.
+template <int kN>
+__device__ __forceinline__ void load_tokens(const LinearArgs& args, int steps, uint8_t* to,
+                                            float* scales) {
+  constexpr int kAhead = 4, kPieces = 12;  // asked for together: of scales, of tokens
+  const int tokens = static_cast<int>(args.x.rows), columns = static_cast<int>(args.x.columns);
+  const int stretches = (columns + kTileStep - 1) / kTileStep;
+  const auto scale_at = [&](int i) { return i < tokens * stretches ? args.x_scales[i] : 0.0f; };
+  float scale[kAhead];
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) scale[i] = scale_at(threadIdx.x + i * kFlowConsumers);
+  const int pieces = steps * (kFlowColumns / 16);  // of 16 bytes
+  for (int first = threadIdx.x; first < tokens * pieces; first += kPieces * kFlowConsumers) {
+    uint4 value[kPieces];
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      const int item = first + i * kFlowConsumers, token = item / pieces, piece = item % pieces;
+      value[i] = token < tokens && piece * 16 < columns
+                     ? load_written(args.x_f8 + int64_t{1} * token * columns + piece * 16)
+                     : uint4{};
+    }
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      const int item = first + i * kFlowConsumers, token = item / pieces, piece = item % pieces;
+      if (token < tokens)
+        *reinterpret_cast<uint4*>(to + piece / 8 * (kN * kTileStep) + token * kTileStep +
+                                  ((piece % 8) ^ (token & 7)) * 16) = value[i];
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) {
+    const int item = threadIdx.x + i * kFlowConsumers;
+    if (item < kN * stretches) scales[item % stretches * kN + item / stretches] = scale[i];
+  }
+  for (int item = threadIdx.x + kAhead * kFlowConsumers; item < kN * stretches;
+       item += kFlowConsumers)
+    scales[item % stretches * kN + item / stretches] = scale_at(item);
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+// Up to kN tokens, quantised, times f8_e4m3 weights. Few tokens stay in shared memory, loaded by
+// the consumers: copies asked for behind the weights' would come after them. Bytes: N K, and kN K
+// from L2 for each block, or for each tile where the tokens are many.
 // FLOPs: 2 kN N K on the FP8 tensor cores. Bound: bandwidth of memory.
 template <int kN>
 __global__ void __launch_bounds__(kFlowThreads, 1)
@@ -45,6 +90,7 @@ __global__ void __launch_bounds__(kFlowThreads, 1)
   const int steps = (columns + kFlowColumns - 1) / kFlowColumns;
   const int begin = flow_begin(tiles, blockIdx.x), end = flow_begin(tiles, blockIdx.x + 1);
   const int weight_box = shape.rows * kTileStep;
+  constexpr bool kResident = flow_resident(kN);
   if (threadIdx.x < args.parts) prefetch_map(&maps.weight[threadIdx.x]);
   if (threadIdx.x == kWarp) prefetch_map(&maps.x);
   barriers.init(shape.stages);
@@ -65,8 +111,9 @@ __global__ void __launch_bounds__(kFlowThreads, 1)
       place = flow_place(args, shape.rows, tile);
     };
     const auto ask_tokens = [&](int of_step, int slot) {
-      copy_boxes(start + slot * shape.stage_bytes() + 2 * weight_box, kN * kTileStep, &maps.x,
-                 joined, of_step, 0, &barriers.full[slot]);
+      if constexpr (!kResident)
+        copy_boxes(start + slot * shape.stage_bytes() + 2 * weight_box, kN * kTileStep, &maps.x,
+                   joined, of_step, 0, &barriers.full[slot]);
     };
     const int all = (end - begin) * steps, ahead = min(shape.stages, all);
     for (int i = 0; i < ahead; ++i) ask_weights(i);
@@ -107,10 +154,14 @@ __global__ void __launch_bounds__(kFlowThreads, 1)
 
   wait_for_previous();
   let_next_start();
+  if constexpr (kResident) {
+    load_tokens<kN>(args, steps, memory + shape.resident_at, token_scales);
+  } else {
 #pragma unroll 8
-  for (int i = threadIdx.x; i < kN * stretches; i += kFlowConsumers) {
-    const int token = i / stretches, stretch = i % stretches;
-    token_scales[stretch * kN + token] = token < tokens ? args.x_scales[i] : 0.0f;
+    for (int i = threadIdx.x; i < kN * stretches; i += kFlowConsumers) {
+      const int token = i / stretches, stretch = i % stretches;
+      token_scales[stretch * kN + token] = token < tokens ? args.x_scales[i] : 0.0f;
+    }
   }
   consumers_meet();
   const int g = lane / 4, t = lane % 4, row = warp * 16 + g;
@@ -127,9 +178,10 @@ __global__ void __launch_bounds__(kFlowThreads, 1)
     for (int step = 0; step < steps; ++step) {
       barrier_wait(&barriers.full[at.slot], at.round & 1);
       const uint32_t stage = start + at.slot * shape.stage_bytes();
-      multiply_stage<kN, 2>(stage, weight_box, stage + 2 * weight_box, 2 * step, stretches,
-                            token_scales, weight_scales + buffer * 2 * stretches, upper, lower,
-                            total);
+      const uint32_t of_step = kResident ? start + shape.resident_at + step * (2 * kN * kTileStep)
+                                         : stage + 2 * weight_box;
+      multiply_stage<kN, 2>(stage, weight_box, of_step, 2 * step, stretches, token_scales,
+                            weight_scales + buffer * 2 * stretches, upper, lower, total);
       barrier_arrive(&barriers.empty[at.slot]);
       at.next(shape.stages);
     }

@@ -1,0 +1,97 @@
+#pragma once
+
+#include "ops/cuda/attention/sm80_decode.cuh"
+#include "ops/cuda/hopper.cuh"
+
+namespace m2::ops::cuda {
+
+// Pages a warp has in shared memory or under way: two blocks a multiprocessor have 192 KB.
+constexpr int kDecodeRing = 24 * 1024;  // a warp
+template <class Page>
+constexpr int kDecodeSlots = kDecodeRing / (2 * Page::kBytes);
+constexpr int kDecodeRings = kDecodeWarps * kDecodeRing;
+
+// sm80_attention_decode, to the same bytes, with pages brought to shared memory by bulk copies some
+// ahead: so few warps have enough under way, and pages are asked for before the kernel in front has
+// ended, which writes nothing but the query and the newest token's page. Bound: bandwidth; for few
+// tokens the latency of the query and of the last page.
+template <class Page>
+__global__ void __launch_bounds__(kDecodeWarps* kWarp, 2)
+    sm90_attention_decode(AttentionArgs args) {
+  extern __shared__ __align__(128) uint8_t rings[];
+  constexpr int kSlots = kDecodeSlots<Page>;
+  __shared__ uint64_t full[kDecodeWarps][kSlots];
+  const DecodePart of(args);
+  if (!of.there) {
+    // No kernel may end before the one in front of it has: its first block sees to that.
+    if (of.part == 0 && of.head == 0 && of.sequence == 0) wait_for_previous();
+    return;
+  }
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  uint8_t* ring = rings + warp * kDecodeRing;
+  if (lane == 0) {
+    for (int slot = 0; slot < kSlots; ++slot) barrier_init(&full[warp][slot], 1);
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+  }
+  __syncwarp();
+
+  // Lane l holds the id of the warp's page 32 n + l, and of the one 32 later.
+  const int32_t* table = args.block_tables + of.sequence * args.table_stride;
+  const auto page_at = [&](int i) { return of.begin + warp + i * kDecodeWarps; };
+  const auto id_of_lane = [&](int first) {
+    const int page = page_at(first + lane);
+    return page < of.end ? table[page] : 0;
+  };
+  int ids = id_of_lane(0), later_ids = id_of_lane(kWarp);
+  const auto ask = [&](int i, int id) {
+    if (lane != 0) return;
+    const int slot = i % kSlots;
+    uint8_t* to = ring + slot * 2 * Page::kBytes;
+    const int64_t at = (int64_t{1} * id * args.heads.kv + of.head) * Page::kBytes;
+    barrier_expect(&full[warp][slot], 2 * Page::kBytes);
+    bulk_copy(to, static_cast<const uint8_t*>(args.cache.k) + at, Page::kBytes, &full[warp][slot]);
+    bulk_copy(to + Page::kBytes, static_cast<const uint8_t*>(args.cache.v) + at, Page::kBytes,
+              &full[warp][slot]);
+  };
+  int asked = 0;
+  for (; asked < kSlots && page_at(asked) < min(of.end, of.pages - 1); ++asked)
+    ask(asked, __shfl_sync(~0u, ids, asked));
+  wait_for_previous();
+  let_next_start();
+  for (; asked < kSlots && page_at(asked) < of.end; ++asked)
+    ask(asked, __shfl_sync(~0u, ids, asked));
+  uint32_t q[8][2] = {};
+  load_queries<Page>(args, of, q);
+
+  Running state;
+  const float log2_scale = args.scale * args.cache.k_scale * kLog2E;
+  int slot = 0, round = 0;
+  for (int i = 0; page_at(i) < of.end; ++i) {
+    if (i > 0 && i % kWarp == 0) {
+      ids = later_ids;
+      later_ids = id_of_lane(i + kWarp);
+    }
+    barrier_wait(&full[warp][slot], round & 1);
+    const uint8_t* at = ring + slot * 2 * Page::kBytes;
+    Page registers;
+    registers.load(at, at + Page::kBytes,
+                   [](const uint8_t* from) { return *reinterpret_cast<const uint4*>(from); });
+    __syncwarp();  // the slot is free
+    if (page_at(i + kSlots) < of.end) {
+      const int within = i % kWarp + kSlots;
+      ask(i + kSlots, __shfl_sync(~0u, within < kWarp ? ids : later_ids, within % kWarp));
+    }
+    const int valid = of.context - page_at(i) * kPage;
+    if (valid < kPage) registers.clear_values_from(valid);
+    attend_page(registers, q, valid, log2_scale, state);
+    if (++slot == kSlots) {
+      slot = 0;
+      ++round;
+    }
+  }
+  leave_part<Page>(args, of, state, reinterpret_cast<float*>(rings), kDecodeRing / 4);
+}
+
+}  // namespace m2::ops::cuda

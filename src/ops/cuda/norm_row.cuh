@@ -1,0 +1,56 @@
+#pragma once
+
+#include "ops/cuda/device.cuh"
+
+// A row's norm, 8 columns a thread: what the norms and the experts' last step share.
+namespace m2::ops::cuda {
+
+constexpr int kNormThreads = 384;  // a row of 3072 is 8 numbers a thread
+
+// 8 numbers of a row as one access (bf16) or two (f32).
+template <class T>
+struct alignas(16) Pack8 {
+  T values[8];
+};
+
+// The norm's weights of 8 columns.
+__device__ __forceinline__ void load_weights(const void* weight, DType dtype, int64_t column,
+                                             float (&by)[8]) {
+  if (dtype == DType::bf16 && reinterpret_cast<uintptr_t>(weight) % 16 == 0) {
+    const auto pack = *reinterpret_cast<const Pack8<__nv_bfloat16>*>(
+        static_cast<const __nv_bfloat16*>(weight) + column);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) by[i] = to_float(pack.values[i]);
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) by[i] = load_number(weight, dtype, column + i);
+}
+
+// Writes pack p of a row, normed, and quantised if wanted. Half a warp has 128 columns.
+template <class T>
+__device__ __forceinline__ void store_normed(const Pack8<T>& kept, const float (&by)[8],
+                                             float factor, T* to, int64_t p, int64_t row,
+                                             int64_t columns, const QuantisedRows& quantised) {
+  Pack8<T> pack;
+#pragma unroll
+  for (int i = 0; i < 8; ++i)
+    pack.values[i] = from_float<T>(to_float(kept.values[i]) * factor * by[i]);
+  reinterpret_cast<Pack8<T>*>(to)[p] = pack;
+  if (!quantised.values) return;
+  float value[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) value[i] = to_float(pack.values[i]);
+  float most = fmaxf(largest_of(value[0], value[1], value[2], value[3]),
+                     largest_of(value[4], value[5], value[6], value[7]));
+#pragma unroll
+  for (int offset = 8; offset; offset /= 2)
+    most = fmaxf(most, __shfl_xor_sync(0xffffu << (threadIdx.x & 16), most, offset));
+  const float scale = f8_scale(most, quantised.powers), inverse = 1.0f / scale;
+  reinterpret_cast<uint2*>(quantised.values + row * columns)[p] = {
+      to_f8(value[0], value[1], value[2], value[3], inverse),
+      to_f8(value[4], value[5], value[6], value[7], inverse)};
+  if (threadIdx.x % 16 == 0) quantised.scales[row * (columns / 128) + p / 16] = scale;
+}
+
+}  // namespace m2::ops::cuda
