@@ -408,6 +408,7 @@ ExpertsShape experts_shape(const Experts& experts, int64_t tokens, int64_t top) 
   shape.aligned = aligned16(experts.w13.data(), experts.hidden(), shape.weight) &&
                   aligned16(experts.w2.data(), experts.inner(), shape.weight);
   shape.whole_chunks = experts.first_inner % 64 == 0;
+  shape.whole_blocks = experts.first_inner % 128 == 0 && experts.inner() % 128 == 0;
   shape.compute_major = compute_major();
   return shape;
 }
@@ -461,11 +462,14 @@ void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Ten
   args.inner_values = base + plan.inner;
   args.results = reinterpret_cast<float*>(base + plan.results);
 
+  if (plan.form == ExpertsForm::tiles)
+    args.position = reinterpret_cast<int32_t*>(base + plan.position);
   if (plan.form == ExpertsForm::flow) {
     args.done = reinterpret_cast<int32_t*>(base + plan.done);
     args.next_tile = reinterpret_cast<int32_t*>(base + plan.next_tile);
   }
   args.group_pairs = static_cast<int>(plan.group_pairs);
+  args.inner_stretch = plan.inner_stretch;
   args.x_f8 = base + plan.x_f8;
   args.x_scales = reinterpret_cast<float*>(base + plan.x_scales);
   args.inner_f8 = base + plan.inner_f8;
@@ -486,6 +490,8 @@ void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Ten
     const int64_t count = std::min(plan.batch, tokens - first);
     args.x = matrix(x.rows(first, count));
     args.out = matrix(out.rows(first, count));
+    args.wide_stores = out.dtype() == DType::bf16 && experts.hidden() % 8 == 0 &&
+                       aligned16(args.out.data, out.row_stride(), DType::bf16);
     args.ids = ids.rows(first, count).as<int32_t>();
     args.weights = weights.rows(first, count).as<float>();
     const QuantisedRows token = rows_of(exec, quantised.rows(first, count));

@@ -193,6 +193,14 @@ __device__ __forceinline__ float silu(float value) {
   return value / (1.0f + expf(-value));
 }
 
+// The same in a fifth of the instructions, to some 2^-20: for what becomes FP8 or bf16 at once.
+__device__ __forceinline__ float quick_silu(float value) {
+  float power, inverse;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(value * -1.4426950408889634f));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.0f + power));
+  return value * inverse;
+}
+
 // 16 bytes of memory that no kernel writes, past L1: weights are read once.
 __device__ __forceinline__ uint4 load_streaming(const void* pointer) {
   uint4 value;

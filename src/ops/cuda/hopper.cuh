@@ -49,7 +49,8 @@ __device__ __forceinline__ void meet_cluster() {
                    : "memory");
 #endif
 }
-__device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t parity) {
+// `barrier`: its address in shared memory.
+__device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile(
       "{\n"
@@ -57,10 +58,13 @@ __device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t parity)
       "again:\n"
       "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
       "@!done bra again;\n"
-      "}\n" ::"r"(shared_address(barrier)),
+      "}\n" ::"r"(barrier),
       "r"(parity)
       : "memory");
 #endif
+}
+__device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t parity) {
+  barrier_wait(shared_address(barrier), parity);
 }
 __device__ __forceinline__ void bulk_copy(void* to, const void* from, int bytes,
                                           uint64_t* barrier) {

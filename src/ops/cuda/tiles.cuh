@@ -2,22 +2,38 @@
 
 #include <cuda.h>
 
+#include <type_traits>
+
 #include "ops/cuda/hopper.cuh"
 
-// The prefill form of a matrix product on Hopper: both sides f8_e4m3, tiles of 128 tokens x 128
-// weight rows, one block a multiprocessor that runs through its tiles. A producer warp keeps a ring
-// of 128-wide K steps in shared memory by tensor copies; two warpgroups multiply 64 tokens each
-// with wgmma. The tensor cores' sums are taken into FP32 registers every 128 columns of K (or 64)
+// The prefill form of a matrix product on Hopper: both sides f8_e4m3, tiles of 128 tokens x 256 (or
+// 128) weight rows, one block a multiprocessor that runs through its tiles. A producer warp keeps a
+// ring of 128-wide K steps in shared memory by tensor copies, another brings their scales; two
+// warpgroups multiply 64 tokens each with wgmma, 128 rows at a time, or of 64 tokens and fewer 128
+// rows each. The tensor cores' sums are taken into FP32 registers every 128 columns of K (or 64)
 // with the scales of that stretch, which also keeps them exact enough: on their own they hold about
-// 14 bits.
+// 14 bits. Two blocks of a cluster copy what they have in common into both.
+// What bounds it: between one product's end and the next one's start a warpgroup must do little
+// (64 additions a thread and as few other instructions as can be), since only the other warpgroup
+// multiplies meanwhile; and L2, which gives 48 KB for 8.4 MFLOP, or 32 KB where weights are shared.
 namespace m2::ops::cuda {
 
-constexpr int kTileTokens = 128, kTileWeights = 128, kTileStep = 128;
-constexpr int kTileStages = 6;
-constexpr int kTileStageBytes = (kTileTokens + kTileWeights) * kTileStep;
-constexpr int kTileSharedBytes = kTileStages * kTileStageBytes + 1024;  // aligned by hand
+constexpr int kTileTokens = 128, kTileStep = 128;
+constexpr int kTileHalf = 128;  // weight rows a warpgroup multiplies at once
+constexpr int kTileBox = 64;    // rows of a copy
+constexpr int kTileBoxBytes = kTileBox * kTileStep;
+constexpr int kTileMaxStages = 6;
+constexpr int kTilePlaces = 8;  // more tiles than stages, so that the oldest has been read
 constexpr int kTileConsumers = 256;
 constexpr int kTileThreads = kTileConsumers + 128;
+// Dynamic shared memory, from a 1024-byte border on: the ring; of each stage the scales of one or
+// two stretches, of 128 tokens and of 4 times 64 weight rows; for each warp a place to turn its
+// results into whole rows.
+constexpr int kTileRing = 192 * 1024;
+constexpr int kTileScaleBytes = (kTileTokens + 8) * 4;
+constexpr int kTileWarpsAt = kTileRing + kTileMaxStages * 2 * kTileScaleBytes;
+constexpr int kTileWarpBytes = 2048 + 128;
+constexpr int kTileSharedBytes = kTileWarpsAt + 8 * kTileWarpBytes + 1024;
 
 // d (+)= a b^T: 64 tokens x 128 weight rows, 32 of K, operands in shared memory as 128-byte rows in
 // the 128-byte swizzle. A thread holds for columns 8 j + 2 t + {0, 1} row g of its warp's 16 in
@@ -69,6 +85,13 @@ __device__ __forceinline__ void wgmma_finish() {
 __device__ __forceinline__ uint64_t operand(uint32_t address) {
   return (static_cast<uint64_t>(1) << 62) | (static_cast<uint64_t>(1024 >> 4) << 32) |
          (static_cast<uint64_t>(1) << 16) | (address >> 4 & 0x3fff);
+}
+// The same from the lower half of the descriptor: address / 16 and the flag in bit 16.
+__device__ __forceinline__ uint32_t operand_low(uint32_t address) {
+  return address >> 4 | 1u << 16;
+}
+__device__ __forceinline__ uint64_t operand_from(uint32_t low) {
+  return static_cast<uint64_t>(0x40000040u) << 32 | low;
 }
 template <int kRegisters>
 __device__ __forceinline__ void give_registers() {
@@ -131,55 +154,224 @@ __device__ __forceinline__ void tensor_copy_5d(uint32_t to, const CUtensorMap* m
 #endif
 }
 
-// One tile's place: tokens [token, token + tokens) of the quantised rows, and the weights' first
-// row(s) in the tensor map (two halves of 64, which may lie apart).
+// What the two blocks of a cluster have in common, which each copies half of into both.
+enum class TileShare { nothing, tokens, weights, either };
+
+// One tile's place: tokens [token, token + tokens) of the quantised rows, and the first rows of its
+// first half in the weights' map: 64, and 64 more that may lie apart. `halves` of 128 rows exist.
 struct TilePlace {
   int token = 0, tokens = 0;
   int upper_row = 0, lower_row = 0;
+  int halves = 0;
+  int unit = 0;    // the first half's number within the matrix
+  int matrix = 0;  // the number of the expert or part
+  TileShare share = TileShare::nothing;
 };
 
-// Runs tiles blockIdx.x, blockIdx.x + gridDim.x, ... of Work:
+// `barrier`: of any block of the cluster.
+__device__ __forceinline__ void arrive_in_cluster(uint32_t barrier) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+#endif
+}
+__device__ __forceinline__ uint32_t address_in_block(uint32_t address, int rank) {
+  uint32_t there = address;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+#endif
+  return there;
+}
+__device__ __forceinline__ float shared_float(uint32_t address) {
+  float value;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(address));
+  return value;
+}
+__device__ __forceinline__ float2 shared_float2(uint32_t address) {
+  float2 value;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(value.x), "=f"(value.y) : "r"(address));
+  return value;
+}
+
+// Tiles in the order in which clusters become free, so that those which share weights run at about
+// the same time however long they take: who began together would soon be many tiles apart, and L2
+// holds what memory gives in 10 us. The cluster's first block takes the next number and tells both,
+// one tile ahead.
+struct ClusterQueue {
+  int tile[kTilePlaces];
+  uint64_t told[kTilePlaces];
+
+  __device__ __forceinline__ void init() {
+    for (int i = 0; i < kTilePlaces; ++i) barrier_init(&told[i], 1);
+  }
+  // By one thread of the first block.
+  template <int kBlocks>
+  __device__ __forceinline__ void take(int* next, int count) {
+    const int number = atomicAdd(next, 1) * kBlocks, at = count % kTilePlaces;
+#pragma unroll
+    for (int rank = 0; rank < kBlocks; ++rank) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+      asm volatile("st.shared::cluster.s32 [%0], %1;" ::"r"(
+                       address_in_block(shared_address(&tile[at]), rank)),
+                   "r"(number + rank)
+                   : "memory");
+      asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(
+                       address_in_block(shared_address(&told[at]), rank))
+                   : "memory");
+#endif
+    }
+  }
+  __device__ __forceinline__ int wait(int count) {
+    const int at = count % kTilePlaces;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again;\n"
+        "}\n" ::"r"(shared_address(&told[at])),
+        "r"(count / kTilePlaces & 1)
+        : "memory");
+#endif
+    return *reinterpret_cast<volatile int*>(&tile[at]);
+  }
+};
+
+// Runs tiles of Work: blockIdx.x, blockIdx.x + gridDim.x, ..., or those that its queue gives.
+//   kHalfRows                                rows from the first half's to the second's
 //   int tiles, columns                       how many, and K
-//   const CUtensorMap *tokens, *weights      boxes of 128 rows and of 64 rows, 128 columns wide
-//   TilePlace place(int tile)
-//   void factors(tile, place, stretch, row0, row1, upper, lower)   scales of one stretch of K: of
-//                                            the thread's two tokens, of the weights' two halves
-//   void store(tile, place, row, total)      row: the thread's first token within the tile
+//   int* next                                a zero, to count tiles in; null: in turn
+//   const CUtensorMap *tokens, *weights      boxes of 64 rows, 128 columns wide
+//   TilePlace place(int tile)                by a whole warp, tiles in ascending order
+//   const float* token_scales(place, i)      of the place's i-th token, stretch after stretch
+//   const float* weight_scales(place, half, lower)       of 64 rows
+//   int stretches(), weight_scale(stretch)   how many; which of the weights' scales is a stretch's
+//   void store(place, first, halves, row, total, count)  the halves of the thread's warpgroup, from
+//                                            `first` on; row: the thread's first token within the
+//                                            tile; count: tiles before
 // kStretches: stretches of K a step of 128 has, 1 or 2.
-template <int kStretches, class Work>
+template <int kHalves, int kStretches, TileShare kShare, class Work>
 __device__ __forceinline__ void run_tiles(Work& work) {
+  constexpr int kStageBytes = (2 + 2 * kHalves) * kTileBoxBytes;
+  constexpr int kStages = kTileRing / kStageBytes;
+  constexpr int kBlocks = kShare == TileShare::nothing ? 1 : 2;
+  constexpr int kScaleStage = 2 * kTileScaleBytes;
+  static_assert(kStages <= kTileMaxStages);
   extern __shared__ uint8_t tile_memory[];
-  __shared__ uint64_t full[kTileStages], empty[kTileStages];
+  __shared__ uint64_t full[kTileMaxStages], empty[kTileMaxStages];
+  __shared__ TilePlace places[kTilePlaces];
+  __shared__ ClusterQueue queue;
   const uint32_t base = (shared_address(tile_memory) + 1023) & ~1023u;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   if (threadIdx.x == 0) {
-    for (int i = 0; i < kTileStages; ++i) {
-      barrier_init(&full[i], 1);
-      barrier_init(&empty[i], kTileConsumers / kWarp);
+    for (int i = 0; i < kStages; ++i) {
+      barrier_init(&full[i], 1 + kWarp);
+      barrier_init(&empty[i], kBlocks * kTileConsumers / kWarp);
     }
+    queue.init();
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
   }
   __syncthreads();
+  if constexpr (kBlocks > 1) meet_cluster();
   const int steps = (work.columns + kTileStep - 1) / kTileStep;
+  const auto tile_at = [&](int count) {
+    return Work::kQueued ? queue.wait(count)
+                         : static_cast<int>(blockIdx.x) + count * static_cast<int>(gridDim.x);
+  };
 
   if (warp >= kTileConsumers / kWarp) {
     give_registers<40>();
-    if (warp == kTileConsumers / kWarp && lane == 0) {
+    if (warp == kTileConsumers / kWarp) {
+      const int rank = kBlocks > 1 ? blockIdx.x % kBlocks : 0;
       int slot = 0, round = 0;
-      for (int tile = blockIdx.x; tile < work.tiles; tile += gridDim.x) {
+      if (Work::kQueued && rank == 0 && lane == 0) queue.template take<kBlocks>(work.next, 0);
+      for (int count = 0;; ++count) {
+        const int tile = tile_at(count);
+        if (tile >= work.tiles) {  // the consumers hear of it as they do of a tile
+          if (lane != 0) break;
+          if (round > 0) barrier_wait(&empty[slot], (round - 1) & 1);
+          places[count % kTilePlaces].matrix = -1;
+          barrier_arrive(&full[slot]);
+          break;
+        }
+        if (Work::kQueued && rank == 0 && lane == 0)
+          queue.template take<kBlocks>(work.next, count + 1);
+        __syncwarp();
         const TilePlace place = work.place(tile);
+        if (lane != 0) continue;
+        const TileShare share = kShare == TileShare::either ? place.share : kShare;
+        const int token_boxes = (place.tokens + kTileBox - 1) / kTileBox;
+        const int bytes = (token_boxes + 2 * place.halves) * kTileBoxBytes;
         for (int step = 0; step < steps; ++step) {
           if (round > 0) barrier_wait(&empty[slot], (round - 1) & 1);
-          const uint32_t to = base + slot * kTileStageBytes;
-          const uint32_t weights = to + kTileTokens * kTileStep;
-          barrier_expect(&full[slot], kTileStageBytes);
-          tensor_copy(to, work.tokens, step * kTileStep, place.token, &full[slot]);
-          tensor_copy(weights, work.weights, step * kTileStep, place.upper_row, &full[slot]);
-          tensor_copy(weights + 64 * kTileStep, work.weights, step * kTileStep, place.lower_row,
-                      &full[slot]);
-          if (++slot == kTileStages) {
+          if (step == 0) places[count % kTilePlaces] = place;
+          uint64_t* const done = &full[slot];
+          const uint32_t to = base + slot * kStageBytes;
+          const int column = step * kTileStep;
+          barrier_expect(done, bytes);
+          if (share == TileShare::tokens) {
+            if (rank < token_boxes)
+              tensor_copy_to_all(to + rank * kTileBoxBytes, work.tokens, column,
+                                 place.token + rank * kTileBox, done, 3);
+          } else {
+            for (int box = 0; box < token_boxes; ++box)
+              tensor_copy(to + box * kTileBoxBytes, work.tokens, column,
+                          place.token + box * kTileBox, done);
+          }
+          for (int half = 0; half < place.halves; ++half) {
+            const uint32_t weights = to + (2 + 2 * half) * kTileBoxBytes;
+            const int upper = place.upper_row + half * Work::kHalfRows;
+            const int lower = place.lower_row + half * Work::kHalfRows;
+            if (share == TileShare::weights) {
+              tensor_copy_to_all(weights + rank * kTileBoxBytes, work.weights, column,
+                                 rank == 0 ? upper : lower, done, 3);
+            } else {
+              tensor_copy(weights, work.weights, column, upper, done);
+              tensor_copy(weights + kTileBoxBytes, work.weights, column, lower, done);
+            }
+          }
+          if (++slot == kStages) {
+            slot = 0;
+            ++round;
+          }
+        }
+      }
+    } else if (warp == kTileConsumers / kWarp + 1) {
+      // This warp brings the scales.
+      int slot = 0, round = 0;
+      const int stretches = work.stretches();
+      for (int count = 0;; ++count) {
+        const int tile = tile_at(count);
+        if (tile >= work.tiles) {
+          if (round > 0) barrier_wait(&empty[slot], (round - 1) & 1);
+          arrive_when_copied(&full[slot]);
+          break;
+        }
+        const TilePlace place = work.place(tile);
+        const float* of_token[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) of_token[i] = work.token_scales(place, i * kWarp + lane);
+        const float* of_weights = work.weight_scales(place, lane / 2 % kHalves, lane % 2);
+        for (int step = 0; step < steps; ++step) {
+          if (round > 0) barrier_wait(&empty[slot], (round - 1) & 1);
+#pragma unroll
+          for (int s = 0; s < kStretches; ++s) {
+            const int stretch = step * kStretches + s;
+            const bool there = stretch < stretches;  // else all is zero
+            auto* to =
+                reinterpret_cast<float*>(tile_memory + (base - shared_address(tile_memory)) +
+                                         kTileRing + slot * kScaleStage + s * kTileScaleBytes);
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+              copy_float(to + i * kWarp + lane, of_token[i] + (there ? stretch : 0), there);
+            if (lane < 2 * kHalves)
+              copy_float(to + kTileTokens + lane,
+                         of_weights + (there ? work.weight_scale(stretch) : 0), there);
+          }
+          arrive_when_copied(&full[slot]);
+          if (++slot == kStages) {
             slot = 0;
             ++round;
           }
@@ -188,51 +380,147 @@ __device__ __forceinline__ void run_tiles(Work& work) {
     }
   } else {
     take_registers<232>();
-    const int row = warp * 16 + lane / 4;  // of the tile; the other is row + 8
-    int slot = 0, round = 0;
-    for (int tile = blockIdx.x; tile < work.tiles; tile += gridDim.x) {
-      const TilePlace place = work.place(tile);
-      const bool busy = warp / 4 * 64 < place.tokens;  // the warpgroup has tokens
-      float total[64] = {};
-      for (int step = 0; step < steps; ++step) {
-        float scales[kStretches][4];
-#pragma unroll
-        for (int s = 0; s < kStretches; ++s)
-          work.factors(tile, place, step * kStretches + s, row, scales[s][0], scales[s][1],
-                       scales[s][2], scales[s][3]);
-        barrier_wait(&full[slot], round & 1);
-        if (busy) {
-          const uint32_t tokens = base + slot * kTileStageBytes + warp / 4 * 64 * kTileStep;
-          const uint32_t weights = base + slot * kTileStageBytes + kTileTokens * kTileStep;
+    const int group = __shfl_sync(~0u, warp / 4, 0);
+    // Addresses, once and for all.
+    uint32_t full_at, empty_at;
+    asm volatile("mov.u32 %0, %1;" : "=r"(full_at) : "r"(shared_address(full)));
+    asm volatile("mov.u32 %0, %1;" : "=r"(empty_at) : "r"(shared_address(empty)));
+    if constexpr (kBlocks > 1) empty_at = address_in_block(empty_at, lane % kBlocks);
+    uint32_t slot = 0, parity = 0;
+    for (int count = 0;; ++count) {
+      barrier_wait(full_at + slot * 8, parity);  // with a tile's first stage comes its place
+      const TilePlace place = places[count % kTilePlaces];
+      if (place.matrix < 0) break;
+      // Of 64 tokens and fewer each warpgroup takes a half, of more 64 tokens.
+      const bool narrow = kHalves == 2 && place.tokens <= kTileBox;
+      const int box = narrow ? 0 : group, first = narrow ? group : 0;
+      const int halves = __shfl_sync(~0u,
+                                     box * kTileBox >= place.tokens ? 0
+                                     : narrow                       ? (group < place.halves ? 1 : 0)
+                                                                    : place.halves,
+                                     0);
+      const int row = box * kTileBox + warp % 4 * 16 + lane / 4;  // and row + 8
+      const uint32_t tokens_low = __shfl_sync(~0u, operand_low(base + box * kTileBoxBytes), 0);
+      const uint32_t weights_low =
+          __shfl_sync(~0u, operand_low(base + (2 + 2 * first) * kTileBoxBytes), 0);
+      const uint32_t row_scales = base + kTileRing + row * 4;
+      const uint32_t weight_scales = base + kTileRing + (kTileTokens + 2 * first) * 4;
+      float total[kHalves][64] = {};
+      const auto next_slot = [&] {
+        const bool last = slot == kStages - 1;
+        slot = last ? 0 : slot + 1;
+        parity ^= last ? 1 : 0;
+      };
+      const auto hand_back = [&] {
+        if (lane < kBlocks) arrive_in_cluster(empty_at + slot * 8);
+      };
+      const auto multiply = [&]<int kUnits>(std::integral_constant<int, kUnits>) {
+#pragma unroll 1
+        for (int step = 0; step < steps; ++step) {
+          barrier_wait(full_at + slot * 8, parity);
+          const uint32_t stage = slot * (kStageBytes / 16), scales = slot * kScaleStage;
+          float row0[kStretches], row1[kStretches];
+          float2 weight[kStretches][kUnits];
 #pragma unroll
           for (int s = 0; s < kStretches; ++s) {
-            float d[64];
-            wgmma_begin();
+            row0[s] = shared_float(row_scales + scales + s * kTileScaleBytes);
+            row1[s] = shared_float(row_scales + scales + s * kTileScaleBytes + 32);
 #pragma unroll
-            for (int k = 0; k < 4 / kStretches; ++k) {
-              const int offset = (s * (4 / kStretches) + k) * 32;
-              wgmma_64x128x32(d, operand(tokens + offset), operand(weights + offset), k > 0);
-            }
-            wgmma_finish();
-            const float f00 = scales[s][0] * scales[s][2], f10 = scales[s][1] * scales[s][2];
-            const float f01 = scales[s][0] * scales[s][3], f11 = scales[s][1] * scales[s][3];
+            for (int half = 0; half < kUnits; ++half)
+              weight[s][half] =
+                  shared_float2(weight_scales + scales + s * kTileScaleBytes + half * 8);
+          }
 #pragma unroll
-            for (int j = 0; j < 16; ++j) {
-              total[4 * j] = fmaf(d[4 * j], j < 8 ? f00 : f01, total[4 * j]);
-              total[4 * j + 1] = fmaf(d[4 * j + 1], j < 8 ? f00 : f01, total[4 * j + 1]);
-              total[4 * j + 2] = fmaf(d[4 * j + 2], j < 8 ? f10 : f11, total[4 * j + 2]);
-              total[4 * j + 3] = fmaf(d[4 * j + 3], j < 8 ? f10 : f11, total[4 * j + 3]);
+          for (int half = 0; half < kUnits; ++half) {
+#pragma unroll
+            for (int s = 0; s < kStretches; ++s) {
+              float d[64];
+              wgmma_begin();
+#pragma unroll
+              for (int k = 0; k < 4 / kStretches; ++k) {
+                const int offset = (s * (4 / kStretches) + k) * 2;
+                wgmma_64x128x32(
+                    d, operand_from(tokens_low + stage + offset),
+                    operand_from(weights_low + stage + (half * (2 * kTileBoxBytes / 16) + offset)),
+                    k > 0);
+              }
+              wgmma_finish();
+              if (s == kStretches - 1 && half == kUnits - 1) hand_back();
+              const float2 w = weight[s][half];
+              const float f00 = row0[s] * w.x, f10 = row1[s] * w.x;
+              const float f01 = row0[s] * w.y, f11 = row1[s] * w.y;
+              float(&sum)[64] = total[half];
+#pragma unroll
+              for (int j = 0; j < 16; ++j) {
+                sum[4 * j] = fmaf(d[4 * j], j < 8 ? f00 : f01, sum[4 * j]);
+                sum[4 * j + 1] = fmaf(d[4 * j + 1], j < 8 ? f00 : f01, sum[4 * j + 1]);
+                sum[4 * j + 2] = fmaf(d[4 * j + 2], j < 8 ? f10 : f11, sum[4 * j + 2]);
+                sum[4 * j + 3] = fmaf(d[4 * j + 3], j < 8 ? f10 : f11, sum[4 * j + 3]);
+              }
             }
           }
+          next_slot();
         }
-        __syncwarp();
-        if (lane == 0) barrier_arrive(&empty[slot]);
-        if (++slot == kTileStages) {
-          slot = 0;
-          ++round;
+      };
+      if (kHalves == 2 && halves == 2) {
+        multiply(std::integral_constant<int, kHalves>());
+      } else if (halves == 1) {
+        multiply(std::integral_constant<int, 1>());
+      } else {
+        for (int step = 0; step < steps; ++step) {
+          barrier_wait(full_at + slot * 8, parity);
+          hand_back();
+          next_slot();
         }
       }
-      if (busy) work.store(tile, place, row, total);
+      work.template store<kHalves>(place, first, halves, row, total, count);
+    }
+  }
+  // Nobody leaves while the other block still copies into it or hands stages back.
+  if constexpr (kBlocks > 1) meet_cluster();
+}
+
+// A warp's own kTileWarpBytes.
+__device__ __forceinline__ uint8_t* tile_warp_memory() {
+  extern __shared__ uint8_t tile_memory[];
+  const uint32_t start = shared_address(tile_memory);
+  return tile_memory + ((start + 1023) & ~1023u) - start + kTileWarpsAt +
+         threadIdx.x / kWarp * kTileWarpBytes;
+}
+// A warp's 16 rows of 128 results as bf16: use(row, chunk, eight) for each 8 columns of each row.
+template <class Use>
+__device__ __forceinline__ void store_rows(const float (&total)[64], Use use) {
+  uint8_t* memory = tile_warp_memory();
+  const int lane = threadIdx.x % kWarp;
+  // Lane l has the address of row l % 8 of matrix l / 8: rows 0 to 7 and 8 to 15 of 8 columns, and
+  // of the next 8.
+  const int row = lane % 16;
+  const uint32_t at = shared_address(memory) + row * 128;
+#pragma unroll
+  for (int part = 0; part < 16; part += 8) {
+    __syncwarp();
+#pragma unroll
+    for (int j = 0; j < 8; j += 2) {
+      uint32_t word[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int from = 4 * (part + j) + 2 * i;
+        const __nv_bfloat162 pair = __floats2bfloat162_rn(total[from], total[from + 1]);
+        word[i] = *reinterpret_cast<const uint32_t*>(&pair);
+      }
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+      asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                       at + ((j + lane / 16) ^ (row & 7)) * 16),
+                   "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3])
+                   : "memory");
+#endif
+    }
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int from = 4 * i + lane / 8, chunk = lane % 8;
+      use(from, part + chunk,
+          *reinterpret_cast<const uint4*>(memory + from * 128 + (chunk ^ (from & 7)) * 16));
     }
   }
 }

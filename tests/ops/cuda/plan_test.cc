@@ -82,6 +82,18 @@ TEST(LinearPlan, Bf16FlowsOnHopperInTilesThatSpreadEvenly) {
   EXPECT_EQ(plan_of(64, 200064, 10), "stream, 32 tokens");
 }
 
+TEST(LinearPlan, TilesOfManyTokensAreWideWhereTheySpreadEvenly) {
+  const auto described = [](int64_t tokens, int64_t rows) {
+    return describe(plan_linear(with_workspace({.tokens = tokens, .rows = rows, .columns = 128})));
+  };
+  EXPECT_EQ(described(8192, 8192), "tiles of 256 rows, weights shared");
+  EXPECT_EQ(described(8192, 3072), "tiles of 256 rows, weights shared");
+  EXPECT_EQ(described(512, 8192), "tiles of 256 rows, weights shared");  // 128 on 132 in one round
+  EXPECT_EQ(described(128, 8192), "tiles of 128 rows, weights shared");  // 32 of 256 rows idle 100
+  EXPECT_EQ(described(2048, 3072), "tiles of 128 rows, weights shared");
+  EXPECT_EQ(described(600, 3200), "tiles of 128 rows");  // 125 in one round; 150 with a sixth
+}
+
 TEST(LinearPlan, OtherChipsStreamAndTakeMoreTokensTogetherAsTheyCome) {
   LinearShape shape{.tokens = 1, .rows = 8192, .columns = 3072, .compute_major = 10};
   EXPECT_EQ(describe(plan_linear(shape)), "ring, tiles of 16 rows");
@@ -129,6 +141,7 @@ TEST(ExpertsPlan, FormsByTokens) {
   EXPECT_EQ(describe(plan_experts(shape)), "flow, groups of 16, batch 200");
   shape.tokens = 20000;
   EXPECT_EQ(describe(plan_experts(shape)), "tiles, batch 8192");
+  EXPECT_EQ(plan_experts(shape).inner_stretch, 128);
   shape.compute_major = 10;
   EXPECT_EQ(describe(plan_experts(shape)), "stream, 16 tokens, batch 256");
   shape.tokens = 64;
@@ -154,10 +167,13 @@ TEST(ExpertsPlan, ScratchRegionsFollowOneAnother) {
       const bool tiles = plan.form == ExpertsForm::tiles, flow = plan.form == ExpertsForm::flow;
       EXPECT_EQ(plan.next_tile, 0);
       EXPECT_GE(plan.done, 4);
-      EXPECT_GE(plan.offsets, 4 * (256 + pairs / plan.group_pairs + 1) * (flow ? 1 : 0));
+      if (flow) {
+        EXPECT_GE(plan.offsets, 4 * (256 + pairs / plan.group_pairs + 1));
+      }
       EXPECT_GE(plan.active, plan.offsets + 4 * 257) << describe(plan);
       EXPECT_GE(plan.order, plan.active + 4 * 257);
-      EXPECT_GE(plan.inner, plan.order + 4 * pairs);
+      EXPECT_GE(plan.position, plan.order + 4 * pairs);
+      EXPECT_GE(plan.inner, plan.position + (tiles ? 4 : 0) * pairs);
       EXPECT_GE(plan.results, plan.inner + (tiles ? 0 : 2) * pairs * 1536);
       EXPECT_GE(plan.scratch_bytes, plan.results + (tiles || flow ? 2 : 4) * pairs * 3072);
       if (tiles || flow) {
@@ -168,7 +184,7 @@ TEST(ExpertsPlan, ScratchRegionsFollowOneAnother) {
       if (tiles) {
         EXPECT_GE(plan.inner_f8, plan.x_scales + 4 * pairs * 24);
         EXPECT_GE(plan.inner_scales, plan.inner_f8 + pairs * 1536);
-        EXPECT_GE(plan.scratch_bytes, plan.inner_scales + 4 * pairs * 24);
+        EXPECT_GE(plan.scratch_bytes, plan.inner_scales + 4 * pairs * (1536 / plan.inner_stretch));
       }
       EXPECT_LE(plan.batch, tokens);
     }

@@ -63,17 +63,18 @@ __global__ void __launch_bounds__(kAnyWarps* kWarp) experts_down_any(ExpertsArgs
   if (lane == 0) args.results[pair * args.hidden + row] = sum;
 }
 
-template <class Result>
+template <class Result, int kColumns = 4>
 void launch_combine(void* stream, const ExpertsArgs& args) {
   if (args.after.residual.data) {
     launch(stream, combine_and_norm, {dim3(static_cast<unsigned>(args.x.rows)), dim3(kNormThreads)},
            args);
     return;
   }
-  launch(stream, combine_pairs<Result>,
-         {dim3(blocks_for(args.hidden, 4 * kCombineThreads), static_cast<unsigned>(args.x.rows)),
-          dim3(kCombineThreads)},
-         args);
+  LaunchShape shape{
+      dim3(blocks_for(args.hidden, kColumns * kCombineThreads), static_cast<unsigned>(args.x.rows)),
+      dim3(kCombineThreads)};
+  shape.through_l1 = kColumns == 8;  // many tokens
+  launch(stream, combine_pairs<Result, kColumns>, shape, args);
 }
 
 void launch_any(void* stream, const ExpertsArgs& args) {
@@ -85,13 +86,23 @@ void launch_any(void* stream, const ExpertsArgs& args) {
   launch_combine<float>(stream, args);
 }
 
+void launch_lists(void* stream, const ExpertsArgs& args) {
+  constexpr int kMany = 8;  // blocks
+  LaunchShape shape{dim3(1), dim3(kListThreads)};
+  if (args.x.rows * args.top < kMany * kListThreads)
+    return launch(stream, list_pairs<1>, shape, args);
+  shape.grid = dim3(kMany);
+  shape.cluster = kMany;
+  launch(stream, list_pairs<kMany>, shape, args);
+}
+
 template <bool kF8, int kTiles>
 void launch_stream(void* stream, const ExpertsArgs& args) {
   const bool one = args.x.rows == 1;
   const int64_t pairs = args.x.rows * args.top;
   const auto units = static_cast<unsigned>(pairs < args.experts || one ? pairs : args.experts);
   const dim3 block(kStreamThreads);
-  if (!one) launch(stream, list_pairs, {dim3(1), dim3(kListThreads)}, args);
+  if (!one) launch_lists(stream, args);
   LaunchShape up{dim3(blocks_for(args.inner, kUpRows), units), block};
   LaunchShape down{dim3(blocks_for(args.hidden, kStreamRows), units), block};
   up.through_l1 = down.through_l1 = true;
@@ -101,7 +112,7 @@ void launch_stream(void* stream, const ExpertsArgs& args) {
 }
 
 void launch_ring(void* stream, const ExpertsArgs& args) {
-  if (args.x.rows > 1) launch(stream, list_pairs, {dim3(1), dim3(kListThreads)}, args);
+  if (args.x.rows > 1) launch_lists(stream, args);
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(multiprocessors()));
   shape.block = dim3(kRingThreads);
@@ -114,7 +125,7 @@ void launch_ring(void* stream, const ExpertsArgs& args) {
 // The pairs in the order of their experts, and their tokens quantised in that order.
 void launch_order(void* stream, const ExpertsArgs& args) {
   const int64_t pairs = args.x.rows * args.top;
-  if (args.x.rows > 1) launch(stream, list_pairs, {dim3(1), dim3(kListThreads)}, args);
+  if (args.x.rows > 1) launch_lists(stream, args);
   if (!args.token_f8)
     launch(stream, sm90_experts_quantise,
            {dim3(blocks_for(pairs * quantise_warps(args.hidden), 8)), dim3(256)}, args);
@@ -156,21 +167,28 @@ void launch_flow(void* stream, const ExpertsArgs& args, bool fused) {
 
 void launch_tiles(void* stream, const ExpertsArgs& args) {
   const int64_t pairs = args.x.rows * args.top;
-  launch_order(stream, args);
+  launch_lists(stream, args);
+  LaunchShape spread{dim3(blocks_for(args.x.rows * quantise_warps(args.hidden), 8)), dim3(256)};
+  spread.through_l1 = true;
+  launch(stream, args.token_f8 ? sm90_experts_spread<true> : sm90_experts_spread<false>, spread,
+         args);
   ExpertsMaps maps;
-  maps.x = tensor_map(args.x_f8, pairs, args.hidden, args.hidden, kTileTokens);
-  maps.w13 =
-      tensor_map(args.w13, int64_t{2} * args.experts * args.inner, args.hidden, args.hidden, 64);
-  maps.inner = tensor_map(args.inner_f8, pairs, args.inner, args.inner, kTileTokens);
-  maps.w2 =
-      tensor_map(args.w2, int64_t{1} * args.experts * args.hidden, args.inner, args.inner, 64);
+  maps.x = tensor_map(args.x_f8, pairs, args.hidden, args.hidden, kTileBox);
+  maps.w13 = tensor_map(args.w13, int64_t{2} * args.experts * args.inner, args.hidden, args.hidden,
+                        kTileBox);
+  maps.inner = tensor_map(args.inner_f8, pairs, args.inner, args.inner, kTileBox);
+  maps.w2 = tensor_map(args.w2, int64_t{1} * args.experts * args.hidden, args.inner, args.inner,
+                       kTileBox);
   LaunchShape shape;
-  shape.grid = dim3(static_cast<unsigned>(multiprocessors()));
+  shape.cluster = 2;
+  shape.grid = dim3(static_cast<unsigned>(multiprocessors() / 2 * 2));
   shape.block = dim3(kTileThreads);
   shape.shared_bytes = kTileSharedBytes;
-  launch(stream, sm90_experts_tiles<true>, shape, args, maps);
-  launch(stream, sm90_experts_tiles<false>, shape, args, maps);
-  launch_combine<__nv_bfloat16>(stream, args);
+  launch(stream, sm90_experts_tiles<true, 1>, shape, args, maps);
+  launch(stream,
+         args.inner_stretch == 128 ? sm90_experts_tiles<false, 1> : sm90_experts_tiles<false, 2>,
+         shape, args, maps);
+  launch_combine<__nv_bfloat16, 8>(stream, args);
 }
 
 }  // namespace

@@ -28,9 +28,10 @@ struct ExpertsArgs {
   int32_t* active;
   int32_t* groups;
   int32_t* order;
+  int32_t* position;  // tiles: of each pair in `order`, -1 for experts elsewhere; or null
   void* inner_values;
   float* results;
-  int group_pairs;  // most pairs of a group
+  int group_pairs;  // most pairs of a group; 0: all of an expert (tiles)
   int32_t*
       next_tile;  // flow: of the first half, taken beyond each block's first; zero between calls
   int32_t* done;  // flow: tiles of the first half computed, for each group; zeros between calls
@@ -38,13 +39,15 @@ struct ExpertsArgs {
   const uint8_t* token_f8;
   const float* token_scales;
   // tiles: quantised tokens [pairs, hidden] and inner values [pairs, inner] in the order of
-  // `order`, with scales of every 128 and every 64 columns; `results` is bf16 then.
+  // `order`, with scales of every 128 and every inner_stretch columns; `results` is bf16 then.
   uint8_t* x_f8;
   float* x_scales;
   uint8_t* inner_f8;
   float* inner_scales;
-  bool powers;      // scales of what is quantised here become powers of two
-  NormAfter after;  // flow, tiles: follows the sum of the results, which `out` then does not get
+  int inner_stretch;  // columns of inner that share a scale: 64 or 128
+  bool wide_stores;   // eight neighbouring bf16 of the output may be stored at once
+  bool powers;        // scales of what is quantised here become powers of two
+  NormAfter after;    // flow, tiles: follows the sum of the results, which `out` then does not get
 };
 
 // Whether `after` can be part of experts() of these columns.

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cooperative_groups.h>
+
 #include "ops/cuda/device.cuh"
 #include "ops/cuda/experts/launch.h"
 #include "ops/cuda/norm_row.cuh"
@@ -35,16 +37,17 @@ __device__ __forceinline__ int block_prefix(int value, int* scratch, int& total)
   return before;
 }
 
-// use(pair, expert) for the block's pairs whose expert is held here; 8 ids are read at a time.
+// use(pair, expert) for those of the pairs [begin, end) whose expert is held here; 8 ids are read
+// at a time.
 template <class Use>
-__device__ __forceinline__ void for_pairs(const ExpertsArgs& args, int pairs, Use use) {
+__device__ __forceinline__ void for_pairs(const ExpertsArgs& args, int begin, int end, Use use) {
   constexpr int kAhead = 8;
-  for (int first = threadIdx.x; first < pairs; first += kAhead * kListThreads) {
+  for (int first = begin + threadIdx.x; first < end; first += kAhead * kListThreads) {
     int expert[kAhead];
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       const int pair = first + i * kListThreads;
-      expert[i] = pair < pairs ? args.ids[pair] - args.first_expert : -1;
+      expert[i] = pair < end ? args.ids[pair] - args.first_expert : -1;
     }
 #pragma unroll
     for (int i = 0; i < kAhead; ++i)
@@ -52,31 +55,72 @@ __device__ __forceinline__ void for_pairs(const ExpertsArgs& args, int pairs, Us
   }
 }
 
-// Groups the pairs by expert. One block; experts <= kListThreads. The order of the pairs within an
-// expert is not fixed, and nothing depends on it: a pair's results are the same in any column.
-// Bytes: a few kB. Bound by latency.
+// How many tiles (sm90_tiles.cuh) the tokens of an expert make of a strip of weights: two for each
+// 256 tokens, whose last may be 129 and more, and one of the rest.
+__device__ __forceinline__ int tile_pairs(int tokens) {
+  return (tokens + 127) / 256;
+}
+__device__ __forceinline__ int strip_parts(int tokens) {
+  return 2 * tile_pairs(tokens) + (tokens > tile_pairs(tokens) * 256 ? 1 : 0);
+}
+
+// Groups the pairs by expert. One cluster, each block with its share of the pairs; experts <=
+// kListThreads. The order of the pairs within an expert is not fixed, and nothing depends on it: a
+// pair's results are the same in any column. Bytes: a few kB. Bound by latency.
+template <int kBlocks>
 __global__ void __launch_bounds__(kListThreads) list_pairs(ExpertsArgs args) {
   __shared__ int counts[kListThreads];
   __shared__ int scratch[kWarp];
   wait_for_previous();
   let_next_start();
-  const int pairs = static_cast<int>(args.x.rows) * args.top;
+  const int pairs = static_cast<int>(args.x.rows) * args.top, rank = blockIdx.x;
+  const int first = pairs / kBlocks * rank;
+  const int last = rank == kBlocks - 1 ? pairs : first + pairs / kBlocks;
   counts[threadIdx.x] = 0;
   __syncthreads();
-  for_pairs(args, pairs, [&](int, int expert) { atomicAdd(&counts[expert], 1); });
-  __syncthreads();
+  for_pairs(args, first, last, [&](int, int expert) { atomicAdd(&counts[expert], 1); });
   const int expert = threadIdx.x;
-  const int count = counts[expert];
-  int total, active;
+  int count = 0, before = 0;  // of all blocks, of those before this one
+  if constexpr (kBlocks > 1) {
+    const auto cluster = cooperative_groups::this_cluster();
+    cluster.sync();
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+      const int there = cluster.map_shared_rank(counts, i)[expert];
+      count += there;
+      before += i < rank ? there : 0;
+    }
+    cluster.sync();
+  } else {
+    __syncthreads();
+    count = counts[expert];
+  }
+  int total;
   const int begin = block_prefix(count, scratch, total);
+  counts[expert] = begin + before;  // from here on: where the next pair goes
+  __syncthreads();
+  if (args.position)
+    for (int pair = first + threadIdx.x; pair < last; pair += kListThreads)
+      args.position[pair] = -1;
+  __syncthreads();
+  for_pairs(args, first, last, [&](int pair, int mine) {
+    const int place = atomicAdd(&counts[mine], 1);
+    args.order[place] = pair;
+    if (args.position) args.position[pair] = place;
+  });
+  if (rank != 0) return;
+
+  int active, groups;
   const int place = block_prefix(count > 0 ? 1 : 0, scratch, active);
-  int groups;
-  int group = block_prefix((count + args.group_pairs - 1) / args.group_pairs, scratch, groups);
-  for (int done = 0; done < count; done += args.group_pairs, ++group) {
-    int* entry = args.groups + 4 + 4 * group;
-    entry[0] = expert;
-    entry[1] = begin + done;
-    entry[2] = min(args.group_pairs, count - done);
+  int4* entries = reinterpret_cast<int4*>(args.groups + 4);
+  if (args.group_pairs > 0) {
+    int group = block_prefix((count + args.group_pairs - 1) / args.group_pairs, scratch, groups);
+    for (int done = 0; done < count; done += args.group_pairs, ++group)
+      entries[group] = {expert, begin + done, min(args.group_pairs, count - done), 0};
+  } else {
+    // For tiles: of each expert all, and how many tiles a strip of weights has before it.
+    const int before = block_prefix(strip_parts(count), scratch, groups);
+    if (count > 0) entries[place] = {expert, begin, count, before};
   }
   if (expert < args.experts) {
     args.offsets[expert] = begin;
@@ -85,12 +129,10 @@ __global__ void __launch_bounds__(kListThreads) list_pairs(ExpertsArgs args) {
   if (threadIdx.x == 0) {
     args.offsets[args.experts] = total;
     args.active[0] = active;
-    args.groups[0] = groups;
+    args.groups[0] = args.group_pairs > 0 ? groups : active;
+    args.groups[1] = groups;
+    args.groups[2] = args.groups[3] = 0;  // tiles of both halves taken so far
   }
-  counts[expert] = begin;  // from here on: where the next pair goes
-  __syncthreads();
-  for_pairs(args, pairs,
-            [&](int pair, int mine) { args.order[atomicAdd(&counts[mine], 1)] = pair; });
 }
 
 // What the u-th block row works on: an expert and its pairs, order[begin .. begin + count).
@@ -147,17 +189,26 @@ struct Groups {
 };
 
 // out[t] = sum over the token's experts here, in ascending order, of weight * result. A thread owns
-// 4 neighbouring columns of one token and asks for 8 results before it adds the first. Bytes: T top
-// H 4 (or 2) read, T H 2 written. Bound: bandwidth, latency for few tokens.
+// kColumns neighbouring columns of one token and asks for 8 results before it adds the first.
+// Bytes: T top H 4 (or 2) read, T H 2 written. Bound: bandwidth, latency for few tokens.
 constexpr int kCombineThreads = 128;
 
-__device__ __forceinline__ float4 load4(const float* from) {
-  return *reinterpret_cast<const float4*>(from);
+__device__ __forceinline__ void load_results(const float* from, float (&to)[4]) {
+  const float4 value = *reinterpret_cast<const float4*>(from);
+  to[0] = value.x, to[1] = value.y, to[2] = value.z, to[3] = value.w;
 }
-__device__ __forceinline__ float4 load4(const __nv_bfloat16* from) {
-  const uint2 pairs = *reinterpret_cast<const uint2*>(from);
-  return {__uint_as_float(pairs.x << 16), __uint_as_float(pairs.x & 0xffff0000u),
-          __uint_as_float(pairs.y << 16), __uint_as_float(pairs.y & 0xffff0000u)};
+template <int kColumns>
+__device__ __forceinline__ void load_results(const __nv_bfloat16* from, float (&to)[kColumns]) {
+  uint32_t words[kColumns / 2];
+  if constexpr (kColumns == 4)
+    *reinterpret_cast<uint2*>(words) = *reinterpret_cast<const uint2*>(from);
+  else
+    *reinterpret_cast<uint4*>(words) = *reinterpret_cast<const uint4*>(from);
+#pragma unroll
+  for (int i = 0; i < kColumns / 2; ++i) {
+    to[2 * i] = __uint_as_float(words[i] << 16);
+    to[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+  }
 }
 
 // The next call's groups begin at 0.
@@ -169,51 +220,56 @@ __device__ __forceinline__ void clear_counters(const ExpertsArgs& args) {
   if (args.next_tile && threadIdx.x == 0) *args.next_tile = 0;
 }
 
-template <class Result>
+template <class Result, int kColumns>
 __global__ void __launch_bounds__(kCombineThreads) combine_pairs(ExpertsArgs args) {
   constexpr int kAhead = 8;
   const int64_t token = blockIdx.y;
-  const int column = (blockIdx.x * kCombineThreads + threadIdx.x) * 4;
+  const int column = (blockIdx.x * kCombineThreads + threadIdx.x) * kColumns;
   wait_for_previous();
   let_next_start();
   clear_counters(args);
   if (column >= args.hidden) return;
-  const bool whole = args.hidden % 4 == 0;
-  float sum[4] = {};
+  const bool whole = args.hidden % kColumns == 0;
+  float sum[kColumns] = {};
   for (int first = 0; first < args.top; first += kAhead) {
     float weight[kAhead];
-    float4 result[kAhead];
+    float result[kAhead][kColumns];
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       const int64_t pair = token * args.top + first + i;
       const int expert = first + i < args.top ? args.ids[pair] - args.first_expert : -1;
       const bool held = expert >= 0 && expert < args.experts;
       weight[i] = held ? args.weights[pair] : 0.0f;
-      result[i] = {};
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) result[i][c] = 0.0f;
       if (!held) continue;
       const Result* from =
           reinterpret_cast<const Result*>(args.results) + pair * args.hidden + column;
       if (whole) {
-        result[i] = load4(from);
+        load_results(from, result[i]);
       } else {
-        result[i].x = to_float(from[0]);
-        if (column + 1 < args.hidden) result[i].y = to_float(from[1]);
-        if (column + 2 < args.hidden) result[i].z = to_float(from[2]);
-        if (column + 3 < args.hidden) result[i].w = to_float(from[3]);
+#pragma unroll
+        for (int c = 0; c < kColumns; ++c)
+          if (column + c < args.hidden) result[i][c] = to_float(from[c]);
       }
     }
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      sum[0] = fmaf(weight[i], result[i].x, sum[0]);
-      sum[1] = fmaf(weight[i], result[i].y, sum[1]);
-      sum[2] = fmaf(weight[i], result[i].z, sum[2]);
-      sum[3] = fmaf(weight[i], result[i].w, sum[3]);
-    }
+    for (int i = 0; i < kAhead; ++i)
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) sum[c] = fmaf(weight[i], result[i][c], sum[c]);
+  }
+  const int64_t to = token * args.out.stride + column;
+  if (args.wide_stores && kColumns == 8) {
+    uint4 eight;
+    auto* pairs = reinterpret_cast<__nv_bfloat162*>(&eight);
+#pragma unroll
+    for (int c = 0; c < kColumns; c += 2) pairs[c / 2] = __floats2bfloat162_rn(sum[c], sum[c + 1]);
+    *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(args.out.data) + to) = eight;
+    return;
   }
 #pragma unroll
-  for (int i = 0; i < 4; ++i)
-    if (column + i < args.hidden)
-      store_number(args.out.data, args.out.dtype, token * args.out.stride + column + i, sum[i]);
+  for (int c = 0; c < kColumns; ++c)
+    if (column + c < args.hidden) store_number(args.out.data, args.out.dtype, to + c, sum[c]);
 }
 
 // The same sum of bf16 results, added to the residual, and the norm of that: the bytes of

@@ -65,7 +65,8 @@ ExpertsPlan plan_experts(const ExpertsShape& shape) {
     plan.form = flow ? ExpertsForm::flow : ExpertsForm::tiles;
     plan.batch = std::min(shape.tokens, kTilesBatch);
     plan.fused = shape.alone;
-    plan.group_pairs = !flow ? 128 : even <= 4 ? 8 : 16;
+    plan.group_pairs = !flow ? 0 : even <= 4 ? 8 : 16;
+    plan.inner_stretch = shape.whole_blocks ? 128 : 64;
   }
   const bool tiles = plan.form == ExpertsForm::tiles, flow = plan.form == ExpertsForm::flow;
 
@@ -76,8 +77,10 @@ ExpertsPlan plan_experts(const ExpertsShape& shape) {
   plan.done = layout.place(shape.compute_major == 9 ? 4 * (kMostExperts + kFlowPairs / 8 + 1) : 0);
   plan.offsets = layout.place(4 * (shape.experts + 1));
   plan.active = layout.place(4 * (shape.experts + 1));
-  plan.groups = layout.place(4 * (4 + 4 * (shape.experts + pairs / plan.group_pairs + 1)));
+  const int64_t full_groups = plan.group_pairs > 0 ? pairs / plan.group_pairs + 1 : 0;
+  plan.groups = layout.place(4 * (4 + 4 * (shape.experts + full_groups)));
   plan.order = layout.place(4 * pairs);
+  plan.position = layout.place(tiles ? 4 * pairs : 0);
   plan.inner = layout.place(tiles ? 0 : (stream ? 2 : 4) * pairs * shape.inner);
   plan.results = layout.place((tiles || flow ? 2 : 4) * pairs * shape.hidden);
   if (tiles || flow) {
@@ -86,7 +89,7 @@ ExpertsPlan plan_experts(const ExpertsShape& shape) {
   }
   if (tiles) {
     plan.inner_f8 = layout.place(pairs * shape.inner);
-    plan.inner_scales = layout.place(4 * pairs * (shape.inner / 64));
+    plan.inner_scales = layout.place(4 * pairs * (shape.inner / plan.inner_stretch));
   }
   plan.scratch_bytes = layout.bytes();
   return plan;

@@ -22,6 +22,7 @@ struct ExpertsShape {
   DType x = DType::bf16, weight = DType::f8_e4m3;
   bool aligned = true;       // rows of x and of the weights begin at multiples of 16 bytes
   bool whole_chunks = true;  // the inner slice begins at a multiple of 64 columns
+  bool whole_blocks = true;  // it begins and ends at multiples of 128
   int compute_major = 9;
   bool alone = true;  // no other stream uses the device
 };
@@ -35,11 +36,14 @@ struct ExpertsPlan {
   int64_t offsets = 0;      // i32 [E + 1]: where each expert's pairs begin in `order`
   int64_t active = 0;       // i32 [1 + E]: how many experts have pairs, then which
   int64_t groups = 0;       // i32 [4 + 4 G]: how many groups of pairs of one expert, then each
-                            // one's expert, begin in `order` and count (ring, tiles)
+                            // one's expert, begin in `order` and count (ring, flow); for tiles
+                            // of each expert with pairs, and tiles of a strip before it
   int64_t order = 0;        // i32 [pairs]: pairs, expert after expert
+  int64_t position = 0;     // tiles: i32 [pairs], where each stands in `order`
   int64_t inner = 0;        // [pairs, I]: silu(gate) * up; f32 (any) or bf16
   int64_t results = 0;      // f32 [pairs, H]
-  int64_t group_pairs = 8;  // most pairs of a group
+  int64_t group_pairs = 8;  // most pairs of a group; tiles: 0, all of an expert are one
+  int inner_stretch = 128;  // flow, tiles: columns of inner that are quantised with one scale
   int64_t next_tile = 0;    // flow: i32, zero between calls
   int64_t done = 0;         // flow: i32 [groups], zeros between calls
   bool fused = true;        // flow: both halves in one launch, whose blocks all run at once

@@ -93,7 +93,8 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
   const int up_begin = flow_begin(up_all, blockIdx.x), up_end = flow_begin(up_all, blockIdx.x + 1);
   const int down_begin = flow_begin(down_all, blockIdx.x);
   const int down_end = flow_begin(down_all, blockIdx.x + 1);
-  const int up_stretches = args.hidden / kTileStep, down_stretches = args.inner / 64;
+  const int up_stretches = args.hidden / kTileStep,
+            down_stretches = args.inner / args.inner_stretch;
   const int up_steps = (args.hidden + kFlowColumns - 1) / kFlowColumns;
   const int down_steps = (args.inner + kFlowColumns - 1) / kFlowColumns;
   const int stretches = max(up_stretches, down_stretches);
@@ -198,7 +199,8 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
                          args.inner_blocks;
       float* to = weight_scales + buffer * 2 * stretches;
       for (int s = lane; s < down_stretches; s += kWarp) {
-        const float* from = args.w2_scale + at + (args.first_inner + s * 64) / 128 - args.scale_row;
+        const float* from =
+            args.w2_scale + at + (args.first_inner + s * args.inner_stretch) / 128 - args.scale_row;
         copy_float(to + 2 * s, from, true);
         copy_float(to + 2 * s + 1, from, true);
       }
@@ -267,7 +269,7 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
         const int token = 8 * j + 2 * t + i;
         if (token < group.count && inner < args.inner)
           inner_values[static_cast<int64_t>(group.begin + token) * args.inner + inner] =
-              __float2bfloat16_rn(silu(total[4 * j + i]) * total[4 * j + 2 + i]);
+              __float2bfloat16_rn(quick_silu(total[4 * j + i]) * total[4 * j + 2 + i]);
       }
     barrier_arrive(&queue.computed[n % TileQueue::kPlaces]);
   }
@@ -296,21 +298,25 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
         const int token = i / 2 * 8 + 2 * t + i % 2;
         pair[i] = token < group.count ? pair_at(args, group.begin + token) : 0;
       }
-      // Half a warp quantises 64 columns of a pair.
-      const int half = lane / 16, part = lane % 16;
+      // A warp quantises 128 columns of a pair, or each half of it 64.
+      const int width = args.inner_stretch, lanes = width / 4, units = kWarp / lanes;
+      const int part = lane % lanes;
 #pragma unroll 4
-      for (int unit = warp * 2 + half; unit < group.count * down_stretches; unit += 8) {
+      for (int unit = warp * units + lane / lanes; unit < group.count * down_stretches;
+           unit += 4 * units) {
         const int token = unit / down_stretches, stretch = unit % down_stretches;
-        const int column = stretch * 64 + part * 4;
+        const int column = stretch * width + part * 4;
         const uint2 pairs = __ldcg(reinterpret_cast<const uint2*>(
             inner_values + static_cast<int64_t>(group.begin + token) * args.inner + column));
         const float value[4] = {
             __uint_as_float(pairs.x << 16), __uint_as_float(pairs.x & 0xffff0000u),
             __uint_as_float(pairs.y << 16), __uint_as_float(pairs.y & 0xffff0000u)};
         float most = largest_of(value[0], value[1], value[2], value[3]);
+        const uint32_t mates = units == 1 ? ~0u : lane < 16 ? 0xffffu : 0xffff0000u;
+        if (units == 1) most = fmaxf(most, __shfl_xor_sync(~0u, most, 16));
 #pragma unroll
         for (int offset = 8; offset; offset /= 2)
-          most = fmaxf(most, __shfl_xor_sync(half ? 0xffff0000u : 0xffffu, most, offset));
+          most = fmaxf(most, __shfl_xor_sync(mates, most, offset));
         const float scale = f8_scale(most, args.powers);
         const int within = column % kTileStep;
         *reinterpret_cast<uint32_t*>(resident + column / kTileStep * (kN * kTileStep) +
@@ -325,8 +331,12 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
       consumers_meet();
     }
     float total[kN / 2] = {};
-    multiply(std::integral_constant<int, 4>(), start + shape.resident_at, down_steps,
-             down_stretches, resident_scales, total);
+    if (args.inner_stretch == 128)
+      multiply(std::integral_constant<int, 2>(), start + shape.resident_at, down_steps,
+               down_stretches, resident_scales, total);
+    else
+      multiply(std::integral_constant<int, 4>(), start + shape.resident_at, down_steps,
+               down_stretches, resident_scales, total);
     const int to = tile % down_tiles * kFlowRows + row;
 #pragma unroll
     for (int j = 0; j < kN / 8; ++j)

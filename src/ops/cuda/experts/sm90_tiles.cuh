@@ -26,129 +26,285 @@ __global__ void __launch_bounds__(256) sm90_experts_quantise(ExpertsArgs args) {
                      args.x_scales + static_cast<int64_t>(position) * (args.hidden / 128));
 }
 
-// inner = silu(w1 x) * (w3 x), quantised again for every 64 of its columns. A tile is 128 tokens of
-// one expert by 64 rows of w1 and the same 64 of w3, so that gate and up meet in one thread.
+// Each token to the places of its pairs in the order of the experts, quantised (or, kGiven, as it
+// comes quantised). A warp has a part of a token, which it reads and quantises once. Bytes: T H 2
+// (or T H) read, P H written. Bound: bandwidth.
+template <bool kGiven>
+__global__ void __launch_bounds__(256) sm90_experts_spread(ExpertsArgs args) {
+  wait_for_previous();
+  let_next_start();
+  const int lane = threadIdx.x % kWarp, stretches = args.hidden / 128;
+  const int parts = quantise_warps(args.hidden);
+  const int64_t item = blockIdx.x * int64_t{8} + threadIdx.x / kWarp, token = item / parts;
+  if (token >= args.x.rows) return;
+  const int first = static_cast<int>(item % parts) * kQuantiseAhead;
+  uint32_t word[kQuantiseAhead];
+  float scale[kQuantiseAhead];
+#pragma unroll
+  for (int i = 0; i < kQuantiseAhead; ++i) {
+    if (first + i >= stretches) continue;
+    const int64_t at = token * args.hidden + (first + i) * 128 + lane * 4;
+    if constexpr (kGiven) {
+      word[i] = *reinterpret_cast<const uint32_t*>(args.token_f8 + at);
+      scale[i] = args.token_scales[token * stretches + first + i];
+    } else {
+      const auto* x = static_cast<const __nv_bfloat16*>(args.x.data) + token * args.x.stride;
+      const uint2 pairs = *reinterpret_cast<const uint2*>(x + (first + i) * 128 + lane * 4);
+      quantise_stretch(pairs, true, args.powers, reinterpret_cast<uint8_t*>(&word[i]), &scale[i]);
+    }
+  }
+  for (int place = 0; place < args.top; ++place) {
+    const int64_t position = args.position[token * args.top + place];
+    if (position < 0) continue;
+#pragma unroll
+    for (int i = 0; i < kQuantiseAhead; ++i) {
+      if (first + i >= stretches) continue;
+      *reinterpret_cast<uint32_t*>(args.x_f8 + position * args.hidden + (first + i) * 128 +
+                                   lane * 4) = word[i];
+      if (lane == 0) args.x_scales[position * stretches + first + i] = scale[i];
+    }
+  }
+}
+
+// Which tile is what: expert after expert, and within one strip after strip of its weights' rows,
+// which all of its tokens take at about the same time. A strip is what the two blocks of a cluster
+// take of rows when they share up to 128 tokens; of 129 to 256 tokens each block has some, and both
+// go through the strip's two parts, sharing weights.
+struct ExpertsOrder {
+  static constexpr int kHalves = 2;
+  const ExpertsArgs& args;
+  int units;       // halves that the matrix of an expert has
+  int expert = 0;  // place in the list where the last tile was
+
+  // Counted for each block of the cluster.
+  __device__ __forceinline__ int strip_tiles() const {
+    return (units + 2 * kHalves - 1) / (2 * kHalves) * 2;
+  }
+  __device__ __forceinline__ int tiles() const { return args.groups[1] * strip_tiles(); }
+  __device__ __forceinline__ int4 entry(int i) const {
+    return *reinterpret_cast<const int4*>(args.groups + 4 + 4 * i);
+  }
+  // By a whole warp. The place but for the rows.
+  __device__ __forceinline__ TilePlace find(int tile) {
+    // Tiles come in ascending order, so the expert only moves on.
+    const int lane = threadIdx.x % kWarp, experts = args.groups[0];
+    while (true) {
+      const int i = expert + 1 + lane;
+      const bool reached = i < experts && entry(i).w * strip_tiles() <= tile;
+      const int passed = __popc(__ballot_sync(~0u, reached));
+      expert += passed;
+      if (passed < kWarp) break;
+    }
+    const int4 found = entry(expert);  // the expert, its tokens, and tiles of a strip before it
+    const int within = (tile - found.w * strip_tiles()) / 2, rank = tile % 2;
+    const int pairs = tile_pairs(found.z), strip = within / strip_parts(found.z);
+    const int part = within % strip_parts(found.z);
+    TilePlace place;
+    place.matrix = found.x;
+    int done = pairs * 2 * kTileTokens;
+    if (part < 2 * pairs) {
+      done = (part / 2 * 2 + rank) * kTileTokens;
+      place.share = TileShare::weights;
+      place.unit = (strip * 2 + part % 2) * kHalves;
+    } else {
+      place.share = TileShare::tokens;
+      place.unit = (strip * 2 + rank) * kHalves;
+    }
+    place.token = found.y + done;
+    place.tokens = min(kTileTokens, found.z - done);
+    place.halves = max(0, min(kHalves, units - place.unit));
+    return place;
+  }
+};
+
+// inner = silu(w1 x) * (w3 x), quantised again for every 128 (or 64) of its columns. A half is 64
+// rows of w1 and the same 64 of w3, so that gate and up meet in one thread.
 struct ExpertsUpTiles {
+  static constexpr bool kQueued = true;
+  static constexpr int kHalfRows = 64;
+  ExpertsOrder order;
   const ExpertsArgs& args;
   const CUtensorMap* tokens;
   const CUtensorMap* weights;
+  int* next;
   int tiles = 0, columns = 0;
 
-  __device__ __forceinline__ int per_group() const { return args.inner / 64; }
-  __device__ __forceinline__ int expert(int tile) const {
-    return args.groups[4 + 4 * (tile / per_group())];
+  __device__ __forceinline__ TilePlace place(int tile) {
+    TilePlace place = order.find(tile);
+    place.upper_row = place.matrix * 2 * args.inner + place.unit * 64;
+    place.lower_row = place.upper_row + args.inner;
+    return place;
   }
-  __device__ __forceinline__ TilePlace place(int tile) const {
-    const int4 group = *reinterpret_cast<const int4*>(args.groups + 4 + 4 * (tile / per_group()));
-    const int row = group.x * 2 * args.inner + tile % per_group() * 64;
-    return {group.y, group.z, row, row + args.inner};
+  __device__ __forceinline__ int stretches() const { return args.hidden / 128; }
+  __device__ __forceinline__ int weight_scale(int stretch) const { return stretch; }
+  __device__ __forceinline__ const float* token_scales(const TilePlace& place, int i) const {
+    return args.x_scales +
+           static_cast<int64_t>(place.token + min(i, place.tokens - 1)) * (args.hidden / 128);
   }
-  __device__ __forceinline__ void factors(int tile, const TilePlace& place, int stretch, int row,
-                                          float& row0, float& row1, float& upper,
-                                          float& lower) const {
-    const int last = place.tokens - 1, stride = args.hidden / 128;
-    const float* scales = args.x_scales + static_cast<int64_t>(place.token) * stride + stretch;
-    row0 = scales[min(row, last) * stride];
-    row1 = scales[min(row + 8, last) * stride];
-    const int expert = place.upper_row / (2 * args.inner);
-    const int block = (args.first_inner + tile % per_group() * 64) / 128 - args.scale_row;
-    const int64_t at =
-        (static_cast<int64_t>(expert) * args.inner_blocks + block) * args.hidden_blocks + stretch;
-    upper = __ldg(args.w1_scale + at);
-    lower = __ldg(args.w3_scale + at);
+  __device__ __forceinline__ const float* weight_scales(const TilePlace& place, int half,
+                                                        bool lower) const {
+    const int column = min((place.unit + half) * 64, args.inner - 1);
+    const int block = (args.first_inner + column) / 128 - args.scale_row;
+    return (lower ? args.w3_scale : args.w1_scale) +
+           (static_cast<int64_t>(place.matrix) * args.inner_blocks + block) * args.hidden_blocks;
   }
-  __device__ __forceinline__ void store(int tile, const TilePlace& place, int row,
-                                        const float (&total)[64]) const {
-    const int t = threadIdx.x % 4, column = tile % per_group() * 64;
+  template <int kHalves>
+  __device__ __forceinline__ void store(const TilePlace& place, int first, int halves, int row,
+                                        const float (&total)[kHalves][64], int count) const {
+    const int lane = threadIdx.x % kWarp, t = lane % 4;
+    const int columns = args.inner_stretch, unit = place.unit + first;
+    uint8_t* memory = tile_warp_memory();
+    __syncwarp();
+    uint32_t value[kHalves][2][8];  // two bf16, as in total
+    float most[kHalves][2];
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float value[16], most = 0.0f;
+    for (int half = 0; half < kHalves; ++half) {
+      if (half >= halves) continue;
 #pragma unroll
-      for (int i = 0; i < 16; ++i) {
-        const int at = i / 2 * 4 + half * 2 + i % 2;
-        value[i] = to_float(__float2bfloat16_rn(silu(total[at]) * total[at + 32]));
-        most = fmaxf(most, fabsf(value[i]));
+      for (int r = 0; r < 2; ++r) {
+        most[half][r] = 0.0f;
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+          const int at = 4 * j + 2 * r;
+          const __nv_bfloat162 pair =
+              __floats2bfloat162_rn(quick_silu(total[half][at]) * total[half][at + 32],
+                                    quick_silu(total[half][at + 1]) * total[half][at + 33]);
+          const uint32_t bits = *reinterpret_cast<const uint32_t*>(&pair);
+          value[half][r][j] = bits;
+          most[half][r] = fmaxf(most[half][r], fmaxf(fabsf(__uint_as_float(bits << 16)),
+                                                     fabsf(__uint_as_float(bits & 0xffff0000u))));
+        }
+        most[half][r] = fmaxf(most[half][r], __shfl_xor_sync(~0u, most[half][r], 1));
+        most[half][r] = fmaxf(most[half][r], __shfl_xor_sync(~0u, most[half][r], 2));
       }
-      most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
-      most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
-      if (row + half * 8 >= place.tokens) continue;
-      const float scale = f8_scale(most, args.powers), inverse = 1.0f / scale;
-      const int64_t position = place.token + row + half * 8;
-      uint8_t* to = args.inner_f8 + position * args.inner + column + 2 * t;
+    }
+    if (columns == 128) {
+      if (kHalves == 2 && halves == 2) {
 #pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        const __nv_fp8x2_e4m3 pair(float2{value[2 * j] * inverse, value[2 * j + 1] * inverse});
-        *reinterpret_cast<uint16_t*>(to + 8 * j) = pair.__x;
+        for (int r = 0; r < 2; ++r)
+          most[0][r] = most[kHalves - 1][r] = fmaxf(most[0][r], most[kHalves - 1][r]);
+      } else if (halves == 1) {
+        // The other warpgroup has the other 64 columns.
+        auto* here = reinterpret_cast<float*>(memory + 2048) + count % 2 * 16;
+        if (t == 0) here[lane / 4] = most[0][0], here[lane / 4 + 8] = most[0][1];
+        asm volatile("bar.sync 4, 256;" ::: "memory");
+        const float* there = here + (threadIdx.x < 128 ? 4 : -4) * (kTileWarpBytes / 4);
+        most[0][0] = fmaxf(most[0][0], there[lane / 4]);
+        most[0][1] = fmaxf(most[0][1], there[lane / 4 + 8]);
       }
-      if (t == 0) args.inner_scales[position * (args.inner / 64) + column / 64] = scale;
+    }
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half) {
+      if (half >= halves) continue;
+      const int column = (unit + half) * 64;
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float scale = f8_scale(most[half][r], args.powers), inverse = 1.0f / scale;
+        const int mine = lane / 4 + r * 8;
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+          const uint32_t bits = value[half][r][j];
+          const __nv_fp8x2_e4m3 pair(float2{__uint_as_float(bits << 16) * inverse,
+                                            __uint_as_float(bits & 0xffff0000u) * inverse});
+          *reinterpret_cast<uint16_t*>(memory + half * 1024 + mine * 64 +
+                                       ((j / 2) ^ (mine / 2 & 3)) * 16 + j % 2 * 8 + 2 * t) =
+              pair.__x;
+        }
+        if (t == 0 && row + r * 8 < place.tokens && column % columns == 0)
+          args.inner_scales[static_cast<int64_t>(place.token + row + r * 8) *
+                                (args.inner / columns) +
+                            column / columns] = scale;
+      }
+    }
+    __syncwarp();
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half) {
+      if (half >= halves) continue;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int from = i * 8 + lane / 4, token = row - lane / 4 + from;
+        const uint4 bytes = *reinterpret_cast<const uint4*>(memory + half * 1024 + from * 64 +
+                                                            (t ^ (from / 2 & 3)) * 16);
+        if (token < place.tokens)
+          *reinterpret_cast<uint4*>(args.inner_f8 +
+                                    static_cast<int64_t>(place.token + token) * args.inner +
+                                    (unit + half) * 64 + t * 16) = bytes;
+      }
     }
   }
 };
 
-// result = w2 inner, for 128 tokens of one expert by 128 rows, as bf16.
+// result = w2 inner, as bf16.
 struct ExpertsDownTiles {
+  static constexpr bool kQueued = true;
+  static constexpr int kHalfRows = 128;
+  ExpertsOrder order;
   const ExpertsArgs& args;
   const CUtensorMap* tokens;
   const CUtensorMap* weights;
+  int* next;
   int tiles = 0, columns = 0;
 
-  __device__ __forceinline__ int per_group() const { return (args.hidden + 127) / 128; }
-  __device__ __forceinline__ TilePlace place(int tile) const {
-    const int4 group = *reinterpret_cast<const int4*>(args.groups + 4 + 4 * (tile / per_group()));
-    const int row = group.x * args.hidden + tile % per_group() * 128;
-    return {group.y, group.z, row, row + 64};
+  __device__ __forceinline__ TilePlace place(int tile) {
+    TilePlace place = order.find(tile);
+    place.upper_row = place.matrix * args.hidden + place.unit * 128;
+    place.lower_row = place.upper_row + 64;
+    return place;
   }
-  __device__ __forceinline__ void factors(int tile, const TilePlace& place, int stretch, int row,
-                                          float& row0, float& row1, float& upper,
-                                          float& lower) const {
-    row0 = row1 = upper = lower = 0.0f;
-    const int last = place.tokens - 1, stride = args.inner / 64;
-    if (stretch >= stride) return;  // past the end of a ragged last step, where all is zero
-    const float* scales = args.inner_scales + static_cast<int64_t>(place.token) * stride + stretch;
-    row0 = scales[min(row, last) * stride];
-    row1 = scales[min(row + 8, last) * stride];
-    const int expert = place.upper_row / args.hidden;
-    const int block = (args.first_inner + stretch * 64) / 128 - args.scale_row;
-    const int64_t at = (static_cast<int64_t>(expert) * args.hidden_blocks + tile % per_group()) *
-                           args.inner_blocks +
-                       block;
-    upper = lower = __ldg(args.w2_scale + at);
+  __device__ __forceinline__ int stretches() const { return args.inner / args.inner_stretch; }
+  __device__ __forceinline__ int weight_scale(int stretch) const {
+    return (args.first_inner + stretch * args.inner_stretch) / 128 - args.scale_row;
   }
-  __device__ __forceinline__ void store(int tile, const TilePlace& place, int row,
-                                        const float (&total)[64]) const {
-    const int column = tile % per_group() * 128 + threadIdx.x % 4 * 2;
+  __device__ __forceinline__ const float* token_scales(const TilePlace& place, int i) const {
+    return args.inner_scales +
+           static_cast<int64_t>(place.token + min(i, place.tokens - 1)) * stretches();
+  }
+  __device__ __forceinline__ const float* weight_scales(const TilePlace& place, int half,
+                                                        bool) const {
+    return args.w2_scale + (static_cast<int64_t>(place.matrix) * args.hidden_blocks +
+                            min(place.unit + half, args.hidden_blocks - 1)) *
+                               args.inner_blocks;
+  }
+  template <int kHalves>
+  __device__ __forceinline__ void store(const TilePlace& place, int first, int halves, int row,
+                                        const float (&total)[kHalves][64], int) const {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      if (row + half * 8 >= place.tokens) continue;
-      const int64_t pair = args.order[place.token + row + half * 8];
-      __nv_bfloat16* to = reinterpret_cast<__nv_bfloat16*>(args.results) + pair * args.hidden;
-#pragma unroll
-      for (int j = 0; j < 16; ++j)
-        if (column + 8 * j < args.hidden)
-          *reinterpret_cast<__nv_bfloat162*>(to + column + 8 * j) =
-              __floats2bfloat162_rn(total[4 * j + 2 * half], total[4 * j + 2 * half + 1]);
-    }
+    for (int half = 0; half < kHalves; ++half)
+      if (half < halves) store_half(place, first + half, row, total[half]);
+  }
+  __device__ __forceinline__ void store_half(const TilePlace& place, int which, int row,
+                                             const float (&total)[64]) const {
+    const int lane = threadIdx.x % kWarp, first = row - lane / 4,
+              column = (place.unit + which) * 128;
+    const int64_t pair = args.order[place.token + min(first + lane % 16, place.tokens - 1)];
+    auto* results = reinterpret_cast<__nv_bfloat16*>(args.results) + column;
+    store_rows(total, [&](int from, int chunk, const uint4& eight) {
+      const int64_t to = __shfl_sync(~0u, pair, from);
+      if (first + from < place.tokens)
+        *reinterpret_cast<uint4*>(results + to * args.hidden + chunk * 8) = eight;
+    });
   }
 };
 
 // Bytes: 3 I H weights an expert, read once if its tiles run together; FLOPs: 6 I H a pair on the
 // FP8 tensor cores. Bound: memory below about 350 pairs an expert, tensor cores above.
-template <bool kUp>
+template <bool kUp, int kStretches>
 __global__ void __launch_bounds__(kTileThreads, 1)
     sm90_experts_tiles(const __grid_constant__ ExpertsArgs args,
                        const __grid_constant__ ExpertsMaps maps) {
   wait_for_previous();
   let_next_start();
+  const ExpertsOrder order{args, kUp ? args.inner / 64 : (args.hidden + 127) / 128};
   if constexpr (kUp) {
-    ExpertsUpTiles work{args, &maps.x, &maps.w13};
+    ExpertsUpTiles work{order, args, &maps.x, &maps.w13, args.groups + 2};
     work.columns = args.hidden;
-    work.tiles = args.groups[0] * work.per_group();
-    run_tiles<1>(work);
+    work.tiles = order.tiles();
+    run_tiles<ExpertsOrder::kHalves, kStretches, TileShare::either>(work);
   } else {
-    ExpertsDownTiles work{args, &maps.inner, &maps.w2};
+    ExpertsDownTiles work{order, args, &maps.inner, &maps.w2, args.groups + 3};
     work.columns = args.inner;
-    work.tiles = args.groups[0] * work.per_group();
-    run_tiles<2>(work);
+    work.tiles = order.tiles();
+    run_tiles<ExpertsOrder::kHalves, kStretches, TileShare::either>(work);
   }
 }
 

@@ -122,18 +122,20 @@ void launch_flow16(void* stream, const LinearPlan& plan, const LinearArgs& args)
          shape, args, maps, shared, items, groups);
 }
 
+template <int kHalves, TileShare kShare>
 void launch_tiles(void* stream, const LinearArgs& args) {
   if (!args.quantised) launch_quantise(stream, args.x, {args.x_f8, args.x_scales, args.powers});
   LinearMaps maps;
-  maps.x = tensor_map(args.x_f8, args.x.rows, args.x.columns, args.x.columns, kTileTokens);
+  maps.x = tensor_map(args.x_f8, args.x.rows, args.x.columns, args.x.columns, kTileBox);
   for (int i = 0; i < args.parts; ++i)
     maps.weight[i] = tensor_map(args.part[i].weight, args.part[i].rows > 0 ? args.part[i].rows : 1,
-                                args.x.columns, args.x.columns, 64);
+                                args.x.columns, args.x.columns, kTileBox);
   LaunchShape shape;
-  shape.grid = dim3(static_cast<unsigned>(multiprocessors()));
+  shape.cluster = kShare == TileShare::nothing ? 1 : 2;
+  shape.grid = dim3(static_cast<unsigned>(multiprocessors() / shape.cluster * shape.cluster));
   shape.block = dim3(kTileThreads);
   shape.shared_bytes = kTileSharedBytes;
-  launch(stream, sm90_linear_tiles, shape, args, maps);
+  launch(stream, sm90_linear_tiles<kHalves, kShare>, shape, args, maps);
 }
 
 }  // namespace
@@ -146,7 +148,10 @@ void launch_quantise(void* stream, Matrix x, QuantisedRows to) {
 
 void launch_linear(void* stream, const LinearPlan& plan, const LinearArgs& args) {
   if (args.x.rows == 0) return;
-  if (plan.form == LinearForm::tiles) return launch_tiles(stream, args);
+  if (plan.form == LinearForm::tiles)
+    return plan.tile_rows == 256 ? launch_tiles<2, TileShare::weights>(stream, args)
+           : plan.shares         ? launch_tiles<1, TileShare::weights>(stream, args)
+                                 : launch_tiles<1, TileShare::nothing>(stream, args);
   if (plan.form == LinearForm::flow16) {
     const int tokens = flow_tokens(args.x.rows);
     return tokens == 8    ? launch_flow16<8>(stream, plan, args)

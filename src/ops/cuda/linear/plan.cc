@@ -31,6 +31,20 @@ int flow_rows(const LinearShape& shape, bool wide) {
   return best;
 }
 
+// A prefill tile has 128 tokens and 256 rows or 128. With 256, and where two blocks share weights,
+// L2 gives less for the same products; but few tiles must spread evenly, and of an odd number of
+// token tiles the last one's partner idles.
+void choose_tiles(const LinearShape& shape, LinearPlan& plan) {
+  const int64_t token_tiles = (shape.tokens + 127) / 128;
+  const auto rounds = [&](int rows, bool shares) {
+    const int64_t tiles =
+        (shares ? (token_tiles + 1) / 2 * 2 : token_tiles) * ((shape.rows + rows - 1) / rows);
+    return (tiles + shape.multiprocessors - 1) / shape.multiprocessors * rows;
+  };
+  plan.tile_rows = rounds(256, true) <= rounds(128, false) ? 256 : 128;
+  plan.shares = plan.tile_rows == 256 || rounds(128, true) <= rounds(128, false);
+}
+
 int64_t scales_offset(int64_t tokens, int64_t columns) {
   return (tokens * columns + 255) / 256 * 256;
 }
@@ -63,6 +77,7 @@ LinearPlan plan_linear(const LinearShape& shape) {
     plan.form = shape.tokens <= kFlowTokens ? LinearForm::flow : LinearForm::tiles;
     plan.scales_at = scales_offset(shape.tokens, shape.columns);
     plan.tile_rows = flow_rows(shape, false);
+    if (plan.form == LinearForm::tiles) choose_tiles(shape, plan);
     return plan;
   }
   if (!f8 && shape.compute_major == 9 && shape.rows > 0) {
@@ -93,7 +108,8 @@ std::string describe(const LinearPlan& plan) {
     case LinearForm::ring:
       return "ring, tiles of " + std::to_string(plan.tile_rows) + " rows";
     case LinearForm::tiles:
-      return "tiles";
+      return "tiles of " + std::to_string(plan.tile_rows) + " rows" +
+             (plan.shares ? ", weights shared" : "");
     case LinearForm::flow:
       return "flow, tiles of " + std::to_string(plan.tile_rows) + " rows";
     case LinearForm::flow16:

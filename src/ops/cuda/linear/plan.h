@@ -34,7 +34,8 @@ struct LinearPlan {
   LinearForm form = LinearForm::any;
   int token_tiles = 1;    // stream: tiles of 8 tokens a block takes together
   int64_t scales_at = 0;  // tiles: where in the workspace the scales of the quantised x begin
-  int tile_rows = 16;     // ring, flow, flow16: rows of a tile, as many as spread evenly
+  int tile_rows = 16;     // ring, flow, flow16, tiles: rows of a tile, as many as spread evenly
+  bool shares = false;    // tiles: blocks of neighbouring token tiles copy weights for each other
 };
 
 // Workspace (Exec) with which many tokens are multiplied on the FP8 tensor cores: x quantised, and

@@ -25,46 +25,71 @@ __global__ void __launch_bounds__(256) quantise_rows(Matrix x, QuantisedRows to)
 // Tiles of all parts, one part after another; within a part the token tiles of 128 rows follow one
 // another, so that the rows are read from memory once.
 struct LinearTiles {
+  static constexpr bool kQueued = false;
+  static constexpr int kHalfRows = 128;
   const LinearArgs& args;
   const LinearMaps& maps;
   const CUtensorMap* tokens;
   const CUtensorMap* weights;
+  int token_tiles;  // with one that may be missing, where blocks go in pairs
+  int tile_halves;
+  int* next = nullptr;
   int tiles = 0, columns = 0;
-  int token_tiles = 0;
   int part = 0, first_tile = 0;
 
+  __device__ __forceinline__ int tiles_of(int i) const {
+    const int rows = tile_halves * 128;
+    return (args.part[i].rows + rows - 1) / rows * token_tiles;
+  }
   // The part a tile lies in. Tiles come in ascending order, so this only moves on.
   __device__ __forceinline__ void go_to(int tile) {
-    while (tile - first_tile >= (args.part[part].rows + 127) / 128 * token_tiles) {
-      first_tile += (args.part[part].rows + 127) / 128 * token_tiles;
-      ++part;
-    }
+    while (tile - first_tile >= tiles_of(part)) first_tile += tiles_of(part++);
     weights = &maps.weight[part];
   }
   __device__ __forceinline__ TilePlace place(int tile) {
     go_to(tile);
     const int token = (tile - first_tile) % token_tiles * kTileTokens;
-    const int row = (tile - first_tile) / token_tiles * kTileWeights;
-    return {token, min(kTileTokens, static_cast<int>(args.x.rows) - token), row, row + 64};
+    const int row = (tile - first_tile) / token_tiles * tile_halves * 128;
+    return {token,    max(0, min(kTileTokens, static_cast<int>(args.x.rows) - token)), row,
+            row + 64, min(tile_halves, (args.part[part].rows - row + 127) / 128),      row / 128,
+            part};
   }
-  __device__ __forceinline__ void factors(int, const TilePlace& place, int stretch, int row,
-                                          float& row0, float& row1, float& upper,
-                                          float& lower) const {
-    const int last = place.tokens - 1, stride = (columns + 127) / 128;
-    const float* scales = args.x_scales + static_cast<int64_t>(place.token) * stride + stretch;
-    row0 = scales[min(row, last) * stride];
-    row1 = scales[min(row + 8, last) * stride];
-    const LinearPart& at = args.part[part];
-    const float* weight_scales = at.scale + at.first_column / 128 + stretch;
-    const int most = (at.first_row + at.rows - 1) / 128;
-    upper = __ldg(weight_scales + (at.first_row + place.upper_row) / 128 * at.scale_stride);
-    lower =
-        __ldg(weight_scales + min((at.first_row + place.lower_row) / 128, most) * at.scale_stride);
+  __device__ __forceinline__ int stretches() const { return (columns + 127) / 128; }
+  __device__ __forceinline__ int weight_scale(int stretch) const { return stretch; }
+  __device__ __forceinline__ const float* token_scales(const TilePlace& place, int i) const {
+    return args.x_scales +
+           static_cast<int64_t>(min(place.token + i, static_cast<int>(args.x.rows) - 1)) *
+               stretches();
   }
-  __device__ __forceinline__ void store(int, const TilePlace& place, int row,
-                                        const float (&total)[64]) const {
-    const LinearPart& at = args.part[part];
-    const int column = place.upper_row + threadIdx.x % 4 * 2;
+  __device__ __forceinline__ const float* weight_scales(const TilePlace& place, int half,
+                                                        bool lower) const {
+    const LinearPart& at = args.part[place.matrix];
+    const int row = min(place.upper_row + half * 128 + (lower ? 64 : 0), at.rows - 1);
+    return at.scale + at.first_column / 128 +
+           static_cast<int64_t>((at.first_row + row) / 128) * at.scale_stride;
+  }
+  template <int kHalves>
+  __device__ __forceinline__ void store(const TilePlace& place, int first, int halves, int row,
+                                        const float (&total)[kHalves][64], int) const {
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half)
+      if (half < halves) store_half(place, first + half, row, total[half]);
+  }
+  __device__ __forceinline__ void store_half(const TilePlace& place, int which, int row,
+                                             const float (&total)[64]) const {
+    const LinearPart& at = args.part[place.matrix];
+    const int begin = place.upper_row + which * 128, column = begin + threadIdx.x % 4 * 2;
+    auto* whole = static_cast<__nv_bfloat16*>(args.out.data) + at.out_begin + begin;
+    if (args.paired_stores && begin + 128 <= at.rows && args.out.stride % 8 == 0 &&
+        reinterpret_cast<uintptr_t>(whole) % 16 == 0) {
+      const int first = row - threadIdx.x % kWarp / 4;
+      store_rows(total, [&](int from, int chunk, const uint4& eight) {
+        if (first + from < place.tokens)
+          *reinterpret_cast<uint4*>(whole + (place.token + first + from) * args.out.stride +
+                                    chunk * 8) = eight;
+      });
+      return;
+    }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if (row + half * 8 >= place.tokens) continue;
@@ -87,17 +112,19 @@ struct LinearTiles {
 
 // Bytes: N K + T (K + 2 N), FLOPs: 2 T N K on the FP8 tensor cores. Bound: tensor cores from about
 // 350 tokens on.
+template <int kHalves, TileShare kShare>
 __global__ void __launch_bounds__(kTileThreads, 1)
     sm90_linear_tiles(const __grid_constant__ LinearArgs args,
                       const __grid_constant__ LinearMaps maps) {
   wait_for_previous();
   let_next_start();
-  LinearTiles work{args, maps, &maps.x, &maps.weight[0]};
+  constexpr int kBlocks = kShare == TileShare::weights ? 2 : 1;
+  const int per_cluster = kBlocks * kTileTokens;
+  const int token_tiles = (static_cast<int>(args.x.rows) + per_cluster - 1) / per_cluster * kBlocks;
+  LinearTiles work{args, maps, &maps.x, &maps.weight[0], token_tiles, kHalves};
   work.columns = static_cast<int>(args.x.columns);
-  work.token_tiles = (static_cast<int>(args.x.rows) + kTileTokens - 1) / kTileTokens;
-  for (int i = 0; i < args.parts; ++i)
-    work.tiles += (args.part[i].rows + 127) / 128 * work.token_tiles;
-  run_tiles<1>(work);
+  for (int i = 0; i < args.parts; ++i) work.tiles += work.tiles_of(i);
+  run_tiles<kHalves, 1, kShare>(work);
 }
 
 }  // namespace m2::ops::cuda
