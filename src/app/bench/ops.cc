@@ -24,6 +24,7 @@
 #include "ops/linear.h"
 #include "ops/norm.h"
 #include "ops/qk_norm_rope.h"
+#include "ops/quantised.h"
 #include "ops/route.h"
 #include "ops/sample.h"
 #include "tensor/buffer.h"
@@ -41,7 +42,7 @@ constexpr Option kOptions[] = {
   {"threads", "", "device", integer, "0", "CPU threads; 0: all."},
   {"cpu-isa", "", "device", text, "auto", "Instructions on the CPU: auto, amx, avx512, avx2, neon or baseline."},
   {"memory-gib", "", "device", number, "", "Memory for weights and caches [3 on the CPU, 16 on a GPU]; rows that need more are left out."},
-  {"only", "", "what", list, "", "Rows whose names begin with one of these: linear, experts, attention, norm, qk, rope, route, embed, sample."},
+  {"only", "", "what", list, "", "Rows whose names begin with one of these: linear, experts, attention, norm, quantise, qk, rope, route, embed, sample."},
   {"seconds", "", "what", number, "1", "Time spent on each row."},
   {"save-result", "", "result", text, "", "Write the numbers to this JSON file."},
   {"disable-tqdm", "", "result", flag, "false", "No progress lines on stderr."},
@@ -231,6 +232,16 @@ class Bench {
   }
 
   void ceilings();
+  // x quantised, where the operations before products with such weights leave it so.
+  ops::Quantised as_made(Arena& arena, Tensor x, DType weights) {
+    if (weights != DType::f8_e4m3 || !ops::wants_quantised(machine_.device())) return {};
+    const int64_t rows = x.size(0), columns = x.size(1);
+    const ops::Quantised out{arena.place(DType::f8_e4m3, {rows, columns}),
+                             arena.place(DType::f32, {rows, (columns + 127) / 128})};
+    ops::quantise(exec_, x, out);
+    return out;
+  }
+
   void linears();
   void linear(const char* name, DType dtype, int64_t rows, int64_t columns, const Sizes& tokens);
   void attentions();
@@ -315,11 +326,12 @@ void Bench::linear(const char* name, DType dtype, int64_t rows, int64_t columns,
                    const Sizes& tokens) {
   const int64_t bytes = rows * columns * size_of(dtype);
   const int64_t most = std::ranges::max(tokens);
-  const int64_t beside = most * (rows + columns) * size_of(machine_.activation());
+  const int64_t beside = most * (rows + 2 * columns) * size_of(machine_.activation());
   const std::string title = fmt::format("linear {} {}x{}", name, rows, columns);
   if (!wanted(title) || !fits(title, bytes + beside)) return;
   Arena arena(machine_.memory());
   const Tensor x = random(arena, machine_.activation(), {most, columns});
+  const ops::Quantised quantised = as_made(arena, x, dtype);
   const Tensor out = arena.place(machine_.activation(), {most, rows});
   const Tensor scale = random(arena, DType::f32, {(rows + 127) / 128, columns / 128}, true);
   // Several matrices in turn, more than any cache holds.
@@ -332,7 +344,7 @@ void Bench::linear(const char* name, DType dtype, int64_t rows, int64_t columns,
     add(fmt::format("{}, {} tokens", title, count), dtype, static_cast<double>(bytes),
         2.0 * static_cast<double>(rows * columns * count), [&](int i) {
           ops::linear(exec_, x.rows(0, count), weights[static_cast<size_t>(i) % weights.size()],
-                      out.rows(0, count));
+                      out.rows(0, count), quantised.rows(0, count));
         });
 }
 
@@ -363,7 +375,8 @@ std::vector<int32_t> choose_experts(int64_t tokens, int64_t held, std::mt19937& 
 void Bench::experts(const char* name, DType dtype, int64_t inner, int64_t held,
                     const Sizes& tokens) {
   const int64_t most = std::ranges::max(tokens);
-  const int64_t bytes = held * 3 * inner * kHidden * size_of(dtype) + most * kTop * kHidden * 8;
+  const int64_t bytes =
+      held * 3 * inner * kHidden * size_of(dtype) + most * (kTop + 1) * kHidden * 8;
   const std::string title = fmt::format("experts {}", name);
   if (!wanted(title) || !fits(title, bytes)) return;
   Arena arena(machine_.memory());
@@ -377,6 +390,7 @@ void Bench::experts(const char* name, DType dtype, int64_t inner, int64_t held,
     experts.w2_scale = random(arena, DType::f32, {held, kHidden / 128, blocks}, true);
   }
   const Tensor x = random(arena, machine_.activation(), {most, kHidden});
+  const ops::Quantised quantised = as_made(arena, x, dtype);
   const Tensor out = arena.place(machine_.activation(), {most, kHidden});
   const Tensor shares = random(arena, DType::f32, {most, kTop}, true);
   int64_t scratch_bytes = 0;  // not the same for aligned and other sizes: the largest of all
@@ -402,7 +416,8 @@ void Bench::experts(const char* name, DType dtype, int64_t inner, int64_t held,
         parameters * distinct * static_cast<double>(size_of(dtype)),
         2 * parameters * static_cast<double>(count * kTop), [&](int i) {
           ops::experts(exec_, x.rows(0, count), experts, ids[static_cast<size_t>(i % sets)],
-                       shares.rows(0, count), scratch, out.rows(0, count));
+                       shares.rows(0, count), scratch, out.rows(0, count),
+                       quantised.rows(0, count));
         });
     arena = kept;
   }
@@ -492,9 +507,14 @@ void Bench::around(int64_t tokens) {
 
   if (wanted("norm add_rms_norm")) {
     const Tensor weight = random(arena, DType::bf16, {kHidden});
+    const ops::Quantised quantised = as_made(arena, out, DType::f8_e4m3);
     add(named("norm add_rms_norm"), DType::f32, 4 * row, count * kHidden * 5,
-        [&](int) { ops::add_rms_norm(exec_, x, delta, weight, kEpsilon, out); });
+        [&](int) { ops::add_rms_norm(exec_, x, delta, weight, kEpsilon, out, quantised); });
   }
+  if (const ops::Quantised quantised = as_made(arena, x, DType::f8_e4m3);
+      wanted("quantise") && !quantised.empty())
+    add(named("quantise"), DType::f32, row + count * kHidden, count * kHidden * 2,
+        [&](int) { ops::quantise(exec_, x, quantised); });
   if (wanted("route")) {
     const Tensor gate = random(arena, DType::f32, {kExperts, kHidden}, true);
     const Tensor bias = random(arena, DType::f32, {kExperts}, true);
@@ -582,6 +602,8 @@ void Bench::sample(int64_t rows) {
   timed("temperature 1", usual);
   usual.logprobs = 0;
   timed("temperature 1, logprob and rank", usual);
+  usual.given = 1000;  // of no great rank
+  timed("a given token's logprob and rank", usual);
 }
 
 // ---- what is told

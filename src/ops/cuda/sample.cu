@@ -611,17 +611,20 @@ __device__ int Chooser::list(const Value& value, const Maximum& maximum, int cou
   return min(listed, count);
 }
 
-// How many raw logits are larger.
+// How many raw logits are larger. Few groups have any as a rule; a token of low rank sees the row.
 __device__ int Chooser::count_above(float chosen) {
   collect_groups([&](int i) { return scratch_.raw_maxima[i] > chosen; });
   int greater = 0;
-  if (shared_.hit <= kMostListed) {
+  if (shared_.hit <= kMostRanked) {
+#pragma unroll 4
     for (int i = threadIdx.x; i < shared_.hit * kGroup; i += kChooseThreads) {
       const int id = shared_.hits[i / kGroup] * kGroup + i % kGroup;
       greater += id < args_.id_limit && raw(id) > chosen;
     }
   } else {
-    for_ids([&](int id) { greater += raw(id) > chosen; });
+#pragma unroll 16
+    for (int id = threadIdx.x; id < args_.id_limit; id += kChooseThreads)
+      greater += raw(id) > chosen;
   }
   return block_count(greater, shared_.counts);
 }
