@@ -546,6 +546,12 @@ void Bench::around(int64_t tokens) {
         ops::qk_norm_rope_store(exec_, qkv, sums, norm, norm.rows(0, 1024), kAttention, 1024,
                                 kEpsilon, angles, positions, kHeads, cache);
       });
+  // The same where one rank has all heads.
+  add(named("qk_norm_rope_store_whole"), DType::f32,
+      qkv_row * (8192 + 6144) / 8192 + count * 2048 * 2, count * 7168 * 6, [&](int) {
+        ops::qk_norm_rope_store_whole(exec_, qkv, sums, norm, norm.rows(0, 1024), kEpsilon, angles,
+                                      positions, kHeads, cache);
+      });
 }
 
 // As a model's: a few tokens lead, the others share little.
