@@ -1091,11 +1091,12 @@ void run_experts(std::mt19937& random, const ExpertsCase& c, const std::string& 
     }
   }
   // Between two quantisations a last bit of the first sums may move a number by a whole FP8 step;
-  // long sums do so more often.
+  // long sums do so more often, and of few numbers one weighs more.
   const double norm_limit = quantised            ? (c.hidden > 4096 ? 2.5e-2 : 1.2e-2)
                             : c.x == DType::bf16 ? kTwiceNorm
                                                  : 1e-5;
-  expect_close(values, expected, norm_limit, c.x == DType::bf16 ? 24 * norm_limit : 1e-3, what);
+  const double single_limit = (quantised && c.inner < 128 ? 36 : 24) * norm_limit;
+  expect_close(values, expected, norm_limit, c.x == DType::bf16 ? single_limit : 1e-3, what);
 
   // With the norm behind it: the bytes of the two after one another.
   {

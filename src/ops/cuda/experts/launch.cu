@@ -74,7 +74,10 @@ void launch_combine(void* stream, const ExpertsArgs& args) {
       dim3(blocks_for(args.hidden, kColumns * kCombineThreads), static_cast<unsigned>(args.x.rows)),
       dim3(kCombineThreads)};
   shape.through_l1 = kColumns == 8;  // many tokens
-  launch(stream, combine_pairs<Result, kColumns>, shape, args);
+  launch(stream,
+         args.hidden % kColumns == 0 ? combine_pairs<Result, kColumns, true>
+                                     : combine_pairs<Result, kColumns, false>,
+         shape, args);
 }
 
 void launch_any(void* stream, const ExpertsArgs& args) {

@@ -193,24 +193,6 @@ struct Groups {
 // Bytes: T top H 4 (or 2) read, T H 2 written. Bound: bandwidth, latency for few tokens.
 constexpr int kCombineThreads = 128;
 
-__device__ __forceinline__ void load_results(const float* from, float (&to)[4]) {
-  const float4 value = *reinterpret_cast<const float4*>(from);
-  to[0] = value.x, to[1] = value.y, to[2] = value.z, to[3] = value.w;
-}
-template <int kColumns>
-__device__ __forceinline__ void load_results(const __nv_bfloat16* from, float (&to)[kColumns]) {
-  uint32_t words[kColumns / 2];
-  if constexpr (kColumns == 4)
-    *reinterpret_cast<uint2*>(words) = *reinterpret_cast<const uint2*>(from);
-  else
-    *reinterpret_cast<uint4*>(words) = *reinterpret_cast<const uint4*>(from);
-#pragma unroll
-  for (int i = 0; i < kColumns / 2; ++i) {
-    to[2 * i] = __uint_as_float(words[i] << 16);
-    to[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-  }
-}
-
 // The next call's groups begin at 0.
 __device__ __forceinline__ void clear_counters(const ExpertsArgs& args) {
   if (!args.done || blockIdx.x != 0 || blockIdx.y != 0) return;
@@ -220,46 +202,54 @@ __device__ __forceinline__ void clear_counters(const ExpertsArgs& args) {
   if (args.next_tile && threadIdx.x == 0) *args.next_tile = 0;
 }
 
-template <class Result, int kColumns>
+template <class Result, int kColumns, bool kWhole>
 __global__ void __launch_bounds__(kCombineThreads) combine_pairs(ExpertsArgs args) {
   constexpr int kAhead = 8;
+  struct alignas(sizeof(Result) * kColumns) Pack {
+    Result values[kColumns];
+  };
   const int64_t token = blockIdx.y;
   const int column = (blockIdx.x * kCombineThreads + threadIdx.x) * kColumns;
   wait_for_previous();
   let_next_start();
   clear_counters(args);
   if (column >= args.hidden) return;
-  const bool whole = args.hidden % kColumns == 0;
   float sum[kColumns] = {};
   for (int first = 0; first < args.top; first += kAhead) {
+    bool held[kAhead];
     float weight[kAhead];
-    float result[kAhead][kColumns];
+    Pack result[kAhead];
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       const int64_t pair = token * args.top + first + i;
-      const int expert = first + i < args.top ? args.ids[pair] - args.first_expert : -1;
-      const bool held = expert >= 0 && expert < args.experts;
-      weight[i] = held ? args.weights[pair] : 0.0f;
+      const bool there = first + i < args.top;
+      const int expert = there ? args.ids[pair] - args.first_expert : -1;
+      held[i] = expert >= 0 && expert < args.experts;
+      weight[i] = there ? args.weights[pair] : 0.0f;
+    }
+    // Nothing but loads in between: with a branch or a conversion they come one after another.
 #pragma unroll
-      for (int c = 0; c < kColumns; ++c) result[i][c] = 0.0f;
-      if (!held) continue;
-      const Result* from =
-          reinterpret_cast<const Result*>(args.results) + pair * args.hidden + column;
-      if (whole) {
-        load_results(from, result[i]);
+    for (int i = 0; i < kAhead; ++i) {
+      const Result* from = reinterpret_cast<const Result*>(args.results) +
+                           (token * args.top + first + i) * args.hidden + column;
+      result[i] = {};
+      if constexpr (kWhole) {
+        if (held[i]) result[i] = *reinterpret_cast<const Pack*>(from);
       } else {
 #pragma unroll
         for (int c = 0; c < kColumns; ++c)
-          if (column + c < args.hidden) result[i][c] = to_float(from[c]);
+          if (held[i] && column + c < args.hidden) result[i].values[c] = from[c];
       }
     }
 #pragma unroll
     for (int i = 0; i < kAhead; ++i)
+      if (held[i])
 #pragma unroll
-      for (int c = 0; c < kColumns; ++c) sum[c] = fmaf(weight[i], result[i][c], sum[c]);
+        for (int c = 0; c < kColumns; ++c)
+          sum[c] = fmaf(weight[i], to_float(result[i].values[c]), sum[c]);
   }
   const int64_t to = token * args.out.stride + column;
-  if (args.wide_stores && kColumns == 8) {
+  if (kColumns == 8 && args.wide_stores) {
     uint4 eight;
     auto* pairs = reinterpret_cast<__nv_bfloat162*>(&eight);
 #pragma unroll
