@@ -21,8 +21,9 @@ Scratch first_rows(const Scratch& whole, int64_t tokens) {
   return step;
 }
 
-// delta = attention(hidden), of which the norm of q and k spans all heads of all ranks. Where ranks
-// hold copies of a kv head, its squares are summed as often and divided by as many more channels.
+// delta = this rank's part of attention(hidden), of which the norm of q and k spans all heads of
+// all ranks. Where ranks hold copies of a kv head, its squares are summed as often and divided by
+// as many more channels.
 void attention(const ForwardContext& context, const Layer& layer, const ops::KvCache& kv,
                const ops::BatchLayout& layout, const Scratch& step) {
   const auto& [exec, comm, config, weights, caches, scratch, heads, exchange] = context;
@@ -43,7 +44,6 @@ void attention(const ForwardContext& context, const Layer& layer, const ops::KvC
   const Tensor q = step.qkv.columns(0, heads.q_heads * heads.head_dim);
   ops::paged_attention(exec, q, kv, layout, heads, step.attended, step.quantised_attended);
   ops::linear(exec, step.attended, layer.o, step.delta, step.quantised_attended);
-  comm.all_reduce(exec, step.delta);
 }
 
 // The weighted sum of the chosen experts of hidden, added to the residual, and `norm` of that.
@@ -58,9 +58,7 @@ void moe(const ForwardContext& context, const Layer& layer, const ops::BatchLayo
                                      step.quantised_hidden, norm);
   ops::experts(exec, step.hidden, layer.experts, step.expert_ids, step.expert_weights, step.experts,
                step.delta, step.quantised_hidden);
-  context.comm.all_reduce(exec, step.delta);
-  ops::add_rms_norm(exec, norm.residual, step.delta, norm.weight, norm.eps, norm.out,
-                    norm.quantised);
+  context.comm.all_reduce_norm(exec, step.delta, norm);
 }
 
 // The same where engines share experts: tokens go to the ranks that hold their experts and back,
@@ -98,8 +96,9 @@ void forward(const ForwardContext& context, const ops::BatchLayout& layout) {
   for (size_t l = 0; l < weights.layers.size(); ++l) {
     const Layer& layer = weights.layers[l];
     attention(context, layer, kv[l], layout, step);
-    ops::add_rms_norm(exec, step.residual, step.delta, layer.post_attention_norm, eps, step.hidden,
-                      step.quantised_hidden);
+    comm.all_reduce_norm(
+        exec, step.delta,
+        {step.residual, layer.post_attention_norm, eps, step.hidden, step.quantised_hidden});
     // The next layer's input norm, or the model's last, which logits() takes of the rows it needs.
     const bool last = l + 1 == weights.layers.size();
     const ops::AddNorm norm{step.residual, last ? weights.norm : weights.layers[l + 1].input_norm,

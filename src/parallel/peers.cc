@@ -15,16 +15,19 @@ namespace m2::parallel {
 namespace {
 
 constexpr int64_t kSlotBytes = 8 << 20;
-// Up to so many bytes every rank sums everything for itself. Beyond, with more than two ranks, less
-// travels when each sums a share.
-constexpr int64_t kWholeBytes = 1 << 20;
+// While no more than this travels to a rank, each sums everything for itself. Beyond, with more
+// than two ranks, less travels when each sums a share.
+constexpr int64_t kWholeBytes = 3 << 20;
 
 // A rank's memory for sums, and where the parts of any rank's lie in it.
-constexpr int64_t kMemoryBytes = 2 * kSlotBytes + cuda::kArrivalBytes + cuda::kRoundBytes;
+constexpr int64_t kMemoryBytes =
+    2 * kSlotBytes + cuda::kWordBytes + cuda::kArrivalBytes + cuda::kRoundBytes;
 cuda::PeerMemory parts_of(std::byte* memory) {
-  std::byte* arrivals = memory + 2 * kSlotBytes;
+  std::byte* words = memory + 2 * kSlotBytes;
+  std::byte* arrivals = words + cuda::kWordBytes;
   return {memory, reinterpret_cast<uint32_t*>(arrivals),
-          reinterpret_cast<uint32_t*>(arrivals + cuda::kArrivalBytes)};
+          reinterpret_cast<uint32_t*>(arrivals + cuda::kArrivalBytes),
+          reinterpret_cast<cuda::PeerWord*>(words)};
 }
 
 class PeerComm : public Comm {
@@ -33,8 +36,7 @@ class PeerComm : public Comm {
       : inner_(std::move(inner)),
         memory_(std::move(memory)),
         given_up_(memory_.device(), sizeof(uint32_t)),
-        peers_(peers),
-        share_rows_(static_cast<size_t>(inner_->size())) {
+        peers_(peers) {
     *word() = 0;
     peers_.given_up = word();
   }
@@ -43,20 +45,63 @@ class PeerComm : public Comm {
   int64_t size() const override { return inner_->size(); }
 
   void all_reduce(const Exec& exec, Tensor x) override {
-    const bool whole = size() == 2 || x.elements() * size_of(x.dtype()) <= kWholeBytes;
-    if (whole) return sum(exec, x, 0, x);
-    for (int64_t r = 0; r < size(); ++r)
-      share_rows_[static_cast<size_t>(r)] = split_evenly(x.size(0), size(), r).count;
-    const Range own = split_evenly(x.size(0), size(), rank());
-    const Tensor share = x.rows(own.begin, own.count);
-    reduce_scatter(exec, x, share_rows_, share);
-    inner_->all_gather(exec, share, share_rows_, x);
+    check(x);
+    const int64_t bytes = x.elements() * size_of(x.dtype());
+    if (given_up() || bytes == 0) return;
+    if (bytes <= cuda::kSmallSumBytes) return cuda::launch_small_peer_sum(exec.stream, sum_of(x));
+    const bool whole = size() == 2 || bytes * (size() - 1) <= kWholeBytes;
+    const auto launch = whole ? cuda::launch_peer_sum : cuda::launch_shared_peer_sum;
+    const int64_t most = kSlotBytes / size_of(x.dtype());
+    for (int64_t begin = 0; begin < x.elements(); begin += most) {
+      const int64_t count = std::min(most, x.elements() - begin);
+      launch(exec.stream, sum_of(Tensor(element(x, begin), x.dtype(), {count})));
+    }
+  }
+
+  void all_reduce_norm(const Exec& exec, Tensor x, const ops::AddNorm& norm) override {
+    check(x);
+    const int64_t columns = x.size(1), bytes = x.elements() * size_of(x.dtype());
+    const bool fits = x.dtype() == DType::bf16 && x.size(0) <= cuda::kSumBlocks &&
+                      bytes <= cuda::kSmallSumBytes &&
+                      columns % (norm.quantised.empty() ? 8 : 128) == 0;
+    if (!fits) return Comm::all_reduce_norm(exec, x, norm);
+    if (given_up() || bytes == 0) return;
+    for (const Tensor& tensor : {x, norm.residual, norm.out})
+      M2_CHECK(tensor.dense() && tensor.dtype() == DType::bf16 && tensor.size(1) == columns &&
+                   reinterpret_cast<uintptr_t>(tensor.data()) % 32 == 0,
+               "{}", tensor.describe());
+    cuda::PeerSumNorm work;
+    work.sum = sum_of(x);
+    work.columns = columns;
+    work.residual = norm.residual.data();
+    work.weight = norm.weight.data();
+    work.weight_dtype = norm.weight.dtype();
+    work.eps = norm.eps;
+    work.out = norm.out.data();
+    work.quantised = static_cast<uint8_t*>(norm.quantised.values.data());
+    work.quantised_scales = static_cast<float*>(norm.quantised.scales.data());
+    work.powers = exec.scales == ScaleFormat::e8m0;
+    cuda::launch_small_peer_sum_norm(exec.stream, work);
   }
 
   void reduce_scatter(const Exec& exec, Tensor x, Rows rows, Tensor part) override {
-    int64_t before = 0;
-    for (const int64_t n : rows.first(static_cast<size_t>(rank()))) before += n;
-    sum(exec, x, before * x.row_stride(), part);
+    check(x);
+    check(part);
+    if (given_up()) return;
+    const int64_t row = x.row_stride();
+    const int64_t most = kSlotBytes / 16 / size() * 16 / size_of(x.dtype());
+    cuda::PeerShares shares;
+    shares.sum = sum_of(x);
+    const int64_t longest = *std::ranges::max_element(rows) * row;
+    for (int64_t done = 0; done < longest; done += most) {
+      int64_t begin = done;
+      for (size_t r = 0; r < rows.size(); begin += rows[r++] * row) {
+        shares.begin[r] = begin;
+        shares.count[r] = std::clamp<int64_t>(rows[r] * row - done, 0, most);
+      }
+      shares.sum.out = element(part, done);
+      cuda::launch_scattered_peer_sum(exec.stream, shares);
+    }
   }
 
   void all_gather(const Exec& exec, Tensor part, Rows rows, Tensor out) override {
@@ -68,10 +113,36 @@ class PeerComm : public Comm {
   }
   void gather_columns(const Exec& exec, Tensor part, Rows columns, Tensor out,
                       int64_t root) override {
-    inner_->gather_columns(exec, part, columns, out, root);
+    const int64_t widest = *std::ranges::max_element(columns);
+    const bool fits = part.dtype() == DType::f32 && widest * 4 <= kSlotBytes &&
+                      std::ranges::all_of(columns, [](int64_t n) { return n % 4 == 0; });
+    if (!fits) return inner_->gather_columns(exec, part, columns, out, root);
+    if (given_up()) return;
+    M2_CHECK(part.dense() && reinterpret_cast<uintptr_t>(part.data()) % 16 == 0, "{}",
+             part.describe());
+    cuda::PeerColumns parts;
+    parts.sum = peers_;
+    parts.root = static_cast<int>(root);
+    std::ranges::copy(columns, parts.columns);
+    const int64_t rows = part.size(0), most = kSlotBytes / (widest * 4);
+    for (int64_t row = 0; row < rows; row += most) {
+      parts.rows = std::min(most, rows - row);
+      parts.sum.x = element(part, row * part.size(1));
+      if (rank() == root) {
+        M2_CHECK(out.dense() && reinterpret_cast<uintptr_t>(out.data()) % 16 == 0, "{}",
+                 out.describe());
+        parts.sum.out = element(out, row * out.size(1));
+      }
+      cuda::launch_peer_columns(exec.stream, parts);
+    }
   }
   void broadcast(const Exec& exec, Tensor x, int64_t root) override {
-    inner_->broadcast(exec, x, root);
+    const int64_t bytes = x.elements() * size_of(x.dtype());
+    if (bytes % 4 != 0 || bytes > cuda::kSmallSumBytes) return inner_->broadcast(exec, x, root);
+    M2_CHECK(x.dense(), "{}", x.describe());
+    if (given_up() || bytes == 0) return;
+    cuda::launch_peer_broadcast(exec.stream, sum_of(Tensor(x.data(), DType::f32, {bytes / 4})),
+                                static_cast<int>(root));
   }
   void barrier(const Exec& exec) override { inner_->barrier(exec); }
   Result<void> status() const override { return inner_->status(); }
@@ -85,31 +156,30 @@ class PeerComm : public Comm {
  private:
   uint32_t* word() const { return reinterpret_cast<uint32_t*>(given_up_.data()); }
 
-  // out = elements [first, first + out's) of the sum of all ranks' x; as many at a time as fit.
-  void sum(const Exec& exec, Tensor x, int64_t first, Tensor out) {
-    M2_CHECK(x.dense() && out.dense() && (x.dtype() == DType::f32 || x.dtype() == DType::bf16),
-             "a sum of {}", x.describe());
-    if (std::atomic_ref(*word()).load() != 0) return;
-    const int64_t element = size_of(x.dtype()), most = kSlotBytes / element;
-    for (int64_t begin = 0; begin < x.elements(); begin += most) {
-      cuda::PeerSum part = peers_;
-      part.dtype = x.dtype();
-      part.count = std::min(most, x.elements() - begin);
-      part.x = static_cast<const std::byte*>(x.data()) + begin * element;
-      const int64_t from = std::clamp(first, begin, begin + part.count);
-      const int64_t to = std::clamp(first + out.elements(), begin, begin + part.count);
-      part.first = from - begin;
-      part.length = to - from;
-      part.out = static_cast<std::byte*>(out.data()) + (from - first) * element;
-      cuda::launch_peer_sum(exec.stream, part);
-    }
+  bool given_up() const { return std::atomic_ref(*word()).load() != 0; }
+
+  static void check(const Tensor& x) {
+    M2_CHECK(x.dense() && (x.dtype() == DType::f32 || x.dtype() == DType::bf16), "a sum of {}",
+             x.describe());
+  }
+
+  static std::byte* element(const Tensor& x, int64_t i) {
+    return static_cast<std::byte*>(x.data()) + i * size_of(x.dtype());
+  }
+
+  // In place.
+  cuda::PeerSum sum_of(const Tensor& x) const {
+    cuda::PeerSum out = peers_;
+    out.dtype = x.dtype();
+    out.count = x.elements();
+    out.x = out.out = x.data();
+    return out;
   }
 
   const std::unique_ptr<Comm> inner_;
   const Buffer memory_;
   const HostBuffer given_up_;  // a word
   cuda::PeerSum peers_;        // all but what differs from sum to sum
-  std::vector<int64_t> share_rows_;
 };
 
 // What ranks tell each other. Addresses mean something within one process alone.

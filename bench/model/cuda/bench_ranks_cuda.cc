@@ -1,6 +1,6 @@
 // Time of steps by ranks on GPUs, and the share of it that goes into sums over ranks: what the same
 // step takes without them is the rest. M2's full width with random weights.
-//   bench_ranks_cuda [LAYERS [EXPERTS [RANKS]]]
+//   bench_ranks_cuda [LAYERS [EXPERTS [RANKS [WAY]]]]     of the ways whose names begin so
 #include <fmt/format.h>
 
 #include <chrono>
@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -226,6 +227,7 @@ int main(int argc, char** argv) {
   const int64_t layers = argc > 1 ? std::stoll(argv[1]) : 4;
   const int64_t experts = argc > 2 ? std::stoll(argv[2]) : 256;
   const int64_t ranks = argc > 3 ? std::stoll(argv[3]) : 2;
+  const std::string_view only = argc > 4 ? argv[4] : "";
   if (const Result<void> usable = check_device(gpu(static_cast<size_t>(ranks) - 1)); !usable.ok()) {
     fmt::print("{}\n", usable.error().text);
     return 1;
@@ -238,18 +240,26 @@ int main(int argc, char** argv) {
       "| ranks | batch 1, us | in sums | 8, us | in sums | 64, us | in sums | prompts, us | in "
       "sums |\n| --- |{}\n",
       " ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
-  const auto measure = [&](const Spread& spread) { return Bench(config, spread).measure(); };
-  print("TP1", measure({1, 1}), nullptr);
+  const auto time = [&](const Spread& spread) { return Bench(config, spread).measure(); };
+  // With `rest`, what the step takes without its sums, which is measured when first asked for.
+  const auto measure = [&](const Spread& spread, std::optional<Times>* rest = nullptr) {
+    if (!spread.name().starts_with(only)) return;
+    if (rest && !*rest) {
+      Spread unsummed = spread;
+      unsummed.summed = false;
+      *rest = time(unsummed);
+    }
+    print(spread.name(), time(spread), rest ? &**rest : nullptr);
+  };
+  measure({1, 1});
   for (const bool whole : {false, true}) {
+    std::optional<Times> rest;
     Spread spread{ranks, 1, whole};
-    spread.summed = false;
-    const Times rest = measure(spread);
-    spread.summed = true;
-    print(spread.name(), measure(spread), &rest);
+    measure(spread, &rest);
     spread.sums = SumsBy::nccl;
-    print(spread.name(), measure(spread), &rest);
+    measure(spread, &rest);
   }
   // Without its sums an exchange has no results.
   for (const ExchangeKind exchange : {ExchangeKind::all_gather, ExchangeKind::all_to_all})
-    print(Spread{1, ranks, true, exchange}.name(), measure({1, ranks, true, exchange}), nullptr);
+    measure({1, ranks, true, exchange});
 }

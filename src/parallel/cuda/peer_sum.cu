@@ -1,4 +1,4 @@
-#include "ops/cuda/device.cuh"
+#include "ops/cuda/norm_row.cuh"
 #include "parallel/cuda/peer_sum.h"
 
 namespace m2::parallel::cuda {
@@ -8,35 +8,59 @@ using namespace ops::cuda;
 
 constexpr int kThreads = 512;
 
-// 16 bytes of numbers.
-template <class T>
-struct alignas(16) Group {
-  static constexpr int kSize = 16 / sizeof(T);
+// 16 bytes of numbers, or 8.
+template <class T, int kBytes = 16>
+struct alignas(kBytes) Group {
+  static constexpr int kSize = kBytes / sizeof(T);
   T number[kSize];
 };
 
+template <class Numbers>
 __device__ bool aligned(const void* pointer) {
-  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+  return reinterpret_cast<uintptr_t>(pointer) % alignof(Numbers) == 0;
 }
 
 // The first `count` numbers, at most a group; past them anything.
-template <class T>
-__device__ Group<T> load_group(const T* from, int64_t count) {
-  if (count >= Group<T>::kSize && aligned(from)) return *reinterpret_cast<const Group<T>*>(from);
-  Group<T> out = {};
-  for (int i = 0; i < Group<T>::kSize && i < count; ++i) out.number[i] = from[i];
+template <class Numbers, class T>
+__device__ Numbers load_group(const T* from, int64_t count) {
+  if (count >= Numbers::kSize && aligned<Numbers>(from))
+    return *reinterpret_cast<const Numbers*>(from);
+  Numbers out = {};
+  for (int i = 0; i < Numbers::kSize && i < count; ++i) out.number[i] = from[i];
   return out;
 }
 
 // Numbers [begin, end) of a group.
-template <class T>
-__device__ void store_group(const Group<T>& from, T* to, int64_t begin, int64_t end) {
-  if (begin <= 0 && end >= Group<T>::kSize && aligned(to)) {
-    *reinterpret_cast<Group<T>*>(to) = from;
+template <class Numbers, class T>
+__device__ void store_group(const Numbers& from, T* to, int64_t begin, int64_t end) {
+  if (begin <= 0 && end >= Numbers::kSize && aligned<Numbers>(to)) {
+    *reinterpret_cast<Numbers*>(to) = from;
     return;
   }
-  for (int i = 0; i < Group<T>::kSize; ++i)
+  for (int i = 0; i < Numbers::kSize; ++i)
     if (i >= begin && i < end) to[i] = from.number[i];
+}
+
+// What a peer, or another thread, wrote.
+template <class Numbers>
+__device__ Numbers fetch(const Numbers* from) {
+  const uint4 bytes = load_written(from);
+  return reinterpret_cast<const Numbers&>(bytes);
+}
+
+// Of all ranks' numbers, in ascending order of rank.
+template <class T, class Numbers>
+__device__ Numbers total_of(const Numbers (&parts)[kMostPeers], int ranks) {
+  Numbers out;
+#pragma unroll
+  for (int i = 0; i < Numbers::kSize; ++i) {
+    float total = to_float(parts[0].number[i]);
+#pragma unroll
+    for (int r = 1; r < kMostPeers; ++r)
+      if (r < ranks) total += to_float(parts[r].number[i]);
+    out.number[i] = from_float<T>(total);
+  }
+  return out;
 }
 
 __device__ void tell(uint32_t* word, uint32_t round) {
@@ -63,63 +87,360 @@ __device__ void meet(const PeerSum& sum, uint32_t round) {
   __syncthreads();
 }
 
-// Each rank puts its numbers into its slot, and reads everyone's in the order of ranks. Group g is
-// always the same thread's, so a block needs only the same block of its peers, and out may be x. A
-// slot is written again in the round after next: all peers have then come to the next, so they are
-// done with this one.
+// Where a thread stands in sums through slots: group g of 16 bytes is always the same thread's, so
+// a block needs only the same block of its peers.
+struct Place {
+  int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  uint32_t* rounds;
+  uint32_t round;
+  int64_t slot;  // in groups
+
+  __device__ explicit Place(const PeerSum& sum)
+      : rounds(sum.peers[sum.rank].rounds + blockIdx.x),
+        round(*rounds + 1),
+        slot(round % 2 * (sum.slot_bytes / 16)) {}
+  template <class T>
+  __device__ Group<T>* slot_of(const PeerSum& sum, int rank) const {
+    return static_cast<Group<T>*>(sum.peers[rank].slots) + slot;
+  }
+};
+constexpr int64_t kStride = static_cast<int64_t>(kSumBlocks) * kThreads;
+
+template <class T>
+__device__ Group<T> load_at(const void* from, int64_t group, int64_t count) {
+  const int64_t begin = group * Group<T>::kSize;
+  return load_group<Group<T>>(static_cast<const T*>(from) + begin, count - begin);
+}
+template <class T>
+__device__ void store_at(const Group<T>& numbers, void* to, int64_t group, int64_t count) {
+  const int64_t begin = group * Group<T>::kSize;
+  store_group(numbers, static_cast<T*>(to) + begin, 0, count - begin);
+}
+
+// Each rank puts its numbers into its slot, and reads everyone's in the order of ranks; out may be
+// x. A slot is written again in the round after next: all peers have then come to the next, so they
+// are done with this one.
 // Bytes: count twice here, and count from each peer over the link. Small sums: one flight there and
 // one back.
 template <class T>
 __global__ void __launch_bounds__(kThreads) peer_sum_kernel(const PeerSum sum) {
-  using Numbers = Group<T>;
   wait_for_previous();
   let_next_start();
-  uint32_t* const rounds = sum.peers[sum.rank].rounds + blockIdx.x;
-  const uint32_t round = *rounds + 1;
-  const int64_t groups_a_slot = sum.slot_bytes / 16;
-  const int64_t slot = round % 2 * groups_a_slot;
-  const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  constexpr int64_t kStride = static_cast<int64_t>(kSumBlocks) * kThreads;
+  const Place place(sum);
+  const int64_t groups = (sum.count + Group<T>::kSize - 1) / Group<T>::kSize;
+  Group<T>* const own = place.slot_of<T>(sum, sum.rank);
+  for (int64_t g = place.thread; g < groups; g += kStride) own[g] = load_at<T>(sum.x, g, sum.count);
+  meet(sum, place.round);
+  if (threadIdx.x == 0) *place.rounds = place.round;
+  for (int64_t g = place.thread; g < groups; g += kStride) {
+    Group<T> parts[kMostPeers];
+#pragma unroll
+    for (int r = 0; r < kMostPeers; ++r)
+      if (r < sum.ranks) parts[r] = fetch(place.slot_of<T>(sum, r) + g);
+    store_at(total_of<T>(parts, sum.ranks), sum.out, g, sum.count);
+  }
+}
 
-  auto* const own = static_cast<Numbers*>(sum.peers[sum.rank].slots) + slot;
-  for (int64_t g = thread; g * Numbers::kSize < sum.count; g += kStride)
-    own[g] = load_group(static_cast<const T*>(sum.x) + g * Numbers::kSize,
-                        sum.count - g * Numbers::kSize);
+// Each rank puts the others' shares into its slot, and sums its own from everyone's. Bytes: count
+// twice here, and the share from each peer over the link, for all ranks at the same time.
+template <class T>
+__global__ void __launch_bounds__(kThreads) scattered_sum_kernel(const PeerShares shares) {
+  const PeerSum& sum = shares.sum;
+  wait_for_previous();
+  let_next_start();
+  const Place place(sum);
+  const int64_t most = sum.slot_bytes / 16 / sum.ranks;  // groups of a share
+  const auto groups = [&](int r) {
+    return (shares.count[r] + Group<T>::kSize - 1) / Group<T>::kSize;
+  };
+  const auto share = [&](int r) { return static_cast<const T*>(sum.x) + shares.begin[r]; };
+  Group<T>* const own = place.slot_of<T>(sum, sum.rank);
+  for (int r = 0; r < sum.ranks; ++r)
+    for (int64_t g = place.thread; r != sum.rank && g < groups(r); g += kStride)
+      own[r * most + g] = load_at<T>(share(r), g, shares.count[r]);
+  meet(sum, place.round);
+  if (threadIdx.x == 0) *place.rounds = place.round;
+  for (int64_t g = place.thread; g < groups(sum.rank); g += kStride) {
+    Group<T> parts[kMostPeers];
+#pragma unroll
+    for (int r = 0; r < kMostPeers; ++r)
+      if (r < sum.ranks)
+        parts[r] = r == sum.rank ? load_at<T>(share(r), g, shares.count[r])
+                                 : fetch(place.slot_of<T>(sum, r) + sum.rank * most + g);
+    store_at(total_of<T>(parts, sum.ranks), sum.out, g, shares.count[sum.rank]);
+  }
+}
 
-  meet(sum, round);
-  if (threadIdx.x == 0) *rounds = round;
+// All numbers of a large sum on every rank, x and out being one. Group k of a thread is summed by
+// rank k mod ranks, and the others fetch the total from its slot: 2 (ranks - 1) / ranks of the
+// numbers come over the link, where summing all of them takes ranks - 1. Two rounds, and one left
+// out so that the next sum takes the other slot.
+template <class T>
+__global__ void __launch_bounds__(kThreads) shared_sum_kernel(const PeerSum sum) {
+  wait_for_previous();
+  let_next_start();
+  const Place place(sum);
+  const int64_t groups = (sum.count + Group<T>::kSize - 1) / Group<T>::kSize;
+  const int64_t step = sum.ranks * kStride;
+  const auto first_of = [&](int r) { return place.thread + r * kStride; };
+  Group<T>* const own = place.slot_of<T>(sum, sum.rank);
 
-  const int64_t first_group = sum.first / Numbers::kSize;
-  const int64_t skipped = first_group > thread ? (first_group - thread + kStride - 1) / kStride : 0;
-  const int64_t end = sum.first + sum.length;
-  for (int64_t g = thread + skipped * kStride; g * Numbers::kSize < end; g += kStride) {
-    Numbers parts[kMostPeers];
+  for (int r = 0; r < sum.ranks; ++r)
+    for (int64_t g = first_of(r); r != sum.rank && g < groups; g += step)
+      own[g] = load_at<T>(sum.x, g, sum.count);
+  meet(sum, place.round);
+  for (int64_t g = first_of(sum.rank); g < groups; g += step) {
+    Group<T> parts[kMostPeers];
+#pragma unroll
+    for (int r = 0; r < kMostPeers; ++r)
+      if (r < sum.ranks)
+        parts[r] =
+            r == sum.rank ? load_at<T>(sum.x, g, sum.count) : fetch(place.slot_of<T>(sum, r) + g);
+    const Group<T> total = total_of<T>(parts, sum.ranks);
+    own[g] = total;
+    store_at(total, sum.out, g, sum.count);
+  }
+  meet(sum, place.round + 1);
+  if (threadIdx.x == 0) *place.rounds = place.round + 2;
+  for (int r = 0; r < sum.ranks; ++r) {
+    if (r == sum.rank) continue;
+    const Group<T>* const totals = place.slot_of<T>(sum, r);
+#pragma unroll 4
+    for (int64_t g = first_of(r); g < groups; g += step)
+      store_at(fetch(totals + g), sum.out, g, sum.count);
+  }
+}
+
+__device__ void send(PeerWord* to, uint2 numbers) {
+  asm volatile("st.volatile.global.v4.u32 [%0], {%1, %3, %2, %3};" ::"l"(to), "r"(numbers.x),
+               "r"(numbers.y), "r"(1u)
+               : "memory");
+}
+
+// Waits until the word is there, and clears it for the small sum after the next.
+__device__ uint2 receive(PeerWord* from, const uint32_t* given_up) {
+  constexpr int kLooks = 4096;
+  PeerWord word;
+  for (int looks = 1;; ++looks) {
+    asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(word.first), "=r"(word.first_there), "=r"(word.second),
+                   "=r"(word.second_there)
+                 : "l"(from)
+                 : "memory");
+    if (word.first_there != 0 && word.second_there != 0) break;
+    if (looks % kLooks == 0 && hear(given_up) != 0) break;
+  }
+  *from = {};
+  return {word.first, word.second};
+}
+
+// The words of one small sum.
+struct Words {
+  const PeerSum& sum;
+  int64_t half;  // of the memory for words, in words
+
+  // Every thread of the block calls it once, after wait_for_previous().
+  __device__ explicit Words(const PeerSum& of) : sum(of) {
+    uint32_t* const rounds = sum.peers[sum.rank].rounds + kSumBlocks + blockIdx.x;
+    const uint32_t round = *rounds;
+    __syncthreads();
+    if (threadIdx.x == 0) *rounds = round + 1;
+    half = round % 2 * kMostPeers * kSmallSumWords;
+  }
+  __device__ PeerWord* place(int of, int from, int64_t word) const {
+    return sum.peers[of].words + half + from * kSmallSumWords + word;
+  }
+  __device__ void send_to_all(int64_t word, uint2 numbers) const {
+#pragma unroll
+    for (int r = 0; r < kMostPeers; ++r)
+      if (r < sum.ranks && r != sum.rank) send(place(r, sum.rank, word), numbers);
+  }
+  // This rank's numbers in, all ranks' out.
+  template <class T>
+  __device__ void receive_all(int64_t word, const Group<T, 8>& own,
+                              Group<T, 8> (&parts)[kMostPeers]) const {
 #pragma unroll
     for (int r = 0; r < kMostPeers; ++r)
       if (r < sum.ranks) {
-        const uint4 bytes = load_written(static_cast<Numbers*>(sum.peers[r].slots) + slot + g);
-        parts[r] = reinterpret_cast<const Numbers&>(bytes);
+        parts[r] = own;
+        if (r == sum.rank) continue;
+        const uint2 numbers = receive(place(sum.rank, r, word), sum.given_up);
+        parts[r] = reinterpret_cast<const Group<T, 8>&>(numbers);
       }
-    Numbers out;
-#pragma unroll
-    for (int i = 0; i < Numbers::kSize; ++i) {
-      float total = to_float(parts[0].number[i]);
-#pragma unroll
-      for (int r = 1; r < kMostPeers; ++r)
-        if (r < sum.ranks) total += to_float(parts[r].number[i]);
-      out.number[i] = from_float<T>(total);
-    }
-    const int64_t begin = g * Numbers::kSize - sum.first;
-    store_group(out, static_cast<T*>(sum.out) + begin, -begin, sum.length - begin);
   }
+  template <class T>
+  __device__ Group<T, 8> sum_of_all(int64_t word, const Group<T, 8>& own) const {
+    Group<T, 8> parts[kMostPeers];
+    receive_all(word, own, parts);
+    return total_of<T>(parts, sum.ranks);
+  }
+};
+
+// Each rank sends its numbers into all the others' memory, every half of a word with a flag, and
+// waits at home: one flight. A rank sends for a small sum when its kernels before are complete, so
+// who has had a word of the sum before from it knows that it has cleared those of the one before
+// that, which lay where it now sends.
+template <class T>
+__global__ void __launch_bounds__(kThreads) small_sum_kernel(const PeerSum sum) {
+  using Numbers = Group<T, 8>;
+  wait_for_previous();
+  let_next_start();
+  const Words words(sum);
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const auto own = [&](int64_t word) {
+    const int64_t begin = word * Numbers::kSize;
+    return load_group<Numbers>(static_cast<const T*>(sum.x) + begin, sum.count - begin);
+  };
+  for (int64_t w = first; w * Numbers::kSize < sum.count; w += kStride) {
+    const Numbers numbers = own(w);
+    words.send_to_all(w, reinterpret_cast<const uint2&>(numbers));
+  }
+  for (int64_t w = first; w * Numbers::kSize < sum.count; w += kStride) {
+    const int64_t begin = w * Numbers::kSize;
+    store_group(words.sum_of_all<T>(w, own(w)), static_cast<T*>(sum.out) + begin, 0,
+                sum.count - begin);
+  }
+}
+
+// Everyone sends here too: that is how ranks know which words have been cleared.
+__global__ void __launch_bounds__(kThreads) broadcast_kernel(const PeerSum numbers, int root) {
+  using Numbers = Group<float, 8>;
+  wait_for_previous();
+  let_next_start();
+  const Words words(numbers);
+  for (int64_t w = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+       w * Numbers::kSize < numbers.count; w += kStride) {
+    const int64_t begin = w * Numbers::kSize, left = numbers.count - begin;
+    const auto own = load_group<Numbers>(static_cast<const float*>(numbers.x) + begin, left);
+    words.send_to_all(w, reinterpret_cast<const uint2&>(own));
+    Numbers parts[kMostPeers];
+    words.receive_all<float>(w, own, parts);
+    Numbers chosen = own;
+#pragma unroll
+    for (int r = 0; r < kMostPeers; ++r)
+      if (r == root) chosen = parts[r];
+    store_group(chosen, static_cast<float*>(numbers.out) + begin, 0, left);
+  }
+}
+
+// The others put their parts into their slots, and the root fetches them. Bytes: every part twice
+// at home and once over the link, all links at the same time.
+__global__ void __launch_bounds__(kThreads) columns_kernel(const PeerColumns parts) {
+  using Numbers = Group<float>;
+  const PeerSum& sum = parts.sum;
+  wait_for_previous();
+  let_next_start();
+  const Place place(sum);
+  const auto* const own = static_cast<const Numbers*>(sum.x);
+  if (sum.rank != parts.root) {
+    const int64_t groups = parts.rows * (parts.columns[sum.rank] / Numbers::kSize);
+    for (int64_t g = place.thread; g < groups; g += kStride)
+      place.slot_of<float>(sum, sum.rank)[g] = own[g];
+  }
+  meet(sum, place.round);
+  if (threadIdx.x == 0) *place.rounds = place.round;
+  if (sum.rank != parts.root) return;
+  int64_t width = 0, before = 0;  // in groups
+  for (int r = 0; r < sum.ranks; ++r) width += parts.columns[r] / Numbers::kSize;
+  for (int r = 0; r < sum.ranks; before += parts.columns[r++] / Numbers::kSize) {
+    const int64_t columns = parts.columns[r] / Numbers::kSize;
+    const Numbers* const from = r == sum.rank ? own : place.slot_of<float>(sum, r);
+#pragma unroll 4
+    for (int64_t g = place.thread; g < parts.rows * columns; g += kStride)
+      static_cast<Numbers*>(sum.out)[g / columns * width + before + g % columns] = fetch(from + g);
+  }
+}
+
+// A block a row, as rms_norm_kernel has it (ops/cuda/norm.cu), to the same bytes; 8 columns are two
+// words, which come over the link instead of from memory.
+__global__ void __launch_bounds__(kNormThreads) small_sum_norm_kernel(const PeerSumNorm work) {
+  using T = __nv_bfloat16;
+  __shared__ float scratch[33];
+  const int64_t row = blockIdx.x, columns = work.columns, packs = columns / 8;
+  float by[8];
+  if (threadIdx.x < packs) load_weights(work.weight, work.weight_dtype, threadIdx.x * 8, by);
+  wait_for_previous();
+  let_next_start();
+  const Words words(work.sum);
+  if (row * columns >= work.sum.count) return;
+  auto* const residual =
+      reinterpret_cast<Pack8<T>*>(static_cast<T*>(work.residual) + row * columns);
+  const auto* const x = static_cast<const uint4*>(work.sum.x) + row * packs;
+  for (int64_t p = threadIdx.x; p < packs; p += kNormThreads) {
+    const uint4 numbers = x[p];
+    words.send_to_all(2 * (row * packs + p), {numbers.x, numbers.y});
+    words.send_to_all(2 * (row * packs + p) + 1, {numbers.z, numbers.w});
+  }
+  Pack8<T> held;
+  float sum = 0.0f;
+  for (int64_t p = threadIdx.x; p < packs; p += kNormThreads) {
+    Pack8<T> pack = residual[p];
+    const uint4 numbers = x[p];
+    const uint2 halves[2] = {{numbers.x, numbers.y}, {numbers.z, numbers.w}};
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const auto change = words.sum_of_all<T>(2 * (row * packs + p) + h,
+                                              reinterpret_cast<const Group<T, 8>&>(halves[h]));
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        T& kept = pack.values[4 * h + i];
+        kept = from_float<T>(to_float(kept) + to_float(change.number[i]));
+        sum = fmaf(to_float(kept), to_float(kept), sum);
+      }
+    }
+    residual[p] = pack;
+    if (p == threadIdx.x) held = pack;
+  }
+
+  const float mean = block_sum(sum, scratch) / static_cast<float>(columns);
+  const float factor = 1.0f / sqrtf(mean + work.eps);
+  const QuantisedRows quantised{work.quantised, work.quantised_scales, work.powers};
+  for (int64_t p = threadIdx.x; p < packs; p += kNormThreads) {
+    if (p != threadIdx.x) {
+      held = residual[p];
+      load_weights(work.weight, work.weight_dtype, p * 8, by);
+    }
+    store_normed(held, by, factor, static_cast<T*>(work.out) + row * columns, p, row, columns,
+                 quantised);
+  }
+}
+
+template <class Work, class Kernel>
+void launch_by_type(void* stream, DType dtype, const Work& work, Kernel bf16, Kernel f32) {
+  launch(stream, dtype == DType::bf16 ? bf16 : f32, LaunchShape{dim3(kSumBlocks), dim3(kThreads)},
+         work);
 }
 
 }  // namespace
 
 void launch_peer_sum(void* stream, const PeerSum& sum) {
-  const LaunchShape shape{dim3(kSumBlocks), dim3(kThreads)};
-  sum.dtype == DType::bf16 ? launch(stream, peer_sum_kernel<__nv_bfloat16>, shape, sum)
-                           : launch(stream, peer_sum_kernel<float>, shape, sum);
+  launch_by_type(stream, sum.dtype, sum, peer_sum_kernel<__nv_bfloat16>, peer_sum_kernel<float>);
+}
+
+void launch_shared_peer_sum(void* stream, const PeerSum& sum) {
+  launch_by_type(stream, sum.dtype, sum, shared_sum_kernel<__nv_bfloat16>,
+                 shared_sum_kernel<float>);
+}
+
+void launch_small_peer_sum(void* stream, const PeerSum& sum) {
+  launch_by_type(stream, sum.dtype, sum, small_sum_kernel<__nv_bfloat16>, small_sum_kernel<float>);
+}
+
+void launch_peer_broadcast(void* stream, const PeerSum& numbers, int root) {
+  launch(stream, broadcast_kernel, LaunchShape{dim3(kSumBlocks), dim3(kThreads)}, numbers, root);
+}
+
+void launch_peer_columns(void* stream, const PeerColumns& parts) {
+  launch(stream, columns_kernel, LaunchShape{dim3(kSumBlocks), dim3(kThreads)}, parts);
+}
+
+void launch_small_peer_sum_norm(void* stream, const PeerSumNorm& work) {
+  launch(stream, small_sum_norm_kernel, LaunchShape{dim3(kSumBlocks), dim3(kNormThreads)}, work);
+}
+
+void launch_scattered_peer_sum(void* stream, const PeerShares& shares) {
+  launch_by_type(stream, shares.sum.dtype, shares, scattered_sum_kernel<__nv_bfloat16>,
+                 scattered_sum_kernel<float>);
 }
 
 }  // namespace m2::parallel::cuda

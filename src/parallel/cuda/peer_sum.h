@@ -10,14 +10,24 @@ namespace m2::parallel::cuda {
 constexpr int kMostPeers = 8;
 constexpr int kSumBlocks = 64;  // of every launch, since each block keeps account of its rounds
 
-// A rank's memory that all ranks reach. Arrivals and rounds are zeros at first.
+// Eight bytes of numbers under way. A half comes whole: its flag says that it is there.
+struct alignas(16) PeerWord {
+  uint32_t first, first_there, second, second_there;
+};
+constexpr int64_t kSmallSumBytes = 128 << 10;  // 21 rows of 3072 bf16; more are sooner fetched
+constexpr int64_t kSmallSumWords = kSmallSumBytes / 8;
+
+// A rank's memory that all ranks reach. All but the slots are zeros at first.
 struct PeerMemory {
   void* slots = nullptr;         // two of PeerSum::slot_bytes, for every other sum
   uint32_t* arrivals = nullptr;  // [kSumBlocks, kMostPeers] the round each peer's block has come to
-  uint32_t* rounds = nullptr;    // [kSumBlocks] sums so far; of the rank itself
+  uint32_t* rounds = nullptr;    // [2, kSumBlocks] sums so far, large and small; of the rank itself
+  PeerWord* words = nullptr;     // [2, kMostPeers, kSmallSumWords] from each peer, for every other
+                                 // small sum
 };
 constexpr int64_t kArrivalBytes = int64_t{4} * kSumBlocks * kMostPeers;
-constexpr int64_t kRoundBytes = int64_t{4} * kSumBlocks;
+constexpr int64_t kRoundBytes = int64_t{4} * 2 * kSumBlocks;
+constexpr int64_t kWordBytes = int64_t{sizeof(PeerWord)} * 2 * kMostPeers * kSmallSumWords;
 
 struct PeerSum {
   PeerMemory peers[kMostPeers];
@@ -27,16 +37,58 @@ struct PeerSum {
   // A word of host memory: not 0 ends the wait for peers. What is then written has no meaning.
   const uint32_t* given_up = nullptr;
   DType dtype = DType::f32;  // or bf16
-  const void* x = nullptr;   // [count] that fit into a slot
+  const void* x = nullptr;   // [count]
   int64_t count = 0;
-  // [length] = elements [first, first + length) of the sum of all ranks' x, FP32 in ascending order
-  // of rank and rounded once. May be those elements of x itself.
-  void* out = nullptr;
-  int64_t first = 0;
-  int64_t length = 0;
+  void* out = nullptr;  // the sum of all ranks' x, FP32 in ascending order of rank, rounded once
 };
 
-// Every rank launches it, with the same count. A cudaStream_t; can be captured.
+// Sums on every rank: out [count], may be x. All ranks launch the same, with the same count. A
+// cudaStream_t; can be captured. Three ways to the same bytes:
+// every rank reads all of everyone's numbers, of which a slot holds all;
 void launch_peer_sum(void* stream, const PeerSum& sum);
+// each sums a share for all: for more than two ranks and many numbers, of which a slot holds all;
+void launch_shared_peer_sum(void* stream, const PeerSum& sum);
+// numbers are sent with flags and not fetched: at most kSmallSumBytes of them.
+void launch_small_peer_sum(void* stream, const PeerSum& sum);
+
+// out = the root's x, travelling as a small sum does; the bits of f32 may be anything.
+void launch_peer_broadcast(void* stream, const PeerSum& numbers, int root);
+
+// On the root, out = the ranks' parts side by side: sum.x [rows, columns[rank]], sum.out [rows, sum
+// of columns], f32. All columns are multiples of 4, and a slot holds every part.
+struct PeerColumns {
+  PeerSum sum;
+  int root = 0;
+  int64_t rows = 0;
+  int64_t columns[kMostPeers] = {};
+};
+void launch_peer_columns(void* stream, const PeerColumns& parts);
+
+// A small sum that goes on into a norm (ops/norm.h, add_rms_norm): residual += sum, out = its norm.
+// bf16 all of them, rows dense and aligned to 32 bytes, columns a multiple of 8; at most kSumBlocks
+// rows. sum.out is not written. The bytes are those of the two operations one after the other.
+struct PeerSumNorm {
+  PeerSum sum;
+  int64_t columns = 0;
+  void* residual = nullptr;
+  const void* weight = nullptr;  // bf16 | f32 [columns]
+  DType weight_dtype = DType::bf16;
+  float eps = 0;
+  void* out = nullptr;
+  // out once more in FP8 (ops/quantised.h), columns then a multiple of 128; or null.
+  uint8_t* quantised = nullptr;
+  float* quantised_scales = nullptr;
+  bool powers = false;
+};
+void launch_small_peer_sum_norm(void* stream, const PeerSumNorm& work);
+
+// Each rank its share of the sum: elements [begin[r], begin[r] + count[r]) of x are rank r's, and
+// out [count[rank]]. Of each share at most slot_bytes / 16 / ranks * 16 bytes.
+struct PeerShares {
+  PeerSum sum;
+  int64_t begin[kMostPeers] = {};
+  int64_t count[kMostPeers] = {};
+};
+void launch_scattered_peer_sum(void* stream, const PeerShares& shares);
 
 }  // namespace m2::parallel::cuda

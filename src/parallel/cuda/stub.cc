@@ -5,8 +5,32 @@
 
 namespace m2::parallel::cuda {
 
-void launch_peer_sum(void*, const PeerSum&) {
+namespace {
+void refuse() {
   M2_CHECK(false, "this build has no GPU support; configure it with -DM2_CUDA=ON");
+}
+}  // namespace
+
+void launch_peer_sum(void*, const PeerSum&) {
+  refuse();
+}
+void launch_shared_peer_sum(void*, const PeerSum&) {
+  refuse();
+}
+void launch_small_peer_sum(void*, const PeerSum&) {
+  refuse();
+}
+void launch_peer_broadcast(void*, const PeerSum&, int) {
+  refuse();
+}
+void launch_peer_columns(void*, const PeerColumns&) {
+  refuse();
+}
+void launch_small_peer_sum_norm(void*, const PeerSumNorm&) {
+  refuse();
+}
+void launch_scattered_peer_sum(void*, const PeerShares&) {
+  refuse();
 }
 
 }  // namespace m2::parallel::cuda

@@ -34,6 +34,7 @@ int gpus() {
 class GpuRanks : public testing::Test {
  protected:
   void SetUp() override {
+    load_kernels_early();
     if (gpus() < 2) GTEST_SKIP() << "needs a GPU, and another: there are " << gpus();
   }
 };
@@ -41,6 +42,7 @@ class GpuRanks : public testing::Test {
 class SharedGpu : public testing::Test {
  protected:
   void SetUp() override {
+    load_kernels_early();
     if (gpus() < 1) GTEST_SKIP() << "needs a GPU";
   }
 };
@@ -153,10 +155,20 @@ void expect_sums_of_the_host(parallel::Comm& host, parallel::Comm& peers, const 
       << "reduce_scatter of " << host.size() << " ranks, " << width << " wide";
 }
 
-// More ranks than GPUs if need be, but two on a GPU at most: their blocks wait for each other, and
-// all have to be there at once. Sums that fit into one slot and that do not.
-TEST_F(GpuRanks, PeersSumAsTheHostDoes) {
-  for (const int64_t size : {2, 3, 4}) {
+// One of several ranks that sum through each other's memory, each on a thread of its own.
+struct Peer {
+  parallel::Comm& host;
+  parallel::Comm& peers;
+  Exec exec;
+  int64_t rank() const { return peers.rank(); }
+  int64_t size() const { return peers.size(); }
+};
+
+// Runs work for 2, 3 and 4 ranks. More ranks than GPUs if need be, but two on a GPU at most: their
+// blocks wait for each other, and all have to be there at once. So work takes no memory and records
+// nothing while another rank may wait on the same GPU.
+void each_peer(const std::function<void(const Peer&)>& work) {
+  for (int64_t size = 2; size <= std::min(4, 2 * gpus()); ++size) {
     const auto hosts = parallel::make_thread_comms(size);
     std::vector<std::jthread> threads;
     for (int64_t r = 0; r < size; ++r)
@@ -165,22 +177,196 @@ TEST_F(GpuRanks, PeersSumAsTheHostDoes) {
         const Device device{DeviceKind::cuda, static_cast<int>(r % gpus())};
         use_device(device);
         const Stream stream(device);
-        const Exec exec{device, nullptr, stream.handle()};
-        constexpr int64_t kWidest = 400'000;
-        const Buffer memory(device, 2 * 13 * kWidest * 4);
         auto inner = parallel::make_hosted_comm(host, device);  // NCCL wants a GPU for every rank
         const parallel::Comm* const hosted = inner.get();
         auto peers = parallel::sum_through_peers(std::move(inner), host, device);
         M2_CHECK(peers.ok(), "{}", peers.error().text);
         EXPECT_NE(peers->get(), hosted) << "GPUs do not reach another";
-        for (const int64_t width :
-             {int64_t{1}, int64_t{3}, int64_t{129}, int64_t{3072}, int64_t{50'001}, kWidest}) {
-          expect_sums_of_the_host<float>(host, **peers, exec, memory, width);
-          expect_sums_of_the_host<BF16>(host, **peers, exec, memory, width);
-        }
+        work({host, **peers, {device, nullptr, stream.handle()}});
         host.barrier(parallel::host());
       });
   }
+}
+
+// Sums of all kinds: sent, fetched, shared out; some larger than a slot.
+TEST_F(SharedGpu, PeersSumAsTheHostDoes) {
+  each_peer([](const Peer& peer) {
+    constexpr int64_t kWidest = 400'000;
+    const Buffer memory(peer.exec.device, 2 * 13 * kWidest * 4);
+    for (const int64_t width :
+         {int64_t{1}, int64_t{3}, int64_t{129}, int64_t{3072}, int64_t{50'001}, kWidest}) {
+      expect_sums_of_the_host<float>(peer.host, peer.peers, peer.exec, memory, width);
+      expect_sums_of_the_host<BF16>(peer.host, peer.peers, peer.exec, memory, width);
+    }
+  });
+}
+
+// Sums of all kinds use the same memory every other time: of any sizes one after another, without
+// the host ever waiting, launched and recorded.
+TEST_F(SharedGpu, PeersSumManyTimesInARow) {
+  constexpr int kSums = 150;
+  constexpr int64_t kMost = 1'700'001;
+  each_peer([&](const Peer& peer) {
+    const Exec exec = peer.exec;
+    const Buffer memory(exec.device, kSums * kMost * 2);
+    peer.host.barrier(parallel::host());
+    std::vector<std::vector<BF16>> got, expected;
+    std::mt19937 random(5);
+    const auto x = [&](int i) {
+      const auto count = static_cast<int64_t>(got[static_cast<size_t>(i)].size());
+      return Tensor(memory.data() + i * kMost * 2, DType::bf16, {count});
+    };
+    for (int i = 0; i < kSums; ++i) {
+      constexpr int64_t kCounts[] = {1, 2, 7, 3072, 3 * 3072, 16 * 3072, 65'536, 65'537, kMost};
+      const int64_t count = kCounts[random() % std::size(kCounts)];
+      got.emplace_back(static_cast<size_t>(count));
+      expected.emplace_back(static_cast<size_t>(count));
+      for (size_t j = 0; j < got.back().size(); ++j) {
+        // Small whole numbers, whose sums are exact.
+        const auto number = [&](int64_t rank) {
+          return static_cast<float>((static_cast<int64_t>(j) * 7 + i * 3 + rank * 5) % 16);
+        };
+        float total = 0;
+        for (int64_t rank = 0; rank < peer.size(); ++rank) total += number(rank);
+        got.back()[j] = to_bf16(number(peer.rank()));
+        expected.back()[j] = to_bf16(total);
+      }
+    }
+    for (const bool recorded : {false, true}) {
+      for (int i = 0; i < kSums; ++i)
+        copy_to_device(exec, x(i).data(), got[static_cast<size_t>(i)].data(), x(i).elements() * 2);
+      const auto sums = [&] {
+        for (int i = 0; i < kSums; ++i) peer.peers.all_reduce(exec, x(i));
+      };
+      synchronize(exec);
+      Graph graph;
+      if (recorded) graph = Graph::record(exec, sums);
+      peer.host.barrier(parallel::host());
+      recorded ? graph.launch(exec) : sums();
+      std::vector<BF16> out(kMost);
+      for (int i = 0; i < kSums; ++i) {
+        const auto& wanted = expected[static_cast<size_t>(i)];
+        copy_to_host(exec, out.data(), x(i).data(), x(i).elements() * 2);
+        synchronize(exec);
+        EXPECT_EQ(std::memcmp(out.data(), wanted.data(), wanted.size() * 2), 0)
+            << "sum " << i << " of " << wanted.size() << (recorded ? ", recorded" : "");
+      }
+    }
+  });
+}
+
+// Rows of logits come together on the root, more of them than a slot holds, and what is sampled
+// goes to all, with sums between, launched and recorded.
+TEST_F(SharedGpu, PeersBringColumnsTogether) {
+  each_peer([](const Peer& peer) {
+    const Exec exec = peer.exec;
+    const Device device = exec.device;
+    parallel::Comm& comm = peer.peers;
+    const int64_t rank = peer.rank(), size = peer.size();
+    constexpr int64_t kRows = 64, kColumns = 50'016;
+    const Buffer part(device, kRows * kColumns * 4), out(device, kRows * kColumns * size * 4);
+    const Buffer chosen(device, kRows * 12), sums(device, 4096);
+    std::vector<Graph> graphs;
+    peer.host.barrier(parallel::host());
+    for (const auto& [rows, columns] :
+         {std::pair<int64_t, int64_t>{1, 4}, {3, 1000}, {kRows, kColumns}})
+      for (const int64_t root : {int64_t{0}, size - 1}) {
+        std::vector<int64_t> widths(static_cast<size_t>(size), columns);
+        widths.back() = 4;
+        const int64_t own = widths[static_cast<size_t>(rank)], width = columns * (size - 1) + 4;
+        std::vector<float> mine, expected(static_cast<size_t>(rows * width));
+        for (int64_t i = 0; i < rows; ++i)
+          for (int64_t c = 0; c < width; ++c) {
+            const auto value = static_cast<float>((i * width + c) % 65'521);
+            expected[static_cast<size_t>(i * width + c)] = value;
+            if (c >= rank * columns && c < rank * columns + own) mine.push_back(value);
+          }
+        const std::vector<int32_t> told(static_cast<size_t>(rows * 3), -7 - static_cast<int>(root));
+        const auto run = [&] {
+          comm.all_reduce(exec, Tensor(sums.data(), DType::f32, {64}));
+          comm.gather_columns(exec, Tensor(part.data(), DType::f32, {rows, own}), widths,
+                              Tensor(out.data(), DType::f32, {rows, width}), root);
+          comm.all_reduce(exec, Tensor(sums.data(), DType::f32, {1024}));
+          comm.broadcast(exec, Tensor(chosen.data(), DType::i32, {rows, 3}), root);
+        };
+        for (const bool recorded : {false, true}) {
+          clear(exec, out.data(), out.bytes());
+          clear(exec, sums.data(), sums.bytes());
+          clear(exec, chosen.data(), chosen.bytes());
+          copy_to_device(exec, part.data(), mine.data(), rows * own * 4);
+          if (rank == root) copy_to_device(exec, chosen.data(), told.data(), rows * 12);
+          synchronize(exec);
+          if (recorded) graphs.push_back(Graph::record(exec, run));
+          peer.host.barrier(parallel::host());
+          for (int times = 0; times < 3; ++times) recorded ? graphs.back().launch(exec) : run();
+          std::vector<float> got(expected.size());
+          std::vector<int32_t> heard(told.size());
+          copy_to_host(exec, got.data(), out.data(), rows * width * 4);
+          copy_to_host(exec, heard.data(), chosen.data(), rows * 12);
+          synchronize(exec);
+          if (rank == root) {
+            EXPECT_TRUE(got == expected)
+                << rows << " x " << columns << (recorded ? ", recorded" : "");
+          }
+          EXPECT_EQ(heard, told) << rows << " rows" << (recorded ? ", recorded" : "");
+          peer.host.barrier(parallel::host());
+        }
+      }
+  });
+}
+
+// A sum on its way into a norm leaves the bytes of the two operations: rows of few and of more
+// blocks, with and without the same row in FP8.
+TEST_F(SharedGpu, PeersSumIntoNormsAsStepByStep) {
+  each_peer([](const Peer& peer) {
+    Exec exec = peer.exec;
+    const Device device = exec.device;
+    parallel::Comm& comm = peer.peers;
+    const Buffer memory(device, 8 << 20);
+    peer.host.barrier(parallel::host());
+    for (const auto& [rows, columns] : {std::pair<int64_t, int64_t>{1, 3072},
+                                        {5, 3072},
+                                        {64, 3072},
+                                        {65, 3072},
+                                        {64, 128},
+                                        {3, 200},
+                                        {7, 8192}}) {
+      const int64_t bytes = rows * columns * 2;
+      const auto x = parallel::numbers<BF16>(peer.rank(), rows * columns, columns);
+      const auto old = parallel::numbers<BF16>(9, rows * columns, columns);
+      const auto weight = parallel::numbers<BF16>(10, columns, columns);
+      // What either way leaves: residual, out, out in FP8 and its scales.
+      std::vector<std::byte> left[2];
+      for (const bool quantises : {true, false})
+        for (const ScaleFormat format : {ScaleFormat::f32, ScaleFormat::e8m0}) {
+          if (quantises && columns % 128 != 0) continue;
+          exec.scales = format;
+          for (const bool whole : {false, true}) {
+            Arena arena(memory);
+            const Tensor residual = arena.place(DType::bf16, {rows, columns});
+            const Tensor out = arena.place(DType::bf16, {rows, columns});
+            ops::Quantised quantised;
+            if (quantises)
+              quantised = {arena.place(DType::f8_e4m3, {rows, columns}),
+                           arena.place(DType::f32, {rows, columns / 128})};
+            const Tensor delta = arena.place(DType::bf16, {rows, columns});
+            const Tensor norm = arena.place(DType::bf16, {columns});
+            clear(exec, memory.data(), memory.bytes());
+            copy_to_device(exec, residual.data(), old.data(), bytes);
+            copy_to_device(exec, delta.data(), x.data(), bytes);
+            copy_to_device(exec, norm.data(), weight.data(), columns * 2);
+            const ops::AddNorm into{residual, norm, 1e-6f, out, quantised};
+            whole ? comm.all_reduce_norm(exec, delta, into)
+                  : comm.Comm::all_reduce_norm(exec, delta, into);
+            const auto here = static_cast<std::byte*>(delta.data()) - memory.data();
+            left[whole].assign(static_cast<size_t>(here), std::byte{});
+            copy_to_host(exec, left[whole].data(), memory.data(), here);
+            synchronize(exec);
+          }
+          EXPECT_TRUE(left[0] == left[1]) << rows << " x " << columns << ", FP8 " << quantises;
+        }
+    }
+  });
 }
 
 // Ranks that do not come: abort() ends what waits on the device, recorded or not.
@@ -289,20 +475,19 @@ class Ranks {
     fleet_.each([&](size_t r) {
       const parallel::LocalRank& rank = fleet_.ranks[r];
       const Device device = fleet_.device(r);
-      Result<Weights> weights = dummy_weights(config, rank.topology, device, 7);
-      M2_CHECK(weights.ok(), "{}", weights.error().text);
+      Weights weights = random_weights(config, rank.topology, device);
       MemoryRequest request = small_memory(config);
       request.max_num_batched_tokens = 512;
       request.topology = rank.topology;
       request.exchange = spread.exchange;
       request.padded_rows = spread.graph_sizes.empty() ? 0 : spread.graph_sizes.back();
-      Result<MemoryPlan> plan = plan_memory(config, *weights, request, device);
+      Result<MemoryPlan> plan = plan_memory(config, weights, request, device);
       M2_CHECK(plan.ok(), "{}", plan.error().text);
       RunnerOptions options;
       options.graph_sizes = spread.graph_sizes;
       models_[r] = make_runner(fleet_.exec(r, streams_[r]),
                                {rank.model_groups(), rank.topology, spread.exchange}, config,
-                               *std::move(weights), *plan, request.max_model_len, options);
+                               std::move(weights), *plan, request.max_model_len, options);
     });
   }
 
@@ -378,7 +563,7 @@ void expect_close(const Rows& rows, const Rows& expected, const std::string& wha
 
 void expect_the_model_of_one(const std::vector<Spread>& spreads) {
   const ModelConfig config = config_of();
-  SmallModel cpu(config, *dummy_weights(config, {}, Device{}, 7), 0);
+  SmallModel cpu(config, random_weights(config), 0);
   std::mt19937 random(3);
   const auto some = [&](size_t count) {
     std::vector<int32_t> out(count);
