@@ -304,6 +304,7 @@ void linear_parts(const Exec& exec, Tensor x, std::span<const Linear> weights, T
   shape.aligned = aligned16(x.data(), x.row_stride(), x.dtype());
   shape.compute_major = compute_major();
   shape.multiprocessors = multiprocessors();
+  shape.parts = static_cast<int>(weights.size());
   int64_t tiles = 0;
   for (const Linear& weight : weights) {
     M2_CHECK(weight.weight.dtype() == args.weight_dtype, "matrices of two dtypes over one input");

@@ -184,16 +184,11 @@ __device__ __forceinline__ void consumers_meet() {
   asm volatile("bar.sync 1, %0;" ::"n"(kFlowConsumers) : "memory");
 }
 
-// total += one stage: kStretches stretches of its 256 columns, from stretch `first` on; those past
-// the end are left out. token_scales [stretch][kN]; weight_scales [stretch][2], of which the
-// thread's row g takes `upper`, row g + 8 takes `lower`.
+// The products of one stage, kStretches stretches of its 256 columns each by itself.
 template <int kN, int kStretches>
-__device__ __forceinline__ void multiply_stage(uint32_t weights, int weight_box, uint32_t tokens,
-                                               int first, int stretches, const float* token_scales,
-                                               const float* weight_scales, int upper, int lower,
-                                               float (&total)[kN / 2]) {
+__device__ __forceinline__ void stage_products(uint32_t weights, int weight_box, uint32_t tokens,
+                                               float (&d)[kStretches][kN / 2]) {
   constexpr int kSteps = kFlowColumns / 32 / kStretches;
-  float d[kStretches][kN / 2];
   wgmma_begin();
 #pragma unroll
   for (int s = 0; s < kStretches; ++s)
@@ -204,22 +199,39 @@ __device__ __forceinline__ void multiply_stage(uint32_t weights, int weight_box,
                         operand(tokens + box * (kN * kTileStep) + offset), k > 0);
     }
   wgmma_finish();
-  const int t = threadIdx.x % 4;
+}
+
+// total += the products of a stretch. token_scales [stretch][kN]; weight_scales [stretch][2], of
+// which the thread's row g takes `upper`, row g + 8 takes `lower`.
+template <int kN>
+__device__ __forceinline__ void take_products(const float (&d)[kN / 2], int stretch,
+                                              const float* token_scales, const float* weight_scales,
+                                              int upper, int lower, float (&total)[kN / 2]) {
+  const float* of_tokens = token_scales + stretch * kN + 2 * (threadIdx.x % 4);
+  const float f0 = weight_scales[2 * stretch + upper];
+  const float f1 = weight_scales[2 * stretch + lower];
 #pragma unroll
-  for (int s = 0; s < kStretches; ++s) {
-    if (first + s >= stretches) continue;
-    const float* of_tokens = token_scales + (first + s) * kN + 2 * t;
-    const float f0 = weight_scales[2 * (first + s) + upper];
-    const float f1 = weight_scales[2 * (first + s) + lower];
-#pragma unroll
-    for (int j = 0; j < kN / 8; ++j) {
-      const float2 token = *reinterpret_cast<const float2*>(of_tokens + 8 * j);
-      total[4 * j] = fmaf(d[s][4 * j], token.x * f0, total[4 * j]);
-      total[4 * j + 1] = fmaf(d[s][4 * j + 1], token.y * f0, total[4 * j + 1]);
-      total[4 * j + 2] = fmaf(d[s][4 * j + 2], token.x * f1, total[4 * j + 2]);
-      total[4 * j + 3] = fmaf(d[s][4 * j + 3], token.y * f1, total[4 * j + 3]);
-    }
+  for (int j = 0; j < kN / 8; ++j) {
+    const float2 token = *reinterpret_cast<const float2*>(of_tokens + 8 * j);
+    total[4 * j] = fmaf(d[4 * j], token.x * f0, total[4 * j]);
+    total[4 * j + 1] = fmaf(d[4 * j + 1], token.y * f0, total[4 * j + 1]);
+    total[4 * j + 2] = fmaf(d[4 * j + 2], token.x * f1, total[4 * j + 2]);
+    total[4 * j + 3] = fmaf(d[4 * j + 3], token.y * f1, total[4 * j + 3]);
   }
+}
+
+// total += one stage, from stretch `first` on; those past the end are left out.
+template <int kN, int kStretches>
+__device__ __forceinline__ void multiply_stage(uint32_t weights, int weight_box, uint32_t tokens,
+                                               int first, int stretches, const float* token_scales,
+                                               const float* weight_scales, int upper, int lower,
+                                               float (&total)[kN / 2]) {
+  float d[kStretches][kN / 2];
+  stage_products<kN, kStretches>(weights, weight_box, tokens, d);
+#pragma unroll
+  for (int s = 0; s < kStretches; ++s)
+    if (first + s < stretches)
+      take_products<kN>(d[s], first + s, token_scales, weight_scales, upper, lower, total);
 }
 
 // The block's share of `tiles`, consecutive ones.

@@ -42,6 +42,24 @@ __device__ __forceinline__ void barrier_arrive_at(uint64_t* barrier, int rank) {
       : "memory");
 #endif
 }
+// Four floats to the same place in shared memory of block `rank` of the cluster, whose barrier
+// there counts their bytes.
+__device__ __forceinline__ void hand_to(float (&to)[4], const float (&value)[4], uint64_t* barrier,
+                                        int rank) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{\n"
+      ".reg .b32 there, barrier;\n"
+      "mapa.shared::cluster.u32 there, %0, %2;\n"
+      "mapa.shared::cluster.u32 barrier, %1, %2;\n"
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [there], {%3, %4, %5, %6}, "
+      "[barrier];\n"
+      "}\n" ::"r"(shared_address(to)),
+      "r"(shared_address(barrier)), "r"(rank), "f"(value[0]), "f"(value[1]), "f"(value[2]),
+      "f"(value[3])
+      : "memory");
+#endif
+}
 // All threads of all blocks of the cluster. Orders no memory but barriers' beginnings.
 __device__ __forceinline__ void meet_cluster() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

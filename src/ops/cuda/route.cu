@@ -34,16 +34,17 @@ __device__ __forceinline__ uint32_t ordered(float value) {
 }
 
 // One warp chooses for one token; lane l looks after experts l, l + 32, ... kEach of them.
-// scores: sigmoid(logit) [experts] in shared memory.
+// scores: sigmoid(logit) [experts] in shared memory; bias: [experts].
 template <int kEach>
-__device__ void choose(const float* scores, const Route& args, int64_t token) {
+__device__ void choose(const float* scores, const float* bias, const Route& args, int64_t token) {
   constexpr uint32_t kNone = ~0u;
   const int lane = threadIdx.x % kWarp;
+  const bool inert = args.slots && args.slots[token] < 0;
   uint32_t key[kEach];  // 0: not there, or taken
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     const int e = lane + i * kWarp;
-    key[i] = e < args.experts ? ordered(scores[e] + args.bias[e]) : 0;
+    key[i] = e < args.experts ? ordered(scores[e] + bias[e]) : 0;
   }
   uint32_t mine = kNone;  // lane i < top keeps the i-th choice
   for (int pick = 0; pick < args.top; ++pick) {
@@ -72,7 +73,6 @@ __device__ void choose(const float* scores, const Route& args, int64_t token) {
     sum += __shfl_sync(~0u, score, __ffs(static_cast<int>(owner)) - 1);
   }
   if (lane < args.top) {
-    const bool inert = args.slots && args.slots[token] < 0;
     args.ids[token * args.top + rank] = inert ? -1 : static_cast<int32_t>(mine);
     args.weights[token * args.top + rank] = inert ? 0.0f : score / (sum > 0.0f ? sum : 1.0f);
   }
@@ -186,9 +186,9 @@ __global__ void __launch_bounds__(kThreads) route_kernel(Route args, int cluster
   if (member != 0) return;
   for (int t = warp; t < kTokens && first + t < args.x.rows; t += kWarps)
     if (args.experts <= 8 * kWarp)
-      choose<8>(scores + t * args.experts, args, first + t);
+      choose<8>(scores + t * args.experts, args.bias, args, first + t);
     else
-      choose<kMaxEach>(scores + t * args.experts, args, first + t);
+      choose<kMaxEach>(scores + t * args.experts, args.bias, args, first + t);
 }
 
 // Many tokens: the logits as one product on the FP32 units, 64 tokens by 64 experts a block, 8 by 4
@@ -348,29 +348,30 @@ __global__ void __launch_bounds__(kPartThreads) route_parts(Route args) {
                   first_expert + lane] = sum[t];
 }
 
-// One warp a token, which adds up its logits and chooses.
-constexpr int kJoinTokens = 4;
-__global__ void __launch_bounds__(kJoinTokens* kWarp) route_join(Route args, int stretches) {
+// One block a token: a thread an expert adds up its logits, all parts asked for at once, and one
+// warp chooses. What no kernel before writes is read before they have ended.
+constexpr int kJoinThreads = 256;
+__global__ void __launch_bounds__(kJoinThreads) route_join(Route args, int stretches) {
   extern __shared__ float4 shared4[];
+  float* scores = reinterpret_cast<float*>(shared4);
+  float* bias = scores + args.experts;
+  for (int e = threadIdx.x; e < args.experts; e += kJoinThreads) bias[e] = args.bias[e];
   wait_for_previous();
   let_next_start();
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int64_t token = static_cast<int64_t>(blockIdx.x) * kJoinTokens + warp;
-  if (token >= args.x.rows) return;
-  float* scores = reinterpret_cast<float*>(shared4) + warp * args.experts;
+  const int64_t token = blockIdx.x;
   const float* parts = args.scores + token * stretches * args.experts;
-#pragma unroll 2
-  for (int e = lane; e < args.experts; e += kWarp) {
+  for (int e = threadIdx.x; e < args.experts; e += kJoinThreads) {
     float total = 0.0f;
 #pragma unroll 12
     for (int s = 0; s < stretches; ++s) total += parts[s * args.experts + e];
     scores[e] = 1.0f / (1.0f + expf(-total));
   }
-  __syncwarp();
+  __syncthreads();
+  if (threadIdx.x >= kWarp) return;
   if (args.experts <= 8 * kWarp)
-    choose<8>(scores, args, token);
+    choose<8>(scores, bias, args, token);
   else
-    choose<kMaxEach>(scores, args, token);
+    choose<kMaxEach>(scores, bias, args, token);
 }
 
 // One warp a token.
@@ -381,9 +382,9 @@ __global__ void __launch_bounds__(256) route_choose(Route args) {
   if (token >= args.x.rows) return;
   const float* scores = args.scores + token * args.experts;
   if (args.experts <= 8 * kWarp)
-    choose<8>(scores, args, token);
+    choose<8>(scores, args.bias, args, token);
   else
-    choose<kMaxEach>(scores, args, token);
+    choose<kMaxEach>(scores, args.bias, args, token);
 }
 
 bool fits_product(const Route& args) {
@@ -402,8 +403,8 @@ void launch_parts(void* stream, const Route& args) {
                     dim3(kPartThreads)};
   shape.shared_bytes = 4 * (kPartExperts * (kShortSum + 4) + kPartTokens * kShortSum);
   launch(stream, route_parts<kEach>, shape, args);
-  LaunchShape join{dim3(blocks_for(args.x.rows, kJoinTokens)), dim3(kJoinTokens * kWarp)};
-  join.shared_bytes = kJoinTokens * args.experts * 4;
+  LaunchShape join{dim3(static_cast<unsigned>(args.x.rows)), dim3(kJoinThreads)};
+  join.shared_bytes = 2 * args.experts * 4;
   launch(stream, route_join, join, args, stretches);
 }
 

@@ -600,8 +600,14 @@ TEST_F(Gpu, LinearBf16OfManyRows) {
 }
 
 TEST_F(Gpu, LinearRowsAreTheSameInAnyBatch) {
-  const int64_t tokens = 200, columns = 3072, rows = 192;
-  for (const DType dtype : {DType::f8_e4m3, DType::bf16}) {
+  const int64_t tokens = 200;
+  struct Case {
+    DType dtype;
+    int64_t rows, columns;
+  };
+  for (const auto& [dtype, rows, columns] :
+       {Case{DType::f8_e4m3, 192, 3072}, Case{DType::f8_e4m3, 3072, 6144},
+        Case{DType::f8_e4m3, 456, 6144}, Case{DType::bf16, 192, 3072}}) {
     const Numbers x = random_numbers(random_, tokens * columns, DType::bf16);
     const Slice slice(random_, dtype, rows, columns, 0, 0);
     const OnGpu x_gpu(x, {tokens, columns});

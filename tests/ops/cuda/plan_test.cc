@@ -52,15 +52,29 @@ TEST(LinearPlan, FlowTilesSpreadEvenly) {
     return plan_linear(with_workspace({.tokens = tokens, .rows = rows, .columns = columns}))
         .tile_rows;
   };
-  EXPECT_EQ(rows_of(1, 8192, 3072), 64);  // 128 tiles on 132 multiprocessors
-  EXPECT_EQ(rows_of(1, 3072, 6144), 24);  // 128 as well; of 64 rows only 48
-  EXPECT_EQ(rows_of(1, 2048, 3072), 16);  // a fourth of qkv
+  EXPECT_EQ(rows_of(1, 8192, 3072), 64);   // 128 tiles on 132 multiprocessors
+  EXPECT_EQ(rows_of(16, 3072, 6144), 24);  // 128 as well; of 64 rows only 48
+  EXPECT_EQ(rows_of(16, 2048, 3072), 16);  // a fourth of qkv
   for (const int64_t rows : {1, 8, 100, 5000, 200064})
     for (const int64_t tokens : {1, 64}) {
       const int tile =
           plan_linear(with_workspace({.tokens = tokens, .rows = rows, .columns = 128})).tile_rows;
       EXPECT_TRUE(tile % 8 == 0 && tile >= 16 && tile <= 64) << tile;
     }
+}
+
+TEST(LinearPlan, FewRowsOfManyColumnsTakeTwoBlocksATile) {
+  const auto form_of = [](LinearShape shape) { return plan_linear(with_workspace(shape)).form; };
+  const LinearShape o{.tokens = 1, .rows = 3072, .columns = 6144};
+  EXPECT_EQ(describe(plan_linear(with_workspace(o))), "flow, half of K a block, tiles of 48 rows");
+  EXPECT_LE(2 * (3072 / 48), o.multiprocessors);
+  EXPECT_EQ(form_of({.tokens = 8, .rows = 3072, .columns = 3072}), LinearForm::flow_pair);
+  EXPECT_EQ(form_of({.tokens = 9, .rows = 3072, .columns = 6144}), LinearForm::flow);
+  EXPECT_EQ(form_of({.tokens = 1, .rows = 3072, .columns = 1536}), LinearForm::flow);
+  EXPECT_EQ(form_of({.tokens = 1, .rows = 8192, .columns = 3072}), LinearForm::flow);
+  LinearShape two = o;
+  two.parts = 2;
+  EXPECT_EQ(form_of(two), LinearForm::flow);
 }
 
 TEST(LinearPlan, Bf16FlowsOnHopperInTilesThatSpreadEvenly) {

@@ -1,7 +1,7 @@
 #include "ops/cuda/linear/launch.h"
 #include "ops/cuda/linear/sm80_stream.cuh"
-#include "ops/cuda/linear/sm90_flow.cuh"
 #include "ops/cuda/linear/sm90_flow16.cuh"
+#include "ops/cuda/linear/sm90_flow_pair.cuh"
 #include "ops/cuda/linear/sm90_ring.cuh"
 #include "ops/cuda/linear/sm90_tiles.cuh"
 
@@ -94,6 +94,27 @@ void launch_flow(void* stream, const LinearPlan& plan, const LinearArgs& args) {
   launch(stream, sm90_linear_flow<kN>, shape, args, maps, shared, tiles);
 }
 
+void launch_flow_pair(void* stream, const LinearPlan& plan, const LinearArgs& args) {
+  if (!args.quantised) launch_quantise(stream, args.x, {args.x_f8, args.x_scales, args.powers});
+  LinearFlowMaps maps = {};
+  maps.weight[0] = flow_map(args.part[0].weight, args.part[0].rows, args.x.columns, plan.tile_rows);
+  const int columns = static_cast<int>(args.x.columns);
+  const FlowShared shared = flow_shared({.rows = plan.tile_rows,
+                                         .tokens = kPairTokens,
+                                         .staged = false,
+                                         .stretches = columns / kTileStep,
+                                         .weight_sets = 1,
+                                         .resident = columns});
+  LaunchShape shape;
+  shape.cluster = 2;
+  shape.grid = dim3(2 * blocks_for(args.part[0].rows, plan.tile_rows));
+  shape.block = dim3(kFlowThreads);
+  shape.shared_bytes = shared.bytes;
+  launch(stream,
+         columns == 24 * kFlowColumns ? sm90_linear_flow_pair<12> : sm90_linear_flow_pair<6>, shape,
+         args, maps, shared);
+}
+
 template <int kN>
 void launch_flow16(void* stream, const LinearPlan& plan, const LinearArgs& args) {
   const int rows = plan.tile_rows;
@@ -159,6 +180,7 @@ void launch_linear(void* stream, const LinearPlan& plan, const LinearArgs& args)
            : tokens == 32 ? launch_flow16<32>(stream, plan, args)
                           : launch_flow16<64>(stream, plan, args);
   }
+  if (plan.form == LinearForm::flow_pair) return launch_flow_pair(stream, plan, args);
   if (plan.form == LinearForm::flow) {
     const int tokens = flow_tokens(args.x.rows);
     return tokens == 8    ? launch_flow<8>(stream, plan, args)

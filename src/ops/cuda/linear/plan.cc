@@ -49,6 +49,16 @@ int64_t scales_offset(int64_t tokens, int64_t columns) {
   return (tokens * columns + 255) / 256 * 256;
 }
 
+// Where tiles that spread evenly would fill less than half of an instruction's 64 rows, two blocks
+// share a tile of twice the rows.
+void share_columns(const LinearShape& shape, LinearPlan& plan) {
+  const int64_t rows = (2 * shape.rows + shape.multiprocessors - 1) / shape.multiprocessors;
+  const bool compiled = shape.columns == 24 * 256 || shape.columns == 12 * 256;
+  if (shape.tokens > 8 || shape.parts > 1 || rows > 64 || plan.tile_rows > 32 || !compiled) return;
+  plan.form = LinearForm::flow_pair;
+  plan.tile_rows = static_cast<int>((rows + 7) / 8 * 8);
+}
+
 }  // namespace
 
 int64_t linear_workspace_bytes(int64_t tokens, int64_t columns) {
@@ -78,6 +88,7 @@ LinearPlan plan_linear(const LinearShape& shape) {
     plan.scales_at = scales_offset(shape.tokens, shape.columns);
     plan.tile_rows = flow_rows(shape, false);
     if (plan.form == LinearForm::tiles) choose_tiles(shape, plan);
+    if (plan.form == LinearForm::flow) share_columns(shape, plan);
     return plan;
   }
   if (!f8 && shape.compute_major == 9 && shape.rows > 0) {
@@ -112,6 +123,8 @@ std::string describe(const LinearPlan& plan) {
              (plan.shares ? ", weights shared" : "");
     case LinearForm::flow:
       return "flow, tiles of " + std::to_string(plan.tile_rows) + " rows";
+    case LinearForm::flow_pair:
+      return "flow, half of K a block, tiles of " + std::to_string(plan.tile_rows) + " rows";
     case LinearForm::flow16:
       return "flow16, tiles of " + std::to_string(plan.tile_rows) + " rows";
   }

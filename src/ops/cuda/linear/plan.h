@@ -9,17 +9,19 @@
 namespace m2::ops::cuda {
 
 enum class LinearForm {
-  any,     // one warp a row, any dtype and alignment: correct everywhere, fast nowhere
-  stream,  // few tokens: weights streamed through mma, 16 rows a block
-  ring,    // decode on Hopper: the same sums, weights kept flowing into shared memory
-  tiles,   // prefill on Hopper: FP8 wgmma on tiles in shared memory
-  flow,    // decode on Hopper: the same bytes as tiles, weights kept flowing into shared memory
-  flow16,  // BF16 on Hopper, any number of tokens: wgmma, weights and tokens kept flowing
+  any,        // one warp a row, any dtype and alignment: correct everywhere, fast nowhere
+  stream,     // few tokens: weights streamed through mma, 16 rows a block
+  ring,       // decode on Hopper: the same sums, weights kept flowing into shared memory
+  tiles,      // prefill on Hopper: FP8 wgmma on tiles in shared memory
+  flow,       // decode on Hopper: the same bytes as tiles, weights kept flowing into shared memory
+  flow_pair,  // the same for few rows of many columns: a tile's K is shared by two blocks
+  flow16,     // BF16 on Hopper, any number of tokens: wgmma, weights and tokens kept flowing
 };
 
 struct LinearShape {
   int64_t tokens = 0, rows = 0, columns = 0;  // T, N of all matrices, K
   DType x = DType::bf16, weight = DType::f8_e4m3;
+  int parts = 1;             // matrices
   bool aligned = true;       // all rows of x and the weights begin at multiples of 16 bytes
   bool whole_chunks = true;  // every slice begins at a multiple of 64 columns
   bool whole_blocks = true;  // slices begin at multiples of 64 rows and 128 columns

@@ -2,6 +2,7 @@
 
 #include "ops/cuda/flow.cuh"
 #include "ops/cuda/linear/launch.h"
+#include "ops/cuda/linear/sm90_flow.cuh"
 #include "ops/cuda/wgmma16.cuh"
 
 // BF16 products on Hopper's tensor cores: 64 weight rows and 8 to 64 tokens make one instruction,
