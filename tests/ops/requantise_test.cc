@@ -105,7 +105,7 @@ TEST_F(RequantiseTest, BlocksOfSmallNumbers) {
   const Place place{256, 256};
   const Matrix matrix(random_, place, 1e-2);
   for (int64_t i = 0; i < matrix.all.view().elements(); ++i)
-    matrix.codes()[i] &= i % 256 < 128 ? 0x9f : 0x00;
+    matrix.codes()[i] &= i % 256 < 128 ? uint8_t{0x9f} : uint8_t{0};
   expect_requantised(matrix, place);
 }
 
