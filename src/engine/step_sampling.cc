@@ -7,11 +7,8 @@
 #include "engine/sampler.h"
 
 namespace m2::engine {
-namespace {
 
 using ops::LogitEdit;
-
-}  // namespace
 
 bool depends_on_pending(const Sequence& sequence) {
   const SamplingParams& params = sequence.params;
