@@ -16,6 +16,8 @@ namespace m2::app {
 namespace {
 
 constexpr int64_t kMostRanks = 1024;
+// Connecting GPUs, and the first steps of models that are there, take seconds.
+constexpr Nanos kStepsPatience = 120 * kSecond;
 
 Result<int64_t> size_flag(const Values& values, const char* name) {
   const int64_t size = *values.integer(name);
@@ -193,6 +195,15 @@ Result<void> read_processes(const Values& values, Spread& spread) {
   return {};
 }
 
+// What a start says when ranks of other processes did not come to where this one waited for them.
+Result<void> others_came(Result<void> waited) {
+  if (waited.ok()) return waited;
+  return fail(waited.error().code,
+              "waiting for ranks of other processes to load their weights: {} "
+              "(--rank-start-seconds; what that process is doing stands in its own log)",
+              waited.error().text);
+}
+
 }  // namespace
 
 Result<Spread> read_spread(const Values& values, const model::ModelConfig& config) {
@@ -212,12 +223,13 @@ Result<Spread> read_spread(const Values& values, const model::ModelConfig& confi
   M2_TRY(out.ranks_per_gpu, size_flag(values, "ranks-per-gpu"));
   if (out.ranks_per_gpu > 1) out.sums = parallel::SumsBy::host;
   M2_TRY(out.exchange, exchange_kind(values, out.shape));
+  out.start_patience = *values.integer("rank-start-seconds") * kSecond;
   M2_TRY_VOID(model::check_topology(config, out.shape));
   M2_TRY_VOID(read_processes(values, out));
   return out;
 }
 
-Result<World> meet_processes(const Spread& spread, const Values& values, Json terms) {
+Result<World> meet_processes(const Spread& spread, Json terms) {
   World out;
   out.where = parallel::place_evenly(spread.ranks(), 1, 0);
   if (spread.alone()) return out;
@@ -244,7 +256,7 @@ Result<World> meet_processes(const Spread& spread, const Values& values, Json te
   meeting.port = spread.port;
   meeting.channels = parallel::channels_of(spread.shape);
   meeting.terms = std::move(terms);
-  meeting.patience = *values.integer("rank-start-seconds") * kSecond;
+  meeting.patience = spread.start_patience;
   M2_TRY(std::unique_ptr<parallel::TcpMesh> mesh, parallel::TcpMesh::connect(meeting));
   out.where = mesh->placement();
   out.links = std::move(mesh);
@@ -261,6 +273,9 @@ RankModels::RankModels(const Spread& spread, const World& world, Device device, 
   for (parallel::LocalRank& local : locals) {
     Rank& rank = *ranks_.emplace_back(std::make_unique<Rank>());
     rank.local = std::move(local);
+    for (parallel::Comm* comm :
+         {rank.local.tensor.get(), rank.local.engines.get(), rank.local.seat.get()})
+      if (comm) comm->set_deadline(spread.start_patience);
     rank.device = device;
     if (device.kind == DeviceKind::cuda)
       rank.device.index += static_cast<int>((std::ssize(ranks_) - 1) / spread.ranks_per_gpu);
@@ -284,10 +299,32 @@ Result<void> RankModels::on_every_rank(const std::function<Result<void>(Rank&)>&
   return {};
 }
 
+// Null where nothing waits on a device.
+std::unique_ptr<StartWatch> RankModels::watch_start(
+    const char* doing, std::function<void(const Error&)> give_up) const {
+  if (spread_.ranks() == 1 || host_addressable(device_)) return nullptr;
+  std::vector<StartingRank> ranks;
+  for (const auto& rank : ranks_)
+    ranks.push_back({rank->local.topology.expert_rank(), rank->device, &rank->progress});
+  return std::make_unique<StartWatch>(
+      doing, std::move(ranks),
+      StartWatch::Limits{.patience = std::min(spread_.start_patience, kStepsPatience)},
+      std::move(give_up));
+}
+
 Result<void> RankModels::connect_devices() {
   if (spread_.ranks() == 1 || host_addressable(device_)) return {};
-  return on_every_rank([sums = spread_.sums](Rank& rank) {
-    return parallel::add_device_groups(rank.local, rank.device, sums);
+  // The groups of devices are being made: those of the host are what can be given up.
+  const auto watch = watch_start("find each other", [this](const Error& why) {
+    for (const auto& rank : ranks_)
+      for (parallel::Comm* comm : {rank->local.tensor.get(), rank->local.engines.get()})
+        if (comm) comm->abort(why);
+  });
+  return on_every_rank([sums = spread_.sums](Rank& rank) -> Result<void> {
+    M2_TRY_VOID(parallel::add_device_groups(rank.local, rank.device, sums));
+    for (auto* group : {&rank.local.device_tensor, &rank.local.device_engines})
+      if (*group) *group = parallel::count_collectives(std::move(*group), rank.progress);
+    return {};
   });
 }
 
@@ -312,38 +349,50 @@ Result<void> RankModels::build_ranks(const model::ModelConfig& config,
   if (host_addressable(device_))
     request.available_bytes = (model::available_host_memory() + weight_bytes_) / count;
   request.exchange = spread_.exchange;
-  const auto plan_of = [&](size_t i) {
-    model::MemoryRequest own = request;
-    own.topology = ranks_[i]->local.topology;
-    return model::plan_memory(config, weights[i], own, ranks_[i]->device);
+  std::vector<model::MemoryPlan> plans;
+  const auto make_plans = [&]() -> Result<void> {
+    plans.clear();
+    for (size_t i = 0; i < ranks_.size(); ++i) {
+      request.topology = ranks_[i]->local.topology;
+      M2_TRY(plans.emplace_back(),
+             model::plan_memory(config, weights[i], request, ranks_[i]->device));
+    }
+    return {};
   };
+  M2_TRY_VOID(make_plans());
   std::vector<int64_t> blocks;
-  for (size_t i = 0; i < ranks_.size(); ++i) {
-    M2_TRY(const model::MemoryPlan plan, plan_of(i));
-    blocks.push_back(plan.num_blocks);
-  }
+  for (const model::MemoryPlan& plan : plans) blocks.push_back(plan.num_blocks);
   M2_TRY(request.num_blocks, agree_on_blocks(blocks));
+  M2_TRY_VOID(make_plans());
   num_blocks_ = request.num_blocks;
-  // At the same time: ranks on devices record their steps together.
-  const Result<void> made = on_every_rank([&](Rank& rank) -> Result<void> {
-    const auto i = static_cast<size_t>(
-        std::ranges::find_if(ranks_, [&](const auto& one) { return one.get() == &rank; }) -
-        ranks_.begin());
-    M2_TRY(const model::MemoryPlan plan, plan_of(i));
-    if (i == 0) kv_bytes_ = plan.kv_bytes;
-    Exec exec{rank.device, rank.pool.get(), rank.stream->handle()};
-    exec.alone = spread_.ranks_per_gpu == 1;
-    const model::RankPlace place{rank.local.model_groups(), rank.local.topology, spread_.exchange};
-    rank.model = model::make_runner(exec, place, config, std::move(weights[i]), plan,
-                                    request.max_model_len, options);
-    return place.groups.tensor.status();
-  });
-  M2_TRY_VOID(made);
+  kv_bytes_ = plans.front().kv_bytes;
+  M2_TRY_VOID(make_runners(config, std::move(weights), plans, request, options));
   for (const auto& rank : ranks_) {
     add_first(*rank);
     if (rank->local.seat) M2_TRY_VOID(engine::tell_of_model(*rank->local.seat, *rank->model));
   }
   return {};
+}
+
+// At the same time: ranks on devices record their steps together.
+Result<void> RankModels::make_runners(const model::ModelConfig& config,
+                                      std::vector<model::Weights> weights,
+                                      const std::vector<model::MemoryPlan>& plans,
+                                      const model::MemoryRequest& request,
+                                      const model::RunnerOptions& options) {
+  const auto watch =
+      watch_start("finish their first steps", [this](const Error& why) { abort_all(why); });
+  return on_every_rank([&](Rank& rank) -> Result<void> {
+    const auto i = static_cast<size_t>(
+        std::ranges::find_if(ranks_, [&](const auto& one) { return one.get() == &rank; }) -
+        ranks_.begin());
+    Exec exec{rank.device, rank.pool.get(), rank.stream->handle()};
+    exec.alone = spread_.ranks_per_gpu == 1;
+    const model::RankPlace place{rank.local.model_groups(), rank.local.topology, spread_.exchange};
+    rank.model = model::make_runner(exec, place, config, std::move(weights[i]), plans[i],
+                                    request.max_model_len, options);
+    return place.groups.tensor.status();
+  });
 }
 
 // The least over all ranks of all processes.
@@ -359,7 +408,7 @@ Result<int64_t> RankModels::agree_on_blocks(const std::vector<int64_t>& blocks) 
     std::vector<int64_t> told(static_cast<size_t>(size), own);
     comm.all_gather(Exec{}, Tensor(&own, DType::i64, {1}), ones,
                     Tensor(told.data(), DType::i64, {size}));
-    M2_TRY_VOID(comm.status());
+    M2_TRY_VOID(others_came(comm.status()));
     least_of_all = *std::min_element(told.begin(), told.end());
     return {};
   });
@@ -403,9 +452,12 @@ Result<void> RankModels::add_seats() {
        parallel::make_remote_engines(spread_.shape, world_.where, world_.links.get())) {
     Seated& seated = *seated_.emplace_back(std::make_unique<Seated>());
     seated.remote = std::move(remote);
+    seated.remote.seat->set_deadline(spread_.start_patience);
     seated.rounds = make_rounds(seated.remote.data_rank);
     seated.pool = std::make_unique<ThreadPool>(1);
-    M2_TRY(const engine::SeatedModel model, engine::hear_of_model(*seated.remote.seat));
+    const Result<engine::SeatedModel> heard = engine::hear_of_model(*seated.remote.seat);
+    if (!heard.ok()) return others_came(heard.error());
+    const engine::SeatedModel& model = *heard;
     num_blocks_ = model.limits.num_blocks;
     seated.seat = std::make_unique<engine::Seat>(*seated.remote.seat, model, *seated.rounds);
     heads_.push_back({seated.remote.data_rank, seated.seat.get(), seated.pool.get(), Device{},
@@ -457,15 +509,16 @@ Result<void> RankModels::serve_rank(Rank& rank) {
   return engine::relay(*rank.first, *rank.local.seat);
 }
 
-// A seat waits for whole steps, which may take long: it has no deadline. Where its engine's ranks
-// do not answer, other engines notice, who step together with it; without one here, nobody would.
+// A seat waits for whole steps, which may take long: it has no deadline any more. Where its
+// engine's ranks do not answer, other engines notice, who step together with it; without one here,
+// nobody would.
 void RankModels::start(Nanos deadline) {
   for (const auto& rank : ranks_)
     for (parallel::Comm* comm :
          {rank->local.tensor.get(), rank->local.engines.get(), rank->local.seat.get()})
       if (comm) comm->set_deadline(deadline);
   for (const auto& seated : seated_)
-    if (ranks_.empty()) seated->remote.seat->set_deadline(deadline);
+    seated->remote.seat->set_deadline(ranks_.empty() ? deadline : 0);
   start_bell();
   for (const auto& rank : ranks_) {
     if (rank->first && !rank->local.seat) continue;

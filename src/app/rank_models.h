@@ -7,11 +7,13 @@
 #include <vector>
 
 #include "app/options.h"
+#include "app/start_watch.h"
 #include "base/thread_pool.h"
 #include "engine/ranks.h"
 #include "engine/seat.h"
 #include "model/memory_plan.h"
 #include "model/runner.h"
+#include "parallel/counted_comm.h"
 #include "parallel/nccl.h"
 #include "parallel/world.h"
 #include "tensor/stream.h"
@@ -33,6 +35,7 @@ struct Spread {
   int port = 0;
   int64_t local_process = 0;
   int64_t ranks_per_gpu = 1;
+  Nanos start_patience = 600 * kSecond;  // of every wait for other ranks until all serve
 
   int64_t ranks() const { return shape.expert_size(); }
   bool alone() const { return first && share.count == ranks(); }
@@ -54,7 +57,7 @@ struct World {
 };
 
 // Meets the other processes, which must have been started with equal `terms`.
-Result<World> meet_processes(const Spread& spread, const Values& values, Json terms);
+Result<World> meet_processes(const Spread& spread, Json terms);
 
 // The ranks of this process with their models; those that do not schedule follow on threads of
 // their own.
@@ -77,7 +80,8 @@ class RankModels {
   // follow.
   RankModels(const Spread& spread, const World& world, Device device, int threads);
 
-  // Ranks on devices find each other; before build().
+  // Ranks on devices find each other; before build(). Both end with an error, or end the process,
+  // if a rank does not come (app/start_watch.h).
   Result<void> connect_devices();
 
   // Loads every local rank's weights, divides the memory among them, makes their models. All ranks
@@ -105,6 +109,7 @@ class RankModels {
 
  private:
   struct Rank {
+    parallel::Progress progress;  // of collectives on devices
     parallel::LocalRank local;
     Device device;
     std::unique_ptr<ThreadPool> pool;
@@ -134,6 +139,12 @@ class RankModels {
   void add_first(Rank& rank);
   Result<void> build_ranks(const model::ModelConfig& config, const MakeWeights& make_weights,
                            model::MemoryRequest request, const model::RunnerOptions& options);
+  Result<void> make_runners(const model::ModelConfig& config, std::vector<model::Weights> weights,
+                            const std::vector<model::MemoryPlan>& plans,
+                            const model::MemoryRequest& request,
+                            const model::RunnerOptions& options);
+  std::unique_ptr<StartWatch> watch_start(const char* doing,
+                                          std::function<void(const Error&)> give_up) const;
   Result<void> add_seats();
   std::vector<parallel::Comm*> groups() const;
   void start_bell();

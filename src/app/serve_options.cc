@@ -130,7 +130,7 @@ constexpr Option kOptions[] = {
   {"master-addr", "", "parallel", text, "127.0.0.1", "Address on which node rank 0 waits, and to which the others come."},
   {"master-port", "", "parallel", integer, "29501", "Port on which node rank 0 waits until all have come."},
   {"rank-deadline-seconds", "", "parallel", integer, "30", "How long a rank waits for one of another process in a step before it gives up."},
-  {"rank-start-seconds", "", "parallel", integer, "600", "How long processes wait at start for each other to come."},
+  {"rank-start-seconds", "", "parallel", integer, "600", "How long processes wait at start for each other: to come, and to have loaded their weights. GPUs then have this long for their first steps, two minutes at most."},
 
   // device
   {"device", "", "device", text, "auto", "auto (a GPU if one can be used), cpu, cuda or cuda:N; the ranks of a process take one GPU each (or --ranks-per-gpu share one), from N on."},

@@ -347,7 +347,7 @@ Result<void> Serving::build(const std::string& model) {
   M2_TRY(spread_, read_spread(values_, settings_.config));
   M2_TRY_VOID(spread_over_gpus());
   if (spread_.serves()) M2_TRY_VOID(start_server(model));
-  M2_TRY(world_, meet_processes(spread_, values_, terms()));
+  M2_TRY(world_, meet_processes(spread_, terms()));
 
   log_info("Starting to load model {}...", model);
   if (server_) server_->set_progress("loading the tokenizer");

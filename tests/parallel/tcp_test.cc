@@ -9,22 +9,10 @@
 
 #include "parallel/shared_comm.h"
 #include "tests/parallel/comm_contract.h"
+#include "tests/parallel/free_port.h"
 
 namespace m2::parallel {
 namespace {
-
-// A port that was free a moment ago.
-int free_port() {
-  const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof address;
-  EXPECT_EQ(::bind(fd, reinterpret_cast<sockaddr*>(&address), size), 0);
-  EXPECT_EQ(::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size), 0);
-  ::close(fd);
-  return ntohs(address.sin_port);
-}
 
 using Meshes = std::vector<Result<std::unique_ptr<TcpMesh>>>;
 
