@@ -82,6 +82,11 @@ class Channel : public std::enable_shared_from_this<Channel> {
     send();
   }
 
+  // If connections are read in turns: it is this one's.
+  void take_turn() {
+    if (std::exchange(reading_, false)) receive();
+  }
+
   void abandon(const std::string& error) {
     result().error = error;
     result().success = false;
@@ -90,6 +95,7 @@ class Channel : public std::enable_shared_from_this<Channel> {
 
  private:
   RequestResult& result() { return shared_.report->results[index_]; }
+  bool in_turns() const { return shared_.run->wait_for_turn && !shared_.tls; }
 
   void send() { connected_ ? write() : connect(); }
 
@@ -107,6 +113,9 @@ class Channel : public std::enable_shared_from_this<Channel> {
     socket_.set_option(tcp::no_delay(true), ignored);
     if (!shared_.tls) {
       socket_.non_blocking(true, ignored);
+      // The event loop hears of nothing less.
+      if (in_turns())
+        socket_.set_option(asio::socket_base::receive_low_watermark(kReadSize), ignored);
       connected_ = true;
       return write();
     }
@@ -132,6 +141,10 @@ class Channel : public std::enable_shared_from_this<Channel> {
 
   // A plain socket is read into one buffer that all connections share.
   void read() {
+    if (in_turns()) {
+      reading_ = true;
+      return;
+    }
     if (tls_) {
       tls_->async_read_some(asio::buffer(own_buffer_),
                             [self = shared_from_this()](ErrorCode error, size_t count) {
@@ -141,14 +154,17 @@ class Channel : public std::enable_shared_from_this<Channel> {
       return;
     }
     socket_.async_wait(tcp::socket::wait_read, [self = shared_from_this()](ErrorCode error) {
-      if (error) return self->lose(error);
-      std::string& into = self->shared_.scratch;
-      const ssize_t count = ::recv(self->socket_.native_handle(), into.data(), into.size(), 0);
-      if (count < 0 && (errno == EAGAIN || errno == EINTR)) return self->read();
-      if (count < 0) return self->on_end(ErrorCode(errno, boost::system::system_category()));
-      if (count == 0) return self->on_end(asio::error::eof);
-      self->on_bytes({into.data(), static_cast<size_t>(count)});
+      error ? self->lose(error) : self->receive();
     });
+  }
+
+  void receive() {
+    std::string& into = shared_.scratch;
+    const ssize_t count = ::recv(socket_.native_handle(), into.data(), into.size(), 0);
+    if (count < 0 && (errno == EAGAIN || errno == EINTR)) return read();
+    if (count < 0) return on_end(ErrorCode(errno, boost::system::system_category()));
+    if (count == 0) return on_end(asio::error::eof);
+    on_bytes({into.data(), static_cast<size_t>(count)});
   }
 
   void on_bytes(std::string_view bytes) {
@@ -250,6 +266,7 @@ class Channel : public std::enable_shared_from_this<Channel> {
   std::optional<ssl::stream<tcp::socket&>> tls_;
   std::string own_buffer_;  // with TLS
   bool connected_ = false, busy_ = false;
+  bool reading_ = false;   // in its turn
   bool reused_ = false;    // this connection has served a request before
   bool answered_ = false;  // bytes of the answer have come
   size_t index_ = 0;
@@ -397,6 +414,16 @@ struct LoadGenerator::State {
     });
   }
 
+  void take_turns() {
+    std::vector<std::shared_ptr<Channel>> channels;
+    while (done < shared.run->count) {
+      shared.io.poll();
+      shared.run->wait_for_turn();
+      channels.assign(active.begin(), active.end());  // an answer's end changes those
+      for (const auto& channel : channels) channel->take_turn();
+    }
+  }
+
   Result<LoadReport> go(const Run& run) {
     LoadReport report;
     report.results.resize(run.count);
@@ -410,6 +437,7 @@ struct LoadGenerator::State {
     arrive();
     watch();
     shared.io.restart();
+    if (run.wait_for_turn && !target.tls) take_turns();
     shared.io.run();
     report.cpu_seconds = thread_cpu_seconds() - cpu;
     report.duration = seconds(finished - began);

@@ -345,17 +345,16 @@ size_t chunk_bytes(const SimSetup& setup) {
 }
 constexpr int kFloorRounds = 100;
 
-size_t tokens_asked(const SimSetup& setup) {
-  return static_cast<size_t>(setup.prompts * setup.output_len);
-}
-
 // The clients' process: every stream's requests, and what came of them in numbers.
 Json run_clients(const SimSetup& setup, const StepWords& words,
                  const std::vector<std::string>& prompts, int port) {
-  if (setup.yielding_client) yield_to_server();
+  // Few are better woken by what arrives: one wake of theirs reads it all. Of many, each arrival
+  // would cost the server's threads.
+  const bool yields = setup.yielding_client, in_turns = yields && writers(setup) > 1;
+  if (yields) yield_to_server();
   const char* path = setup.chat ? "/v1/chat/completions" : "/v1/completions";
   LoadGenerator generator({false, true, "127.0.0.1", port, path, {}}, setup.streams);
-  AddedLatency added(words, text_key(setup), tokens_asked(setup));
+  AddedLatency added(words, text_key(setup));
   RequestBar bar(prompts.size(), setup.progress);
   LoadGenerator::Run run;
   run.count = prompts.size();
@@ -364,8 +363,10 @@ Json run_clients(const SimSetup& setup, const StepWords& words,
   run.on_done = [&](size_t done) { bar.update(done); };
   run.on_event = [&](size_t, const std::string& text, Nanos now) {
     added.record_word(text, now);
-    if (setup.yielding_client) words.wait_until_sent();
+    if (yields && !in_turns) words.wait_until_sent();
   };
+  StepWords::Seen seen;
+  if (in_turns) run.wait_for_turn = [&] { words.wait_for_more(seen); };
   const Result<LoadReport> report = generator.run(run);
   if (!report.ok()) return {{"error", report.error().text}};
   bar.finish();
@@ -543,7 +544,7 @@ Result<void> run_sim(const Values& values) {
          Child::start([&](int port) { return run_clients(setup, words, prompts, port); }));
   M2_TRY(const SendFloor floor, measure_send_floor(streams_at_once(setup), writers(setup),
                                                    chunk_bytes(setup), kFloorRounds));
-  AddedLatency added(words, text_key(setup), tokens_asked(setup));
+  AddedLatency added(words, text_key(setup));
   World world(setup, *tokenizer, words);
   M2_TRY_VOID(world.start(tokenizer, chat_template, added));
   forget_peak();

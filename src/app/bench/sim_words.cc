@@ -4,10 +4,11 @@
 #include <time.h>
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
 #include <cstring>
 #include <new>
 
-#include "app/bench/statistics.h"
 #include "base/check.h"
 
 namespace m2::app::bench {
@@ -91,6 +92,22 @@ void StepWords::wait_until_sent() const {
   for (int i = 0; i < kMostNaps && sent() < counts_->written; ++i) nanosleep(&kNap, nullptr);
 }
 
+void StepWords::wait_for_more(Seen& seen) const {
+  constexpr int kMostNaps = 5;
+  constexpr Nanos kNap = kSecond / 1000, kLongest = 10 * kNap;
+  const SteadyClock clock;
+  const Nanos expected = seen.at + std::min(seen.step, kLongest) * 7 / 8;
+  for (int i = 0; i < kMostNaps; ++i) {
+    const timespec nap{0, std::max(expected - clock.now(), kNap)};
+    nanosleep(&nap, nullptr);
+    const int64_t tokens = sent();
+    if (tokens < counts_->written || tokens == seen.tokens) continue;
+    const Nanos now = clock.now();
+    seen = {tokens, now, now - seen.at};
+    return;
+  }
+}
+
 size_t StepWords::slot_of(uint64_t word) {
   return (word * 0x9e3779b97f4a7c15u) >> 52;  // 12 bits: kTableSize
 }
@@ -108,10 +125,8 @@ Nanos StepWords::ended(std::string_view word) const {
   return found ? ended_[found->index].load(std::memory_order_relaxed) : 0;
 }
 
-AddedLatency::AddedLatency(const StepWords& words, std::string key, size_t most)
-    : words_(words), key_(std::move(key)), most_(most) {
-  for (Lane& lane : lanes_) lane.micros = std::make_unique_for_overwrite<float[]>(most);
-}
+AddedLatency::AddedLatency(const StepWords& words, std::string key)
+    : words_(words), key_(std::move(key)) {}
 
 size_t AddedLatency::record(std::string_view bytes, Nanos moment) {
   size_t words = 0, place = usual_place_.load(std::memory_order_relaxed);
@@ -133,28 +148,45 @@ size_t AddedLatency::record(std::string_view bytes, Nanos moment) {
 bool AddedLatency::record_word(std::string_view word, Nanos moment) {
   const Nanos ended = words_.ended(word);
   if (ended == 0) return false;
-  Lane& own = lanes_[lane()];
-  const size_t i = own.next.fetch_add(1, std::memory_order_relaxed);
-  if (i < most_) own.micros[i] = static_cast<float>(moment - ended) * 1e-3f;
+  const size_t range = range_of(static_cast<double>(moment - ended) * 1e-3);
+  lanes_[lane()].counts[range].fetch_add(1, std::memory_order_relaxed);
   return true;
 }
 
-std::vector<float> AddedLatency::all() const {
-  std::vector<float> out;
-  for (const Lane& lane : lanes_)
-    out.insert(out.end(), lane.micros.get(), lane.micros.get() + std::min(lane.next.load(), most_));
+// A floating-point number's exponent and the first bits of its fraction, as an integer, grow with
+// its logarithm.
+size_t AddedLatency::range_of(double micros) {
+  constexpr uint64_t kOne = std::bit_cast<uint64_t>(1.0) >> (52 - kRangeBits);
+  const uint64_t place = std::bit_cast<uint64_t>(std::max(micros, 1.0)) >> (52 - kRangeBits);
+  return std::min<size_t>(place - kOne, kRanges - 1);
+}
+
+double AddedLatency::micros_of(size_t range) {
+  const auto in_doubling = static_cast<double>(range % (size_t{1} << kRangeBits)) + 0.5;
+  return std::ldexp(1 + std::ldexp(in_doubling, -kRangeBits),
+                    static_cast<int>(range >> kRangeBits));
+}
+
+int64_t AddedLatency::count(size_t range) const {
+  int64_t out = 0;
+  for (size_t i = 0; i < kLanes; ++i) out += lanes_[i].counts[range].load();
   return out;
 }
 
-size_t AddedLatency::count() const {
-  return all().size();
+int64_t AddedLatency::count() const {
+  int64_t out = 0;
+  for (size_t range = 0; range < kRanges; ++range) out += count(range);
+  return out;
 }
 
 double AddedLatency::percentile_ms(double percent) const {
-  const std::vector<float> micros = all();
-  std::vector<double> sorted(micros.begin(), micros.end());
-  std::ranges::sort(sorted);
-  return percentile(sorted, percent) / 1000;
+  const int64_t all = count();
+  int64_t left = static_cast<int64_t>(percent / 100 * static_cast<double>(all - 1));
+  for (size_t range = 0; all > 0 && range < kRanges; ++range) {
+    left -= count(range);
+    if (left < 0) return micros_of(range) / 1000;
+  }
+  return 0;
 }
 
 }  // namespace m2::app::bench

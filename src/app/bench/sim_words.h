@@ -39,6 +39,15 @@ class StepWords {
   // that share the server's cores, so that they do not take them while it is writing.
   void wait_until_sent() const;
 
+  // What a reader has seen of them, and when.
+  struct Seen {
+    int64_t tokens = 0;
+    Nanos at = 0, step = 0;  // of the last step; how long after the one before
+  };
+  // The same for clients that no arrival wakes: until there are more than were seen, too. Sleeps
+  // for most of a step at once: each waking costs 20 us.
+  void wait_for_more(Seen& seen) const;
+
   // When the last step that wrote `word` ended; 0 if none did, or it is no such word.
   Nanos ended(std::string_view word) const;
 
@@ -71,28 +80,33 @@ class StepWords {
 // called from any thread; the rest once they have ended.
 class AddedLatency {
  public:
-  // Keeps the first `most` of them. `key` stands before a token's text: "\"text\":\"".
-  AddedLatency(const StepWords& words, std::string key, size_t most);
+  // `key` stands before a token's text: "\"text\":\"".
+  AddedLatency(const StepWords& words, std::string key);
 
   // The tokens in a piece of a stream that was under way at `moment`; returns how many.
   size_t record(std::string_view bytes, Nanos moment);
   bool record_word(std::string_view word, Nanos moment);
 
-  size_t count() const;
+  int64_t count() const;
+  // To one part in a thousand; from 1 us to some seconds.
   double percentile_ms(double percent) const;
 
  private:
+  // A count for each range of durations, 512 to a doubling. A list of all of them would have the
+  // threads that are measured wait for new pages.
+  static constexpr int kRangeBits = 9;
+  static constexpr size_t kRanges = size_t{24} << kRangeBits;
+  static size_t range_of(double micros);
+  static double micros_of(size_t range);
   struct alignas(64) Lane {
-    std::atomic<size_t> next{0};
-    std::unique_ptr<float[]> micros;  // [most]; of it only what is written becomes memory
+    std::atomic<uint32_t> counts[kRanges];
   };
-  std::vector<float> all() const;
+  int64_t count(size_t range) const;
 
   const StepWords& words_;
   const std::string key_;
-  const size_t most_;
   std::atomic<size_t> usual_place_{0};  // where the last piece had its key
-  Lane lanes_[kLanes];
+  const std::unique_ptr<Lane[]> lanes_ = std::make_unique<Lane[]>(kLanes);
 };
 
 }  // namespace m2::app::bench
