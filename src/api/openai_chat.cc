@@ -437,19 +437,20 @@ void append_arguments_delta(std::string& out, int call_index, std::string_view t
 }
 
 ChatChunks::ChatChunks(const ReplyHead& head) {
-  prefix_ = "data: {\"id\":";
-  append_json_string(prefix_, head.id);
-  prefix_ += ",\"object\":\"chat.completion.chunk\",\"created\":";
-  append_json_integer(prefix_, head.created);
-  prefix_ += ",\"model\":";
-  append_json_string(prefix_, head.model);
-  prefix_ += ",\"choices\":[";
+  std::string prefix = "data: {\"id\":";
+  append_json_string(prefix, head.id);
+  prefix += ",\"object\":\"chat.completion.chunk\",\"created\":";
+  append_json_integer(prefix, head.created);
+  prefix += ",\"model\":";
+  append_json_string(prefix, head.model);
+  prefix += ",\"choices\":[";
+  prefix_ = std::string_view(prefix);
 }
 
 void ChatChunks::begin(int index, std::string_view role,
                        const std::vector<int32_t>* prompt_token_ids, const Usage* usage,
                        std::string& out) const {
-  out += prefix_;
+  out += std::string_view(prefix_);
   out += "{\"index\":";
   append_json_integer(out, index);
   out += ",\"delta\":{" + role_delta(role) + "},\"logprobs\":null,\"finish_reason\":null}]";
@@ -463,7 +464,7 @@ void ChatChunks::begin(int index, std::string_view role,
 }
 
 void ChatChunks::append(const Chunk& chunk, std::string& out) const {
-  out += prefix_;
+  out += std::string_view(prefix_);
   out += "{\"index\":";
   append_json_integer(out, chunk.index);
   out += ",\"delta\":{";
@@ -488,7 +489,7 @@ void ChatChunks::append(const Chunk& chunk, std::string& out) const {
 }
 
 void ChatChunks::usage(const Usage& usage, std::string& out) const {
-  out += prefix_;
+  out += std::string_view(prefix_);
   out += "],\"usage\":" + to_text(to_json(usage, false)) + "}\n\n";
 }
 

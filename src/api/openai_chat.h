@@ -10,6 +10,7 @@
 #include "api/generation.h"
 #include "api/reply.h"
 #include "api/tool_choice.h"
+#include "base/dense_memory.h"
 
 // POST /v1/chat/completions (contract.md 4.3, 4.6).
 
@@ -133,7 +134,7 @@ class ChatChunks {
   void usage(const Usage& usage, std::string& out) const;
 
  private:
-  std::string prefix_;  // data: {... ,"choices":[
+  DenseString prefix_;  // data: {... ,"choices":[
 };
 
 }  // namespace m2::api

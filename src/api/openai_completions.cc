@@ -109,13 +109,14 @@ std::string to_json(const CompletionReply& reply) {
 }
 
 CompletionChunks::CompletionChunks(const ReplyHead& head) {
-  prefix_ = "data: {\"id\":";
-  append_json_string(prefix_, head.id);
-  prefix_ += ",\"object\":\"text_completion\",\"created\":";
-  append_json_integer(prefix_, head.created);
-  prefix_ += ",\"model\":";
-  append_json_string(prefix_, head.model);
-  prefix_ += ",\"choices\":[";
+  std::string prefix = "data: {\"id\":";
+  append_json_string(prefix, head.id);
+  prefix += ",\"object\":\"text_completion\",\"created\":";
+  append_json_integer(prefix, head.created);
+  prefix += ",\"model\":";
+  append_json_string(prefix, head.model);
+  prefix += ",\"choices\":[";
+  prefix_ = std::string_view(prefix);
 }
 
 void CompletionChunks::append(const Chunk& chunk, std::string& out) const {
@@ -125,7 +126,7 @@ void CompletionChunks::append(const Chunk& chunk, std::string& out) const {
     else
       out += "null";
   };
-  out += prefix_;
+  out += std::string_view(prefix_);
   out += "{\"index\":";
   append_json_integer(out, chunk.index);
   out += ",\"text\":";
@@ -149,7 +150,7 @@ void CompletionChunks::append(const Chunk& chunk, std::string& out) const {
 }
 
 void CompletionChunks::usage(const Usage& usage, std::string& out) const {
-  out += prefix_;
+  out += std::string_view(prefix_);
   out += "],\"usage\":" + to_text(to_json(usage, false)) + "}\n\n";
 }
 

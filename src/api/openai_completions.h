@@ -9,6 +9,7 @@
 
 #include "api/generation.h"
 #include "api/reply.h"
+#include "base/dense_memory.h"
 
 // POST /v1/completions (contract.md 4.4, 4.7).
 
@@ -63,7 +64,7 @@ class CompletionChunks {
   void usage(const Usage& usage, std::string& out) const;
 
  private:
-  std::string prefix_;
+  DenseString prefix_;
 };
 
 }  // namespace m2::api

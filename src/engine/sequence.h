@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "base/dense_memory.h"
 #include "base/prefetch.h"
 #include "engine/request.h"
 #include "engine/token_counts.h"
@@ -19,7 +20,7 @@ namespace m2::engine {
 // One request on its way through the engine. Owned by the engine's thread once submitted. What
 // every step of every sequence reads and writes stands first and together: there are too many
 // sequences for the caches to hold from step to step.
-struct Sequence {
+struct Sequence : Dense {
   RequestId id = 0;
   int32_t priority = 0;      // 0 for all under fcfs
   int32_t pending_row = -1;  // of the step under way: the one that chooses the first pending token

@@ -8,6 +8,7 @@
 
 #include "api/error.h"
 #include "api/openai_completions.h"
+#include "base/dense_memory.h"
 #include "engine/request.h"
 #include "server/options.h"
 
@@ -25,7 +26,7 @@ struct Step {
   bool shows = true;  // a stream says now what has gathered; false: with a later step
 };
 
-class Answer {
+class Answer : public Dense {
  public:
   virtual ~Answer() = default;
 
@@ -86,8 +87,8 @@ class TokenCounts {
   api::Usage of_choice(size_t choice) const;
 
  private:
-  std::vector<int64_t> prompt_;      // per prompt
-  std::vector<int64_t> completion_;  // per choice
+  DenseVector<int64_t> prompt_;      // per prompt
+  DenseVector<int64_t> completion_;  // per choice
   int64_t n_;
   int64_t reasoning_ = 0;
   int64_t cached_ = 0;

@@ -171,7 +171,7 @@ class ChatAnswer : public Answer {
   const api::ChatChunks chunks_;
   const LogprobStyle style_;
   TokenCounts counts_;
-  std::vector<Choice> choices_;
+  DenseVector<Choice> choices_;
   Json prompt_logprobs_;
   std::string delta_;
 };

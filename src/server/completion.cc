@@ -10,7 +10,9 @@ namespace m2::server {
 
 void Completion::serve(std::shared_ptr<Exchange> exchange, IoThread& thread, Context& context,
                        MakePlan make_plan) {
-  std::make_shared<Completion>(std::move(exchange), thread, context)->plan(make_plan);
+  std::allocate_shared<Completion>(DenseAllocator<Completion>(), std::move(exchange), thread,
+                                   context)
+      ->plan(make_plan);
 }
 
 Completion::Completion(std::shared_ptr<Exchange> exchange, IoThread& thread, Context& context)

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "base/dense_memory.h"
 #include "server/answer.h"
 #include "server/context.h"
 #include "server/exchange.h"
@@ -63,7 +64,7 @@ class Completion : public EventReceiver, public std::enable_shared_from_this<Com
   Context& context_;
   const Context::Slot slot_;
   Plan plan_;
-  std::vector<Choice> choices_;
+  DenseVector<Choice> choices_;
   size_t open_choices_ = 0;
   bool streaming_ = false;  // the status line has gone out
   bool begun_ = false;      // the answer has

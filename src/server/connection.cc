@@ -210,7 +210,8 @@ void Connection::begin_turn() {
   largest_burst_ = 0;
   chunked_ = false;
   last_progress_ = last_queued_ = now();
-  turn_ = std::make_shared<Turn>(shared_from_this(), std::move(request));
+  turn_ =
+      std::allocate_shared<Turn>(DenseAllocator<Turn>(), shared_from_this(), std::move(request));
   wait_readable();
   host_.handle(turn_);
 }
@@ -229,7 +230,8 @@ void Connection::refuse(const HttpRefusal& refusal) {
   HttpRequest request;
   request.path = parser_.request().path;  // as far as it is known
   request.peer = peer_;
-  turn_ = std::make_shared<Turn>(shared_from_this(), std::move(request));
+  turn_ =
+      std::allocate_shared<Turn>(DenseAllocator<Turn>(), shared_from_this(), std::move(request));
   HttpReply reply;
   reply.status = refusal.status;
   reply.close = true;
@@ -286,7 +288,7 @@ void Connection::flush() {
   if (!pending_.empty()) std::swap(burst, pending_);
   if (!events_.empty()) {
     if (chunked_) append_chunk_size(events_.size(), burst);
-    burst += events_;
+    burst += std::string_view(events_);
     largest_burst_ = std::max(largest_burst_, events_.size());
     if (chunked_) burst += "\r\n";
     events_.clear();

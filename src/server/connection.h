@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "base/clock.h"
+#include "base/dense_memory.h"
 #include "server/exchange.h"
 #include "server/http_parser.h"
 #include "server/limits.h"
@@ -81,7 +82,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   // What a token of a stream needs, first and together: prefetch() fetches to the end of it.
   Socket socket_;
   std::shared_ptr<Turn> turn_;
-  std::string events_;   // SSE frames of this turn of the io thread
+  DenseString events_;   // SSE frames of this turn of the io thread
   std::string pending_;  // to be written next
   Phase phase_ = Phase::reading;
   bool chunked_ = false;  // the frames of turn_ are

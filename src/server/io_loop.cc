@@ -1,6 +1,9 @@
 #include "server/io_loop.h"
 
+#include <sched.h>
+
 #include <boost/asio/post.hpp>
+#include <utility>
 
 #include "base/prefetch.h"
 #include "base/thread_name.h"
@@ -25,7 +28,8 @@ IoLoop::IoLoop(Router& router, const Context& context, boost::asio::thread_pool&
       workers_(workers),
       busy_(busy),
       work_(boost::asio::make_work_guard(io_)),
-      timer_(io_) {}
+      timer_(io_),
+      ear_(io_) {}
 
 IoLoop::~IoLoop() {
   // Connections hold handlers of io_, and io_ holds connections: let go of both in order.
@@ -33,6 +37,7 @@ IoLoop::~IoLoop() {
   connections_.clear();
   unflushed_.clear();
   listeners_.clear();
+  if (bell_) ear_.release();  // it is the bell's
 }
 
 void IoLoop::run() {
@@ -60,23 +65,57 @@ void IoLoop::tick() {
 
 void IoLoop::add(Connection::Socket socket, std::unique_ptr<TlsSession> tls, std::string peer) {
   ++connection_count_;
-  auto connection = std::make_shared<Connection>(std::move(socket), std::move(tls), std::move(peer),
-                                                 context_.limits(), *this, busy_);
+  auto connection = std::allocate_shared<Connection>(
+      DenseAllocator<Connection>(), std::move(socket), std::move(tls), std::move(peer),
+      context_.limits(), *this, busy_);
   boost::asio::post(io_, [this, connection] {
     connections_.push_back(connection);
     connection->start();
   });
 }
 
-void IoLoop::post_events(EventBatch events) {
+void IoLoop::put_events(EventBatch events) {
   for (int behind = behind_; behind >= kMostBehind && !stopped_; behind = behind_)
     behind_.wait(behind);
   ++behind_;
-  boost::asio::post(io_, [this, events = std::move(events)] {
+  const std::lock_guard lock(inbox_mutex_);
+  inbox_.push_back(std::move(events));
+}
+
+void IoLoop::post_events(EventBatch events) {
+  put_events(std::move(events));
+  boost::asio::post(io_, [this] { take_events(); });
+}
+
+void IoLoop::listen_to(Doorbell& bell, size_t place) {
+  bell_ = &bell;
+  bell_place_ = place;
+  ear_.assign(bell.ear(place));
+  wait_for_bell();
+}
+
+void IoLoop::wait_for_bell() {
+  using Descriptor = boost::asio::posix::stream_descriptor;
+  ear_.async_wait(Descriptor::wait_read, [this](boost::system::error_code error) {
+    if (error) return;
+    bell_->hush(bell_place_);
+    take_events();
+    wait_for_bell();
+  });
+}
+
+void IoLoop::take_events() {
+  core_.store(::sched_getcpu(), std::memory_order_relaxed);
+  {
+    const std::lock_guard lock(inbox_mutex_);
+    taken_.swap(inbox_);
+  }
+  for (const EventBatch& events : taken_) {
     deliver(*events);
     --behind_;
     behind_.notify_all();
-  });
+  }
+  taken_.clear();
 }
 
 // A thousand requests do not stay in the cache from step to step: what each needs is asked for

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <sched.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -20,6 +21,7 @@
 
 #include "base/log.h"
 #include "server/context.h"
+#include "server/doorbell.h"
 #include "server/io_loop.h"
 #include "server/router.h"
 
@@ -77,6 +79,8 @@ struct Server::State {
         workers(static_cast<size_t>(std::max(1, options.worker_threads))) {
     for (int i = 0; i < std::max(1, options.io_threads); ++i)
       loops.push_back(std::make_unique<IoLoop>(router, context, workers, busy));
+    if (loops.size() > 1) bell = Doorbell::make(loops.size());
+    for (size_t i = 0; bell && i < loops.size(); ++i) loops[i]->listen_to(*bell, i);
     signals = std::make_unique<asio::signal_set>(main_io());
     drain_timer = std::make_unique<asio::steady_timer>(main_io());
     accept_timer = std::make_unique<asio::steady_timer>(main_io());
@@ -85,6 +89,7 @@ struct Server::State {
 
   asio::io_context& main_io() { return loops.front()->io(); }
   IoLoop& next_loop() const;
+  void hand_out(const EventBatch& events);
 
   Result<void> bind();
   void accept();
@@ -102,6 +107,7 @@ struct Server::State {
   Router router;
   std::atomic<int64_t> busy{0};  // requests being answered
   asio::thread_pool workers;
+  std::unique_ptr<Doorbell> bell;  // of several loops; null: each is woken by itself
   std::vector<std::unique_ptr<IoLoop>> loops;
   std::unique_ptr<Acceptor> acceptor;
   std::unique_ptr<asio::signal_set> signals;
@@ -183,6 +189,26 @@ size_t Server::State::connections() const {
   size_t sum = 0;
   for (const auto& loop : loops) sum += loop->connections();
   return sum;
+}
+
+// Loops without a request are not woken, unless several others are. One that last ran on another
+// core than this thread is the first to be woken: it finds its core free, and the next stays on
+// this one. The other way round both would come to share one.
+void Server::State::hand_out(const EventBatch& events) {
+  if (!bell ||
+      std::ranges::count_if(loops, [](auto& loop) { return loop->expects_events(); }) < 2) {
+    for (const auto& loop : loops)
+      if (loop->expects_events()) loop->post_events(events);
+    return;
+  }
+  const int here = ::sched_getcpu();
+  size_t first = 0;
+  for (size_t i = 0; i < loops.size(); ++i) {
+    if (!loops[i]->expects_events()) continue;
+    loops[i]->put_events(events);
+    if (loops[i]->core() != here) first = i;
+  }
+  bell->ring(first);
 }
 
 // ---- going down, all on the first loop's thread
@@ -294,9 +320,7 @@ int64_t Server::requests_under_way() const {
 }
 
 void Server::on_events(std::vector<engine::Event>&& events) {
-  const auto batch = std::make_shared<const std::vector<engine::Event>>(std::move(events));
-  for (const auto& loop : state_->loops)
-    if (loop->expects_events()) loop->post_events(batch);
+  state_->hand_out(std::make_shared<const std::vector<engine::Event>>(std::move(events)));
 }
 
 }  // namespace m2::server

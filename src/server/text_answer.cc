@@ -129,7 +129,7 @@ class TextAnswer : public Answer {
   const api::CompletionChunks chunks_;
   const LogprobStyle style_;
   TokenCounts counts_;
-  std::vector<Choice> choices_;
+  DenseVector<Choice> choices_;
 };
 
 }  // namespace

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "server/context.h"
+#include "server/doorbell.h"
 #include "server/router.h"
 
 namespace m2::server {
@@ -90,6 +91,34 @@ struct Hearer : EventReceiver {
   std::vector<std::pair<size_t, engine::RequestId>> heard;
   std::function<void(engine::RequestId)> on_heard;
 };
+
+// Steps may come by both ways, as more or fewer loops have requests; their order stays.
+TEST(IoLoop, TakesEventsInOrderWhetherItIsRungForOrPostedTo) {
+  constexpr engine::RequestId kSteps = 500;
+  const auto bell = Doorbell::make(2);
+  Loop it;
+  it.loop.listen_to(*bell, 1);
+  const auto hearer = std::make_shared<Hearer>();
+  for (engine::RequestId id = 1; id <= kSteps; ++id) it.loop.listen(id, hearer, 0);
+  hearer->on_heard = [&](engine::RequestId id) {
+    if (id == kSteps) it.loop.stop();
+  };
+  std::jthread io([&] { it.loop.run(); });
+  for (engine::RequestId id = 1; id <= kSteps; ++id) {
+    auto events = std::make_shared<std::vector<engine::Event>>();
+    events->emplace_back().id = id;
+    if (id % 3 == 0) {
+      it.loop.post_events(events);
+    } else {
+      it.loop.put_events(events);
+      bell->ring(id % 2);
+    }
+  }
+  io.join();
+  ASSERT_EQ(hearer->heard.size(), kSteps);
+  for (size_t i = 0; i < kSteps; ++i) EXPECT_EQ(hearer->heard[i].second, i + 1);
+  EXPECT_GE(it.loop.core(), 0);
+}
 
 // One request's event may end another whose event is in the same step, and its memory with it.
 TEST(IoLoop, WhoIsForgottenDuringAStepHearsNothingOfIt) {
