@@ -440,6 +440,7 @@ void Bench::attentions() {
     attention(1, 1, 2048, cache);
     attention(1, 1, 8192, cache);
     attention(1, 1, 131072, cache);
+    attention(8, 1, 2048, cache);
     attention(8, 1, 4096, cache);
     attention(64, 1, 2048, cache);
     attention(64, 1, 4096, cache);

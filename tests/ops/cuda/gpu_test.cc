@@ -869,6 +869,11 @@ TEST_F(Gpu, AttentionDecode) {
     run_attention(random_,
                   {{6, 1, 128, 64}, 16, DType::bf16, {{1, 5}, {1, 700}, {1, 33}, {1, 2500}}, cache},
                   gpu(), over + "one KV head");
+    const std::vector<Sequence> seven{{1, 5}, {1, 700}, {1, 33},  {1, 2500},
+                                      {1, 1}, {1, 256}, {1, 3001}};
+    for (const Exec* exec : {&gpu(), &without_workspace()})
+      run_attention(random_, {{12, 2, 128, 64}, 16, DType::bf16, seven, cache}, *exec,
+                    over + "seven sequences");
     run_attention(random_, {{16, 2, 128, 64}, 16, DType::bf16, {{1, 300}, {1, 16}}, cache}, gpu(),
                   over + "groups of eight");
   }
@@ -965,6 +970,105 @@ void expect_chunks(std::mt19937& random, DType cache) {
 
 TEST_F(Gpu, AttentionOfChunks) {
   for (const DType cache : kCaches) expect_chunks(random_, cache);
+}
+
+// A decoded token is the same bytes in a step of many sequences as alone, whatever these are: other
+// tokens, prompts, or empty ones, as recorded graphs have them, whose outputs stay as they were.
+void expect_same_alone(std::mt19937& random, const ops::HeadShape& heads, DType cache_dtype,
+                       const std::vector<Sequence>& sequences, const std::string& what) {
+  constexpr int64_t kPages = 40;  // several sequences may have the same one, except for their last
+  const auto count = static_cast<int64_t>(sequences.size());
+  const int64_t blocks = kPages + count, width = heads.q_heads * 128;
+  const int64_t row = 128 * size_of(cache_dtype), page = 16 * row;
+  Numbers keys = random_numbers(random, blocks * heads.kv_heads * 16 * 128, cache_dtype);
+  Numbers values = random_numbers(random, blocks * heads.kv_heads * 16 * 128, cache_dtype);
+  std::vector<int32_t> starts{0}, contexts;
+  int64_t most = 0;
+  for (const auto& [length, context] : sequences) {
+    starts.push_back(starts.back() + length);
+    contexts.push_back(context);
+    most = std::max<int64_t>(most, (context + 15) / 16);
+  }
+  std::vector<int32_t> tables(static_cast<size_t>(count * most), 1 << 30);
+  std::uniform_int_distribution<int32_t> any(0, kPages - 1);
+  for (int64_t s = 0; s < count; ++s) {
+    const int64_t context = contexts[static_cast<size_t>(s)], pages = (context + 15) / 16;
+    for (int64_t p = 0; p < pages; ++p)
+      tables[static_cast<size_t>(s * most + p)] =
+          p + 1 < pages ? any(random) : static_cast<int32_t>(kPages + s);
+    for (int64_t h = 0; h < heads.kv_heads; ++h)
+      for (Numbers* numbers : {&keys, &values})
+        std::fill_n(numbers->bytes.begin() + ((kPages + s) * heads.kv_heads + h) * page +
+                        (context - (pages - 1) * 16) * row,
+                    (pages * 16 - context) * row, uint8_t{0xff});
+  }
+  const OnGpu k(keys, {blocks, heads.kv_heads, 16, 128});
+  const OnGpu v(values, {blocks, heads.kv_heads, 16, 128});
+  const float scale = cache_dtype == DType::bf16 ? 1 : 0.01f;
+  const int64_t tokens = starts.back();
+  const OnGpu q(random_numbers(random, tokens * width, DType::bf16, 1.5), {tokens, width});
+  Exec shared = gpu();
+  shared.alone = false;
+  const auto run = [&](const Exec& exec, int64_t first, int64_t end) {
+    std::vector<int32_t> from;
+    for (int64_t s = first; s <= end; ++s)
+      from.push_back(starts[static_cast<size_t>(s)] - starts[static_cast<size_t>(first)]);
+    const OnGpu query_starts(from, {end - first + 1});
+    const OnGpu context_lens(std::vector<int32_t>(contexts.begin() + first, contexts.begin() + end),
+                             {end - first});
+    const OnGpu block_tables(
+        std::vector<int32_t>(tables.begin() + first * most, tables.begin() + end * most),
+        {end - first, most});
+    const OnGpu out(DType::bf16, {from.back(), width});
+    ops::BatchLayout layout;
+    layout.query_starts = query_starts;
+    layout.context_lens = context_lens;
+    layout.block_tables = block_tables;
+    cuda::paged_attention(exec, q.tensor().rows(starts[static_cast<size_t>(first)], from.back()),
+                          {k, v, scale, scale}, layout, heads, out);
+    return out.bytes();
+  };
+  const std::vector<uint8_t> together = run(gpu(), 0, count);
+  ASSERT_EQ(run(gpu(), 0, count), together) << what << ", again";
+  ASSERT_EQ(run(shared, 0, count), together) << what << ", on a shared GPU";
+  for (int64_t s = 0; s < count; ++s) {
+    if (sequences[static_cast<size_t>(s)].length != 1) continue;
+    const auto begin = together.begin() + starts[static_cast<size_t>(s)] * width * 2;
+    const std::vector<uint8_t> here(begin, begin + width * 2);
+    const int32_t context = contexts[static_cast<size_t>(s)];
+    ASSERT_EQ(here, context == 0 ? std::vector<uint8_t>(here.size(), 0xff) : run(gpu(), s, s + 1))
+        << what << ", sequence " << s << " of context " << context;
+  }
+}
+
+void expect_same_alone(std::mt19937& random, const std::vector<Sequence>& sequences,
+                       const std::string& what) {
+  for (const DType cache : kCaches)
+    for (const auto& [q_heads, kv_heads] : {std::pair<int64_t, int64_t>{48, 8}, {12, 2}, {6, 1}})
+      expect_same_alone(
+          random, {q_heads, kv_heads, 128, 64}, cache, sequences,
+          std::string(name_of(cache)) + ", " + std::to_string(kv_heads) + " KV heads, " + what);
+}
+
+TEST_F(Gpu, AttentionOfSeveralSequences) {
+  expect_same_alone(random_, {{1, 4099}, {1, 1}, {1, 256}, {1, 257}, {1, 2500}}, "five");
+  expect_same_alone(random_, {{1, 16}, {1, 15}, {1, 17}, {1, 0}, {1, 1}, {1, 128}}, "short ones");
+  expect_same_alone(random_, std::vector<Sequence>(6, {1, 0}), "empty ones");
+}
+
+TEST_F(Gpu, AttentionOfManySequences) {
+  std::vector<Sequence> uneven, mixed;
+  for (int32_t i = 0; i < 70; ++i) {
+    uneven.push_back({1, i % 9 == 5 ? 0 : 1 + i * i * 37 % 3001});
+    const int32_t length = i % 5 == 2 ? 2 + i : 1;
+    mixed.push_back({length, length + i * i * 53 % 1009});
+  }
+  uneven[40].context = 34000;  // long parts among short ones
+  uneven[3].context = 20000;
+  expect_same_alone(random_, uneven, "70 uneven ones");
+  uneven.resize(33);
+  expect_same_alone(random_, uneven, "33 uneven ones");
+  expect_same_alone(random_, mixed, "beside prompts");
 }
 
 TEST_F(Gpu, AttentionOfAnyShape) {
