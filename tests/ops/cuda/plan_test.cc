@@ -153,6 +153,12 @@ TEST(ExpertsPlan, FormsByTokens) {
   EXPECT_EQ(describe(plan_experts(shape)), "flow, groups of 8, batch 64");
   shape.tokens = 200;
   EXPECT_EQ(describe(plan_experts(shape)), "flow, groups of 16, batch 200");
+  shape.inner = 192;  // one of eight tensor ranks, whose slices begin and end within blocks
+  shape.whole_blocks = false;
+  EXPECT_EQ(describe(plan_experts(shape)), "flow, groups of 16, batch 200");
+  EXPECT_EQ(plan_experts(shape).inner_stretch, 64);
+  shape.inner = 1536;
+  shape.whole_blocks = true;
   shape.tokens = 20000;
   EXPECT_EQ(describe(plan_experts(shape)), "tiles, batch 8192");
   EXPECT_EQ(plan_experts(shape).inner_stretch, 128);
