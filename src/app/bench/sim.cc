@@ -350,7 +350,8 @@ Json run_clients(const SimSetup& setup, const StepWords& words,
                  const std::vector<std::string>& prompts, int port) {
   // Few are better woken by what arrives: one wake of theirs reads it all. Of many, each arrival
   // would cost the server's threads.
-  const bool yields = setup.yielding_client, in_turns = yields && writers(setup) > 1;
+  const bool yields = setup.yielding_client;
+  const bool in_turns = yields && writers(setup) > 1 && setup.streams == streams_at_once(setup);
   if (yields) yield_to_server();
   const char* path = setup.chat ? "/v1/chat/completions" : "/v1/completions";
   LoadGenerator generator({false, true, "127.0.0.1", port, path, {}}, setup.streams);

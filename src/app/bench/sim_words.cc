@@ -93,7 +93,7 @@ void StepWords::wait_until_sent() const {
 }
 
 void StepWords::wait_for_more(Seen& seen) const {
-  constexpr int kMostNaps = 5;
+  constexpr int kMostNaps = 10;
   constexpr Nanos kNap = kSecond / 1000, kLongest = 10 * kNap;
   const SteadyClock clock;
   const Nanos expected = seen.at + std::min(seen.step, kLongest) * 7 / 8;

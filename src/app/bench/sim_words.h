@@ -45,7 +45,8 @@ class StepWords {
     Nanos at = 0, step = 0;  // of the last step; how long after the one before
   };
   // The same for clients that no arrival wakes: until there are more than were seen, too. Sleeps
-  // for most of a step at once: each waking costs 20 us.
+  // for most of a step at once: each waking costs 20 us, and a client that is awake while the
+  // server sends may be given a core, idle priority or not.
   void wait_for_more(Seen& seen) const;
 
   // When the last step that wrote `word` ended; 0 if none did, or it is no such word.
