@@ -39,7 +39,7 @@ TEST(LinearPlan, HopperQuantisesWhateverTheStep) {
       change(other);
       const LinearForm instead = plan_linear(other).form;
       EXPECT_TRUE(instead == LinearForm::ring || instead == LinearForm::stream ||
-                  instead == LinearForm::flow16)
+                  instead == LinearForm::flow16 || instead == LinearForm::tiles16)
           << tokens;
     }
   }
@@ -85,13 +85,16 @@ TEST(LinearPlan, Bf16FlowsOnHopperInTilesThatSpreadEvenly) {
                                  .weight = DType::bf16,
                                  .compute_major = major}));
   };
-  for (const int64_t tokens : {1, 64, 65, 8192})
+  for (const int64_t tokens : {1, 64})
     EXPECT_EQ(plan_of(tokens, 200064), "flow16, tiles of 192 rows") << tokens;
+  EXPECT_EQ(plan_of(65, 200064), "tiles16 of 128 rows");  // no second token tile to share with
+  for (const int64_t tokens : {256, 8192})
+    EXPECT_EQ(plan_of(tokens, 200064), "tiles16 of 256 rows, weights shared") << tokens;
   EXPECT_EQ(plan_of(64, 16000), "flow16, tiles of 128 rows");  // 125 on 132 multiprocessors
   EXPECT_EQ(plan_of(1, 8192), "flow16, tiles of 64 rows");     // 128
   EXPECT_EQ(plan_of(1, 3072), "flow16, tiles of 24 rows");     // 128 as well
   EXPECT_EQ(plan_of(64, 3072), "flow16, tiles of 24 rows");
-  EXPECT_EQ(plan_of(8192, 3072), "flow16, tiles of 192 rows");  // with 128 groups of tokens
+  EXPECT_EQ(plan_of(8192, 3072), "tiles16 of 256 rows, weights shared");
   EXPECT_EQ(plan_of(1, 200064, 8), "stream, 8 tokens");
   EXPECT_EQ(plan_of(64, 200064, 10), "stream, 32 tokens");
 }

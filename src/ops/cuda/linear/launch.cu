@@ -4,6 +4,7 @@
 #include "ops/cuda/linear/sm90_flow_pair.cuh"
 #include "ops/cuda/linear/sm90_ring.cuh"
 #include "ops/cuda/linear/sm90_tiles.cuh"
+#include "ops/cuda/linear/sm90_tiles16.cuh"
 
 namespace m2::ops::cuda {
 namespace {
@@ -129,18 +130,17 @@ void launch_flow16(void* stream, const LinearPlan& plan, const LinearArgs& args)
     maps.weight[i] = map(part.weight, part.rows, part.weight_stride, rows);
     tiles += (part.rows + rows - 1) / rows;
   }
-  const int groups = static_cast<int>(blocks_for(args.x.rows, kN)), items = tiles * groups;
   const Flow16Shared shared = flow16_shared(rows, kN);
   const int warpgroups = (rows + kFlowRows - 1) / kFlowRows;
   LaunchShape shape;
-  shape.grid = dim3(static_cast<unsigned>(items < multiprocessors() ? items : multiprocessors()));
+  shape.grid = dim3(static_cast<unsigned>(tiles < multiprocessors() ? tiles : multiprocessors()));
   shape.block = dim3(static_cast<unsigned>(warpgroups * 128 + kWarp));
   shape.shared_bytes = shared.bytes;
   launch(stream,
          warpgroups == 3   ? sm90_linear_flow16<kN, 3>
          : warpgroups == 2 ? sm90_linear_flow16<kN, 2>
                            : sm90_linear_flow16<kN, 1>,
-         shape, args, maps, shared, items, groups);
+         shape, args, maps, shared, tiles);
 }
 
 template <int kHalves, TileShare kShare>
@@ -159,6 +159,23 @@ void launch_tiles(void* stream, const LinearArgs& args) {
   launch(stream, sm90_linear_tiles<kHalves, kShare>, shape, args, maps);
 }
 
+template <int kHalves, bool kShares>
+void launch_tiles16(void* stream, const LinearArgs& args) {
+  const auto map = [&](const void* data, int64_t rows, int64_t stride) {
+    return tensor_map(data, rows > 0 ? rows : 1, args.x.columns * 2, stride * 2, kTileBox);
+  };
+  LinearMaps maps;
+  maps.x = map(args.x.data, args.x.rows, args.x.stride);
+  for (int i = 0; i < args.parts; ++i)
+    maps.weight[i] = map(args.part[i].weight, args.part[i].rows, args.part[i].weight_stride);
+  LaunchShape shape;
+  shape.cluster = kShares ? 2 : 1;
+  shape.grid = dim3(static_cast<unsigned>(multiprocessors() / shape.cluster * shape.cluster));
+  shape.block = dim3(kTileThreads);
+  shape.shared_bytes = kTileSharedBytes;
+  launch(stream, sm90_linear_tiles16<kHalves, kShares>, shape, args, maps);
+}
+
 }  // namespace
 
 void launch_quantise(void* stream, Matrix x, QuantisedRows to) {
@@ -173,6 +190,10 @@ void launch_linear(void* stream, const LinearPlan& plan, const LinearArgs& args)
     return plan.tile_rows == 256 ? launch_tiles<2, TileShare::weights>(stream, args)
            : plan.shares         ? launch_tiles<1, TileShare::weights>(stream, args)
                                  : launch_tiles<1, TileShare::nothing>(stream, args);
+  if (plan.form == LinearForm::tiles16)
+    return plan.tile_rows == 256 ? launch_tiles16<2, true>(stream, args)
+           : plan.shares         ? launch_tiles16<1, true>(stream, args)
+                                 : launch_tiles16<1, false>(stream, args);
   if (plan.form == LinearForm::flow16) {
     const int tokens = flow_tokens(args.x.rows);
     return tokens == 8    ? launch_flow16<8>(stream, plan, args)

@@ -18,9 +18,8 @@ constexpr int64_t kFlowColumns = 8192;  // of which the scales fit into shared m
 int flow_rows(const LinearShape& shape, bool wide) {
   int best = 64;
   int64_t least = 0;
-  const int64_t groups = (shape.tokens + kFlowTokens - 1) / kFlowTokens;
   for (int rows = wide ? 192 : 64; rows >= 16; rows -= rows > 64 ? 64 : 8) {
-    const int64_t tiles = (shape.rows + rows - 1) / rows * groups;
+    const int64_t tiles = (shape.rows + rows - 1) / rows;
     const int64_t each = (tiles + shape.multiprocessors - 1) / shape.multiprocessors;
     const int64_t time = each * (rows + flow_tokens(shape.tokens));
     if (least == 0 || time < least) {
@@ -32,8 +31,8 @@ int flow_rows(const LinearShape& shape, bool wide) {
 }
 
 // A prefill tile has 128 tokens and 256 rows or 128. With 256, and where two blocks share weights,
-// L2 gives less for the same products; but few tiles must spread evenly, and of an odd number of
-// token tiles the last one's partner idles.
+// L2 gives less for the same products, which is worth a tenth at least; but few tiles must spread
+// evenly, and of an odd number of token tiles the last one's partner idles.
 void choose_tiles(const LinearShape& shape, LinearPlan& plan) {
   const int64_t token_tiles = (shape.tokens + 127) / 128;
   const auto rounds = [&](int rows, bool shares) {
@@ -41,7 +40,7 @@ void choose_tiles(const LinearShape& shape, LinearPlan& plan) {
         (shares ? (token_tiles + 1) / 2 * 2 : token_tiles) * ((shape.rows + rows - 1) / rows);
     return (tiles + shape.multiprocessors - 1) / shape.multiprocessors * rows;
   };
-  plan.tile_rows = rounds(256, true) <= rounds(128, false) ? 256 : 128;
+  plan.tile_rows = 10 * rounds(256, true) <= 11 * rounds(128, false) ? 256 : 128;
   plan.shares = plan.tile_rows == 256 || rounds(128, true) <= rounds(128, false);
 }
 
@@ -92,8 +91,12 @@ LinearPlan plan_linear(const LinearShape& shape) {
     return plan;
   }
   if (!f8 && shape.compute_major == 9 && shape.rows > 0) {
-    plan.form = LinearForm::flow16;
-    plan.tile_rows = flow_rows(shape, true);
+    const bool flow = shape.tokens <= kFlowTokens;
+    plan.form = flow ? LinearForm::flow16 : LinearForm::tiles16;
+    if (flow)
+      plan.tile_rows = flow_rows(shape, true);
+    else
+      choose_tiles(shape, plan);
     return plan;
   }
   plan.form = LinearForm::stream;
@@ -119,8 +122,9 @@ std::string describe(const LinearPlan& plan) {
     case LinearForm::ring:
       return "ring, tiles of " + std::to_string(plan.tile_rows) + " rows";
     case LinearForm::tiles:
-      return "tiles of " + std::to_string(plan.tile_rows) + " rows" +
-             (plan.shares ? ", weights shared" : "");
+    case LinearForm::tiles16:
+      return (plan.form == LinearForm::tiles ? "tiles of " : "tiles16 of ") +
+             std::to_string(plan.tile_rows) + " rows" + (plan.shares ? ", weights shared" : "");
     case LinearForm::flow:
       return "flow, tiles of " + std::to_string(plan.tile_rows) + " rows";
     case LinearForm::flow_pair:

@@ -15,7 +15,8 @@ enum class LinearForm {
   tiles,      // prefill on Hopper: FP8 wgmma on tiles in shared memory
   flow,       // decode on Hopper: the same bytes as tiles, weights kept flowing into shared memory
   flow_pair,  // the same for few rows of many columns: a tile's K is shared by two blocks
-  flow16,     // BF16 on Hopper, any number of tokens: wgmma, weights and tokens kept flowing
+  flow16,     // decode with BF16 weights on Hopper: wgmma, weights and tokens kept flowing
+  tiles16,    // prefill with BF16 weights on Hopper: the same bytes as flow16, in tiles
 };
 
 struct LinearShape {
@@ -36,8 +37,10 @@ struct LinearPlan {
   LinearForm form = LinearForm::any;
   int token_tiles = 1;    // stream: tiles of 8 tokens a block takes together
   int64_t scales_at = 0;  // tiles: where in the workspace the scales of the quantised x begin
-  int tile_rows = 16;     // ring, flow, flow16, tiles: rows of a tile, as many as spread evenly
-  bool shares = false;    // tiles: blocks of neighbouring token tiles copy weights for each other
+  int tile_rows =
+      16;  // ring, flow and tiles of both kinds: rows of a tile, as many as spread evenly
+  bool shares =
+      false;  // tiles, tiles16: blocks of neighbouring token tiles copy weights for each other
 };
 
 // Workspace (Exec) with which many tokens are multiplied on the FP8 tensor cores: x quantised, and

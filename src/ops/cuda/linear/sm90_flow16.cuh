@@ -5,11 +5,12 @@
 #include "ops/cuda/linear/sm90_flow.cuh"
 #include "ops/cuda/wgmma16.cuh"
 
-// BF16 products on Hopper's tensor cores: 64 weight rows and 8 to 64 tokens make one instruction,
-// as in sm90_flow.cuh, and shared memory is kept full of both by tensor copies. A block has one to
-// three warpgroups, 64 weight rows each, over the same tokens: these come from L2 again for every
-// tile, and with 64 of them would otherwise be half of all that a multiprocessor takes in.
-// Results depend on K alone: 64 columns are summed by the tensor cores, then added in FP32.
+// BF16 products of up to 64 tokens on Hopper's tensor cores: 64 weight rows and 8 to 64 tokens make
+// one instruction, as in sm90_flow.cuh, and shared memory is kept full of both by tensor copies. A
+// block has one to three warpgroups, 64 weight rows each, over the same tokens: these come from L2
+// again for every tile, and with 64 of them would otherwise be half of all that a multiprocessor
+// takes in. Results depend on K alone: 64 columns are summed by the tensor cores, then added in
+// FP32.
 namespace m2::ops::cuda {
 
 constexpr int kFlow16Columns = kFlowColumns / 2;  // of K a stage: two boxes of 64
@@ -30,24 +31,13 @@ inline Flow16Shared flow16_shared(int rows, int tokens) {
   return shared;
 }
 
-// Of the block's items: a tile of weight rows times a group of kN tokens. Groups of one tile
-// follow one another, so that its weights come from memory once.
-struct Flow16Item {
-  LinearFlowPlace place;
-  int group;
-};
-__device__ __forceinline__ Flow16Item flow16_item(const LinearArgs& args, int rows, int groups,
-                                                  int item) {
-  return {flow_place(args, rows, item / groups), item % groups};
-}
-
 // kGroups warpgroups. Bytes: N K 2, and kN K 2 from L2 for each tile. FLOPs: 2 T N K on the BF16
 // tensor cores. Bound: bandwidth of memory.
 template <int kN, int kGroups>
 __global__ void __launch_bounds__(kGroups * 128 + kWarp, 1)
     sm90_linear_flow16(const __grid_constant__ LinearArgs args,
                        const __grid_constant__ LinearFlowMaps maps, const Flow16Shared shape,
-                       int items, int token_groups) {
+                       int tiles) {
   constexpr int kConsumers = kGroups * 128;
   extern __shared__ uint8_t flow_memory[];
   __shared__ uint64_t full[kFlowMaxStages], empty[kFlowMaxStages];
@@ -55,7 +45,7 @@ __global__ void __launch_bounds__(kGroups * 128 + kWarp, 1)
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int columns = static_cast<int>(args.x.columns), tokens = static_cast<int>(args.x.rows);
   const int steps = (columns + kFlow16Columns - 1) / kFlow16Columns;
-  const int begin = flow_begin(items, blockIdx.x), end = flow_begin(items, blockIdx.x + 1);
+  const int begin = flow_begin(tiles, blockIdx.x), end = flow_begin(tiles, blockIdx.x + 1);
   const int weight_box = shape.rows * kTileStep, stage_bytes = (shape.rows + kN) * kFlowColumns;
   if (threadIdx.x < args.parts) prefetch_map(&maps.weight[threadIdx.x]);
   if (threadIdx.x == kWarp) prefetch_map(&maps.x);
@@ -71,21 +61,21 @@ __global__ void __launch_bounds__(kGroups * 128 + kWarp, 1)
   if (warp == kConsumers / kWarp) {
     if (lane != 0) return;
     // Weights are asked for before the kernels in front have ended; their tokens follow then.
-    int item = begin, step = 0;
-    Flow16Item at = flow16_item(args, shape.rows, token_groups, item);
+    int tile = begin, step = 0;
+    LinearFlowPlace at = flow_place(args, shape.rows, tile);
     const auto advance = [&] {
       if (++step < steps) return;
       step = 0;
-      at = flow16_item(args, shape.rows, token_groups, ++item);
+      at = flow_place(args, shape.rows, ++tile);
     };
     const auto ask_weights = [&](int slot) {
       barrier_expect(&full[slot], stage_bytes);
-      copy_boxes(start + slot * stage_bytes, weight_box, &maps.weight[at.place.part], true, step,
-                 at.place.row, &full[slot]);
+      copy_boxes(start + slot * stage_bytes, weight_box, &maps.weight[at.part], true, step, at.row,
+                 &full[slot]);
     };
     const auto ask_tokens = [&](int slot) {
       copy_boxes(start + slot * stage_bytes + 2 * weight_box, kN * kTileStep, &maps.x, true, step,
-                 at.group * kN, &full[slot]);
+                 0, &full[slot]);
     };
     const int all = (end - begin) * steps, ahead = min(shape.stages, all);
     for (int i = 0; i < ahead; ++i) {
@@ -94,8 +84,8 @@ __global__ void __launch_bounds__(kGroups * 128 + kWarp, 1)
     }
     wait_for_previous();
     let_next_start();
-    item = begin, step = 0;
-    at = flow16_item(args, shape.rows, token_groups, item);
+    tile = begin, step = 0;
+    at = flow_place(args, shape.rows, tile);
     for (int i = 0; i < ahead; ++i) {
       ask_tokens(i);
       advance();
@@ -116,9 +106,9 @@ __global__ void __launch_bounds__(kGroups * 128 + kWarp, 1)
   const int g = lane / 4, t = lane % 4, row = warp * 16 + g;
   const int half = warp / 4 * kFlowRows * kTileStep;  // where the warpgroup's rows begin in a box
   FlowSlot slot;
-  for (int item = begin; item < end; ++item) {
-    const Flow16Item at = flow16_item(args, shape.rows, token_groups, item);
-    const LinearPart& part = args.part[at.place.part];
+  for (int tile = begin; tile < end; ++tile) {
+    const LinearFlowPlace at = flow_place(args, shape.rows, tile);
+    const LinearPart& part = args.part[at.part];
     float total[kN / 2] = {};
     for (int step = 0; step < steps; ++step) {
       barrier_wait(&full[slot.slot], slot.round & 1);
@@ -142,10 +132,10 @@ __global__ void __launch_bounds__(kGroups * 128 + kWarp, 1)
     for (int j = 0; j < kN / 8; ++j)
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
-        const int token = at.group * kN + 8 * j + 2 * t + r % 2, in_tile = row + r / 2 * 8;
-        if (token < tokens && in_tile < shape.rows && at.place.row + in_tile < part.rows)
+        const int token = 8 * j + 2 * t + r % 2, in_tile = row + r / 2 * 8;
+        if (token < tokens && in_tile < shape.rows && at.row + in_tile < part.rows)
           store_number(args.out.data, args.out.dtype,
-                       token * args.out.stride + part.out_begin + at.place.row + in_tile,
+                       token * args.out.stride + part.out_begin + at.row + in_tile,
                        total[4 * j + r]);
       }
   }

@@ -22,12 +22,52 @@ __global__ void __launch_bounds__(256) quantise_rows(Matrix x, QuantisedRows to)
                      to.values + row * columns, to.scales + row * ((columns + 127) / 128));
 }
 
+// What tiles of both number formats share: a thread's 64 sums of 128 weight rows from `begin` on,
+// those that exist, to the output. They are those of the place's tokens `row` and row + 8.
+struct LinearStore {
+  const LinearArgs& args;
+
+  template <class Place>
+  __device__ __forceinline__ void store_rows_from(const Place& place, int begin, int row,
+                                                  const float (&total)[64]) const {
+    const LinearPart& at = args.part[place.matrix];
+    const int column = begin + threadIdx.x % 4 * 2;
+    auto* whole = static_cast<__nv_bfloat16*>(args.out.data) + at.out_begin + begin;
+    if (args.paired_stores && begin + 128 <= at.rows && args.out.stride % 8 == 0 &&
+        reinterpret_cast<uintptr_t>(whole) % 16 == 0) {
+      const int first = row - threadIdx.x % kWarp / 4;
+      store_rows(total, [&](int from, int chunk, const uint4& eight) {
+        if (first + from < place.tokens)
+          *reinterpret_cast<uint4*>(whole + (place.token + first + from) * args.out.stride +
+                                    chunk * 8) = eight;
+      });
+      return;
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (row + half * 8 >= place.tokens) continue;
+      const int64_t to = (place.token + row + half * 8) * args.out.stride + at.out_begin;
+#pragma unroll
+      for (int j = 0; j < 16; ++j) {
+        const int c = column + 8 * j;
+        const float first = total[4 * j + 2 * half], second = total[4 * j + 2 * half + 1];
+        if (args.paired_stores && c + 1 < at.rows) {
+          *reinterpret_cast<__nv_bfloat162*>(static_cast<__nv_bfloat16*>(args.out.data) + to + c) =
+              __floats2bfloat162_rn(first, second);
+        } else {
+          if (c < at.rows) store_number(args.out.data, args.out.dtype, to + c, first);
+          if (c + 1 < at.rows) store_number(args.out.data, args.out.dtype, to + c + 1, second);
+        }
+      }
+    }
+  }
+};
+
 // Tiles of all parts, one part after another; within a part the token tiles of 128 rows follow one
 // another, so that the rows are read from memory once.
-struct LinearTiles {
+struct LinearTiles : LinearStore {
   static constexpr bool kQueued = false;
   static constexpr int kHalfRows = 128;
-  const LinearArgs& args;
   const LinearMaps& maps;
   const CUtensorMap* tokens;
   const CUtensorMap* weights;
@@ -77,36 +117,7 @@ struct LinearTiles {
   }
   __device__ __forceinline__ void store_half(const TilePlace& place, int which, int row,
                                              const float (&total)[64]) const {
-    const LinearPart& at = args.part[place.matrix];
-    const int begin = place.upper_row + which * 128, column = begin + threadIdx.x % 4 * 2;
-    auto* whole = static_cast<__nv_bfloat16*>(args.out.data) + at.out_begin + begin;
-    if (args.paired_stores && begin + 128 <= at.rows && args.out.stride % 8 == 0 &&
-        reinterpret_cast<uintptr_t>(whole) % 16 == 0) {
-      const int first = row - threadIdx.x % kWarp / 4;
-      store_rows(total, [&](int from, int chunk, const uint4& eight) {
-        if (first + from < place.tokens)
-          *reinterpret_cast<uint4*>(whole + (place.token + first + from) * args.out.stride +
-                                    chunk * 8) = eight;
-      });
-      return;
-    }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      if (row + half * 8 >= place.tokens) continue;
-      const int64_t to = (place.token + row + half * 8) * args.out.stride + at.out_begin;
-#pragma unroll
-      for (int j = 0; j < 16; ++j) {
-        const int c = column + 8 * j;
-        const float first = total[4 * j + 2 * half], second = total[4 * j + 2 * half + 1];
-        if (args.paired_stores && c + 1 < at.rows) {
-          *reinterpret_cast<__nv_bfloat162*>(static_cast<__nv_bfloat16*>(args.out.data) + to + c) =
-              __floats2bfloat162_rn(first, second);
-        } else {
-          if (c < at.rows) store_number(args.out.data, args.out.dtype, to + c, first);
-          if (c + 1 < at.rows) store_number(args.out.data, args.out.dtype, to + c + 1, second);
-        }
-      }
-    }
+    store_rows_from(place, place.upper_row + which * 128, row, total);
   }
 };
 
@@ -121,7 +132,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
   constexpr int kBlocks = kShare == TileShare::weights ? 2 : 1;
   const int per_cluster = kBlocks * kTileTokens;
   const int token_tiles = (static_cast<int>(args.x.rows) + per_cluster - 1) / per_cluster * kBlocks;
-  LinearTiles work{args, maps, &maps.x, &maps.weight[0], token_tiles, kHalves};
+  LinearTiles work{{args}, maps, &maps.x, &maps.weight[0], token_tiles, kHalves};
   work.columns = static_cast<int>(args.x.columns);
   for (int i = 0; i < args.parts; ++i) work.tiles += work.tiles_of(i);
   run_tiles<kHalves, 1, kShare>(work);
