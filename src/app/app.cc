@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <iostream>
 #include <span>
@@ -103,7 +104,10 @@ Result<void> serve(const Words& words) {
   for (const std::string& note : notes_on_environment(environ, serve_command().options))
     log_info("{}", note);
   M2_TRY(const std::unique_ptr<Serving> serving, Serving::start(model, values));
-  M2_TRY_VOID(serving->wait());
+  if (const Result<void> ended = serving->wait(); !ended.ok()) {
+    // There is no orderly way down: GPUs, and NCCL, may wait for ranks that are gone, or stopped.
+    std::_Exit(report(ended.error()));
+  }
   log_info("Shutting down.");
   return {};
 }
