@@ -15,19 +15,21 @@ namespace m2::parallel {
 namespace {
 
 constexpr int64_t kSlotBytes = 8 << 20;
-// While no more than this travels to a rank, each sums everything for itself. Beyond, with more
-// than two ranks, less travels when each sums a share.
+// While no more than this travels to a rank, each sums everything for itself. Beyond, it is sooner
+// done when each sums a share for all.
 constexpr int64_t kWholeBytes = 3 << 20;
+static_assert(kWholeBytes <= kSlotBytes);
 
 // A rank's memory for sums, and where the parts of any rank's lie in it.
 constexpr int64_t kMemoryBytes =
-    2 * kSlotBytes + cuda::kWordBytes + cuda::kArrivalBytes + cuda::kRoundBytes;
+    2 * kSlotBytes + cuda::kWordBytes + cuda::kPlaceBytes + cuda::kArrivalBytes + cuda::kRoundBytes;
 cuda::PeerMemory parts_of(std::byte* memory) {
   std::byte* words = memory + 2 * kSlotBytes;
-  std::byte* arrivals = words + cuda::kWordBytes;
+  std::byte* places = words + cuda::kWordBytes;
+  std::byte* arrivals = places + cuda::kPlaceBytes;
   return {memory, reinterpret_cast<uint32_t*>(arrivals),
           reinterpret_cast<uint32_t*>(arrivals + cuda::kArrivalBytes),
-          reinterpret_cast<cuda::PeerWord*>(words)};
+          reinterpret_cast<void**>(places), reinterpret_cast<cuda::PeerWord*>(words)};
 }
 
 class PeerComm : public Comm {
@@ -49,13 +51,9 @@ class PeerComm : public Comm {
     const int64_t bytes = x.elements() * size_of(x.dtype());
     if (given_up() || bytes == 0) return;
     if (bytes <= cuda::kSmallSumBytes) return cuda::launch_small_peer_sum(exec.stream, sum_of(x));
-    const bool whole = size() == 2 || bytes * (size() - 1) <= kWholeBytes;
-    const auto launch = whole ? cuda::launch_peer_sum : cuda::launch_shared_peer_sum;
-    const int64_t most = kSlotBytes / size_of(x.dtype());
-    for (int64_t begin = 0; begin < x.elements(); begin += most) {
-      const int64_t count = std::min(most, x.elements() - begin);
-      launch(exec.stream, sum_of(Tensor(element(x, begin), x.dtype(), {count})));
-    }
+    const bool whole = bytes * (size() - 1) <= kWholeBytes;
+    if (whole) return cuda::launch_peer_sum(exec.stream, sum_of(x));
+    cuda::launch_shared_peer_sum(exec.stream, sum_of(x));
   }
 
   void all_reduce_norm(const Exec& exec, Tensor x, const ops::AddNorm& norm) override {

@@ -1,8 +1,10 @@
 // Time of steps by ranks on GPUs, and the share of it that goes into sums over ranks: what the same
 // step takes without them is the rest. M2's full width with random weights.
 //   bench_ranks_cuda [LAYERS [EXPERTS [RANKS [WAY]]]]     of the ways whose names begin so
+//   bench_ranks_cuda sums [RANKS]                         sums alone, of bf16
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <functional>
 #include <memory>
@@ -221,9 +223,87 @@ void print(const std::string& name, const Times& times, const Times* rest) {
   std::fflush(stdout);
 }
 
+// Seconds of a sum among many, recorded, of `count` numbers of each rank.
+double sum_seconds(const std::vector<parallel::LocalRank>& ranks, int64_t count) {
+  constexpr int kSums = 20, kTimes = 6;
+  double out = 0;
+  std::vector<std::jthread> threads;
+  for (size_t r = 0; r < ranks.size(); ++r)
+    threads.emplace_back([&, r] {
+      use_device(gpu(r));
+      const Stream stream(gpu(r));
+      const Exec exec{gpu(r), nullptr, stream.handle()};
+      const Buffer memory(gpu(r), count * 2);
+      parallel::Comm& comm = *ranks[r].device_tensor;
+      const Tensor x(memory.data(), DType::bf16, {count});
+      std::vector<uint16_t> numbers(static_cast<size_t>(count));
+      for (size_t i = 0; i < numbers.size(); ++i)
+        numbers[i] = static_cast<uint16_t>(0x3e00 + (i * 7919 + r) % 251);
+      copy_to_device(exec, x.data(), numbers.data(), count * 2);
+      comm.all_reduce(exec, x);
+      synchronize(exec);
+      const Graph graph = Graph::record(exec, [&] {
+        for (int i = 0; i < kSums; ++i) comm.all_reduce(exec, x);
+      });
+      ranks[r].tensor->barrier(Exec{});
+      SteadyTime::time_point start;
+      for (int i = 0; i <= kTimes; ++i) {
+        graph.launch(exec);
+        if (i > 0) continue;
+        synchronize(exec);
+        start = SteadyTime::now();
+      }
+      synchronize(exec);
+      if (r == 0)
+        out = std::chrono::duration<double>(SteadyTime::now() - start).count() / kTimes / kSums;
+    });
+  threads.clear();
+  return out;
+}
+
+void print_sums(int64_t ranks) {
+  parallel::Topology shape;
+  shape.tensor_size = ranks;
+  fmt::print("{}; {} ranks, a sum of bf16\n\n| rows of 3072 | bytes |", describe_device(gpu(0)),
+             ranks);
+  std::vector<std::vector<parallel::LocalRank>> ways;
+  for (const SumsBy sums : {SumsBy::peers, SumsBy::nccl}) {
+    std::vector<parallel::LocalRank>& group = ways.emplace_back(parallel::make_local_ranks(shape));
+    std::vector<std::jthread> threads;
+    for (size_t r = 0; r < group.size(); ++r)
+      threads.emplace_back([&, r] {
+        use_device(gpu(r));
+        const Result<void> added = parallel::add_device_groups(group[r], gpu(r), sums);
+        M2_CHECK(added.ok(), "{}", added.error().text);
+      });
+    fmt::print(" by {}, us | GB/s in |", sums == SumsBy::peers ? "peers" : "NCCL");
+  }
+  fmt::print("\n| ---: | ---: | ---: | ---: | ---: | ---: |\n");
+  for (const int64_t rows : {1, 8, 21, 22, 32, 64, 128, 256, 512, 1024, 2048, 8192}) {
+    const int64_t bytes = rows * 3072 * 2;
+    fmt::print("| {} | {} |", rows, bytes);
+    for (const auto& way : ways) {
+      const double seconds = sum_seconds(way, rows * 3072);
+      // What has to come to a rank if each sums a share for all.
+      const auto in = static_cast<double>(2 * (ranks - 1) * bytes / ranks);
+      fmt::print(" {:.1f} | {:.0f} |", seconds * 1e6, in / seconds / 1e9);
+    }
+    fmt::print("\n");
+    std::fflush(stdout);
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  const bool only_sums = argc > 1 && std::string_view(argv[1]) == "sums";
+  if (only_sums) {
+    load_kernels_early();
+    const int64_t ranks = argc > 2 ? std::stoll(argv[2]) : std::max(2, gpu_count());
+    const Result<void> usable = check_device(gpu(static_cast<size_t>(ranks) - 1));
+    usable.ok() ? print_sums(ranks) : fmt::print("{}\n", usable.error().text);
+    return usable.ok() ? 0 : 1;
+  }
   const int64_t layers = argc > 1 ? std::stoll(argv[1]) : 4;
   const int64_t experts = argc > 2 ? std::stoll(argv[2]) : 256;
   const int64_t ranks = argc > 3 ? std::stoll(argv[3]) : 2;

@@ -5,7 +5,9 @@
 //   bench_steps_cuda share RANKS [LAYERS [US US US]]
 //                                what one of RANKS tensor ranks does, of all 62 layers; its
 //                                collectives are counted, and cost US each at batch 1, 8, 64
-//   bench_steps_cuda profile     a few steps of two layers without graphs, for a profiler
+//   bench_steps_cuda profile [RANKS]
+//                                a few steps of two layers of the first of RANKS tensor ranks,
+//                                without graphs, for a profiler
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -301,7 +303,7 @@ int main(int argc, char** argv) {
   };
   const std::string_view first = argc > 1 ? argv[1] : "";
   if (first == "profile") {
-    Bench(full_width(2, 256), 2048, false).profile();
+    Bench(full_width(2, 256), 2048, false, static_cast<int64_t>(number(2, 1))).profile();
     return 0;
   }
   if (first == "share") {

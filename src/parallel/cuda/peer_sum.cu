@@ -49,14 +49,14 @@ __device__ Numbers fetch(const Numbers* from) {
 }
 
 // Of all ranks' numbers, in ascending order of rank.
-template <class T, class Numbers>
-__device__ Numbers total_of(const Numbers (&parts)[kMostPeers], int ranks) {
+template <class T, class Numbers, int kMost>
+__device__ Numbers total_of(const Numbers (&parts)[kMost], int ranks) {
   Numbers out;
 #pragma unroll
   for (int i = 0; i < Numbers::kSize; ++i) {
     float total = to_float(parts[0].number[i]);
 #pragma unroll
-    for (int r = 1; r < kMostPeers; ++r)
+    for (int r = 1; r < kMost; ++r)
       if (r < ranks) total += to_float(parts[r].number[i]);
     out.number[i] = from_float<T>(total);
   }
@@ -73,18 +73,20 @@ __device__ uint32_t hear(const uint32_t* word) {
 }
 
 // Returns when this block of every rank has come to the round: what they wrote before is then there
-// to read. A later round is as good; the difference is signed, for rounds come around.
-__device__ void meet(const PeerSum& sum, uint32_t round) {
+// to read. A later round is as good; the difference is signed, for rounds come around. False if the
+// wait has been given up.
+__device__ bool meet(const PeerSum& sum, uint32_t round) {
   constexpr int kLooks = 4096;  // at peers, for one at the host
+  int gone = 0;
   __syncthreads();
   if (threadIdx.x < sum.ranks) {
     const int64_t own = static_cast<int64_t>(blockIdx.x) * kMostPeers;
     tell(sum.peers[threadIdx.x].arrivals + own + sum.rank, round);
     const uint32_t* peer = sum.peers[sum.rank].arrivals + own + threadIdx.x;
-    for (int looks = 1; static_cast<int32_t>(hear(peer) - round) < 0; ++looks)
-      if (looks % kLooks == 0 && hear(sum.given_up) != 0) break;
+    for (int looks = 1; gone == 0 && static_cast<int32_t>(hear(peer) - round) < 0; ++looks)
+      if (looks % kLooks == 0 && hear(sum.given_up) != 0) gone = 1;
   }
-  __syncthreads();
+  return __syncthreads_or(gone) == 0;
 }
 
 // Where a thread stands in sums through slots: group g of 16 bytes is always the same thread's, so
@@ -171,44 +173,74 @@ __global__ void __launch_bounds__(kThreads) scattered_sum_kernel(const PeerShare
   }
 }
 
-// All numbers of a large sum on every rank, x and out being one. Group k of a thread is summed by
-// rank k mod ranks, and the others fetch the total from its slot: 2 (ranks - 1) / ranks of the
-// numbers come over the link, where summing all of them takes ranks - 1. Two rounds, and one left
-// out so that the next sum takes the other slot.
-template <class T>
+// meet(), which tells each rank where the others' memory of this call lies. What is there is for
+// all to read and write until the next meet(). False if the wait has been given up: who has not
+// come has told nothing.
+__device__ bool meet_at(const PeerSum& sum, uint32_t round, void* own,
+                        void* (&places)[kMostPeers]) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kMostPeers;
+  if (threadIdx.x < sum.ranks)
+    *static_cast<void* volatile*>(sum.peers[threadIdx.x].places + row + sum.rank) = own;
+  if (!meet(sum, round)) return false;
+  if (threadIdx.x < sum.ranks)
+    places[threadIdx.x] =
+        *static_cast<void* const volatile*>(sum.peers[sum.rank].places + row + threadIdx.x);
+  __syncthreads();
+  return true;
+}
+
+// A number that a peer wrote, not from a cache of this SM.
+__device__ float fetch_number(const float* from) {
+  return __ldcv(from);
+}
+__device__ float fetch_number(const __nv_bfloat16* from) {
+  return to_float(__ushort_as_bfloat16(__ldcv(reinterpret_cast<const unsigned short*>(from))));
+}
+
+// All numbers of a large sum on every rank, x and out being one. Each rank reads its share of
+// everyone's x, and writes the total into every x, where nobody but it reads or writes that share.
+// So 2 (ranks - 1) / ranks of the numbers come over the link and as many leave, both at the same
+// time, and nothing is copied at home. Two rounds: all x are there to read, and all totals have
+// been written.
+template <class T, int kMost>
 __global__ void __launch_bounds__(kThreads) shared_sum_kernel(const PeerSum sum) {
+  constexpr int kAtOnce = 8 / kMost;  // groups of a thread, so that enough is under way
+  __shared__ void* places[kMostPeers];
   wait_for_previous();
   let_next_start();
   const Place place(sum);
-  const int64_t groups = (sum.count + Group<T>::kSize - 1) / Group<T>::kSize;
-  const int64_t step = sum.ranks * kStride;
-  const auto first_of = [&](int r) { return place.thread + r * kStride; };
-  Group<T>* const own = place.slot_of<T>(sum, sum.rank);
+  if (!meet_at(sum, place.round, sum.out, places)) return;
 
-  for (int r = 0; r < sum.ranks; ++r)
-    for (int64_t g = first_of(r); r != sum.rank && g < groups; g += step)
-      own[g] = load_at<T>(sum.x, g, sum.count);
-  meet(sum, place.round);
-  for (int64_t g = first_of(sum.rank); g < groups; g += step) {
-    Group<T> parts[kMostPeers];
+  bool whole_groups = true;
+  for (int r = 0; r < sum.ranks; ++r) whole_groups &= aligned<Group<T>>(places[r]);
+  const int64_t groups = whole_groups ? sum.count / Group<T>::kSize : 0;
+  const int64_t share = (groups + sum.ranks - 1) / sum.ranks;
+  const int64_t end = min((sum.rank + 1) * share, groups);
+  for (int64_t first = sum.rank * share + place.thread; first < end; first += kAtOnce * kStride) {
+    Group<T> parts[kAtOnce][kMost];
 #pragma unroll
-    for (int r = 0; r < kMostPeers; ++r)
-      if (r < sum.ranks)
-        parts[r] =
-            r == sum.rank ? load_at<T>(sum.x, g, sum.count) : fetch(place.slot_of<T>(sum, r) + g);
-    const Group<T> total = total_of<T>(parts, sum.ranks);
-    own[g] = total;
-    store_at(total, sum.out, g, sum.count);
+    for (int i = 0; i < kAtOnce; ++i)
+#pragma unroll
+      for (int r = 0; r < kMost; ++r)
+        if (r < sum.ranks && first + i * kStride < end)
+          parts[i][r] = fetch(static_cast<const Group<T>*>(places[r]) + first + i * kStride);
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (first + i * kStride >= end) break;
+      const Group<T> total = total_of<T>(parts[i], sum.ranks);
+      for (int r = 0; r < sum.ranks; ++r)  // not all to the same rank at once
+        static_cast<Group<T>*>(places[(sum.rank + r) % sum.ranks])[first + i * kStride] = total;
+    }
+  }
+  // What is no whole group.
+  for (int64_t i = groups * Group<T>::kSize + sum.rank * kStride + place.thread; i < sum.count;
+       i += sum.ranks * kStride) {
+    float total = fetch_number(static_cast<const T*>(places[0]) + i);
+    for (int r = 1; r < sum.ranks; ++r) total += fetch_number(static_cast<const T*>(places[r]) + i);
+    for (int r = 0; r < sum.ranks; ++r) static_cast<T*>(places[r])[i] = from_float<T>(total);
   }
   meet(sum, place.round + 1);
-  if (threadIdx.x == 0) *place.rounds = place.round + 2;
-  for (int r = 0; r < sum.ranks; ++r) {
-    if (r == sum.rank) continue;
-    const Group<T>* const totals = place.slot_of<T>(sum, r);
-#pragma unroll 4
-    for (int64_t g = first_of(r); g < groups; g += step)
-      store_at(fetch(totals + g), sum.out, g, sum.count);
-  }
+  if (threadIdx.x == 0) *place.rounds = place.round + 1;
 }
 
 __device__ void send(PeerWord* to, uint2 numbers) {
@@ -418,8 +450,10 @@ void launch_peer_sum(void* stream, const PeerSum& sum) {
 }
 
 void launch_shared_peer_sum(void* stream, const PeerSum& sum) {
-  launch_by_type(stream, sum.dtype, sum, shared_sum_kernel<__nv_bfloat16>,
-                 shared_sum_kernel<float>);
+  const bool few = sum.ranks <= 4;
+  launch_by_type(stream, sum.dtype, sum,
+                 few ? shared_sum_kernel<__nv_bfloat16, 4> : shared_sum_kernel<__nv_bfloat16, 8>,
+                 few ? shared_sum_kernel<float, 4> : shared_sum_kernel<float, 8>);
 }
 
 void launch_small_peer_sum(void* stream, const PeerSum& sum) {

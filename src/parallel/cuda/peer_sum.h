@@ -22,11 +22,13 @@ struct PeerMemory {
   void* slots = nullptr;         // two of PeerSum::slot_bytes, for every other sum
   uint32_t* arrivals = nullptr;  // [kSumBlocks, kMostPeers] the round each peer's block has come to
   uint32_t* rounds = nullptr;    // [2, kSumBlocks] sums so far, large and small; of the rank itself
+  void** places = nullptr;       // [kSumBlocks, kMostPeers] where each peer's x lies
   PeerWord* words = nullptr;     // [2, kMostPeers, kSmallSumWords] from each peer, for every other
                                  // small sum
 };
 constexpr int64_t kArrivalBytes = int64_t{4} * kSumBlocks * kMostPeers;
 constexpr int64_t kRoundBytes = int64_t{4} * 2 * kSumBlocks;
+constexpr int64_t kPlaceBytes = int64_t{8} * kSumBlocks * kMostPeers;
 constexpr int64_t kWordBytes = int64_t{sizeof(PeerWord)} * 2 * kMostPeers * kSmallSumWords;
 
 struct PeerSum {
@@ -46,7 +48,8 @@ struct PeerSum {
 // cudaStream_t; can be captured. Three ways to the same bytes:
 // every rank reads all of everyone's numbers, of which a slot holds all;
 void launch_peer_sum(void* stream, const PeerSum& sum);
-// each sums a share for all: for more than two ranks and many numbers, of which a slot holds all;
+// each sums a share for all, read and written where it lies: for many numbers. x is out, in memory
+// that all ranks reach;
 void launch_shared_peer_sum(void* stream, const PeerSum& sum);
 // numbers are sent with flags and not fetched: at most kSmallSumBytes of them.
 void launch_small_peer_sum(void* stream, const PeerSum& sum);
