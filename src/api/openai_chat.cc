@@ -436,16 +436,8 @@ void append_arguments_delta(std::string& out, int call_index, std::string_view t
   out += "}}]";
 }
 
-ChatChunks::ChatChunks(const ReplyHead& head) {
-  std::string prefix = "data: {\"id\":";
-  append_json_string(prefix, head.id);
-  prefix += ",\"object\":\"chat.completion.chunk\",\"created\":";
-  append_json_integer(prefix, head.created);
-  prefix += ",\"model\":";
-  append_json_string(prefix, head.model);
-  prefix += ",\"choices\":[";
-  prefix_ = std::string_view(prefix);
-}
+ChatChunks::ChatChunks(const ReplyHead& head)
+    : prefix_(std::string_view(chunk_prefix(head, "chat.completion.chunk"))) {}
 
 void ChatChunks::begin(int index, std::string_view role,
                        const std::vector<int32_t>* prompt_token_ids, const Usage* usage,

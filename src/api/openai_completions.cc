@@ -108,16 +108,8 @@ std::string to_json(const CompletionReply& reply) {
   return to_text(out);
 }
 
-CompletionChunks::CompletionChunks(const ReplyHead& head) {
-  std::string prefix = "data: {\"id\":";
-  append_json_string(prefix, head.id);
-  prefix += ",\"object\":\"text_completion\",\"created\":";
-  append_json_integer(prefix, head.created);
-  prefix += ",\"model\":";
-  append_json_string(prefix, head.model);
-  prefix += ",\"choices\":[";
-  prefix_ = std::string_view(prefix);
-}
+CompletionChunks::CompletionChunks(const ReplyHead& head)
+    : prefix_(std::string_view(chunk_prefix(head, "text_completion"))) {}
 
 void CompletionChunks::append(const Chunk& chunk, std::string& out) const {
   const auto append_ids = [&out](const std::vector<int32_t>* ids) {

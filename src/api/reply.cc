@@ -1,5 +1,7 @@
 #include "api/reply.h"
 
+#include "api/json_text.h"
+
 namespace m2::api {
 
 Json to_json(const Usage& usage, bool nulls) {
@@ -14,6 +16,19 @@ Json to_json(const Usage& usage, bool nulls) {
   if (usage.reasoning_tokens)
     out["completion_tokens_details"] = Json{{"reasoning_tokens", *usage.reasoning_tokens}};
   return out;
+}
+
+std::string chunk_prefix(const ReplyHead& head, std::string_view object) {
+  std::string prefix = "data: {\"id\":";
+  append_json_string(prefix, head.id);
+  prefix += ",\"object\":";
+  append_json_string(prefix, object);
+  prefix += ",\"created\":";
+  append_json_integer(prefix, head.created);
+  prefix += ",\"model\":";
+  append_json_string(prefix, head.model);
+  prefix += ",\"choices\":[";
+  return prefix;
 }
 
 std::string error_frame(const std::string& error_json) {

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "base/json.h"
 
@@ -31,6 +32,10 @@ struct Finish {
 
 // With `nulls`, members without a value are printed as null, else left out.
 Json to_json(const Usage& usage, bool nulls);
+
+// How every SSE frame of a stream's chunks begins, up to the list of choices:
+// data: {"id":...,"object":OBJECT,"created":...,"model":...,"choices":[
+std::string chunk_prefix(const ReplyHead& head, std::string_view object);
 
 // The SSE frame that ends every OpenAI stream.
 inline constexpr char kDoneFrame[] = "data: [DONE]\n\n";
