@@ -191,90 +191,169 @@ __global__ void __launch_bounds__(kThreads) route_kernel(Route args, int cluster
       choose<kMaxEach>(scores + t * args.experts, args.bias, args, first + t);
 }
 
-// Many tokens: the logits as one product on the FP32 units, 64 tokens by 64 experts a block, 8 by 4
-// a thread; a second kernel chooses. FLOPs: 2 T E H, bound by the FP32 units. Sums of 256 columns
-// are added up one after another, so that errors stay those of short sums.
-constexpr int kTile = 64, kDepth = 32, kShortSum = kRouteStretch;
-constexpr int kProductThreads = 128;
+// Many tokens: the logits as one product on the FP32 units, a block 16 kEach tokens by 64 experts,
+// a thread 8 by kEach; a second kernel chooses. Sums of 256 columns are added up one after another,
+// so that errors stay those of short sums. Where tokens are too few to fill the device, kSplit
+// blocks of a cluster share the columns, keep the sum of each 256, and add up a part of the results
+// each. FLOPs: 2 T E H. Bound: the FP32 units, to which a warp's reads of shared memory (2 + kEach
+// / 4 of 512 bytes for 8 kEach FMAs) come close.
+constexpr int kDepth = 16, kShortSum = kRouteStretch;
+constexpr int kProductThreads = 128, kProductExperts = 64;
 
-__global__ void __launch_bounds__(kProductThreads) route_scores(Route args) {
-  __shared__ __align__(16) float tokens[kDepth][kTile], gates[kDepth][kTile];
+template <int kEach, int kSplit>
+__global__ void __launch_bounds__(kProductThreads, kEach == 8 ? 2 : 3) route_scores(Route args) {
+  constexpr int kTokens = 16 * kEach, kFours = 2 * kEach;  // a thread's results, by fours
+  extern __shared__ float4 shared4[];
+  auto* tokens = reinterpret_cast<float(*)[kDepth][kTokens]>(shared4);            // [2]
+  auto* gates = reinterpret_cast<float(*)[kDepth][kProductExperts]>(tokens + 2);  // [2]
+  // kSplit > 1: [stretches of this block][kFours][threads]
+  float4* kept = reinterpret_cast<float4*>(gates + 2);
   wait_for_previous();
   let_next_start();
   const int hidden = static_cast<int>(args.x.columns);
-  const int first_token = blockIdx.x * kTile, first_expert = blockIdx.y * kTile;
-  // Loading: a thread takes 16 columns of one token and of one gate row.
-  const int row = threadIdx.x % kTile, column = threadIdx.x / kTile * 16;
-  const int64_t token = min(static_cast<int64_t>(first_token + row), args.x.rows - 1);
+  const int rank = blockIdx.x % kSplit, first_token = blockIdx.x / kSplit * kTokens;
+  const int first_expert = blockIdx.y * kProductExperts;
+  const int stretches = (hidden + kShortSum - 1) / kShortSum;
+  const int share = (stretches + kSplit - 1) / kSplit;  // stretches of a block
+  const int begin = rank * share * kShortSum, end = min(hidden, begin + share * kShortSum);
+
+  // Loading: a thread takes 2 kEach columns of one token, and 8 of one gate row.
+  const int token_row = threadIdx.x % kTokens, token_column = threadIdx.x / kTokens * 8;
+  const int gate_row = threadIdx.x % kProductExperts;
+  const int gate_column = threadIdx.x / kProductExperts * 8;
+  const int64_t token = min(static_cast<int64_t>(first_token + token_row), args.x.rows - 1);
   const auto* from_x =
-      static_cast<const __nv_bfloat16*>(args.x.data) + token * args.x.stride + column;
+      static_cast<const __nv_bfloat16*>(args.x.data) + token * args.x.stride + token_column;
   const float* from_gate =
-      args.gate + static_cast<int64_t>(min(first_expert + row, args.experts - 1)) * hidden + column;
-  uint4 x[2];
-  float4 gate[4];
+      args.gate + static_cast<int64_t>(min(first_expert + gate_row, args.experts - 1)) * hidden +
+      gate_column;
+  uint4 x[kEach / 4];
+  float4 gate[2];
   const auto load = [&](int k) {
+    if (k >= end) return;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) x[i] = *reinterpret_cast<const uint4*>(from_x + k + 8 * i);
+    for (int i = 0; i < kEach / 4; ++i) x[i] = *reinterpret_cast<const uint4*>(from_x + k + 8 * i);
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
+    for (int i = 0; i < 2; ++i)
       gate[i] = __ldg(reinterpret_cast<const float4*>(from_gate + k + 4 * i));
   };
-  load(0);
-
-  // Multiplying: tokens 8 m .. 8 m + 7 and experts 4 n .. 4 n + 3 of the tile.
-  const int m = threadIdx.x / 16 * 8, n = threadIdx.x % 16 * 4;
-  float total[8][4] = {}, sum[8][4] = {};
-  for (int k = 0; k < hidden; k += kDepth) {
-    __syncthreads();
+  const auto put = [&](int buffer) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < kEach / 4; ++i) {
       const uint32_t words[4] = {x[i].x, x[i].y, x[i].z, x[i].w};
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        tokens[column + 8 * i + 2 * j][row] = __uint_as_float(words[j] << 16);
-        tokens[column + 8 * i + 2 * j + 1][row] = __uint_as_float(words[j] & 0xffff0000u);
+        float* to = &tokens[buffer][token_column + 8 * i + 2 * j][token_row];
+        to[0] = __uint_as_float(words[j] << 16);
+        to[kTokens] = __uint_as_float(words[j] & 0xffff0000u);
       }
     }
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      gates[column + 4 * i][row] = gate[i].x;
-      gates[column + 4 * i + 1][row] = gate[i].y;
-      gates[column + 4 * i + 2][row] = gate[i].z;
-      gates[column + 4 * i + 3][row] = gate[i].w;
+    for (int i = 0; i < 2; ++i) {
+      float* to = &gates[buffer][gate_column + 4 * i][gate_row];
+      to[0] = gate[i].x;
+      to[kProductExperts] = gate[i].y;
+      to[2 * kProductExperts] = gate[i].z;
+      to[3 * kProductExperts] = gate[i].w;
+    }
+  };
+
+  // Multiplying: a warp has 4 by 8 places. Tokens m .. m + 3 and as many kTokens / 2 further on,
+  // experts n .. n + 3 and (kEach == 8) as many 32 further on.
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int m = warp % (kTokens / 32) * 16 + (lane & 2) * 2 + (lane & 16) / 2;
+  const int n = warp / (kTokens / 32) * 32 + (lane & 1) * 4 + (lane & 12) * 2;
+  float total[8][kEach] = {}, sum[8][kEach] = {};
+  float a[2][8], b[2][kEach];  // of one column and the next
+  const auto read = [&](int buffer, int d) {
+#pragma unroll
+    for (int i = 0; i < 8; i += 4)
+      *reinterpret_cast<float4*>(a[d % 2] + i) =
+          *reinterpret_cast<const float4*>(&tokens[buffer][d][m + i * (kTokens / 8)]);
+#pragma unroll
+    for (int j = 0; j < kEach; j += 4)
+      *reinterpret_cast<float4*>(b[d % 2] + j) =
+          *reinterpret_cast<const float4*>(&gates[buffer][d][n + j * 8]);
+  };
+  load(begin);
+  if (begin < end) put(0);
+  load(begin + kDepth);
+  __syncthreads();
+  for (int k = begin, buffer = 0; k < end; k += kDepth, buffer ^= 1) {
+    read(buffer, 0);
+#pragma unroll
+    for (int d = 0; d < kDepth; ++d) {
+      if (d + 1 < kDepth) read(buffer, d + 1);
+      // In the middle, so that what was asked for a step before is there, and what is put is there
+      // by the end.
+      if (d == kDepth / 2) {
+        if (k + kDepth < end) put(buffer ^ 1);
+        load(k + 2 * kDepth);
+      }
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+#pragma unroll
+        for (int j = 0; j < kEach; ++j) sum[i][j] = fmaf(a[d % 2][i], b[d % 2][j], sum[i][j]);
     }
     __syncthreads();
-    if (k + kDepth < hidden) load(k + kDepth);
-#pragma unroll 8
-    for (int d = 0; d < kDepth; ++d) {
-      const float4 a0 = *reinterpret_cast<const float4*>(&tokens[d][m]);
-      const float4 a1 = *reinterpret_cast<const float4*>(&tokens[d][m + 4]);
-      const float4 b = *reinterpret_cast<const float4*>(&gates[d][n]);
-      const float a[8] = {a0.x, a0.y, a0.z, a0.w, a1.x, a1.y, a1.z, a1.w};
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        sum[i][0] = fmaf(a[i], b.x, sum[i][0]);
-        sum[i][1] = fmaf(a[i], b.y, sum[i][1]);
-        sum[i][2] = fmaf(a[i], b.z, sum[i][2]);
-        sum[i][3] = fmaf(a[i], b.w, sum[i][3]);
-      }
-    }
-    if ((k + kDepth) % kShortSum != 0 && k + kDepth < hidden) continue;
+    if ((k + kDepth) % kShortSum != 0 && k + kDepth < end) continue;
 #pragma unroll
     for (int i = 0; i < 8; ++i)
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        total[i][j] += sum[i][j];
-        sum[i][j] = 0.0f;
+      for (int j = 0; j < kEach; j += 4) {
+        if constexpr (kSplit > 1)
+          kept[((k - begin) / kShortSum * kFours + (i * kEach + j) / 4) * kProductThreads +
+               threadIdx.x] = {sum[i][j], sum[i][j + 1], sum[i][j + 2], sum[i][j + 3]};
+#pragma unroll
+        for (int c = j; c < j + 4; ++c) {
+          total[i][c] += sum[i][c];
+          sum[i][c] = 0.0f;
+        }
       }
   }
+  const auto store = [&](int four, const float4& logits) {
+    const int i = four * 4 / kEach, j = four * 4 % kEach;
+    const int64_t row = first_token + m + i % 4 + i / 4 * (kTokens / 2);
+    const int expert = first_expert + n + j * 8;
+    const float logit[4] = {logits.x, logits.y, logits.z, logits.w};
+    if (row >= args.x.rows) return;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    if (first_token + m + i >= args.x.rows) continue;
-    float* to = args.scores + (first_token + m + i) * static_cast<int64_t>(args.experts);
+    for (int c = 0; c < 4; ++c)
+      if (expert + c < args.experts)
+        args.scores[row * args.experts + expert + c] = 1.0f / (1.0f + expf(-logit[c]));
+  };
+  if constexpr (kSplit == 1) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j)
-      if (first_expert + n + j < args.experts)
-        to[first_expert + n + j] = 1.0f / (1.0f + expf(-total[i][j]));
+    for (int four = 0; four < kFours; ++four) {
+      const float* from = &total[four * 4 / kEach][four * 4 % kEach];
+      store(four, {from[0], from[1], from[2], from[3]});
+    }
+  } else {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    const auto cluster = cg::this_cluster();
+    cluster.sync();
+    constexpr int kMine = kFours / kSplit;
+#pragma unroll 1
+    for (int four = rank * kMine; four < (rank + 1) * kMine; ++four) {
+      float4 logits = {};
+#pragma unroll
+      for (int r = 0; r < kSplit; ++r) {
+        const float4* there =
+            cluster.map_shared_rank(kept, r) + four * kProductThreads + threadIdx.x;
+        const int count = min(share, stretches - r * share);
+#pragma unroll 6
+        for (int s = 0; s < count; ++s) {
+          const float4 part = there[s * kFours * kProductThreads];
+          logits.x += part.x;
+          logits.y += part.y;
+          logits.z += part.z;
+          logits.w += part.w;
+        }
+      }
+      store(four, logits);
+    }
+    cluster.sync();  // the others may still read here
+#endif
   }
 }
 
@@ -408,11 +487,42 @@ void launch_parts(void* stream, const Route& args) {
   launch(stream, route_join, join, args, stretches);
 }
 
+// What route_scores keeps in shared memory.
+template <int kEach, int kSplit>
+int64_t scores_bytes(const Route& args) {
+  const int64_t stretches = (args.x.columns + kShortSum - 1) / kShortSum;
+  const int64_t kept = kSplit > 1 ? (stretches + kSplit - 1) / kSplit * 2 * kEach * 16 : 0;
+  return 2 * kDepth * (16 * kEach + kProductExperts) * 4 + kept * kProductThreads;
+}
+
+// Whether the chip has clusters, and the memory for what each block of them keeps.
+bool can_share(const Route& args) {
+  constexpr int64_t kMost = 227 * 1024;
+  return device_major() >= 9 && scores_bytes<8, 2>(args) <= kMost;
+}
+
+template <int kEach, int kSplit>
+void launch_scores(void* stream, const Route& args) {
+  LaunchShape shape{
+      dim3(blocks_for(args.x.rows, 16 * kEach) * kSplit, blocks_for(args.experts, kProductExperts)),
+      dim3(kProductThreads)};
+  shape.shared_bytes = static_cast<int>(scores_bytes<kEach, kSplit>(args));
+  shape.cluster = kSplit;
+  launch(stream, route_scores<kEach, kSplit>, shape, args);
+}
+
+// The more blocks a multiprocessor has to itself, the better it is used, but a second one there
+// brings less than a first one elsewhere: so columns are shared until all have one.
 void launch_product(void* stream, const Route& args) {
-  launch(stream, route_scores,
-         {dim3(blocks_for(args.x.rows, kTile), blocks_for(args.experts, kTile)),
-          dim3(kProductThreads)},
-         args);
+  const int64_t blocks =
+      int64_t{blocks_for(args.x.rows, 128)} * blocks_for(args.experts, kProductExperts);
+  const int64_t all = multiprocessors();
+  if (!can_share(args) || 2 * blocks > 3 * all)
+    launch_scores<8, 1>(stream, args);
+  else if (3 * blocks > all)
+    launch_scores<8, 2>(stream, args);
+  else
+    launch_scores<4, 2>(stream, args);
   launch(stream, route_choose, {dim3(blocks_for(args.x.rows, 256 / kWarp)), dim3(256)}, args);
 }
 

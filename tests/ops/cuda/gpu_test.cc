@@ -708,6 +708,31 @@ TEST_F(Gpu, RouteIsTheSameInAnyBatch) {
   }
 }
 
+// Enough tokens for each shape of the product: few of them share the columns of a tile.
+TEST_F(Gpu, RouteOfManyTokensIsTheSameInAnyBatch) {
+  constexpr int64_t kTokens = 6470, kExperts = 250, kHidden = 608, kTop = 8;
+  const OnGpu x(random_numbers(random_, kTokens * kHidden, DType::bf16), {kTokens, kHidden});
+  const OnGpu gate(random_numbers(random_, kExperts * kHidden, DType::f32, 0.05),
+                   {kExperts, kHidden});
+  const OnGpu bias(random_numbers(random_, kExperts, DType::f32, 0.1), {kExperts});
+  const auto run = [&](int64_t first, int64_t count) {
+    const OnGpu ids(DType::i32, {count, kTop}), weights(DType::f32, {count, kTop});
+    cuda::route(gpu(), x.tensor().rows(first, count), gate, bias, {}, ids, weights);
+    return std::pair(ids.values(), weights.values());
+  };
+  const auto [ids, weights] = run(0, kTokens);
+  for (const int64_t count : {3, 100, 530, 1500, 3001})
+    for (const int64_t first : {int64_t{0}, int64_t{1777}, kTokens - count}) {
+      const auto [some_ids, some_weights] = run(first, count);
+      const auto part = [&](const std::vector<double>& all) {
+        return std::vector<double>(all.begin() + first * kTop,
+                                   all.begin() + (first + count) * kTop);
+      };
+      EXPECT_EQ(some_ids, part(ids)) << count << " from " << first;
+      EXPECT_EQ(some_weights, part(weights)) << count << " from " << first;
+    }
+}
+
 TEST_F(Gpu, RouteBreaksTiesTowardsTheLowerId) {
   // All logits are zero: the choice is the bias's alone.
   const OnGpu x(std::vector<float>(64, 0.0f), {1, 64});
