@@ -627,6 +627,47 @@ TEST_F(Gpu, LinearRowsAreTheSameInAnyBatch) {
   }
 }
 
+// The matrices of a tensor rank, side by side, of few and of many tokens.
+TEST_F(Gpu, LinearSharesOfRanksAreTheSameInAnyBatch) {
+  struct Case {
+    std::vector<int64_t> rows;
+    int64_t columns, first_row;
+  };
+  for (const Case& c :
+       {Case{{1536, 256, 256}, 3072, 512}, Case{{768, 128, 128}, 3072, 64},
+        Case{{768, 128, 128}, 3072, 192}, Case{{3072, 512, 512}, 3072, 0}, Case{{3072}, 1536, 0},
+        Case{{3072}, 768, 0}, Case{{1536, 5, 130}, 3072, 0}}) {
+    const int64_t tokens = 65;
+    const Numbers x = random_numbers(random_, tokens * c.columns, DType::bf16);
+    const OnGpu x_gpu(x, {tokens, c.columns});
+    std::vector<Slice> slices;
+    std::vector<SliceOnGpu> on_gpu;
+    std::vector<ops::Linear> weights;
+    int64_t total = 0;
+    for (const int64_t rows : c.rows) {
+      slices.emplace_back(random_, DType::f8_e4m3, rows, c.columns, c.first_row, 0);
+      total += rows;
+    }
+    for (const Slice& slice : slices) {
+      on_gpu.emplace_back(slice);
+      weights.push_back(on_gpu.back().linear(slice));
+    }
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      const OnGpu all(dtype, {tokens, total});
+      cuda::linear(gpu(), x_gpu, weights, all);
+      const std::vector<double> together = all.values();
+      for (const int64_t count : {1, 2, 7, 8, 9, 64})
+        for (const int64_t first : {0, 1}) {
+          const OnGpu some(dtype, {count, total});
+          cuda::linear(gpu(), x_gpu.tensor().rows(first, count), weights, some);
+          EXPECT_EQ(some.values(), std::vector<double>(together.begin() + first * total,
+                                                       together.begin() + (first + count) * total))
+              << total << " x " << c.columns << ", tokens " << first << " to " << first + count;
+        }
+    }
+  }
+}
+
 // --- route -------------------------------------------------------------------------------------
 
 TEST_F(Gpu, Route) {

@@ -70,11 +70,19 @@ TEST(LinearPlan, FewRowsOfManyColumnsTakeTwoBlocksATile) {
   EXPECT_LE(2 * (3072 / 48), o.multiprocessors);
   EXPECT_EQ(form_of({.tokens = 8, .rows = 3072, .columns = 3072}), LinearForm::flow_pair);
   EXPECT_EQ(form_of({.tokens = 9, .rows = 3072, .columns = 6144}), LinearForm::flow);
-  EXPECT_EQ(form_of({.tokens = 1, .rows = 3072, .columns = 1536}), LinearForm::flow);
+  EXPECT_EQ(form_of({.tokens = 1, .rows = 3072, .columns = 1536}), LinearForm::flow_pair);
+  EXPECT_EQ(form_of({.tokens = 1, .rows = 3072, .columns = 768}), LinearForm::flow);
   EXPECT_EQ(form_of({.tokens = 1, .rows = 8192, .columns = 3072}), LinearForm::flow);
-  LinearShape two = o;
-  two.parts = 2;
-  EXPECT_EQ(form_of(two), LinearForm::flow);
+  // q, k and v of a rank of 2, 4 and 8: no tile has rows of two of them.
+  for (const int64_t ranks : {2, 4, 8}) {
+    const LinearPlan plan = plan_linear(
+        with_workspace({.tokens = 1, .rows = 8192 / ranks, .columns = 3072, .parts = 3}));
+    EXPECT_EQ(plan.form, LinearForm::flow_pair) << ranks;
+    int64_t tiles = 0;
+    for (const int64_t rows : {6144 / ranks, 1024 / ranks, 1024 / ranks})
+      tiles += (rows + plan.tile_rows - 1) / plan.tile_rows;
+    EXPECT_LE(2 * tiles, o.multiprocessors) << ranks;
+  }
 }
 
 TEST(LinearPlan, Bf16FlowsOnHopperInTilesThatSpreadEvenly) {

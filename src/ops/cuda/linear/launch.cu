@@ -98,7 +98,13 @@ void launch_flow(void* stream, const LinearPlan& plan, const LinearArgs& args) {
 void launch_flow_pair(void* stream, const LinearPlan& plan, const LinearArgs& args) {
   if (!args.quantised) launch_quantise(stream, args.x, {args.x_f8, args.x_scales, args.powers});
   LinearFlowMaps maps = {};
-  maps.weight[0] = flow_map(args.part[0].weight, args.part[0].rows, args.x.columns, plan.tile_rows);
+  int tiles = 0;
+  for (int i = 0; i < args.parts; ++i) {
+    const int rows = args.part[i].rows;
+    maps.weight[i] =
+        flow_map(args.part[i].weight, rows > 0 ? rows : 1, args.x.columns, plan.tile_rows);
+    tiles += (rows + plan.tile_rows - 1) / plan.tile_rows;
+  }
   const int columns = static_cast<int>(args.x.columns);
   const FlowShared shared = flow_shared({.rows = plan.tile_rows,
                                          .tokens = kPairTokens,
@@ -108,12 +114,14 @@ void launch_flow_pair(void* stream, const LinearPlan& plan, const LinearArgs& ar
                                          .resident = columns});
   LaunchShape shape;
   shape.cluster = 2;
-  shape.grid = dim3(2 * blocks_for(args.part[0].rows, plan.tile_rows));
+  shape.grid = dim3(static_cast<unsigned>(2 * tiles));
   shape.block = dim3(kFlowThreads);
   shape.shared_bytes = shared.bytes;
   launch(stream,
-         columns == 24 * kFlowColumns ? sm90_linear_flow_pair<12> : sm90_linear_flow_pair<6>, shape,
-         args, maps, shared);
+         columns == 24 * kFlowColumns   ? sm90_linear_flow_pair<12>
+         : columns == 12 * kFlowColumns ? sm90_linear_flow_pair<6>
+                                        : sm90_linear_flow_pair<3>,
+         shape, args, maps, shared);
 }
 
 template <int kN>

@@ -4,7 +4,7 @@
 
 namespace m2::ops::cuda {
 
-// sm90_linear_flow for up to eight tokens and a matrix of few rows and many columns, to the same
+// sm90_linear_flow for up to eight tokens and matrices of few rows and many columns, to the same
 // bytes: a cluster of two blocks has a tile, each block half of K. Tiles narrow enough to give
 // every multiprocessor one would leave most of the 64 rows of an instruction empty, and their
 // products take longer than their bytes. The first block hands its sums to the second, which has
@@ -27,11 +27,11 @@ __global__ void __launch_bounds__(kFlowThreads, 1)
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int tokens = static_cast<int>(args.x.rows), second = static_cast<int>(blockIdx.x % 2);
   const int stretches = 2 * kHalf * kStretches, first_step = second * kHalf;
-  const int first_row = static_cast<int>(blockIdx.x / 2) * shape.rows;
-  const int weight_box = shape.rows * kTileStep;
-  const LinearPart& part = args.part[0];
+  const LinearFlowPlace place = flow_place(args, shape.rows, static_cast<int>(blockIdx.x / 2));
+  const int first_row = place.row, weight_box = shape.rows * kTileStep;
+  const LinearPart& part = args.part[place.part];
   if (threadIdx.x == 0) {
-    prefetch_map(&maps.weight[0]);
+    prefetch_map(&maps.weight[place.part]);
     barrier_init(&handed, 1);
   }
   barriers.init(shape.stages);
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kFlowThreads, 1)
     if (lane != 0) return;
     const auto ask = [&](int i, int slot) {
       barrier_expect(&barriers.full[slot], shape.stage_bytes());
-      copy_boxes(start + slot * shape.stage_bytes(), weight_box, &maps.weight[0], true,
+      copy_boxes(start + slot * shape.stage_bytes(), weight_box, &maps.weight[place.part], true,
                  first_step + i, first_row, &barriers.full[slot]);
     };
     const int ahead = min(shape.stages, kHalf);
