@@ -34,12 +34,10 @@ void attention(const ForwardContext& context, const Layer& layer, const ops::KvC
     ops::qk_norm_rope_store_whole(exec, step.qkv, step.qk_sums, layer.q_norm, layer.k_norm, eps,
                                   step.angles, layout.slots, heads, kv);
   } else {
-    ops::qk_sum_squares(exec, step.qkv, heads, step.qk_sums);
-    comm.all_reduce(exec, step.qk_sums);
-    ops::qk_norm_rope_store(exec, step.qkv, step.qk_sums, layer.q_norm, layer.k_norm,
-                            comm.size() * heads.q_heads * heads.head_dim,
-                            comm.size() * heads.kv_heads * heads.head_dim, eps, step.angles,
-                            layout.slots, heads, kv);
+    comm.all_reduce_qk_norm(exec, {step.qkv, step.qk_sums, layer.q_norm, layer.k_norm,
+                                   comm.size() * heads.q_heads * heads.head_dim,
+                                   comm.size() * heads.kv_heads * heads.head_dim, eps, step.angles,
+                                   layout.slots, heads, kv});
   }
   const Tensor q = step.qkv.columns(0, heads.q_heads * heads.head_dim);
   ops::paged_attention(exec, q, kv, layout, heads, step.attended, step.quantised_attended);

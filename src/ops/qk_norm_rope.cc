@@ -24,20 +24,19 @@ void check_qkv(const Tensor& qkv, const HeadShape& heads) {
                {qkv.size(0), (heads.q_heads + 2 * heads.kv_heads) * heads.head_dim});
 }
 
-void check_store(const Tensor& qkv, const Tensor& sums, const Tensor& q_norm, const Tensor& k_norm,
-                 const Tensor& angles, const Tensor& slots, const HeadShape& heads,
-                 const KvCache& cache) {
-  check_qkv(qkv, heads);
-  const int64_t tokens = qkv.size(0);
-  check_tensor("sums", sums, {DType::f32}, {tokens, 2});
-  check_tensor("q_norm", q_norm, {DType::bf16, DType::f32}, {heads.q_heads * heads.head_dim});
-  check_tensor("k_norm", k_norm, {DType::bf16, DType::f32}, {heads.kv_heads * heads.head_dim});
-  check_tensor("angles", angles, {DType::f32}, {tokens, heads.rotary_dim});
-  check_tensor("slots", slots, {DType::i32}, {tokens});
-  check_cache(cache, heads);
-}
-
 }  // namespace
+
+void check_qk_norm(const QkNorm& work) {
+  check_qkv(work.qkv, work.heads);
+  const int64_t tokens = work.qkv.size(0), dim = work.heads.head_dim;
+  check_tensor("sums", work.sums, {DType::f32}, {tokens, 2});
+  check_tensor("q_norm", work.q_norm, {DType::bf16, DType::f32}, {work.heads.q_heads * dim});
+  check_tensor("k_norm", work.k_norm, {DType::bf16, DType::f32}, {work.heads.kv_heads * dim});
+  check_tensor("angles", work.angles, {DType::f32}, {tokens, work.heads.rotary_dim});
+  check_tensor("slots", work.slots, {DType::i32}, {tokens});
+  check_cache(work.cache, work.heads);
+  M2_CHECK(work.full_q > 0 && work.full_k > 0);
+}
 
 void rope_angles(const Exec& exec, Tensor positions, float theta, Tensor out) {
   M2_CHECK(positions.rank() == 1 && out.rank() == 2 && out.size(1) % 2 == 0);
@@ -61,8 +60,7 @@ void qk_sum_squares(const Exec& exec, Tensor qkv, const HeadShape& heads, Tensor
 void qk_norm_rope_store(const Exec& exec, Tensor qkv, Tensor sums, Tensor q_norm, Tensor k_norm,
                         int64_t full_q, int64_t full_k, float eps, Tensor angles, Tensor slots,
                         const HeadShape& heads, const KvCache& cache) {
-  check_store(qkv, sums, q_norm, k_norm, angles, slots, heads, cache);
-  M2_CHECK(full_q > 0 && full_k > 0);
+  check_qk_norm({qkv, sums, q_norm, k_norm, full_q, full_k, eps, angles, slots, heads, cache});
   if (qkv.size(0) == 0) return;
   if (exec.device.kind == DeviceKind::cuda) {
     return cuda::qk_norm_rope_store(exec, qkv, sums, q_norm, k_norm, full_q, full_k, eps, angles,
@@ -78,7 +76,7 @@ void qk_norm_rope_store_whole(const Exec& exec, Tensor qkv, Tensor sums, Tensor 
   const int64_t q_width = heads.q_heads * heads.head_dim;
   const int64_t k_width = heads.kv_heads * heads.head_dim;
   if (exec.device.kind == DeviceKind::cuda && qkv.size(0) > 0) {
-    check_store(qkv, sums, q_norm, k_norm, angles, slots, heads, cache);
+    check_qk_norm({qkv, sums, q_norm, k_norm, q_width, k_width, eps, angles, slots, heads, cache});
     return cuda::qk_norm_rope_store_whole(exec, qkv, sums, q_norm, k_norm, eps, angles, slots,
                                           heads, cache);
   }

@@ -47,6 +47,19 @@ void qk_norm_rope_store_whole(const Exec& exec, Tensor qkv, Tensor sums, Tensor 
                               Tensor k_norm, float eps, Tensor angles, Tensor slots,
                               const HeadShape& heads, const KvCache& cache);
 
+// What qk_norm_rope_store() is given.
+struct QkNorm {
+  Tensor qkv, sums, q_norm, k_norm;
+  int64_t full_q, full_k;
+  float eps;
+  Tensor angles, slots;
+  HeadShape heads;
+  const KvCache& cache;
+};
+
+// Fails unless it is as qk_norm_rope_store() wants it.
+void check_qk_norm(const QkNorm& work);
+
 // Fails unless the cache has the heads' shape, one dtype and scales that can be divided by.
 void check_cache(const KvCache& cache, const HeadShape& heads);
 

@@ -9,4 +9,11 @@ void Comm::all_reduce_norm(const Exec& exec, Tensor x, const ops::AddNorm& norm)
   ops::add_rms_norm(exec, norm.residual, x, norm.weight, norm.eps, norm.out, norm.quantised);
 }
 
+void Comm::all_reduce_qk_norm(const Exec& exec, const ops::QkNorm& work) {
+  ops::qk_sum_squares(exec, work.qkv, work.heads, work.sums);
+  all_reduce(exec, work.sums);
+  ops::qk_norm_rope_store(exec, work.qkv, work.sums, work.q_norm, work.k_norm, work.full_q,
+                          work.full_k, work.eps, work.angles, work.slots, work.heads, work.cache);
+}
+
 }  // namespace m2::parallel

@@ -6,6 +6,7 @@
 #include "base/clock.h"
 #include "base/result.h"
 #include "ops/experts.h"
+#include "ops/qk_norm_rope.h"
 #include "tensor/exec.h"
 #include "tensor/tensor.h"
 
@@ -36,6 +37,11 @@ class Comm {
   // the communicator's to change. The bytes are those of all_reduce and ops::add_rms_norm, which is
   // what this does where nothing else is faster.   x f32 | bf16 [T, H]
   virtual void all_reduce_norm(const Exec& exec, Tensor x, const ops::AddNorm& norm);
+
+  // The norm of q and k over the heads of all ranks, rotation, and the store of k and v. work.sums
+  // is room to work in. The bytes are those of ops::qk_sum_squares, all_reduce of its sums and
+  // ops::qk_norm_rope_store, which is what this does where nothing else is faster.
+  virtual void all_reduce_qk_norm(const Exec& exec, const ops::QkNorm& work);
 
   // out = the ranks' parts one after another along axis 0.
   //   part [rows[rank], ...], out [sum of rows, ...]; part may be its own place in out

@@ -18,6 +18,10 @@ class CountedComm : public Comm {
     progress_.begin("all_reduce_norm");
     inner_->all_reduce_norm(exec, x, norm);
   }
+  void all_reduce_qk_norm(const Exec& exec, const ops::QkNorm& work) override {
+    progress_.begin("all_reduce_qk_norm");
+    inner_->all_reduce_qk_norm(exec, work);
+  }
   void all_gather(const Exec& exec, Tensor part, Rows rows, Tensor out) override {
     progress_.begin("all_gather");
     inner_->all_gather(exec, part, rows, out);

@@ -6,6 +6,7 @@
 #include <random>
 #include <vector>
 
+#include "ops/cuda/arguments.h"
 #include "parallel/cuda/peer_sum.h"
 #include "parallel/topology.h"
 #include "tensor/buffer.h"
@@ -80,6 +81,16 @@ class PeerComm : public Comm {
     work.quantised_scales = static_cast<float*>(norm.quantised.scales.data());
     work.powers = exec.scales == ScaleFormat::e8m0;
     cuda::launch_small_peer_sum_norm(exec.stream, work);
+  }
+
+  // Whichever way a rank takes, the same words travel.
+  void all_reduce_qk_norm(const Exec& exec, const ops::QkNorm& work) override {
+    const ops::cuda::QkNormRope args = ops::cuda::qk_args(work);
+    if (!cuda::small_peer_sum_qk_fits(args)) return Comm::all_reduce_qk_norm(exec, work);
+    ops::check_qk_norm(work);
+    check(work.sums);
+    if (given_up() || work.sums.elements() == 0) return;
+    cuda::launch_small_peer_sum_qk(exec.stream, {sum_of(work.sums), args});
   }
 
   void reduce_scatter(const Exec& exec, Tensor x, Rows rows, Tensor part) override {
@@ -211,7 +222,7 @@ Result<std::vector<T>> gather(Comm& host, T own) {
 
 Result<std::unique_ptr<Comm>> sum_through_peers(std::unique_ptr<Comm> inner, Comm& host,
                                                 Device device) {
-  if (host.size() == 1 || host.size() > cuda::kMostPeers) return inner;
+  if (host.size() > cuda::kMostPeers) return inner;
   Buffer memory(device, kMemoryBytes);
   const Exec exec{device, nullptr, nullptr};
   clear(exec, memory.data(), kMemoryBytes);

@@ -2,6 +2,9 @@
 // step takes without them is the rest. M2's full width with random weights.
 //   bench_ranks_cuda [LAYERS [EXPERTS [RANKS [WAY]]]]     of the ways whose names begin so
 //   bench_ranks_cuda sums [RANKS]                         sums alone, of bf16
+//   bench_ranks_cuda norms [RANKS]                        sums on their way into norms; two ranks
+//   may
+//                                                         share a GPU
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -16,7 +19,10 @@
 
 #include "bench/model/full_width.h"
 #include "model/runner.h"
+#include "parallel/hosted_comm.h"
 #include "parallel/nccl.h"
+#include "parallel/peers.h"
+#include "parallel/shared_comm.h"
 #include "tensor/stream.h"
 
 namespace {
@@ -293,6 +299,114 @@ void print_sums(int64_t ranks) {
   }
 }
 
+// --- sums on their way into norms ----------------------------------------------------------------
+
+// A rank's tensors of one layer's norms, for `tokens` of them.
+class Norms {
+ public:
+  Norms(Device device, int64_t ranks, int64_t tokens) : ranks_(ranks), memory_(device, 64 << 20) {
+    Arena arena(memory_);
+    const ops::HeadShape& heads = heads_;
+    heads_ = {48 / ranks, 8 / ranks, 128, 64};
+    x_ = arena.place(DType::bf16, {tokens, kHidden});
+    residual_ = arena.place(DType::bf16, {tokens, kHidden});
+    out_ = arena.place(DType::bf16, {tokens, kHidden});
+    quantised_ = {arena.place(DType::f8_e4m3, {tokens, kHidden}),
+                  arena.place(DType::f32, {tokens, kHidden / 128})};
+    weight_ = arena.place(DType::bf16, {6144});
+    qkv_ = arena.place(DType::bf16, {tokens, (heads.q_heads + 2 * heads.kv_heads) * 128});
+    sums_ = arena.place(DType::f32, {tokens, 2});
+    angles_ = arena.place(DType::f32, {tokens, 64});
+    slots_ = arena.place(DType::i32, {tokens});
+    cache_.k = arena.place(DType::bf16, {tokens, heads.kv_heads, 16, 128});
+    cache_.v = arena.place(DType::bf16, {tokens, heads.kv_heads, 16, 128});
+  }
+
+  void clear_all(const Exec& exec) const { clear(exec, memory_.data(), memory_.bytes()); }
+  void sum_norm(parallel::Comm& comm, const Exec& exec) const {
+    comm.all_reduce_norm(
+        exec, x_,
+        {residual_, Tensor(weight_.data(), DType::bf16, {kHidden}), 1e-6f, out_, quantised_});
+  }
+  void qk_norm(parallel::Comm& comm, const Exec& exec, bool stepwise) const {
+    const ops::QkNorm work{qkv_,
+                           sums_,
+                           Tensor(weight_.data(), DType::bf16, {heads_.q_heads * 128}),
+                           Tensor(weight_.data(), DType::bf16, {heads_.kv_heads * 128}),
+                           ranks_ * heads_.q_heads * 128,
+                           ranks_ * heads_.kv_heads * 128,
+                           1e-6f,
+                           angles_,
+                           slots_,
+                           heads_,
+                           cache_};
+    stepwise ? comm.Comm::all_reduce_qk_norm(exec, work) : comm.all_reduce_qk_norm(exec, work);
+  }
+
+ private:
+  static constexpr int64_t kHidden = 3072;
+  const int64_t ranks_;
+  const Buffer memory_;
+  ops::HeadShape heads_;
+  Tensor x_, residual_, out_, weight_, qkv_, sums_, angles_, slots_;
+  ops::Quantised quantised_;
+  ops::KvCache cache_;
+};
+
+void print_norms(int64_t ranks) {
+  const int64_t devices = gpu_count();
+  M2_CHECK(ranks <= 2 * devices, "{} ranks on {} GPUs", ranks, devices);
+  fmt::print(
+      "{} x {}; {} ranks\n\n| rows | sum into a norm, us | q and k: three operations | one |\n"
+      "| ---: | ---: | ---: | ---: |\n",
+      devices, describe_device(gpu(0)), ranks);
+  constexpr int kEach = 20, kTimes = 8;
+  const auto hosts = parallel::make_thread_comms(ranks);
+  std::vector<std::jthread> threads;
+  for (int64_t r = 0; r < ranks; ++r)
+    threads.emplace_back([&, r] {
+      parallel::Comm& host = *hosts[static_cast<size_t>(r)];
+      const Device device = gpu(static_cast<size_t>(r % devices));
+      use_device(device);
+      const Stream stream(device);
+      const Exec exec{device, nullptr, stream.handle()};
+      auto peers =
+          parallel::sum_through_peers(parallel::make_hosted_comm(host, device), host, device);
+      M2_CHECK(peers.ok(), "{}", peers.error().text);
+      parallel::Comm& comm = **peers;
+      for (const int64_t rows : {1, 8, 16}) {
+        const Norms norms(device, ranks, rows);
+        norms.clear_all(exec);
+        synchronize(exec);
+        if (r == 0) fmt::print("| {} |", rows);
+        for (const int way : {0, 1, 2}) {
+          const auto work = [&] {
+            for (int i = 0; i < kEach; ++i)
+              way == 0 ? norms.sum_norm(comm, exec) : norms.qk_norm(comm, exec, way == 1);
+          };
+          host.barrier(Exec{});
+          work();
+          synchronize(exec);
+          host.barrier(Exec{});
+          const Graph graph = Graph::record(exec, work);
+          host.barrier(Exec{});
+          SteadyTime::time_point start;
+          for (int i = 0; i <= kTimes; ++i) {
+            graph.launch(exec);
+            if (i > 0) continue;
+            synchronize(exec);
+            start = SteadyTime::now();
+          }
+          synchronize(exec);
+          const double took = std::chrono::duration<double>(SteadyTime::now() - start).count();
+          if (r == 0) fmt::print(" {:.2f} |", took / kTimes / kEach * 1e6);
+        }
+        if (r == 0) fmt::print("\n");
+        host.barrier(Exec{});
+      }
+    });
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -302,6 +416,13 @@ int main(int argc, char** argv) {
     const int64_t ranks = argc > 2 ? std::stoll(argv[2]) : std::max(2, gpu_count());
     const Result<void> usable = check_device(gpu(static_cast<size_t>(ranks) - 1));
     usable.ok() ? print_sums(ranks) : fmt::print("{}\n", usable.error().text);
+    return usable.ok() ? 0 : 1;
+  }
+  if (argc > 1 && std::string_view(argv[1]) == "norms") {
+    load_kernels_early();
+    const Result<void> usable = check_device(gpu(0));
+    usable.ok() ? print_norms(argc > 2 ? std::stoll(argv[2]) : 2)
+                : fmt::print("{}\n", usable.error().text);
     return usable.ok() ? 0 : 1;
   }
   const int64_t layers = argc > 1 ? std::stoll(argv[1]) : 4;

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <functional>
 
+#include "ops/cuda/arguments.h"
 #include "ops/cuda/attention/launch.h"
 #include "ops/cuda/experts/launch.h"
 #include "ops/cuda/kernels.h"
@@ -65,11 +66,6 @@ int multiprocessors() {
   return count;
 }
 
-Matrix matrix(const Tensor& tensor) {
-  return {tensor.data(), tensor.dtype(), tensor.size(0),
-          tensor.elements() / std::max<int64_t>(1, tensor.size(0)), tensor.row_stride()};
-}
-
 bool powers(const Exec& exec) {
   return exec.scales == ScaleFormat::e8m0;
 }
@@ -78,18 +74,6 @@ QuantisedRows rows_of(const Exec& exec, const Quantised& quantised) {
   if (quantised.empty()) return {};
   return {static_cast<uint8_t*>(quantised.values.data()), quantised.scales.as<float>(),
           powers(exec)};
-}
-
-Heads heads_of(const HeadShape& heads) {
-  return {static_cast<int>(heads.q_heads), static_cast<int>(heads.kv_heads),
-          static_cast<int>(heads.head_dim), static_cast<int>(heads.rotary_dim)};
-}
-
-Cache cache_of(const KvCache& cache) {
-  M2_CHECK(cache.k.dense() && cache.v.dense(), "a cache with gaps");
-  return {cache.k.data(),  cache.v.data(),  static_cast<int>(cache.k.size(2)),
-          cache.k.size(0), cache.k.dtype(), cache.k_scale,
-          cache.v_scale};
 }
 
 bool aligned16(const void* data, int64_t stride, DType dtype) {
@@ -153,43 +137,19 @@ void qk_sum_squares(const Exec& exec, Tensor qkv, const HeadShape& heads, Tensor
   launch_qk_sum_squares(exec.stream, matrix(qkv), heads_of(heads), sums.as<float>());
 }
 
-namespace {
-
-QkNormRope qk_args(Tensor qkv, Tensor sums, Tensor q_norm, Tensor k_norm, int64_t full_q,
-                   int64_t full_k, float eps, Tensor angles, Tensor slots, const HeadShape& heads,
-                   const KvCache& cache) {
-  QkNormRope args;
-  args.qkv = matrix(qkv);
-  args.sums = sums.as<float>();
-  args.q_norm = q_norm.data();
-  args.k_norm = k_norm.data();
-  args.q_norm_dtype = q_norm.dtype();
-  args.k_norm_dtype = k_norm.dtype();
-  args.full_q = full_q;
-  args.full_k = full_k;
-  args.eps = eps;
-  args.angles = angles.as<float>();
-  args.slots = slots.as<int32_t>();
-  args.heads = heads_of(heads);
-  args.cache = cache_of(cache);
-  return args;
-}
-
-}  // namespace
-
 void qk_norm_rope_store(const Exec& exec, Tensor qkv, Tensor sums, Tensor q_norm, Tensor k_norm,
                         int64_t full_q, int64_t full_k, float eps, Tensor angles, Tensor slots,
                         const HeadShape& heads, const KvCache& cache) {
-  launch_qk_norm_rope(exec.stream, qk_args(qkv, sums, q_norm, k_norm, full_q, full_k, eps, angles,
-                                           slots, heads, cache));
+  launch_qk_norm_rope(exec.stream, qk_args({qkv, sums, q_norm, k_norm, full_q, full_k, eps, angles,
+                                            slots, heads, cache}));
 }
 
 void qk_norm_rope_store_whole(const Exec& exec, Tensor qkv, Tensor sums, Tensor q_norm,
                               Tensor k_norm, float eps, Tensor angles, Tensor slots,
                               const HeadShape& heads, const KvCache& cache) {
   const QkNormRope args =
-      qk_args(qkv, sums, q_norm, k_norm, heads.q_heads * heads.head_dim,
-              heads.kv_heads * heads.head_dim, eps, angles, slots, heads, cache);
+      qk_args({qkv, sums, q_norm, k_norm, heads.q_heads * heads.head_dim,
+               heads.kv_heads * heads.head_dim, eps, angles, slots, heads, cache});
   if (qk_whole_fits(args)) return launch_qk_whole(exec.stream, args);
   launch_qk_sum_squares(exec.stream, args.qkv, args.heads, sums.as<float>());
   launch_qk_norm_rope(exec.stream, args);

@@ -1,75 +1,15 @@
-#include "ops/cuda/norm_row.cuh"
-#include "parallel/cuda/peer_sum.h"
+#include "parallel/cuda/peer_words.cuh"
 
 namespace m2::parallel::cuda {
 namespace {
 
-using namespace ops::cuda;
-
 constexpr int kThreads = 512;
-
-// 16 bytes of numbers, or 8.
-template <class T, int kBytes = 16>
-struct alignas(kBytes) Group {
-  static constexpr int kSize = kBytes / sizeof(T);
-  T number[kSize];
-};
-
-template <class Numbers>
-__device__ bool aligned(const void* pointer) {
-  return reinterpret_cast<uintptr_t>(pointer) % alignof(Numbers) == 0;
-}
-
-// The first `count` numbers, at most a group; past them anything.
-template <class Numbers, class T>
-__device__ Numbers load_group(const T* from, int64_t count) {
-  if (count >= Numbers::kSize && aligned<Numbers>(from))
-    return *reinterpret_cast<const Numbers*>(from);
-  Numbers out = {};
-  for (int i = 0; i < Numbers::kSize && i < count; ++i) out.number[i] = from[i];
-  return out;
-}
-
-// Numbers [begin, end) of a group.
-template <class Numbers, class T>
-__device__ void store_group(const Numbers& from, T* to, int64_t begin, int64_t end) {
-  if (begin <= 0 && end >= Numbers::kSize && aligned<Numbers>(to)) {
-    *reinterpret_cast<Numbers*>(to) = from;
-    return;
-  }
-  for (int i = 0; i < Numbers::kSize; ++i)
-    if (i >= begin && i < end) to[i] = from.number[i];
-}
 
 // What a peer, or another thread, wrote.
 template <class Numbers>
 __device__ Numbers fetch(const Numbers* from) {
   const uint4 bytes = load_written(from);
   return reinterpret_cast<const Numbers&>(bytes);
-}
-
-// Of all ranks' numbers, in ascending order of rank.
-template <class T, class Numbers, int kMost>
-__device__ Numbers total_of(const Numbers (&parts)[kMost], int ranks) {
-  Numbers out;
-#pragma unroll
-  for (int i = 0; i < Numbers::kSize; ++i) {
-    float total = to_float(parts[0].number[i]);
-#pragma unroll
-    for (int r = 1; r < kMost; ++r)
-      if (r < ranks) total += to_float(parts[r].number[i]);
-    out.number[i] = from_float<T>(total);
-  }
-  return out;
-}
-
-__device__ void tell(uint32_t* word, uint32_t round) {
-  asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(word), "r"(round) : "memory");
-}
-__device__ uint32_t hear(const uint32_t* word) {
-  uint32_t value;
-  asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
-  return value;
 }
 
 // Returns when this block of every rank has come to the round: what they wrote before is then there
@@ -243,71 +183,6 @@ __global__ void __launch_bounds__(kThreads) shared_sum_kernel(const PeerSum sum)
   if (threadIdx.x == 0) *place.rounds = place.round + 1;
 }
 
-__device__ void send(PeerWord* to, uint2 numbers) {
-  asm volatile("st.volatile.global.v4.u32 [%0], {%1, %3, %2, %3};" ::"l"(to), "r"(numbers.x),
-               "r"(numbers.y), "r"(1u)
-               : "memory");
-}
-
-// Waits until the word is there, and clears it for the small sum after the next.
-__device__ uint2 receive(PeerWord* from, const uint32_t* given_up) {
-  constexpr int kLooks = 4096;
-  PeerWord word;
-  for (int looks = 1;; ++looks) {
-    asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(word.first), "=r"(word.first_there), "=r"(word.second),
-                   "=r"(word.second_there)
-                 : "l"(from)
-                 : "memory");
-    if (word.first_there != 0 && word.second_there != 0) break;
-    if (looks % kLooks == 0 && hear(given_up) != 0) break;
-  }
-  *from = {};
-  return {word.first, word.second};
-}
-
-// The words of one small sum.
-struct Words {
-  const PeerSum& sum;
-  int64_t half;  // of the memory for words, in words
-
-  // Every thread of the block calls it once, after wait_for_previous().
-  __device__ explicit Words(const PeerSum& of) : sum(of) {
-    uint32_t* const rounds = sum.peers[sum.rank].rounds + kSumBlocks + blockIdx.x;
-    const uint32_t round = *rounds;
-    __syncthreads();
-    if (threadIdx.x == 0) *rounds = round + 1;
-    half = round % 2 * kMostPeers * kSmallSumWords;
-  }
-  __device__ PeerWord* place(int of, int from, int64_t word) const {
-    return sum.peers[of].words + half + from * kSmallSumWords + word;
-  }
-  __device__ void send_to_all(int64_t word, uint2 numbers) const {
-#pragma unroll
-    for (int r = 0; r < kMostPeers; ++r)
-      if (r < sum.ranks && r != sum.rank) send(place(r, sum.rank, word), numbers);
-  }
-  // This rank's numbers in, all ranks' out.
-  template <class T>
-  __device__ void receive_all(int64_t word, const Group<T, 8>& own,
-                              Group<T, 8> (&parts)[kMostPeers]) const {
-#pragma unroll
-    for (int r = 0; r < kMostPeers; ++r)
-      if (r < sum.ranks) {
-        parts[r] = own;
-        if (r == sum.rank) continue;
-        const uint2 numbers = receive(place(sum.rank, r, word), sum.given_up);
-        parts[r] = reinterpret_cast<const Group<T, 8>&>(numbers);
-      }
-  }
-  template <class T>
-  __device__ Group<T, 8> sum_of_all(int64_t word, const Group<T, 8>& own) const {
-    Group<T, 8> parts[kMostPeers];
-    receive_all(word, own, parts);
-    return total_of<T>(parts, sum.ranks);
-  }
-};
-
 // Each rank sends its numbers into all the others' memory, every half of a word with a flag, and
 // waits at home: one flight. A rank sends for a small sum when its kernels before are complete, so
 // who has had a word of the sum before from it knows that it has cleared those of the one before
@@ -383,60 +258,6 @@ __global__ void __launch_bounds__(kThreads) columns_kernel(const PeerColumns par
   }
 }
 
-// A block a row, as rms_norm_kernel has it (ops/cuda/norm.cu), to the same bytes; 8 columns are two
-// words, which come over the link instead of from memory.
-__global__ void __launch_bounds__(kNormThreads) small_sum_norm_kernel(const PeerSumNorm work) {
-  using T = __nv_bfloat16;
-  __shared__ float scratch[33];
-  const int64_t row = blockIdx.x, columns = work.columns, packs = columns / 8;
-  float by[8];
-  if (threadIdx.x < packs) load_weights(work.weight, work.weight_dtype, threadIdx.x * 8, by);
-  wait_for_previous();
-  let_next_start();
-  const Words words(work.sum);
-  if (row * columns >= work.sum.count) return;
-  auto* const residual =
-      reinterpret_cast<Pack8<T>*>(static_cast<T*>(work.residual) + row * columns);
-  const auto* const x = static_cast<const uint4*>(work.sum.x) + row * packs;
-  for (int64_t p = threadIdx.x; p < packs; p += kNormThreads) {
-    const uint4 numbers = x[p];
-    words.send_to_all(2 * (row * packs + p), {numbers.x, numbers.y});
-    words.send_to_all(2 * (row * packs + p) + 1, {numbers.z, numbers.w});
-  }
-  Pack8<T> held;
-  float sum = 0.0f;
-  for (int64_t p = threadIdx.x; p < packs; p += kNormThreads) {
-    Pack8<T> pack = residual[p];
-    const uint4 numbers = x[p];
-    const uint2 halves[2] = {{numbers.x, numbers.y}, {numbers.z, numbers.w}};
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const auto change = words.sum_of_all<T>(2 * (row * packs + p) + h,
-                                              reinterpret_cast<const Group<T, 8>&>(halves[h]));
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        T& kept = pack.values[4 * h + i];
-        kept = from_float<T>(to_float(kept) + to_float(change.number[i]));
-        sum = fmaf(to_float(kept), to_float(kept), sum);
-      }
-    }
-    residual[p] = pack;
-    if (p == threadIdx.x) held = pack;
-  }
-
-  const float mean = block_sum(sum, scratch) / static_cast<float>(columns);
-  const float factor = 1.0f / sqrtf(mean + work.eps);
-  const QuantisedRows quantised{work.quantised, work.quantised_scales, work.powers};
-  for (int64_t p = threadIdx.x; p < packs; p += kNormThreads) {
-    if (p != threadIdx.x) {
-      held = residual[p];
-      load_weights(work.weight, work.weight_dtype, p * 8, by);
-    }
-    store_normed(held, by, factor, static_cast<T*>(work.out) + row * columns, p, row, columns,
-                 quantised);
-  }
-}
-
 template <class Work, class Kernel>
 void launch_by_type(void* stream, DType dtype, const Work& work, Kernel bf16, Kernel f32) {
   launch(stream, dtype == DType::bf16 ? bf16 : f32, LaunchShape{dim3(kSumBlocks), dim3(kThreads)},
@@ -466,10 +287,6 @@ void launch_peer_broadcast(void* stream, const PeerSum& numbers, int root) {
 
 void launch_peer_columns(void* stream, const PeerColumns& parts) {
   launch(stream, columns_kernel, LaunchShape{dim3(kSumBlocks), dim3(kThreads)}, parts);
-}
-
-void launch_small_peer_sum_norm(void* stream, const PeerSumNorm& work) {
-  launch(stream, small_sum_norm_kernel, LaunchShape{dim3(kSumBlocks), dim3(kNormThreads)}, work);
 }
 
 void launch_scattered_peer_sum(void* stream, const PeerShares& shares) {

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "ops/cuda/kernels.h"
 #include "tensor/dtype.h"
 
 // What nvcc compiles for parallel/peers.cc: plain pointers and sizes.
@@ -84,6 +85,18 @@ struct PeerSumNorm {
   bool powers = false;
 };
 void launch_small_peer_sum_norm(void* stream, const PeerSumNorm& work);
+
+// A small sum on its way into the norm of q and k: qk.qkv's sums of squares, whose sum over ranks
+// comes into no memory (sum.x is not read and qk.sums neither). The bytes are those of
+// launch_qk_sum_squares, launch_small_peer_sum and launch_qk_norm_rope. Whether it can: even
+// numbers of q heads, at most 32 heads of q, k and v, at most kSumBlocks rows, and as
+// qk_whole_fits().
+struct PeerQkNorm {
+  PeerSum sum;
+  ops::cuda::QkNormRope qk;
+};
+bool small_peer_sum_qk_fits(const ops::cuda::QkNormRope& args);
+void launch_small_peer_sum_qk(void* stream, const PeerQkNorm& work);
 
 // Each rank its share of the sum: elements [begin[r], begin[r] + count[r]) of x are rank r's, and
 // out [count[rank]]. Of each share at most slot_bytes / 16 / ranks * 16 bytes.

@@ -29,6 +29,12 @@ void launch_peer_columns(void*, const PeerColumns&) {
 void launch_small_peer_sum_norm(void*, const PeerSumNorm&) {
   refuse();
 }
+bool small_peer_sum_qk_fits(const ops::cuda::QkNormRope&) {
+  return false;
+}
+void launch_small_peer_sum_qk(void*, const PeerQkNorm&) {
+  refuse();
+}
 void launch_scattered_peer_sum(void*, const PeerShares&) {
   refuse();
 }

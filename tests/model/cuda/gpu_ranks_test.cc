@@ -377,6 +377,93 @@ TEST_F(SharedGpu, PeersSumIntoNormsAsStepByStep) {
   });
 }
 
+void* weights_at(const Tensor& weights, int64_t element) {
+  return static_cast<BF16*>(weights.data()) + element;
+}
+
+// The operations of which all_reduce_qk_norm() has the bytes.
+void step_by_step(parallel::Comm& comm, const Exec& exec, const ops::QkNorm& work) {
+  ops::qk_sum_squares(exec, work.qkv, work.heads, work.sums);
+  comm.all_reduce(exec, work.sums);
+  synchronize(exec);  // else blocks of the next could keep a peer's from coming
+  ops::qk_norm_rope_store(exec, work.qkv, work.sums, work.q_norm, work.k_norm, work.full_q,
+                          work.full_k, work.eps, work.angles, work.slots, work.heads, work.cache);
+}
+
+// q and k normed over the heads of all ranks in one kernel leave the bytes of the three operations:
+// shapes that the kernel knows, and others; padding tokens; both kinds of cache.
+TEST_F(SharedGpu, PeersNormQAndKAsStepByStep) {
+  each_peer([](const Peer& peer) {
+    const Exec exec = peer.exec;
+    parallel::Comm& comm = peer.peers;
+    constexpr int64_t kDim = 128, kRotary = 64, kBlock = 16;
+    const Buffer memory(exec.device, 8 << 20);
+    peer.host.barrier(parallel::host());
+    for (const auto& [q_heads, kv_heads] :
+         {std::pair<int64_t, int64_t>{12, 2}, {6, 1}, {24, 4}, {3, 1}, {48, 8}})
+      for (const int64_t rows : {1, 5, 64, 65})
+        for (const DType dtype : {DType::bf16, DType::f8_e4m3}) {
+          // What takes three kernels must leave a peer's blocks room on a shared GPU.
+          if (q_heads == 48 && rows > 5) continue;
+          const int64_t width = (q_heads + 2 * kv_heads) * kDim;
+          const int64_t blocks = rows / kBlock + 1;
+          const auto numbers = parallel::numbers<BF16>(peer.rank(), rows * width, rows);
+          const auto weights = parallel::numbers<BF16>(7, (q_heads + kv_heads) * kDim, 1);
+          std::vector<float> angles(static_cast<size_t>(rows * kRotary));
+          for (size_t i = 0; i < angles.size(); ++i)
+            angles[i] = std::cos(0.37f * static_cast<float>(i));
+          std::vector<int32_t> slots;
+          for (int64_t t = 0; t < rows; ++t)
+            slots.push_back(t % 4 == 3 ? -1 : static_cast<int32_t>(rows - 1 - t));
+          std::vector<std::byte> left[2];  // qkv and the cache
+          for (const bool whole : {false, true}) {
+            Arena arena(memory);
+            const Tensor qkv = arena.place(DType::bf16, {rows, width});
+            const Tensor k = arena.place(dtype, {blocks, kv_heads, kBlock, kDim});
+            const Tensor v = arena.place(dtype, {blocks, kv_heads, kBlock, kDim});
+            const Tensor sums = arena.place(DType::f32, {rows, 2});
+            const Tensor norms = arena.place(DType::bf16, {(q_heads + kv_heads) * kDim});
+            const Tensor turns = arena.place(DType::f32, {rows, kRotary});
+            const Tensor places = arena.place(DType::i32, {rows});
+            clear(exec, memory.data(), memory.bytes());
+            const auto copy = [&](const Tensor& to, const auto& from) {
+              copy_to_device(exec, to.data(), from.data(),
+                             std::ssize(from) * static_cast<int64_t>(sizeof(from[0])));
+            };
+            copy(qkv, numbers);
+            copy(norms, weights);
+            copy(turns, angles);
+            copy(places, slots);
+            const bool f8 = dtype == DType::f8_e4m3;
+            const ops::KvCache cache{k, v, f8 ? 0.5f : 1.0f, f8 ? 0.25f : 1.0f};
+            const Tensor q_norm(norms.data(), DType::bf16, {q_heads * kDim});
+            const Tensor k_norm(weights_at(norms, q_heads * kDim), DType::bf16, {kv_heads * kDim});
+            const ops::QkNorm work{qkv,
+                                   sums,
+                                   q_norm,
+                                   k_norm,
+                                   peer.size() * q_heads * kDim,
+                                   peer.size() * kv_heads * kDim,
+                                   1e-6f,
+                                   turns,
+                                   places,
+                                   {q_heads, kv_heads, kDim, kRotary},
+                                   cache};
+            if (whole)
+              comm.all_reduce_qk_norm(exec, work);
+            else
+              step_by_step(comm, exec, work);
+            const auto bytes = static_cast<std::byte*>(sums.data()) - memory.data();
+            left[whole].assign(static_cast<size_t>(bytes), std::byte{});
+            copy_to_host(exec, left[whole].data(), memory.data(), bytes);
+            synchronize(exec);
+          }
+          EXPECT_TRUE(left[0] == left[1])
+              << q_heads << " and " << kv_heads << " heads, " << rows << " rows";
+        }
+  });
+}
+
 // Ranks that do not come: abort() ends what waits on the device, recorded or not.
 void check_that_abort_frees_the_device(SumsBy sums, bool recorded) {
   const Fleet fleet(2, 1, false, sums);
