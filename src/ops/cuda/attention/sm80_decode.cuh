@@ -27,12 +27,21 @@ struct Bf16Page {
   // read(address): 16 bytes
   template <class Read>
   __device__ __forceinline__ void load(const uint8_t* keys, const uint8_t* values, Read read) {
+    load_keys(keys, read);
+    load_values(values, read);
+  }
+  template <class Read>
+  __device__ __forceinline__ void load_keys(const uint8_t* keys, Read read) {
     const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       upper[j] = read(keys + g * 256 + t * 16 + j * 64);
       lower[j] = read(keys + (g + 8) * 256 + t * 16 + j * 64);
     }
+  }
+  template <class Read>
+  __device__ __forceinline__ void load_values(const uint8_t* values, Read read) {
+    const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int row = 2 * t + i % 2 + i / 2 * 8;
@@ -47,16 +56,10 @@ struct Bf16Page {
     for (int i = 0; i < 4; ++i)
       if (2 * t + i % 2 + i / 2 * 8 >= valid) v[i][0] = v[i][1] = uint4{};
   }
-  // The query's part that a lane multiplies with its part of a key. `row`: 128 numbers.
-  static __device__ __forceinline__ void load_query(const uint8_t* row, uint32_t (&q)[8][2]) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const uint4 piece = *reinterpret_cast<const uint4*>(row + threadIdx.x % 4 * 16 + j * 64);
-      q[2 * j][0] = piece.x;
-      q[2 * j][1] = piece.y;
-      q[2 * j + 1][0] = piece.z;
-      q[2 * j + 1][1] = piece.w;
-    }
+  // Steps 2 j and 2 j + 1 of the query's part that a lane multiplies with its part of a key. `row`:
+  // 128 numbers.
+  static __device__ __forceinline__ uint4 load_query(const uint8_t* row, int j) {
+    return *reinterpret_cast<const uint4*>(row + threadIdx.x % 4 * 16 + j * 64);
   }
   // Operands of the matrix units: step `step` of the keys' dims; 16 dims of all keys' values.
   __device__ __forceinline__ void keys(int step, uint32_t (&a)[4]) const {
@@ -75,6 +78,13 @@ struct Bf16Page {
   // Dim that row `row` (0..15) of values(m) stands for.
   static __device__ __forceinline__ int dim_of(int m, int row) {
     return row / 8 * 64 + row % 8 * 8 + m;
+  }
+  // Four dims in a row of the sums that a lane has of head `h` of its two; they begin at
+  // dim_of(...).
+  static __device__ __forceinline__ float4 dims(const float (&sums)[8][4], int i, int h, int& dim) {
+    const int m = i % 2 * 4, r = i / 2 * 2 + h;
+    dim = dim_of(m, threadIdx.x % kWarp / 4 + i / 2 * 8);
+    return {sums[m][r], sums[m + 1][r], sums[m + 2][r], sums[m + 3][r]};
   }
   static __device__ __forceinline__ uint32_t pack(float low, float high) {
     return pack_bf16(low, high);
@@ -95,12 +105,21 @@ struct F8Page {
 
   template <class Read>
   __device__ __forceinline__ void load(const uint8_t* keys, const uint8_t* values, Read read) {
+    load_keys(keys, read);
+    load_values(values, read);
+  }
+  template <class Read>
+  __device__ __forceinline__ void load_keys(const uint8_t* keys, Read read) {
     const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       upper[j] = read(keys + g * 128 + t * 16 + j * 64);
       lower[j] = read(keys + (g + 8) * 128 + t * 16 + j * 64);
     }
+  }
+  template <class Read>
+  __device__ __forceinline__ void load_values(const uint8_t* values, Read read) {
+    const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int i = 0; i < 4; ++i) v[i] = read(values + (2 * t + i % 2 + i / 2 * 8) * 128 + g * 16);
   }
@@ -110,18 +129,13 @@ struct F8Page {
     for (int i = 0; i < 4; ++i)
       if (2 * t + i % 2 + i / 2 * 8 >= valid) v[i] = uint4{};
   }
-  static __device__ __forceinline__ void load_query(const uint8_t* row, uint32_t (&q)[8][2]) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const uint4 piece =
-          *reinterpret_cast<const uint4*>(row + j / 2 * 128 + threadIdx.x % 4 * 32 + j % 2 * 16);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const uint32_t pair = word(piece, i);
-        q[2 * j + i / 2][i % 2] =
-            pack(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
-      }
-    }
+  static __device__ __forceinline__ uint4 load_query(const uint8_t* row, int j) {
+    const uint4 piece =
+        *reinterpret_cast<const uint4*>(row + j / 2 * 128 + threadIdx.x % 4 * 32 + j % 2 * 16);
+    const auto halves = [](uint32_t pair) {
+      return pack(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+    };
+    return {halves(piece.x), halves(piece.y), halves(piece.z), halves(piece.w)};
   }
   __device__ __forceinline__ void keys(int step, uint32_t (&a)[4]) const {
     widen_to_halves(word(upper[step / 4], step % 4), a[0], a[2]);
@@ -134,6 +148,11 @@ struct F8Page {
   }
   static __device__ __forceinline__ int dim_of(int m, int row) {
     return row % 8 * 16 + 2 * m + row / 8;
+  }
+  static __device__ __forceinline__ float4 dims(const float (&sums)[8][4], int i, int h, int& dim) {
+    const int m = 2 * i;
+    dim = dim_of(m, threadIdx.x % kWarp / 4);
+    return {sums[m][h], sums[m][2 + h], sums[m + 1][h], sums[m + 1][2 + h]};
   }
   static __device__ __forceinline__ uint32_t pack(float low, float high) {
     const __half2 pair = __floats2half2_rn(low, high);
@@ -154,48 +173,81 @@ struct Running {
   float values[8][4] = {};
 };
 
-// One page: logits of its 16 keys for up to 8 heads on the matrix units, keys standing on the
-// 16-row side, then the weighted values with dims on that side. Nothing passes through shared
-// memory.
-template <class Page>
-__device__ __forceinline__ void attend_page(const Page& page, const uint32_t (&q)[8][2], int valid,
-                                            float log2_scale, Running& state) {
-  const int g = threadIdx.x % kWarp / 4;
-  float logits[4] = {};
+// Logits of a page's 16 keys for up to 8 heads on the matrix units, keys standing on the 16-row
+// side. query(j): steps 2 j and 2 j + 1.
+template <class Page, class Query>
+__device__ __forceinline__ void multiply_keys(const Page& page, Query query, float (&logits)[4]) {
 #pragma unroll
-  for (int step = 0; step < 8; ++step) {
+  for (int j = 0; j < 4; ++j) {
+    const uint4 q = query(j);
     uint32_t a[4];
-    page.keys(step, a);
-    Page::multiply(logits, a, q[step][0], q[step][1]);
+    page.keys(2 * j, a);
+    Page::multiply(logits, a, q.x, q.y);
+    page.keys(2 * j + 1, a);
+    Page::multiply(logits, a, q.z, q.w);
   }
-  float factor[2];
+}
+
+// The logits become weights, as matrix units take them, and `state` all but the values of the
+// page; its values so far are to be multiplied with `factor`.
+template <class Page>
+__device__ __forceinline__ void weigh(float (&logits)[4], int valid, float log2_scale,
+                                      Running& state, float (&factor)[2], uint32_t (&weights)[2]) {
+  const int g = threadIdx.x % kWarp / 4;
+  float largest[2];
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    float& upper = logits[h];
-    float& lower = logits[2 + h];
-    upper = g < valid ? upper * log2_scale : -INFINITY;
-    lower = g + 8 < valid ? lower * log2_scale : -INFINITY;
-    float largest = fmaxf(upper, lower);
-#pragma unroll
-    for (int offset = 4; offset < kWarp; offset *= 2)
-      largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, offset));
-    largest = fmaxf(largest, state.largest[h]);
-    factor[h] = exp2f(state.largest[h] - largest);  // a page has a valid key, so not inf - inf
-    state.largest[h] = largest;
-    upper = exp2f(upper - largest);
-    lower = exp2f(lower - largest);
-    state.sum[h] = state.sum[h] * factor[h] + (upper + lower);
+    logits[h] = g < valid ? logits[h] * log2_scale : -INFINITY;
+    logits[2 + h] = g + 8 < valid ? logits[2 + h] * log2_scale : -INFINITY;
+    largest[h] = fmaxf(logits[h], logits[2 + h]);
   }
-  const uint32_t b0 = transpose8x8(Page::pack(logits[0], logits[1]));
-  const uint32_t b1 = transpose8x8(Page::pack(logits[2], logits[3]));
+#pragma unroll
+  for (int offset = 4; offset < kWarp; offset *= 2)
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+      largest[h] = fmaxf(largest[h], __shfl_xor_sync(~0u, largest[h], offset));
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    largest[h] = fmaxf(largest[h], state.largest[h]);
+    // A page has a valid key, so not inf - inf.
+    factor[h] = exp2f(state.largest[h] - largest[h]);
+    state.largest[h] = largest[h];
+    logits[h] = exp2f(logits[h] - largest[h]);
+    logits[2 + h] = exp2f(logits[2 + h] - largest[h]);
+    state.sum[h] = state.sum[h] * factor[h] + (logits[h] + logits[2 + h]);
+  }
+  weights[0] = transpose8x8(Page::pack(logits[0], logits[1]));
+  weights[1] = transpose8x8(Page::pack(logits[2], logits[3]));
+}
+
+// The weighted values, dims standing on the 16-row side.
+template <class Page>
+__device__ __forceinline__ void add_values(const Page& page, const float (&factor)[2],
+                                           const uint32_t (&weights)[2], Running& state) {
 #pragma unroll
   for (int m = 0; m < 8; ++m) {
 #pragma unroll
     for (int r = 0; r < 4; ++r) state.values[m][r] *= factor[r % 2];
     uint32_t a[4];
     page.values(m, a);
-    Page::multiply(state.values[m], a, b0, b1);
+    Page::multiply(state.values[m], a, weights[0], weights[1]);
   }
+}
+
+// One page. Nothing passes through shared memory.
+template <class Page>
+__device__ __forceinline__ void attend_page(const Page& page, const uint32_t (&q)[8][2], int valid,
+                                            float log2_scale, Running& state) {
+  float logits[4] = {}, factor[2];
+  uint32_t weights[2];
+  multiply_keys(
+      page,
+      [&](int j) {
+        return uint4{q[2 * j][0], q[2 * j][1], q[2 * j + 1][0], q[2 * j + 1][1]};
+      },
+      logits);
+  weigh<Page>(logits, valid, log2_scale, state, factor, weights);
+  add_values(page, factor, weights, state);
 }
 
 // Four dims of one token and q head, from dim on; the warp has them all.
@@ -277,6 +329,7 @@ struct DecodePart {
   int begin, end;   // the part's pages
   bool there;       // the sequence decodes and has the part
 
+  DecodePart() = default;
   __device__ __forceinline__ explicit DecodePart(const AttentionArgs& args)
       : part(blockIdx.y), head(blockIdx.x), sequence(blockIdx.z) {
     token = args.query_starts[sequence];
@@ -290,57 +343,85 @@ struct DecodePart {
   }
 };
 
-// The query's rows of the KV head, as a lane multiplies them.
+// Steps 2 j and 2 j + 1 of the query's rows of the KV head, as a lane multiplies them.
+template <class Page>
+__device__ __forceinline__ uint4 load_queries(const AttentionArgs& args, const DecodePart& of,
+                                              int j) {
+  const int group = args.heads.q / args.heads.kv, g = threadIdx.x % kWarp / 4;
+  if (g >= group) return uint4{};
+  return Page::load_query(static_cast<const uint8_t*>(args.q.data) +
+                              (of.token * args.q.stride + (of.head * group + g) * kDim) * 2,
+                          j);
+}
 template <class Page>
 __device__ __forceinline__ void load_queries(const AttentionArgs& args, const DecodePart& of,
                                              uint32_t (&q)[8][2]) {
-  const int group = args.heads.q / args.heads.kv, g = threadIdx.x % kWarp / 4;
-  if (g < group)
-    Page::load_query(static_cast<const uint8_t*>(args.q.data) +
-                         (of.token * args.q.stride + (of.head * group + g) * kDim) * 2,
-                     q);
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const uint4 piece = load_queries<Page>(args, of, j);
+    q[2 * j][0] = piece.x;
+    q[2 * j][1] = piece.y;
+    q[2 * j + 1][0] = piece.z;
+    q[2 * j + 1][1] = piece.w;
+  }
 }
 
-// What the block's warps hold becomes the part's share of the output, or the output. values: of
-// each warp [8][kDim + 4], warp_floats apart.
+// What the block's threads wrote before they met is seen by who sees what this thread writes next.
+__device__ __forceinline__ void fence() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 700
+  asm volatile("fence.acq_rel.gpu;" ::: "memory");
+#endif
+}
+
+// Largest logits and sums of weights of each warp's heads.
+using WarpTotals = float[kDecodeWarps][2][8];
+
+// The warp's sums into shared memory. values: of each warp [8][kDim + 4], warp_floats apart.
 template <class Page>
-__device__ __forceinline__ void leave_part(const AttentionArgs& args, const DecodePart& of,
-                                           Running& state, float* values, int warp_floats) {
-  __shared__ float stats[kDecodeWarps][2][8];
+__device__ __forceinline__ void hand_over(Running& state, float* values, int warp_floats,
+                                          WarpTotals& totals) {
   constexpr int kRow = kDim + 4;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, g = lane / 4, t = lane % 4;
-  const int group = args.heads.q / args.heads.kv;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
 #pragma unroll
     for (int offset = 4; offset < kWarp; offset *= 2)
       state.sum[h] += __shfl_xor_sync(~0u, state.sum[h], offset);
     if (g == 0) {
-      stats[warp][0][2 * t + h] = state.largest[h];
-      stats[warp][1][2 * t + h] = state.sum[h];
+      totals[warp][0][2 * t + h] = state.largest[h];
+      totals[warp][1][2 * t + h] = state.sum[h];
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      int dim;
+      const float4 four = Page::dims(state.values, i, h, dim);
+      *reinterpret_cast<float4*>(values + warp * warp_floats + (2 * t + h) * kRow + dim) = four;
     }
   }
-#pragma unroll
-  for (int m = 0; m < 8; ++m)
-#pragma unroll
-    for (int r = 0; r < 4; ++r)
-      values[warp * warp_floats + (2 * t + r % 2) * kRow + Page::dim_of(m, g + r / 2 * 8)] =
-          state.values[m][r];
-  __syncthreads();
+}
 
-  // A warp a head, four dims a lane.
-  const int dim = lane * 4;
+// What the block's warps have handed over becomes the part's share of the output, or the output, of
+// heads first, first + step, ...: a warp a head, four dims a lane.
+__device__ __forceinline__ void store_heads(const AttentionArgs& args, const DecodePart& of,
+                                            const float* values, int warp_floats,
+                                            const WarpTotals& totals, int first, int step) {
+  constexpr int kRow = kDim + 4;
+  const int lane = threadIdx.x % kWarp, group = args.heads.q / args.heads.kv, dim = lane * 4;
   static_assert(kWarp * 4 == kDim, "a warp has a head's dims");
-  for (int h = warp; h < group; h += kDecodeWarps) {
-    float largest = stats[0][0][h];
-    for (int w = 1; w < kDecodeWarps; ++w) largest = fmaxf(largest, stats[w][0][h]);
+  for (int h = first; h < group; h += step) {
+    float largest = totals[0][0][h];
+    for (int w = 1; w < kDecodeWarps; ++w) largest = fmaxf(largest, totals[w][0][h]);
     float sum = 0.0f, value[4] = {};
-    for (int w = 0; w < kDecodeWarps; ++w) {
-      const float factor = exp2f(stats[w][0][h] - largest);  // 0 for a warp without pages
-      sum = fmaf(stats[w][1][h], factor, sum);
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        value[i] = fmaf(values[w * warp_floats + h * kRow + dim + i], factor, value[i]);
+    for (int w = 0; w < kDecodeWarps; ++w) {
+      const float factor = exp2f(totals[w][0][h] - largest);  // 0 for a warp without pages
+      sum = fmaf(totals[w][1][h], factor, sum);
+      const float4 own =
+          *reinterpret_cast<const float4*>(values + w * warp_floats + h * kRow + dim);
+      value[0] = fmaf(own.x, factor, value[0]);
+      value[1] = fmaf(own.y, factor, value[1]);
+      value[2] = fmaf(own.z, factor, value[2]);
+      value[3] = fmaf(own.w, factor, value[3]);
     }
     const int q_head = of.head * group + h;
     if (of.each >= of.pages) {
@@ -354,24 +435,36 @@ __device__ __forceinline__ void leave_part(const AttentionArgs& args, const Deco
     *reinterpret_cast<float4*>(args.workspace + cell * kDim + dim) =
         float4{value[0], value[1], value[2], value[3]};
     if (lane < 2) {
-      float* totals =
+      float* part_totals =
           args.workspace + static_cast<int64_t>(args.sequences) * args.heads.q * args.splits * kDim;
-      totals[cell * 2 + lane] = lane ? sum : largest;
+      part_totals[cell * 2 + lane] = lane ? sum : largest;
     }
   }
+}
+
+// The block's part is left, and the block that leaves the last one joins all of them. values: of
+// each warp [8][kDim + 4], warp_floats apart.
+template <class Page>
+__device__ __forceinline__ void leave_part(const AttentionArgs& args, const DecodePart& of,
+                                           Running& state, float* values, int warp_floats) {
+  const int warp = threadIdx.x / kWarp, group = args.heads.q / args.heads.kv;
+  __shared__ WarpTotals totals;
+  hand_over<Page>(state, values, warp_floats, totals);
+  __syncthreads();
+  store_heads(args, of, values, warp_floats, totals, warp, kDecodeWarps);
   if (!args.join || of.each >= of.pages) return;
 
-  // The block that leaves the last part joins all of them.
   __shared__ bool last;
   const int parts = (of.pages + of.each - 1) / of.each;
-  __threadfence();
   __syncthreads();
-  if (threadIdx.x == 0)
+  if (threadIdx.x == 0) {
+    fence();
     last = atomicInc(&parts_left[of.sequence * args.heads.kv + of.head],
                      static_cast<unsigned>(parts - 1)) == static_cast<unsigned>(parts - 1);
+    fence();
+  }
   __syncthreads();
   if (!last) return;
-  __threadfence();
   for (int h = warp; h < group; h += kDecodeWarps)
     join_parts(args, of.sequence, of.token, of.head * group + h, parts);
 }
@@ -385,7 +478,7 @@ template <class Page>
 __global__ void __launch_bounds__(kDecodeWarps* kWarp, 4)
     sm80_attention_decode(AttentionArgs args) {
   constexpr int kWarpFloats = 8 * (kDim + 4);
-  __shared__ float values[kDecodeWarps * kWarpFloats];
+  __shared__ __align__(16) float values[kDecodeWarps * kWarpFloats];
   wait_for_previous();
   let_next_start();
   const DecodePart of(args);
