@@ -48,15 +48,11 @@ void attention(const ForwardContext& context, const Layer& layer, const ops::KvC
 void moe(const ForwardContext& context, const Layer& layer, const ops::BatchLayout& layout,
          const Scratch& step, const ops::AddNorm& norm) {
   const Exec& exec = context.exec;
-  ops::route(exec, step.hidden, layer.gate, layer.routing_bias, step.expert_ids,
-             step.expert_weights, layout.slots);
-  if (context.comm.size() == 1)
-    return ops::experts_add_rms_norm(exec, step.hidden, layer.experts, step.expert_ids,
-                                     step.expert_weights, step.experts, step.delta,
-                                     step.quantised_hidden, norm);
-  ops::experts(exec, step.hidden, layer.experts, step.expert_ids, step.expert_weights, step.experts,
-               step.delta, step.quantised_hidden);
-  context.comm.all_reduce_norm(exec, step.delta, norm);
+  const bool alone = context.comm.size() == 1;
+  ops::route_experts(exec, step.hidden, {layer.gate, layer.routing_bias, layout.slots},
+                     layer.experts, step.expert_ids, step.expert_weights, step.experts, step.delta,
+                     step.quantised_hidden, alone ? &norm : nullptr);
+  if (!alone) context.comm.all_reduce_norm(exec, step.delta, norm);
 }
 
 // The same where engines share experts: tokens go to the ranks that hold their experts and back,

@@ -4,6 +4,7 @@
 #include "ops/cpu/ops_cpu.h"
 #include "ops/cuda/ops_cuda.h"
 #include "ops/norm.h"
+#include "ops/route.h"
 
 namespace m2::ops {
 namespace {
@@ -53,8 +54,8 @@ int64_t experts_scratch_bytes(Device device, const Experts& experts, int64_t tok
 
 namespace {
 
-void run(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Tensor weights,
-         Tensor scratch, Tensor out, const Quantised& quantised, const AddNorm* after) {
+void check_tensors(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Tensor weights,
+                   Tensor scratch, Tensor out, const Quantised& quantised, const AddNorm* after) {
   check_quantised(quantised, x);
   check_experts(experts);
   M2_CHECK(x.rank() == 2 && ids.rank() == 2 && ids.size(1) > 0);
@@ -69,32 +70,40 @@ void run(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Tensor 
   const int64_t needed = experts_scratch_bytes(exec.device, experts, tokens, top);
   M2_CHECK(scratch.dtype() == DType::u8 && scratch.elements() >= needed,
            "scratch {} of at least {} bytes", scratch.describe(), needed);
-  if (tokens == 0) return;
-  if (exec.device.kind == DeviceKind::cuda) {
-    M2_CHECK(experts.expert_step == 1, "experts on a GPU are a run of them");
-    return cuda::experts(exec, x, experts, ids, weights, scratch, out, quantised, after);
-  }
-  cpu::experts(exec, x, experts, ids, weights, scratch, out);
-  if (after)
-    add_rms_norm(exec, after->residual, out, after->weight, after->eps, after->out,
-                 after->quantised);
+  M2_CHECK(exec.device.kind != DeviceKind::cuda || experts.expert_step == 1,
+           "experts on a GPU are a run of them");
+  if (!after) return;
+  check_tensor("residual", after->residual, {out.dtype()}, {tokens, x.size(1)});
+  check_tensor("norm", after->weight, {DType::bf16, DType::f32}, {x.size(1)});
+  check_tensor("normed", after->out, {after->residual.dtype()}, {tokens, x.size(1)});
+  check_quantised(after->quantised, after->out);
 }
 
 }  // namespace
 
 void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Tensor weights,
              Tensor scratch, Tensor out, const Quantised& quantised) {
-  run(exec, x, experts, ids, weights, scratch, out, quantised, nullptr);
+  check_tensors(exec, x, experts, ids, weights, scratch, out, quantised, nullptr);
+  if (x.size(0) == 0) return;
+  if (exec.device.kind == DeviceKind::cuda)
+    return cuda::experts(exec, x, experts, ids, weights, scratch, out, quantised);
+  cpu::experts(exec, x, experts, ids, weights, scratch, out);
 }
 
-void experts_add_rms_norm(const Exec& exec, Tensor x, const Experts& experts, Tensor ids,
-                          Tensor weights, Tensor scratch, Tensor delta, const Quantised& quantised,
-                          const AddNorm& after) {
-  check_tensor("residual", after.residual, {delta.dtype()}, {x.size(0), x.size(1)});
-  check_tensor("norm", after.weight, {DType::bf16, DType::f32}, {x.size(1)});
-  check_tensor("normed", after.out, {after.residual.dtype()}, {x.size(0), x.size(1)});
-  check_quantised(after.quantised, after.out);
-  run(exec, x, experts, ids, weights, scratch, delta, quantised, &after);
+void route_experts(const Exec& exec, Tensor x, const Routing& routing, const Experts& experts,
+                   Tensor ids, Tensor weights, Tensor scratch, Tensor delta,
+                   const Quantised& quantised, const AddNorm* after) {
+  check_route(x, routing.gate, routing.bias, ids, weights, routing.slots);
+  check_tensors(exec, x, experts, ids, weights, scratch, delta, quantised, after);
+  if (x.size(0) == 0) return;
+  if (exec.device.kind == DeviceKind::cuda)
+    return cuda::route_experts(exec, x, routing, experts, ids, weights, scratch, delta, quantised,
+                               after);
+  cpu::route(exec, x, routing.gate, routing.bias, routing.slots, ids, weights);
+  cpu::experts(exec, x, experts, ids, weights, scratch, delta);
+  if (after)
+    add_rms_norm(exec, after->residual, delta, after->weight, after->eps, after->out,
+                 after->quantised);
 }
 
 }  // namespace m2::ops

@@ -51,12 +51,20 @@ struct AddNorm {
   Quantised quantised;
 };
 
-// experts() and add_rms_norm() of what it gives, to the same bytes; one kernel less on GPUs whose
-// shapes allow it.
-//   delta  f32 | bf16 [T, H], the residual's dtype: room for experts()' output, which may or may
-//          not be there afterwards
-void experts_add_rms_norm(const Exec& exec, Tensor x, const Experts& experts, Tensor ids,
-                          Tensor weights, Tensor scratch, Tensor delta, const Quantised& quantised,
-                          const AddNorm& after);
+// What route() chooses by, as route.h has it.
+struct Routing {
+  Tensor gate;   // f32 [all experts, H]
+  Tensor bias;   // f32 [all experts]
+  Tensor slots;  // i32 [T] or empty
+};
+
+// route() of x, experts() of what it chose, and add_rms_norm() of that where `after` is given: to
+// the same bytes, with up to two kernels less on GPUs whose shapes allow it.
+//   ids, weights  written, as by route()
+//   delta         f32 | bf16 [T, H], the residual's dtype: experts()' output; where `after` is
+//                 given, room for it, which may or may not be there afterwards
+void route_experts(const Exec& exec, Tensor x, const Routing& routing, const Experts& experts,
+                   Tensor ids, Tensor weights, Tensor scratch, Tensor delta,
+                   const Quantised& quantised, const AddNorm* after);
 
 }  // namespace m2::ops

@@ -11,8 +11,8 @@ int64_t route_workspace_bytes(Device device, int64_t tokens, int64_t hidden, int
   return cuda::route_workspace_bytes(tokens, hidden, experts);
 }
 
-void route(const Exec& exec, Tensor x, Tensor gate, Tensor bias, Tensor ids, Tensor weights,
-           Tensor slots) {
+void check_route(const Tensor& x, const Tensor& gate, const Tensor& bias, const Tensor& ids,
+                 const Tensor& weights, const Tensor& slots) {
   M2_CHECK(x.rank() == 2 && gate.rank() == 2 && ids.rank() == 2 && x.size(1) > 0);
   const int64_t tokens = x.size(0);
   const int64_t top = ids.size(1);
@@ -26,7 +26,12 @@ void route(const Exec& exec, Tensor x, Tensor gate, Tensor bias, Tensor ids, Ten
   M2_CHECK(
       top >= 1 && top <= kMaxTopExperts && top <= gate.size(0) && gate.size(0) <= kMaxRoutedExperts,
       "{} of {} experts", top, gate.size(0));
-  if (tokens == 0) return;
+}
+
+void route(const Exec& exec, Tensor x, Tensor gate, Tensor bias, Tensor ids, Tensor weights,
+           Tensor slots) {
+  check_route(x, gate, bias, ids, weights, slots);
+  if (x.size(0) == 0) return;
   if (exec.device.kind == DeviceKind::cuda)
     return cuda::route(exec, x, gate, bias, slots, ids, weights);
   cpu::route(exec, x, gate, bias, slots, ids, weights);

@@ -23,4 +23,8 @@ int64_t route_workspace_bytes(Device device, int64_t tokens, int64_t hidden, int
 void route(const Exec& exec, Tensor x, Tensor gate, Tensor bias, Tensor ids, Tensor weights,
            Tensor slots = {});
 
+// That these are what route() takes.
+void check_route(const Tensor& x, const Tensor& gate, const Tensor& bias, const Tensor& ids,
+                 const Tensor& weights, const Tensor& slots);
+
 }  // namespace m2::ops

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "ops/norm.h"
+#include "ops/route.h"
 #include "tests/ops/oracle.h"
 
 namespace m2::ops {
@@ -237,26 +238,38 @@ TEST_F(ExpertsTest, ManyTokensEqualEachAlone) {
   }
 }
 
-// The norm behind the experts as part of them: the bytes of one after the other.
-TEST_F(ExpertsTest, WithTheNormBehindThem) {
+// The choice before the experts and the norm behind them as parts of them: the bytes of one after
+// the other.
+TEST_F(ExpertsTest, WithTheChoiceAndTheNorm) {
   Random random(6);
   for (const DType dtype : {DType::f32, DType::bf16}) {
     RandomExperts set(random, {DType::f8_e4m3, 4, 64, 256});
     Host x(dtype, {5, 256}), residual(dtype, {5, 256}), norm(DType::bf16, {256});
-    x.fill(random);
-    residual.fill(random);
-    norm.fill(random);
-    Choices choices(random, 5, 2, 4);
+    Host gate(DType::f32, {4, 256}), bias(DType::f32, {4}), slots(DType::i32, {5});
+    for (Host* host : {&x, &residual, &norm, &gate, &bias}) host->fill(random);
+    slots.set({0, 1, -1, 2, 3});
+    Host ids(DType::i32, {5, 2}), weights(DType::f32, {5, 2});
     Host apart(dtype, {5, 256}), together(dtype, {5, 256});
     for (const Host* copy : {&apart, &together})
       std::memcpy(copy->view().data(), residual.view().data(),
                   static_cast<size_t>(5 * 256 * size_of(dtype)));
     Host delta(dtype, {5, 256}), normed(dtype, {5, 256}), normed_at_once(dtype, {5, 256});
-    run(exec_, x, set, choices.ids, choices.weights, delta);
+    route(exec_, x, gate, bias, ids, weights, slots);
+    run(exec_, x, set, ids, weights, delta);
     add_rms_norm(exec_, apart, delta, norm, 1e-6f, normed);
     Host scratch(DType::u8, {experts_scratch_bytes(Device{}, set.experts, 5, 2)});
-    experts_add_rms_norm(exec_, x, set.experts, choices.ids, choices.weights, scratch, delta, {},
-                         {together, norm, 1e-6f, normed_at_once, {}});
+    Host ids_at_once(DType::i32, {5, 2}), weights_at_once(DType::f32, {5, 2});
+    Host delta_at_once(dtype, {5, 256});
+    const AddNorm after{together, norm, 1e-6f, normed_at_once, {}};
+    for (const AddNorm* with : {static_cast<const AddNorm*>(nullptr), &after}) {
+      route_experts(exec_, x, {gate, bias, slots}, set.experts, ids_at_once, weights_at_once,
+                    scratch, delta_at_once, {}, with);
+      EXPECT_TRUE(same_bytes(ids_at_once, ids)) << name(dtype);
+      EXPECT_TRUE(same_bytes(weights_at_once, weights)) << name(dtype);
+      if (!with) {
+        EXPECT_TRUE(same_bytes(delta_at_once, delta)) << name(dtype);
+      }
+    }
     EXPECT_TRUE(same_bytes(together, apart)) << name(dtype);
     EXPECT_TRUE(same_bytes(normed_at_once, normed)) << name(dtype);
   }

@@ -248,6 +248,8 @@ class Bench {
   void attention(int64_t sequences, int64_t queries, int64_t context,
                  DType cache_dtype = DType::bf16);
   void all_experts();
+  ops::Experts random_experts(Arena& arena, DType dtype, int64_t inner, int64_t held);
+  void moe(const Sizes& tokens);
   void experts(const char* name, DType dtype, int64_t inner, int64_t held, const Sizes& tokens);
   void around(int64_t tokens);
   Tensor model_logits(Arena& arena, int64_t rows);
@@ -356,6 +358,7 @@ void Bench::all_experts() {
     return;
   }
   experts("fp8", DType::f8_e4m3, kInner, kExperts, many);
+  moe({1, 8, 64});
   experts("fp8 TP4", DType::f8_e4m3, kInner / 4, kExperts, {1, 8, 64});
   experts("fp8 TP8", DType::f8_e4m3, kInner / 8, kExperts, {1, 8, 64});
 }
@@ -372,14 +375,7 @@ std::vector<int32_t> choose_experts(int64_t tokens, int64_t held, std::mt19937& 
   return out;
 }
 
-void Bench::experts(const char* name, DType dtype, int64_t inner, int64_t held,
-                    const Sizes& tokens) {
-  const int64_t most = std::ranges::max(tokens);
-  const int64_t bytes =
-      held * 3 * inner * kHidden * size_of(dtype) + most * (kTop + 1) * kHidden * 8;
-  const std::string title = fmt::format("experts {}", name);
-  if (!wanted(title) || !fits(title, bytes)) return;
-  Arena arena(machine_.memory());
+ops::Experts Bench::random_experts(Arena& arena, DType dtype, int64_t inner, int64_t held) {
   ops::Experts experts;
   experts.w13 = random(arena, dtype, {held, 2 * inner, kHidden});
   experts.w2 = random(arena, dtype, {held, kHidden, inner});
@@ -389,6 +385,59 @@ void Bench::experts(const char* name, DType dtype, int64_t inner, int64_t held,
     experts.w3_scale = random(arena, DType::f32, {held, blocks, kHidden / 128}, true);
     experts.w2_scale = random(arena, DType::f32, {held, kHidden / 128, blocks}, true);
   }
+  return experts;
+}
+
+// The choice and the experts, as a layer has them: one kernel may do what ends one and begins the
+// other.
+void Bench::moe(const Sizes& tokens) {
+  constexpr int64_t kSets = 24;  // of tokens, which choose other experts
+  const int64_t most = std::ranges::max(tokens);
+  const std::string title = "route + experts fp8";
+  if (!wanted(title) || !fits(title, kExperts * 3 * kInner * kHidden + kSets * most * kHidden * 40))
+    return;
+  Arena arena(machine_.memory());
+  const ops::Experts experts = random_experts(arena, DType::f8_e4m3, kInner, kExperts);
+  const Tensor gate = random(arena, DType::f32, {kExperts, kHidden}, true);
+  const Tensor bias = random(arena, DType::f32, {kExperts}, true);
+  const Tensor x = random(arena, machine_.activation(), {kSets * most, kHidden});
+  const ops::Quantised quantised = as_made(arena, x, DType::f8_e4m3);
+  const Tensor ids = arena.place(DType::i32, {most, kTop});
+  const Tensor weights = arena.place(DType::f32, {most, kTop});
+  const Tensor out = arena.place(machine_.activation(), {most, kHidden});
+  const Tensor scratch =
+      arena.place(DType::u8, {ops::experts_scratch_bytes(machine_.device(), experts, most, kTop)});
+  clear(exec_, scratch.data(), scratch.elements());
+  for (const int64_t count : tokens) {
+    const auto run = [&](int64_t set) {
+      ops::route_experts(exec_, x.rows(set * count, count), {gate, bias, {}}, experts,
+                         ids.rows(0, count), weights.rows(0, count), scratch, out.rows(0, count),
+                         quantised.rows(set * count, count), nullptr);
+    };
+    double distinct = 0;
+    for (int64_t set = 0; set < kSets; ++set) {
+      run(set);
+      std::vector<int32_t> chosen(static_cast<size_t>(count * kTop));
+      copy_to_host(exec_, chosen.data(), ids.data(), std::ssize(chosen) * 4);
+      synchronize(exec_);
+      distinct += static_cast<double>(std::set(chosen.begin(), chosen.end()).size()) / kSets;
+    }
+    const auto parameters = static_cast<double>(3 * kInner * kHidden);
+    add(fmt::format("{}, {} tokens, {:.0f} of {} experts", title, count, distinct, kExperts),
+        DType::f8_e4m3, parameters * distinct + static_cast<double>(kExperts * kHidden * 4),
+        2 * parameters * static_cast<double>(count * kTop), [&](int i) { run(i % kSets); });
+  }
+}
+
+void Bench::experts(const char* name, DType dtype, int64_t inner, int64_t held,
+                    const Sizes& tokens) {
+  const int64_t most = std::ranges::max(tokens);
+  const int64_t bytes =
+      held * 3 * inner * kHidden * size_of(dtype) + most * (kTop + 1) * kHidden * 8;
+  const std::string title = fmt::format("experts {}", name);
+  if (!wanted(title) || !fits(title, bytes)) return;
+  Arena arena(machine_.memory());
+  const ops::Experts experts = random_experts(arena, dtype, inner, held);
   const Tensor x = random(arena, machine_.activation(), {most, kHidden});
   const ops::Quantised quantised = as_made(arena, x, dtype);
   const Tensor out = arena.place(machine_.activation(), {most, kHidden});

@@ -160,8 +160,10 @@ int64_t route_workspace_bytes(int64_t tokens, int64_t hidden, int64_t experts) {
                   route_scratch(std::min(tokens, kRouteProductTokens - 1), hidden, experts));
 }
 
-void route(const Exec& exec, Tensor x, Tensor gate, Tensor bias, Tensor slots, Tensor ids,
-           Tensor weights) {
+namespace {
+
+Route route_args(const Exec& exec, Tensor x, Tensor gate, Tensor bias, Tensor slots, Tensor ids,
+                 Tensor weights) {
   Route args;
   args.x = matrix(x);
   args.gate = gate.as<float>();
@@ -175,7 +177,14 @@ void route(const Exec& exec, Tensor x, Tensor gate, Tensor bias, Tensor slots, T
                     : nullptr;
   args.ids = ids.as<int32_t>();
   args.weights = weights.as<float>();
-  launch_route(exec.stream, args);
+  return args;
+}
+
+}  // namespace
+
+void route(const Exec& exec, Tensor x, Tensor gate, Tensor bias, Tensor slots, Tensor ids,
+           Tensor weights) {
+  launch_route(exec.stream, route_args(exec, x, gate, bias, slots, ids, weights));
 }
 
 // --- a step's integers, and sampling -----------------------------------------------------------
@@ -384,8 +393,11 @@ int64_t experts_scratch_bytes(const Experts& experts, int64_t tokens, int64_t to
   return std::max(best, experts_scratch_bytes(shape));
 }
 
-void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Tensor weights,
-             Tensor scratch, Tensor out, const Quantised& quantised, const AddNorm* after) {
+namespace {
+
+void run_experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Tensor weights,
+                 Tensor scratch, Tensor out, const Quantised& quantised, const AddNorm* after,
+                 const Route* route) {
   const int64_t tokens = x.size(0), top = ids.size(1);
   if (tokens == 0) return;
   ExpertsShape shape = experts_shape(experts, tokens, top);
@@ -398,6 +410,15 @@ void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Ten
   M2_CHECK(experts.count() <= 1024, "{} experts on one GPU", experts.count());
 
   ExpertsArgs args = {};
+  if (route && route_leaves_choice(*route) && experts_choose(plan, tokens)) {
+    Route parts = *route;
+    parts.ids = nullptr;
+    launch_route(exec.stream, parts);
+    args.choice = {parts.scores, static_cast<int>((x.size(1) + kRouteStretch - 1) / kRouteStretch),
+                   parts.experts, parts.bias, parts.slots};
+  } else if (route) {
+    launch_route(exec.stream, *route);
+  }
   args.top = static_cast<int>(top);
   args.w13 = experts.w13.data();
   args.w2 = experts.w2.data();
@@ -428,6 +449,7 @@ void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Ten
   if (plan.form == ExpertsForm::flow) {
     args.done = reinterpret_cast<int32_t*>(base + plan.done);
     args.next_tile = reinterpret_cast<int32_t*>(base + plan.next_tile);
+    args.posted = reinterpret_cast<uint32_t*>(base + plan.posted);
   }
   args.group_pairs = static_cast<int>(plan.group_pairs);
   args.inner_stretch = plan.inner_stretch;
@@ -464,6 +486,21 @@ void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Ten
   if (after && !fused)
     cuda::add_rms_norm(exec, after->residual, out, after->weight, after->eps, after->out,
                        after->quantised);
+}
+
+}  // namespace
+
+void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Tensor weights,
+             Tensor scratch, Tensor out, const Quantised& quantised, const AddNorm* after) {
+  run_experts(exec, x, experts, ids, weights, scratch, out, quantised, after, nullptr);
+}
+
+void route_experts(const Exec& exec, Tensor x, const Routing& routing, const Experts& experts,
+                   Tensor ids, Tensor weights, Tensor scratch, Tensor out,
+                   const Quantised& quantised, const AddNorm* after) {
+  if (x.size(0) == 0) return;
+  const Route route = route_args(exec, x, routing.gate, routing.bias, routing.slots, ids, weights);
+  run_experts(exec, x, experts, ids, weights, scratch, out, quantised, after, &route);
 }
 
 // --- what the device can do --------------------------------------------------------------------

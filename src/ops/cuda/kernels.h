@@ -116,7 +116,7 @@ struct Route {
   const int32_t* slots;  // or null
   bool alone;            // no other stream uses the device
   float* scores;         // route_scratch() bytes to work in, or null: slower, and other sums
-  int32_t* ids;
+  int32_t* ids;          // null: the experts choose, from what is left in `scores`
   float* weights;
 };
 // Logits are summed in stretches of so many columns; from so many tokens on as one product.
@@ -127,6 +127,17 @@ constexpr int64_t route_scratch(int64_t tokens, int64_t hidden, int64_t experts)
   return tokens * experts * 4 * (tokens < kRouteProductTokens ? stretches : 1);
 }
 void launch_route(void* stream, const Route& args);
+
+// What route leaves for experts() of the same single token, which choose for themselves: parts of
+// the logits [stretches, experts] to be added up first to last. Then as Route has it.
+struct RouteChoice {
+  const float* parts = nullptr;  // null: ids and weights are there
+  int stretches = 0, experts = 0;
+  const float* bias = nullptr;
+  const int32_t* slots = nullptr;
+};
+constexpr int kChoiceExperts = 256;  // most of them
+bool route_leaves_choice(const Route& args);
 
 struct UnpackStep {
   int tokens, sequences, width, rows, padded;

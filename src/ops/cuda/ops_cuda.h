@@ -52,6 +52,9 @@ int64_t experts_scratch_bytes(const Experts& experts, int64_t tokens, int64_t to
 void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Tensor weights,
              Tensor scratch, Tensor out, const Quantised& quantised = {},
              const AddNorm* after = nullptr);
+void route_experts(const Exec& exec, Tensor x, const Routing& routing, const Experts& experts,
+                   Tensor ids, Tensor weights, Tensor scratch, Tensor out,
+                   const Quantised& quantised, const AddNorm* after);
 int64_t sample_scratch_bytes(int64_t rows, int64_t vocab);
 void sample(const Exec& exec, Tensor logits, int64_t id_limit, const SampleInput& input,
             Tensor scratch, const SampleOutput& out);

@@ -1,6 +1,6 @@
 #include <cooperative_groups.h>
 
-#include "ops/cuda/device.cuh"
+#include "ops/cuda/route_choice.cuh"
 
 namespace m2::ops::cuda {
 namespace {
@@ -12,70 +12,16 @@ constexpr int kWarps = kThreads / kWarp;
 
 constexpr int kMaxEach = 32;  // experts a lane looks after: up to 1024 in all
 
-// The largest of the warp's values, and the smallest.
-__device__ __forceinline__ uint32_t warp_max(uint32_t value) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  return __reduce_max_sync(~0u, value);
-#else
-  for (int offset = 16; offset; offset /= 2)
-    value = max(value, __shfl_xor_sync(~0u, value, offset));
-  return value;
-#endif
-}
-__device__ __forceinline__ uint32_t warp_min(uint32_t value) {
-  return ~warp_max(~value);
-}
-
-// A number whose order as an unsigned integer is the float's; NaN is the least, but above 0.
-__device__ __forceinline__ uint32_t ordered(float value) {
-  const uint32_t bits = __float_as_uint(value);
-  if (value != value) return 1;
-  return bits >> 31 ? ~bits : bits | 0x80000000u;
-}
-
-// One warp chooses for one token; lane l looks after experts l, l + 32, ... kEach of them.
-// scores: sigmoid(logit) [experts] in shared memory; bias: [experts].
+// One warp chooses for one token.
 template <int kEach>
-__device__ void choose(const float* scores, const float* bias, const Route& args, int64_t token) {
-  constexpr uint32_t kNone = ~0u;
+__device__ void choose_for(const float* scores, const float* bias, const Route& args,
+                           int64_t token) {
   const int lane = threadIdx.x % kWarp;
   const bool inert = args.slots && args.slots[token] < 0;
-  uint32_t key[kEach];  // 0: not there, or taken
-#pragma unroll
-  for (int i = 0; i < kEach; ++i) {
-    const int e = lane + i * kWarp;
-    key[i] = e < args.experts ? ordered(scores[e] + bias[e]) : 0;
-  }
-  uint32_t mine = kNone;  // lane i < top keeps the i-th choice
-  for (int pick = 0; pick < args.top; ++pick) {
-    uint32_t best = 0;
-    uint32_t best_id = kNone;
-#pragma unroll
-    for (int i = 0; i < kEach; ++i)
-      if (key[i] > best) {  // in ascending order of id: the first of equals stays
-        best = key[i];
-        best_id = lane + i * kWarp;
-      }
-    const uint32_t largest = warp_max(best);
-    const uint32_t chosen = warp_min(best == largest ? best_id : kNone);
-#pragma unroll
-    for (int i = 0; i < kEach; ++i)
-      if (lane + i * kWarp == static_cast<int>(chosen)) key[i] = 0;
-    if (lane == pick) mine = chosen;
-  }
-  // Ascending order of id; then the sum in that order.
-  int rank = 0;
-  for (int i = 0; i < args.top; ++i) rank += __shfl_sync(~0u, mine, i) < mine;
-  const float score = lane < args.top ? scores[mine] : 0.0f;
-  float sum = 0.0f;
-  for (int place = 0; place < args.top; ++place) {
-    const unsigned owner = __ballot_sync(~0u, lane < args.top && rank == place);
-    sum += __shfl_sync(~0u, score, __ffs(static_cast<int>(owner)) - 1);
-  }
-  if (lane < args.top) {
-    args.ids[token * args.top + rank] = inert ? -1 : static_cast<int32_t>(mine);
-    args.weights[token * args.top + rank] = inert ? 0.0f : score / (sum > 0.0f ? sum : 1.0f);
-  }
+  const Choice choice = choose<kEach>(scores, bias, args.experts, args.top);
+  if (lane >= args.top) return;
+  args.ids[token * args.top + choice.place] = inert ? -1 : choice.id;
+  args.weights[token * args.top + choice.place] = inert ? 0.0f : choice.weight;
 }
 
 // Tokens first .. first + kTokens - 1 as floats [kTokens][padded], zeros past the row and the
@@ -186,9 +132,9 @@ __global__ void __launch_bounds__(kThreads) route_kernel(Route args, int cluster
   if (member != 0) return;
   for (int t = warp; t < kTokens && first + t < args.x.rows; t += kWarps)
     if (args.experts <= 8 * kWarp)
-      choose<8>(scores + t * args.experts, args.bias, args, first + t);
+      choose_for<8>(scores + t * args.experts, args.bias, args, first + t);
     else
-      choose<kMaxEach>(scores + t * args.experts, args.bias, args, first + t);
+      choose_for<kMaxEach>(scores + t * args.experts, args.bias, args, first + t);
 }
 
 // Many tokens: the logits as one product on the FP32 units, a block 16 kEach tokens by 64 experts,
@@ -384,8 +330,10 @@ __global__ void __launch_bounds__(kPartThreads) route_parts(Route args) {
                               args.gate + static_cast<int64_t>(expert) * hidden + first + c))
                         : float4{};
   }
+  // Experts that choose read nothing before they wait, and take a while to start.
+  if (!args.ids) let_next_start();
   wait_for_previous();
-  let_next_start();
+  if (args.ids) let_next_start();
 #pragma unroll
   for (int i = 0; i < kPartExperts * kFours / kPartThreads; ++i) {
     const int item = i * kPartThreads + threadIdx.x;
@@ -430,7 +378,36 @@ __global__ void __launch_bounds__(kPartThreads) route_parts(Route args) {
 // One block a token: a thread an expert adds up its logits, all parts asked for at once, and one
 // warp chooses. What no kernel before writes is read before they have ended.
 constexpr int kJoinThreads = 256;
+
+__device__ __forceinline__ float join_parts(const float* parts, int stretches, int experts) {
+  float total = 0.0f;
+#pragma unroll 12
+  for (int s = 0; s < stretches; ++s) total += parts[s * experts];
+  return 1.0f / (1.0f + expf(-total));
+}
+
 __global__ void __launch_bounds__(kJoinThreads) route_join(Route args, int stretches) {
+  __shared__ __align__(16) ChoiceTable table;
+  static_assert(kChoiceExperts == kJoinThreads);
+  const int e = threadIdx.x;
+  const bool there = e < args.experts;
+  const float bias = there ? args.bias[e] : 0.0f;
+  wait_for_previous();
+  let_next_start();
+  const int64_t token = blockIdx.x;
+  const float* parts = args.scores + token * stretches * args.experts;
+  const float score = there ? join_parts(parts + e, stretches, args.experts) : 0.0f;
+  table.scores[e] = score;
+  table.keys[e] = there ? ordered(score + bias) : 0;
+  if (e == 0) table.inert = args.slots && args.slots[token] < 0;
+  __syncthreads();
+  if (e >= kWarp) return;
+  choose_few(table, args.top);
+  store_few(table, args.top, args.ids + token * args.top, args.weights + token * args.top);
+}
+
+// The same for more experts.
+__global__ void __launch_bounds__(kJoinThreads) route_join_many(Route args, int stretches) {
   extern __shared__ float4 shared4[];
   float* scores = reinterpret_cast<float*>(shared4);
   float* bias = scores + args.experts;
@@ -439,18 +416,10 @@ __global__ void __launch_bounds__(kJoinThreads) route_join(Route args, int stret
   let_next_start();
   const int64_t token = blockIdx.x;
   const float* parts = args.scores + token * stretches * args.experts;
-  for (int e = threadIdx.x; e < args.experts; e += kJoinThreads) {
-    float total = 0.0f;
-#pragma unroll 12
-    for (int s = 0; s < stretches; ++s) total += parts[s * args.experts + e];
-    scores[e] = 1.0f / (1.0f + expf(-total));
-  }
+  for (int e = threadIdx.x; e < args.experts; e += kJoinThreads)
+    scores[e] = join_parts(parts + e, stretches, args.experts);
   __syncthreads();
-  if (threadIdx.x >= kWarp) return;
-  if (args.experts <= 8 * kWarp)
-    choose<8>(scores, bias, args, token);
-  else
-    choose<kMaxEach>(scores, bias, args, token);
+  if (threadIdx.x < kWarp) choose_for<kMaxEach>(scores, bias, args, token);
 }
 
 // One warp a token.
@@ -461,9 +430,9 @@ __global__ void __launch_bounds__(256) route_choose(Route args) {
   if (token >= args.x.rows) return;
   const float* scores = args.scores + token * args.experts;
   if (args.experts <= 8 * kWarp)
-    choose<8>(scores, args.bias, args, token);
+    choose_for<8>(scores, args.bias, args, token);
   else
-    choose<kMaxEach>(scores, args.bias, args, token);
+    choose_for<kMaxEach>(scores, args.bias, args, token);
 }
 
 bool fits_product(const Route& args) {
@@ -482,9 +451,11 @@ void launch_parts(void* stream, const Route& args) {
                     dim3(kPartThreads)};
   shape.shared_bytes = 4 * (kPartExperts * (kShortSum + 4) + kPartTokens * kShortSum);
   launch(stream, route_parts<kEach>, shape, args);
+  if (!args.ids) return;
   LaunchShape join{dim3(static_cast<unsigned>(args.x.rows)), dim3(kJoinThreads)};
+  if (args.experts <= kChoiceExperts) return launch(stream, route_join, join, args, stretches);
   join.shared_bytes = 2 * args.experts * 4;
-  launch(stream, route_join, join, args, stretches);
+  launch(stream, route_join_many, join, args, stretches);
 }
 
 // What route_scores keeps in shared memory.
@@ -539,6 +510,11 @@ void launch_form(void* stream, const Route& args, int cluster) {
 }
 
 }  // namespace
+
+bool route_leaves_choice(const Route& args) {
+  return args.x.rows == 1 && args.experts <= kChoiceExperts && args.experts % 4 == 0 &&
+         fits_product(args);
+}
 
 void launch_route(void* stream, const Route& args) {
   if (args.x.rows == 0) return;

@@ -83,6 +83,10 @@ void experts(const Exec&, Tensor, const Experts&, Tensor, Tensor, Tensor, Tensor
              const AddNorm*) {
   no_cuda();
 }
+void route_experts(const Exec&, Tensor, const Routing&, const Experts&, Tensor, Tensor, Tensor,
+                   Tensor, const Quantised&, const AddNorm*) {
+  no_cuda();
+}
 double read_rate(const Exec&, Tensor) {
   no_cuda();
 }

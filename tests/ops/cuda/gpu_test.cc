@@ -1199,6 +1199,28 @@ struct RankExperts {
   }
 };
 
+struct RankOnGpu {
+  OnGpu w13, w2, s1, s3, s2;
+
+  explicit RankOnGpu(const RankExperts& rank)
+      : w13(rank.w13, {rank.c.count, 2 * rank.c.inner, rank.c.hidden}),
+        w2(rank.w2, {rank.c.count, rank.c.hidden, rank.c.inner}),
+        s1(rank.s1, {rank.c.count, rank.inner_blocks, rank.hidden_blocks}),
+        s3(rank.s3, {rank.c.count, rank.inner_blocks, rank.hidden_blocks}),
+        s2(rank.s2, {rank.c.count, rank.hidden_blocks, rank.inner_blocks}) {}
+  ops::Experts experts(const RankExperts& rank) const {
+    const bool scaled = rank.scaled();
+    return {w13,
+            scaled ? s1.tensor() : Tensor(),
+            scaled ? s3.tensor() : Tensor(),
+            w2,
+            scaled ? s2.tensor() : Tensor(),
+            rank.c.first_expert,
+            rank.c.first_inner,
+            rank.scale_row};
+  }
+};
+
 void run_experts(std::mt19937& random, const ExpertsCase& c, const std::string& what,
                  ScaleFormat format = ScaleFormat::f32) {
   const bool quantised = cuda::wants_quantised() && c.x == DType::bf16 &&
@@ -1217,19 +1239,8 @@ void run_experts(std::mt19937& random, const ExpertsCase& c, const std::string& 
     ids.insert(ids.end(), all.begin(), all.begin() + c.top);
     for (int64_t i = 0; i < c.top; ++i) weights.push_back(uniform(random));
   }
-  const OnGpu w13(rank.w13, {c.count, 2 * c.inner, c.hidden}),
-      w2(rank.w2, {c.count, c.hidden, c.inner});
-  const OnGpu s1(rank.s1, {c.count, rank.inner_blocks, rank.hidden_blocks}),
-      s3(rank.s3, {c.count, rank.inner_blocks, rank.hidden_blocks}),
-      s2(rank.s2, {c.count, rank.hidden_blocks, rank.inner_blocks});
-  const ops::Experts experts{w13,
-                             rank.scaled() ? s1.tensor() : Tensor(),
-                             rank.scaled() ? s3.tensor() : Tensor(),
-                             w2,
-                             rank.scaled() ? s2.tensor() : Tensor(),
-                             c.first_expert,
-                             c.first_inner,
-                             rank.scale_row};
+  const RankOnGpu on_gpu(rank);
+  const ops::Experts experts = on_gpu.experts(rank);
   const OnGpu x_gpu(x, {c.tokens, c.hidden}), ids_gpu(ids, {c.tokens, c.top}),
       weights_gpu(weights, {c.tokens, c.top});
   const OnGpu scratch(DType::u8, {cuda::experts_scratch_bytes(experts, c.tokens, c.top)});
@@ -1329,6 +1340,98 @@ TEST_F(Gpu, Experts) {
                 "bf16, " + std::to_string(tokens) + " tokens");
   run_experts(random_, {DType::bf16, DType::f8_e4m3, 3, 8, 16, 0, 16, 3072, 1536, 0}, "full width");
   run_experts(random_, {DType::bf16, DType::f8_e4m3, 30, 1, 2, 0, 2, 256, 128, 0}, "crowded");
+}
+
+// Few tokens at a time, and one by one, each choosing inside the experts: the bytes of route() and
+// experts() of all of them at once, whatever runs on the same scratch in between.
+void run_choosing_experts(std::mt19937& random, const ExpertsCase& c) {
+  const std::string what = std::to_string(c.total) + " experts, inner " + std::to_string(c.inner);
+  const RankExperts rank(random, c);
+  const RankOnGpu on_gpu(rank);
+  const ops::Experts experts = on_gpu.experts(rank);
+  const OnGpu x(random_numbers(random, c.tokens * c.hidden, DType::bf16), {c.tokens, c.hidden});
+  const OnGpu gate(random_numbers(random, c.total * c.hidden, DType::f32, 0.05),
+                   {c.total, c.hidden});
+  const OnGpu bias(random_numbers(random, c.total, DType::f32, 0.1), {c.total});
+  std::vector<int32_t> places(static_cast<size_t>(c.tokens), 3);
+  places[7] = -1;  // pads the batch
+  const OnGpu slots(places, {c.tokens});
+  const OnGpu f8(DType::f8_e4m3, {c.tokens, c.hidden}),
+      scales(DType::f32, {c.tokens, c.hidden / 128});
+  cuda::quantise(gpu(), x, {f8, scales});
+  const ops::Quantised quantised{f8, scales};
+  const OnGpu scratch(DType::u8, {cuda::experts_scratch_bytes(experts, c.tokens, c.top)});
+  clear(gpu(), scratch.tensor().data(), scratch.tensor().elements());
+  const OnGpu ids(DType::i32, {c.tokens, c.top}), weights(DType::f32, {c.tokens, c.top}),
+      out(DType::bf16, {c.tokens, c.hidden});
+  cuda::route(gpu(), x, gate, bias, slots, ids, weights);
+  cuda::experts(gpu(), x, experts, ids, weights, scratch, out, quantised);
+  const Numbers start = random_numbers(random, c.tokens * c.hidden, DType::bf16);
+  const OnGpu residual(start, {c.tokens, c.hidden}), residual1(start, {c.tokens, c.hidden});
+  const OnGpu norm(random_numbers(random, c.hidden, DType::bf16), {c.hidden});
+
+  const OnGpu ids1(DType::i32, {c.tokens, c.top}), weights1(DType::f32, {c.tokens, c.top}),
+      out1(DType::bf16, {c.tokens, c.hidden}), other(DType::bf16, {2, c.hidden}),
+      normed(DType::bf16, {c.tokens, c.hidden}), normed1(DType::bf16, {c.tokens, c.hidden}),
+      delta(DType::bf16, {1, c.hidden});
+  const auto run = [&](int64_t t, Tensor to, const ops::AddNorm* after, bool alone = true) {
+    Exec exec = gpu();
+    exec.alone = alone;
+    const int64_t n = to.size(0);
+    cuda::route_experts(exec, x.tensor().rows(t, n), {gate, bias, slots.tensor().rows(t, n)},
+                        experts, ids1.tensor().rows(t, n), weights1.tensor().rows(t, n), scratch,
+                        to, t % 7 == 2 ? ops::Quantised() : quantised.rows(t, n), after);
+  };
+  // Two to nine tokens, each of which has its bytes in any company.
+  for (int64_t t = 0, n = 2; t < c.tokens; t += n, n = n % 9 + 1)
+    run(t, out1.tensor().rows(t, std::min(n, c.tokens - t)), nullptr, n % 3 != 1);
+  EXPECT_EQ(ids1.bytes(), ids.bytes()) << what;
+  EXPECT_EQ(out1.bytes(), out.bytes()) << what;
+  clear(gpu(), out1.tensor().data(), 2 * out1.tensor().elements());
+  clear(gpu(), ids1.tensor().data(), 4 * ids1.tensor().elements());
+  for (int64_t t = 0; t < c.tokens; ++t) {
+    run(t, out1.tensor().rows(t, 1), nullptr, t % 3 != 1);
+    if (t % 5 == 0)
+      cuda::experts(gpu(), x.tensor().rows(0, 2), experts, ids.tensor().rows(0, 2),
+                    weights.tensor().rows(0, 2), scratch, other, quantised.rows(0, 2));
+  }
+  EXPECT_EQ(ids1.bytes(), ids.bytes()) << what;
+  EXPECT_EQ(weights1.bytes(), weights.bytes()) << what;
+  EXPECT_EQ(out1.bytes(), out.bytes()) << what;
+
+  cuda::add_rms_norm(gpu(), residual, out, norm, 1e-6f, normed);
+  for (int64_t t = 0; t < c.tokens; ++t) {
+    const ops::AddNorm after{
+        residual1.tensor().rows(t, 1), norm, 1e-6f, normed1.tensor().rows(t, 1), {}};
+    run(t, delta, &after, t % 4 != 2);
+  }
+  EXPECT_EQ(residual1.bytes(), residual.bytes()) << what;
+  EXPECT_EQ(normed1.bytes(), normed.bytes()) << what;
+
+  // NaN passes through, and nothing waits for it.
+  const OnGpu nan(DType::bf16, {1, c.hidden}), nan_f8(DType::f8_e4m3, {1, c.hidden}),
+      nan_scales(DType::f32, {1, c.hidden / 128});
+  cuda::route_experts(gpu(), nan, {gate, bias, slots.tensor().rows(0, 1)}, experts,
+                      ids1.tensor().rows(0, 1), weights1.tensor().rows(0, 1), scratch, delta,
+                      {nan_f8, nan_scales}, nullptr);
+  for (const double value : delta.values())
+    EXPECT_TRUE(std::isnan(value) || c.count < c.total) << what;
+  run(3, out1.tensor().rows(3, 1), nullptr);
+  EXPECT_EQ(out1.bytes(), out.bytes()) << what;
+}
+
+TEST_F(Gpu, ExpertsChooseForFewTokens) {
+  for (const ExpertsCase& c :
+       {ExpertsCase{DType::bf16, DType::f8_e4m3, 24, 8, 256, 0, 256, 256, 64, 0},
+        ExpertsCase{DType::bf16, DType::f8_e4m3, 24, 8, 64, 5, 30, 640, 192, 192},
+        ExpertsCase{DType::bf16, DType::f8_e4m3, 24, 3, 12, 2, 9, 384, 128, 128},
+        ExpertsCase{DType::bf16, DType::f8_e4m3, 24, 4, 10, 0, 10, 256, 128, 0},
+        ExpertsCase{DType::bf16, DType::bf16, 24, 4, 12, 0, 12, 256, 128, 0}})
+    run_choosing_experts(random_, c);
+}
+
+TEST_F(Gpu, ExpertsChooseAtFullWidth) {
+  run_choosing_experts(random_, {DType::bf16, DType::f8_e4m3, 60, 8, 16, 0, 16, 3072, 1536, 0});
 }
 
 TEST_F(Gpu, ExpertsWithScalesOfPowersOfTwo) {

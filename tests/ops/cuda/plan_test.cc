@@ -159,7 +159,17 @@ TEST(LinearPlan, WhatTheMatrixUnitsCannotTakeRunsAnyway) {
 
 TEST(ExpertsPlan, FormsByTokens) {
   ExpertsShape shape{.tokens = 1, .top = 8, .experts = 256, .inner = 1536, .hidden = 3072};
-  EXPECT_EQ(describe(plan_experts(shape)), "flow, groups of 8, batch 1");
+  EXPECT_EQ(describe(plan_experts(shape)), "flow without lists, batch 1");
+  shape.tokens = 8;
+  EXPECT_EQ(describe(plan_experts(shape)), "flow without lists, batch 8");
+  shape.experts = 8;
+  EXPECT_EQ(describe(plan_experts(shape)), "flow without lists, batch 8");
+  shape.experts = 256;
+  shape.top = 9;
+  EXPECT_EQ(describe(plan_experts(shape)), "flow, groups of 8, batch 8");
+  shape.top = 8;
+  shape.tokens = 9;
+  EXPECT_EQ(describe(plan_experts(shape)), "flow, groups of 8, batch 9");
   shape.tokens = 64;
   EXPECT_EQ(describe(plan_experts(shape)), "flow, groups of 8, batch 64");
   shape.tokens = 200;
@@ -199,8 +209,12 @@ TEST(ExpertsPlan, ScratchRegionsFollowOneAnother) {
       EXPECT_EQ(plan.next_tile, 0);
       EXPECT_GE(plan.done, 4);
       if (flow) {
-        EXPECT_GE(plan.offsets, 4 * (256 + pairs / plan.group_pairs + 1));
+        EXPECT_GE(plan.posted, plan.done + 4 * (256 + pairs / plan.group_pairs + 1));
       }
+      const ExpertsPlan one =
+          plan_experts({.tokens = 1, .top = 8, .experts = 256, .inner = 1536, .hidden = 3072});
+      EXPECT_EQ(plan.posted, one.posted);
+      EXPECT_GE(plan.offsets, plan.posted + 4 * (4 + 64 * 1536));
       EXPECT_GE(plan.active, plan.offsets + 4 * 257) << describe(plan);
       EXPECT_GE(plan.order, plan.active + 4 * 257);
       EXPECT_GE(plan.position, plan.order + 4 * pairs);

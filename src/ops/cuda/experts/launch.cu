@@ -128,23 +128,31 @@ void launch_ring(void* stream, const ExpertsArgs& args) {
 // The pairs in the order of their experts, and their tokens quantised in that order.
 void launch_order(void* stream, const ExpertsArgs& args) {
   const int64_t pairs = args.x.rows * args.top;
-  if (args.x.rows > 1) launch_lists(stream, args);
+  launch_lists(stream, args);
   if (!args.token_f8)
     launch(stream, sm90_experts_quantise,
            {dim3(blocks_for(pairs * quantise_warps(args.hidden), 8)), dim3(256)}, args);
-  else if (args.x.rows > 1)
+  else
     launch(stream, sm90_experts_gather, {dim3(blocks_for(pairs, 8)), dim3(256)}, args);
 }
 
 // Blocks wait for one another, so all of them have to run at once: one a multiprocessor, and the
 // kernel after them cannot start before.
-template <int kN>
-void launch_flow(void* stream, const ExpertsArgs& args, bool fused) {
-  launch_order(stream, args);
-  ExpertsFlowMaps maps;
+template <int kN, bool kFew>
+void launch_flow(void* stream, ExpertsArgs args, bool fused) {
   const int64_t pairs = args.x.rows * args.top;
-  maps.x = args.x.rows == 1 && args.token_f8 ? flow_map(args.token_f8, 1, args.hidden, kN)
-                                             : flow_map(args.x_f8, pairs, args.hidden, kN);
+  ExpertsFlowMaps maps;
+  if constexpr (kFew) {
+    if (!args.token_f8) {
+      launch_quantise(stream, args.x, {args.x_f8, args.x_scales, args.powers});
+      args.token_f8 = args.x_f8;
+      args.token_scales = args.x_scales;
+    }
+    maps.x = flow_map(args.token_f8, args.x.rows, args.hidden, kN);
+  } else {
+    launch_order(stream, args);
+    maps.x = flow_map(args.x_f8, pairs, args.hidden, kN);
+  }
   maps.w13 = paired_rows_map(args.w13, args.experts, args.inner, args.hidden);
   maps.w2 = flow_map(args.w2, int64_t{1} * args.experts * args.hidden, args.inner, kFlowRows);
   const int stretches = args.hidden / 128 > args.inner / 64 ? args.hidden / 128 : args.inner / 64;
@@ -154,16 +162,17 @@ void launch_flow(void* stream, const ExpertsArgs& args, bool fused) {
                                          .token_sets = flow_scale_buffers(kN),
                                          .weight_sets = flow_scale_buffers(kN),
                                          .resident = args.inner,
-                                         .most_stages = kExpertsStages});
+                                         .most_stages = kExpertsStages<kFew>});
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(multiprocessors()));
   shape.block = dim3(kExpertsFlowThreads);
   shape.shared_bytes = shared.bytes;
   if (fused) {
-    launch(stream, sm90_experts_flow<kN>, shape, args, maps, shared, 3);
+    launch(stream, sm90_experts_flow<kN, kFew>, shape, args, maps, shared, 3);
   } else {
-    launch(stream, sm90_experts_flow<kN>, shape, args, maps, shared, 1);
-    launch(stream, sm90_experts_flow<kN>, shape, args, maps, shared, 2);
+    launch(stream, sm90_experts_flow<kN, kFew>, shape, args, maps, shared, 1);
+    args.choice.parts = nullptr;  // it is done
+    launch(stream, sm90_experts_flow<kN, kFew>, shape, args, maps, shared, 2);
   }
   launch_combine<__nv_bfloat16>(stream, args);
 }
@@ -204,13 +213,18 @@ bool experts_norm_fits(const NormAfter& after, int hidden) {
   return fits(after.residual) && fits(after.out) && hidden % 128 == 0 && hidden <= 8 * kNormThreads;
 }
 
+bool experts_choose(const ExpertsPlan& plan, int64_t tokens) {
+  return plan.few && tokens == 1;
+}
+
 void launch_experts(void* stream, const ExpertsPlan& plan, const ExpertsArgs& args) {
   if (args.x.rows == 0) return;
   if (plan.form == ExpertsForm::any) return launch_any(stream, args);
   if (plan.form == ExpertsForm::tiles) return launch_tiles(stream, args);
   if (plan.form == ExpertsForm::flow)
-    return plan.group_pairs == 8 ? launch_flow<8>(stream, args, plan.fused)
-                                 : launch_flow<16>(stream, args, plan.fused);
+    return plan.few                ? launch_flow<8, true>(stream, args, plan.fused)
+           : plan.group_pairs == 8 ? launch_flow<8, false>(stream, args, plan.fused)
+                                   : launch_flow<16, false>(stream, args, plan.fused);
   if (plan.form == ExpertsForm::ring) return launch_ring(stream, args);
   const bool f8 = args.weight_dtype == DType::f8_e4m3;
   if (plan.token_tiles == 1)

@@ -9,8 +9,9 @@ namespace m2::ops::cuda {
 // weights are f8_e4m3.
 struct ExpertsArgs {
   Matrix x, out;
-  const int32_t* ids;    // [T, top]
-  const float* weights;  // [T, top]
+  int32_t* ids;        // [T, top]
+  float* weights;      // [T, top]
+  RouteChoice choice;  // few, one token: ids and weights are chosen here, and written
   int top;
 
   const void* w13;  // [E, 2 I, H]
@@ -33,8 +34,9 @@ struct ExpertsArgs {
   float* results;
   int group_pairs;  // most pairs of a group; 0: all of an expert (tiles)
   int32_t*
-      next_tile;  // flow: of the first half, taken beyond each block's first; zero between calls
-  int32_t* done;  // flow: tiles of the first half computed, for each group; zeros between calls
+      next_tile;     // flow: of the first half, taken beyond each block's first; zero between calls
+  int32_t* done;     // flow: tiles of the first half computed, for each group; zeros between calls
+  uint32_t* posted;  // few: ExpertsPlan::posted
   // The tokens quantised [T, hidden] with scales of every 128 columns, or null.
   const uint8_t* token_f8;
   const float* token_scales;
@@ -52,6 +54,9 @@ struct ExpertsArgs {
 
 // Whether `after` can be part of experts() of these columns.
 bool experts_norm_fits(const NormAfter& after, int hidden);
+
+// Whether experts() of such a plan can take a RouteChoice.
+bool experts_choose(const ExpertsPlan& plan, int64_t tokens);
 
 void launch_experts(void* stream, const ExpertsPlan& plan, const ExpertsArgs& args);
 

@@ -199,7 +199,9 @@ __device__ __forceinline__ void clear_counters(const ExpertsArgs& args) {
   const int pairs = static_cast<int>(args.x.rows) * args.top;
   const int groups = min(args.experts, pairs) + pairs / args.group_pairs + 1;
   for (int i = threadIdx.x; i < groups; i += blockDim.x) args.done[i] = 0;
-  if (args.next_tile && threadIdx.x == 0) *args.next_tile = 0;
+  if (!args.next_tile || threadIdx.x != 0) return;
+  *args.next_tile = 0;
+  atomicAdd(args.posted, 1u);  // without waiting for what was there
 }
 
 template <class Result, int kColumns, bool kWhole>
@@ -209,6 +211,7 @@ __global__ void __launch_bounds__(kCombineThreads) combine_pairs(ExpertsArgs arg
     Result values[kColumns];
   };
   const int64_t token = blockIdx.y;
+  const bool few = args.x.rows <= kFewTokens;
   const int column = (blockIdx.x * kCombineThreads + threadIdx.x) * kColumns;
   wait_for_previous();
   let_next_start();
@@ -234,7 +237,8 @@ __global__ void __launch_bounds__(kCombineThreads) combine_pairs(ExpertsArgs arg
                            (token * args.top + first + i) * args.hidden + column;
       result[i] = {};
       if constexpr (kWhole) {
-        if (held[i]) result[i] = *reinterpret_cast<const Pack*>(from);
+        if (held[i] || (few && first + i < args.top))
+          result[i] = *reinterpret_cast<const Pack*>(from);
       } else {
 #pragma unroll
         for (int c = 0; c < kColumns; ++c)

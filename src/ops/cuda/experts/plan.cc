@@ -65,7 +65,8 @@ ExpertsPlan plan_experts(const ExpertsShape& shape) {
     plan.form = flow ? ExpertsForm::flow : ExpertsForm::tiles;
     plan.batch = std::min(shape.tokens, kTilesBatch);
     plan.fused = shape.alone;
-    plan.group_pairs = !flow ? 0 : even <= 4 ? 8 : 16;
+    plan.few = flow && shape.tokens <= kFewTokens && shape.tokens * shape.top <= kFewPairs;
+    plan.group_pairs = !flow ? 0 : even <= 4 || plan.few ? 8 : 16;
     plan.inner_stretch = shape.whole_blocks ? 128 : 64;
   }
   const bool tiles = plan.form == ExpertsForm::tiles, flow = plan.form == ExpertsForm::flow;
@@ -75,6 +76,7 @@ ExpertsPlan plan_experts(const ExpertsShape& shape) {
   // First, so that it lies at the same place whatever the step.
   plan.next_tile = layout.place(shape.compute_major == 9 ? 4 : 0);
   plan.done = layout.place(shape.compute_major == 9 ? 4 * (kMostExperts + kFlowPairs / 8 + 1) : 0);
+  plan.posted = layout.place(shape.compute_major == 9 ? 16 + 4 * kFewPairs * shape.inner : 0);
   plan.offsets = layout.place(4 * (shape.experts + 1));
   plan.active = layout.place(4 * (shape.experts + 1));
   const int64_t full_groups = plan.group_pairs > 0 ? pairs / plan.group_pairs + 1 : 0;
@@ -119,7 +121,9 @@ std::string describe(const ExpertsPlan& plan) {
     case ExpertsForm::tiles:
       return "tiles" + batch;
     case ExpertsForm::flow:
-      return "flow, groups of " + std::to_string(plan.group_pairs) + batch;
+      return (plan.few ? "flow without lists"
+                       : "flow, groups of " + std::to_string(plan.group_pairs)) +
+             batch;
   }
   return "?";
 }

@@ -16,6 +16,9 @@ enum class ExpertsForm {
   flow,    // decode on Hopper: the same bytes as tiles, weights kept flowing into shared memory
 };
 
+// Tokens and pairs that the flow form takes without lists.
+constexpr int kFewTokens = 8, kFewPairs = 64;
+
 struct ExpertsShape {
   int64_t tokens = 0, top = 0;
   int64_t experts = 0, inner = 0, hidden = 0;  // E, I, H of this rank
@@ -46,6 +49,9 @@ struct ExpertsPlan {
   int inner_stretch = 128;  // flow, tiles: columns of inner that are quantised with one scale
   int64_t next_tile = 0;    // flow: i32, zero between calls
   int64_t done = 0;         // flow: i32 [groups], zeros between calls
+  bool few = false;         // flow: no lists; at most kFewTokens and kFewPairs
+  int64_t posted = 0;       // few: u32 [4], the first of which counts calls, and [kFewPairs, I]
+                            // words of inner values (PostedInner), zeros before the first call
   bool fused = true;        // flow: both halves in one launch, whose blocks all run at once
   int64_t x_f8 = 0, x_scales = 0, inner_f8 = 0, inner_scales = 0;  // tiles; results are bf16 then
   int64_t scratch_bytes = 0;

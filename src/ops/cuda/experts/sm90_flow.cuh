@@ -1,7 +1,6 @@
 #pragma once
 
-#include "ops/cuda/experts/lists.cuh"
-#include "ops/cuda/flow.cuh"
+#include "ops/cuda/experts/few_tokens.cuh"
 
 namespace m2::ops::cuda {
 
@@ -21,10 +20,10 @@ struct TileQueue {
   uint64_t full[kPlaces], empty[kPlaces], computed[kPlaces];
   int tile[kPlaces];
 
-  __device__ __forceinline__ void init() {
+  __device__ __forceinline__ void init(int takers) {
     if (threadIdx.x >= kPlaces) return;
     barrier_init(&full[threadIdx.x], 1);
-    barrier_init(&empty[threadIdx.x], kFlowConsumers + kWarp + 1);
+    barrier_init(&empty[threadIdx.x], takers);
     barrier_init(&computed[threadIdx.x], kFlowConsumers);
   }
   __device__ __forceinline__ void put(int n, int value) {
@@ -46,19 +45,23 @@ struct TileQueue {
   }
 };
 
-// Of weights under way: enough to keep memory busy over the border between the halves, and no more,
-// since whatever else a block reads comes behind them.
-constexpr int kExpertsStages = 7;
+// Stages of weights. Whatever else a block reads comes behind those that are under way: of few
+// tokens no more than keep memory busy, and room for what comes while inner values are waited for;
+// otherwise a compromise.
+template <bool kFew>
+constexpr int kExpertsStages = kFew ? 11 : 7;
+constexpr int kFewUnderWay = 3;
 constexpr int kExpertsFlowThreads = kFlowThreads + kWarp;  // and the warp that counts
 
 // Both halves of experts() (sm80_stream.cuh says what they compute) for f8_e4m3 weights, without a
 // pause between them: a block first takes tiles of w1 and w3 as it gets on (memory serves some
 // multiprocessors a fifth slower than most, so equal shares would end late), then runs through its
 // share of w2, whose weights it asks for while the first half still computes. A group's second half
-// waits until all its tiles of the first are counted in `done`. Every block has to be running for
-// that; where that is not sure, the halves are launched one after the other (`phases`), in equal
-// shares. Bytes: 3 I H weights a group, FLOPs: 6 I H a pair. Bound: bandwidth.
-template <int kN>
+// waits until all its tiles of the first are counted in `done`, or, kFew, until all its inner
+// values have come (few_tokens.cuh). Every block has to be running for that; where that is not
+// sure, the halves are launched one after the other (`phases`), in equal shares. Bytes: 3 I H
+// weights a group, FLOPs: 6 I H a pair. Bound: bandwidth.
+template <int kN, bool kFew>
 __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
     sm90_experts_flow(const __grid_constant__ ExpertsArgs args,
                       const __grid_constant__ ExpertsFlowMaps maps, const FlowShared shape,
@@ -66,33 +69,60 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
   extern __shared__ uint8_t flow_memory[];
   __shared__ FlowBarriers barriers;
   __shared__ TileQueue queue;
+  __shared__ FewGroups few;
+  __shared__ __align__(16) ChoiceTable table;
   const uint32_t start = (shared_address(flow_memory) + 1023) & ~1023u;
   uint8_t* memory = flow_memory + (start - shared_address(flow_memory));
   auto* token_scales = reinterpret_cast<float*>(memory + shape.token_scales_at);
   auto* weight_scales = reinterpret_cast<float*>(memory + shape.weight_scales_at);
   auto* resident_scales = reinterpret_cast<float*>(memory + shape.resident_scales_at);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const bool one = args.x.rows == 1;
   if (threadIdx.x == 0) {
     prefetch_map(&maps.w13);
     prefetch_map(&maps.x);
     prefetch_map(&maps.w2);
   }
-  queue.init();
+  const bool chooses = kFew && args.choice.parts;
+  float4 bias = {};
+  if constexpr (kFew) {
+    few.clear();
+    if (chooses && static_cast<int>(threadIdx.x) * 4 < args.choice.experts)
+      bias = *reinterpret_cast<const float4*>(args.choice.bias + threadIdx.x * 4);
+  }
+  queue.init(kFlowConsumers + kWarp + (kFew ? 0 : 1));
   barriers.init(shape.stages);
-  // The groups are the list's, which is done when this kernel runs, or the router's own.
-  if (one) wait_for_previous();
-  Groups groups{args};
-  groups.find();
-  const int group_count = groups.count();
+  // The groups are the list's, which is done when this kernel runs, or found here.
+  if constexpr (kFew) {
+    wait_for_previous();
+    if (chooses) {
+      add_up_parts(args.choice, bias, table);
+      __syncthreads();
+    }
+    find_groups(args, table, few);
+    __syncthreads();
+    if (chooses && blockIdx.x == 0 && warp == kFlowConsumers / kWarp + 2)
+      store_few(table, args.top, args.ids, args.weights);
+  }
+  const Groups listed{args};
+  const auto group_at = [&](int i) {
+    return kFew ? Group{few.expert[i], 0, static_cast<int>(args.x.rows)} : listed.at(i);
+  };
+  const int group_count = kFew ? few.count : listed.count();
   const int up_tiles = (args.inner + kFlowUpRows - 1) / kFlowUpRows;
   const int down_tiles = args.hidden / kFlowRows;
   const bool with_up = phases & 1, with_down = phases & 2;
   const int up_all = with_up ? group_count * up_tiles : 0;
   const int down_all = with_down ? group_count * down_tiles : 0;
   const int up_begin = flow_begin(up_all, blockIdx.x), up_end = flow_begin(up_all, blockIdx.x + 1);
-  const int down_begin = flow_begin(down_all, blockIdx.x);
-  const int down_end = flow_begin(down_all, blockIdx.x + 1);
+  // A second group's inner values would be waited for with nothing else to do: so a share is of one
+  // group where that makes no share larger.
+  const int share = (down_all + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
+  const bool whole = kFew && share > 0 && down_tiles % share == 0;
+  const auto down_at = [&](int block) {
+    return whole ? min(down_all, share * block) : flow_begin(down_all, block);
+  };
+  const int down_begin = down_at(static_cast<int>(blockIdx.x));
+  const int down_end = down_at(static_cast<int>(blockIdx.x) + 1);
   const int up_stretches = args.hidden / kTileStep,
             down_stretches = args.inner / args.inner_stretch;
   const int up_steps = (args.hidden + kFlowColumns - 1) / kFlowColumns;
@@ -103,10 +133,15 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
 
   if (warp == kFlowConsumers / kWarp) {
     if (lane != 0) return;
-    if (!one) wait_for_previous();
+    if constexpr (!kFew) wait_for_previous();
     let_next_start();
-    FlowSlot at;
+    FlowSlot at, coming;
+    int asked = 0;
     const auto next_slot = [&](int bytes) {
+      if (kFew && ++asked > kFewUnderWay) {
+        barrier_wait(&barriers.full[coming.slot], coming.round & 1);
+        coming.next(shape.stages);
+      }
       if (at.round > 0) barrier_wait(&barriers.empty[at.slot], (at.round - 1) & 1);
       barrier_expect(&barriers.full[at.slot], bytes);
       return start + at.slot * shape.stage_bytes();
@@ -119,13 +154,12 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
     for (int n = 0; tile < end; ++n) {
       const int next =
           counted ? static_cast<int>(gridDim.x) + atomicAdd(args.next_tile, 1) : tile + 1;
-      const Group group = groups.at(tile / up_tiles);
+      const Group group = group_at(tile / up_tiles);
       const int rows = (group.expert * 2 * args.inner + tile % up_tiles * kFlowUpRows) / 8;
-      const int token = one && args.token_f8 ? 0 : group.begin;
       for (int step = 0; step < up_steps; ++step) {
         const uint32_t to = next_slot(shape.stage_bytes());
         tensor_copy_5d(to, &maps.w13, 0, 0, 0, rows, step * 2, &barriers.full[at.slot]);
-        copy_boxes(to + 2 * kWeightBox, kN * kTileStep, &maps.x, true, step, token,
+        copy_boxes(to + 2 * kWeightBox, kN * kTileStep, &maps.x, true, step, group.begin,
                    &barriers.full[at.slot]);
         at.next(shape.stages);
         if (step == 0) queue.put(n + 1, next < end ? next : -1);
@@ -134,7 +168,7 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
     }
     const bool joined = args.inner % kTileStep == 0;
     for (tile = down_begin; tile < down_end; ++tile) {
-      const Group group = groups.at(tile / down_tiles);
+      const Group group = group_at(tile / down_tiles);
       const int row = group.expert * args.hidden + tile % down_tiles * kFlowRows;
       for (int step = 0; step < down_steps; ++step) {
         const uint32_t to = next_slot(2 * kWeightBox);
@@ -146,7 +180,7 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
   }
 
   if (warp == kFlowConsumers / kWarp + 1) {
-    if (!one) wait_for_previous();
+    if constexpr (!kFew) wait_for_previous();
     let_next_start();
     int tile_count = 0;
     const auto next_buffer = [&] {
@@ -162,7 +196,7 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
       const int tile = queue.take(n);
       if (tile < 0) break;
       const int index = tile / up_tiles, buffer = next_buffer();
-      const Group group = groups.at(index);
+      const Group group = group_at(index);
       const int block = (args.first_inner + tile % up_tiles * kFlowUpRows) / 128 - args.scale_row;
       const int64_t at =
           (static_cast<int64_t>(group.expert) * args.inner_blocks + block) * args.hidden_blocks;
@@ -171,29 +205,24 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
         copy_float(to + 2 * s, args.w1_scale + at + s, true);
         copy_float(to + 2 * s + 1, args.w3_scale + at + s, true);
       }
-      if (group_of[buffer] != index) {
-        group_of[buffer] = index;
-        const bool direct = one && args.token_f8;
-        const float* from = direct
-                                ? args.token_scales
-                                : args.x_scales + static_cast<int64_t>(group.begin) * up_stretches;
+      const int tokens_of = kFew ? 0 : index;
+      if (group_of[buffer] != tokens_of) {
+        group_of[buffer] = tokens_of;
+        const float* from = kFew ? args.token_scales
+                                 : args.x_scales + static_cast<int64_t>(group.begin) * up_stretches;
         float* scales = token_scales + buffer * stretches * kN;
 #pragma unroll 8
         for (int i = lane; i < kN * up_stretches; i += kWarp) {
           const int token = i / up_stretches, stretch = i % up_stretches;
           const bool there = token < group.count;
-          copy_float(scales + stretch * kN + token,
-                     from + (direct  ? stretch
-                             : there ? i
-                                     : 0),
-                     there);
+          copy_float(scales + stretch * kN + token, from + (there ? i : 0), there);
         }
       }
       arrive_when_copied(&barriers.scales_full[buffer]);
     }
     for (int tile = down_begin; tile < down_end; ++tile) {
       const int buffer = next_buffer();
-      const Group group = groups.at(tile / down_tiles);
+      const Group group = group_at(tile / down_tiles);
       const int64_t at = (static_cast<int64_t>(group.expert) * args.hidden_blocks +
                           tile % down_tiles * kFlowRows / 128) *
                          args.inner_blocks;
@@ -215,8 +244,8 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
   // Counts what the consumers have computed, so that they need not wait until it is seen
   // everywhere.
   if (warp == kFlowConsumers / kWarp + 2) {
-    if (lane != 0) return;
-    if (!one) wait_for_previous();
+    if (kFew || lane != 0) return;
+    wait_for_previous();
     let_next_start();
     for (int n = 0;; ++n) {
       const int tile = queue.look(n);
@@ -228,12 +257,14 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
     }
   }
 
-  if (!one) wait_for_previous();
+  if constexpr (!kFew) wait_for_previous();
   let_next_start();
   const int g = lane / 4, t = lane % 4, row = warp * 16 + g;
   FlowSlot at;
   int tile_count = 0;
   auto* inner_values = static_cast<__nv_bfloat16*>(args.inner_values);
+  const PostedInner posted{args, few.tag};
+  uint8_t* resident = memory + shape.resident_at;
   const auto multiply = [&]<int kStretches>(std::integral_constant<int, kStretches>,
                                             uint32_t tokens, int steps, int count,
                                             const float* of_tokens, float(&total)[kN / 2]) {
@@ -256,25 +287,30 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
     const int tile = queue.take(n);
     if (tile < 0) break;
     const int index = tile / up_tiles;
-    const Group group = groups.at(index);
+    const Group group = group_at(index);
     float total[kN / 2] = {};
     multiply(std::integral_constant<int, 2>(), 0, up_steps, up_stretches,
              token_scales + tile_count % kBuffers * stretches * kN, total);
     // The warp's rows are 8 of w1 and the same 8 of w3.
     const int inner = tile % up_tiles * kFlowUpRows + warp * 8 + g;
+    if constexpr (kFew) {
 #pragma unroll
-    for (int j = 0; j < kN / 8; ++j)
+      for (int i = 0; i < 2; ++i)
+        posted.put(few.pair[index][2 * t + i], inner - g, quick_silu(total[i]) * total[2 + i]);
+    } else {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int token = 8 * j + 2 * t + i;
-        if (token < group.count && inner < args.inner)
-          inner_values[static_cast<int64_t>(group.begin + token) * args.inner + inner] =
-              __float2bfloat16_rn(quick_silu(total[4 * j + i]) * total[4 * j + 2 + i]);
-      }
-    barrier_arrive(&queue.computed[n % TileQueue::kPlaces]);
+      for (int j = 0; j < kN / 8; ++j)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int token = 8 * j + 2 * t + i;
+          if (token < group.count && inner < args.inner)
+            inner_values[static_cast<int64_t>(group.begin + token) * args.inner + inner] =
+                __float2bfloat16_rn(quick_silu(total[4 * j + i]) * total[4 * j + 2 + i]);
+        }
+      barrier_arrive(&queue.computed[n % TileQueue::kPlaces]);
+    }
   }
 
-  uint8_t* resident = memory + shape.resident_at;
   int current = -1;
   Group group = {};
   int64_t pair[kN / 4];
@@ -282,53 +318,67 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
     const int index = tile / down_tiles;
     if (index != current) {
       current = index;
-      group = groups.at(index);
-      if (with_up && threadIdx.x == 0) {
-        int counted;
-        do {
-          asm volatile("ld.acquire.gpu.global.s32 %0, [%1];"
-                       : "=r"(counted)
-                       : "l"(args.done + index)
-                       : "memory");
-        } while (counted < up_tiles);
-      }
-      consumers_meet();  // it is there, and nobody multiplies with the group before any more
-#pragma unroll
-      for (int i = 0; i < kN / 4; ++i) {
-        const int token = i / 2 * 8 + 2 * t + i % 2;
-        pair[i] = token < group.count ? pair_at(args, group.begin + token) : 0;
-      }
-      // A warp quantises 128 columns of a pair, or each half of it 64.
-      const int width = args.inner_stretch, lanes = width / 4, units = kWarp / lanes;
-      const int part = lane % lanes;
-#pragma unroll 4
-      for (int unit = warp * units + lane / lanes; unit < group.count * down_stretches;
-           unit += 4 * units) {
-        const int token = unit / down_stretches, stretch = unit % down_stretches;
-        const int column = stretch * width + part * 4;
-        const uint2 pairs = __ldcg(reinterpret_cast<const uint2*>(
-            inner_values + static_cast<int64_t>(group.begin + token) * args.inner + column));
-        const float value[4] = {
-            __uint_as_float(pairs.x << 16), __uint_as_float(pairs.x & 0xffff0000u),
-            __uint_as_float(pairs.y << 16), __uint_as_float(pairs.y & 0xffff0000u)};
-        float most = largest_of(value[0], value[1], value[2], value[3]);
-        const uint32_t mates = units == 1 ? ~0u : lane < 16 ? 0xffffu : 0xffff0000u;
-        if (units == 1) most = fmaxf(most, __shfl_xor_sync(~0u, most, 16));
-#pragma unroll
-        for (int offset = 8; offset; offset /= 2)
-          most = fmaxf(most, __shfl_xor_sync(mates, most, offset));
-        const float scale = f8_scale(most, args.powers);
-        const int within = column % kTileStep;
-        *reinterpret_cast<uint32_t*>(resident + column / kTileStep * (kN * kTileStep) +
-                                     token * kTileStep + ((within / 16) ^ (token & 7)) * 16 +
-                                     within % 16) =
-            to_f8(value[0], value[1], value[2], value[3], 1.0f / scale);
-        if (part == 0) resident_scales[stretch * kN + token] = scale;
-      }
+      group = group_at(index);
+      if constexpr (kFew) {
+        // Then nobody multiplies with the group before any more.
+        if (tile != down_begin) consumers_meet();
+        PostedInner::Asked asked;
+        posted.ask(few.pair[index], warp, asked);
+        posted.quantise<kN>(few.pair[index], asked, resident, resident_scales);
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-      asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
-      consumers_meet();
+        consumers_meet();
+#pragma unroll
+        for (int i = 0; i < kN / 4; ++i) pair[i] = few.pair[index][2 * t + i];
+      } else {
+        if (with_up && threadIdx.x == 0) {
+          int counted;
+          do {
+            asm volatile("ld.acquire.gpu.global.s32 %0, [%1];"
+                         : "=r"(counted)
+                         : "l"(args.done + index)
+                         : "memory");
+          } while (counted < up_tiles);
+        }
+        consumers_meet();  // it is there, and nobody multiplies with the group before any more
+#pragma unroll
+        for (int i = 0; i < kN / 4; ++i) {
+          const int token = i / 2 * 8 + 2 * t + i % 2;
+          pair[i] = token < group.count ? pair_at(args, group.begin + token) : 0;
+        }
+        // A warp quantises 128 columns of a pair, or each half of it 64.
+        const int width = args.inner_stretch, lanes = width / 4, units = kWarp / lanes;
+        const int part = lane % lanes;
+#pragma unroll 4
+        for (int unit = warp * units + lane / lanes; unit < group.count * down_stretches;
+             unit += 4 * units) {
+          const int token = unit / down_stretches, stretch = unit % down_stretches;
+          const int column = stretch * width + part * 4;
+          const uint2 pairs = __ldcg(reinterpret_cast<const uint2*>(
+              inner_values + static_cast<int64_t>(group.begin + token) * args.inner + column));
+          const float value[4] = {
+              __uint_as_float(pairs.x << 16), __uint_as_float(pairs.x & 0xffff0000u),
+              __uint_as_float(pairs.y << 16), __uint_as_float(pairs.y & 0xffff0000u)};
+          float most = largest_of(value[0], value[1], value[2], value[3]);
+          const uint32_t mates = units == 1 ? ~0u : lane < 16 ? 0xffffu : 0xffff0000u;
+          if (units == 1) most = fmaxf(most, __shfl_xor_sync(~0u, most, 16));
+#pragma unroll
+          for (int offset = 8; offset; offset /= 2)
+            most = fmaxf(most, __shfl_xor_sync(mates, most, offset));
+          const float scale = f8_scale(most, args.powers);
+          const int within = column % kTileStep;
+          *reinterpret_cast<uint32_t*>(resident + column / kTileStep * (kN * kTileStep) +
+                                       token * kTileStep + ((within / 16) ^ (token & 7)) * 16 +
+                                       within % 16) =
+              to_f8(value[0], value[1], value[2], value[3], 1.0f / scale);
+          if (part == 0) resident_scales[stretch * kN + token] = scale;
+        }
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+        consumers_meet();
+      }
     }
     float total[kN / 2] = {};
     if (args.inner_stretch == 128)
@@ -343,7 +393,7 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
         const int token = 8 * j + 2 * t + r % 2;
-        if (token < group.count)
+        if (kFew ? pair[2 * j + r % 2] >= 0 : token < group.count)
           reinterpret_cast<__nv_bfloat16*>(
               args.results)[pair[2 * j + r % 2] * args.hidden + to + r / 2 * 8] =
               __float2bfloat16_rn(total[4 * j + r]);

@@ -1,0 +1,191 @@
+#pragma once
+
+#include "ops/cuda/device.cuh"
+
+// How a warp chooses a token's experts: what route's kernels and the experts of one token share.
+namespace m2::ops::cuda {
+
+// The largest of the warp's values, and the smallest.
+__device__ __forceinline__ uint32_t warp_max(uint32_t value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  return __reduce_max_sync(~0u, value);
+#else
+  for (int offset = 16; offset; offset /= 2)
+    value = max(value, __shfl_xor_sync(~0u, value, offset));
+  return value;
+#endif
+}
+__device__ __forceinline__ uint32_t warp_min(uint32_t value) {
+  return ~warp_max(~value);
+}
+
+// A number whose order as an unsigned integer is the float's; NaN is the least, but above 0.
+__device__ __forceinline__ uint32_t ordered(float value) {
+  const uint32_t bits = __float_as_uint(value);
+  if (value != value) return 1;
+  return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+// What lane l < top of a warp has chosen: an expert, its place among the token's in ascending
+// order, and its weight.
+struct Choice {
+  int32_t id, place;
+  float weight;
+};
+
+// By a whole warp; lane l looks after experts l, l + 32, ... kEach of them.
+// scores: sigmoid(logit) [experts] in shared memory; bias: [experts].
+template <int kEach>
+__device__ __forceinline__ Choice choose(const float* scores, const float* bias, int experts,
+                                         int top) {
+  constexpr uint32_t kNone = ~0u;
+  const int lane = threadIdx.x % kWarp;
+  uint32_t key[kEach];  // 0: not there, or taken
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int e = lane + i * kWarp;
+    key[i] = e < experts ? ordered(scores[e] + bias[e]) : 0;
+  }
+  uint32_t mine = kNone;  // lane i < top keeps the i-th choice
+  for (int pick = 0; pick < top; ++pick) {
+    uint32_t best[kEach];
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) best[i] = key[i];
+#pragma unroll
+    for (int half = kEach / 2; half; half /= 2)
+#pragma unroll
+      for (int i = 0; i < half; ++i) best[i] = max(best[i], best[i + half]);
+    const uint32_t largest = warp_max(best[0]);
+    uint32_t those = 0;  // the first of equals has the lowest i, then the lowest lane
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) those |= key[i] == largest ? 1u << i : 0;
+    const uint32_t chosen =
+        warp_min(those ? (__ffs(static_cast<int>(those)) - 1) * kWarp + lane : kNone);
+#pragma unroll
+    for (int i = 0; i < kEach; ++i)
+      if (lane + i * kWarp == static_cast<int>(chosen)) key[i] = 0;
+    if (lane == pick) mine = chosen;
+  }
+  // Ascending order of id; then the sum in that order.
+  int place = 0;
+  for (int i = 0; i < top; ++i) place += __shfl_sync(~0u, mine, i) < mine;
+  const float score = lane < top ? scores[mine] : 0.0f;
+  float sum = 0.0f;
+  for (int i = 0; i < top; ++i) {
+    const unsigned owner = __ballot_sync(~0u, lane < top && place == i);
+    sum += __shfl_sync(~0u, score, __ffs(static_cast<int>(owner)) - 1);
+  }
+  return {static_cast<int32_t>(mine), place, score / (sum > 0.0f ? sum : 1.0f)};
+}
+
+// The keys and scores of up to kChoiceExperts experts, in shared memory, and room to choose in. A
+// key is what ordered() makes of score and bias, 0 past the last expert.
+struct ChoiceTable {
+  static constexpr int kEach = kChoiceExperts / kWarp;  // neighbouring experts a lane looks after
+  uint32_t keys[kChoiceExperts];
+  float scores[kChoiceExperts];
+  uint2 candidates[kWarp];  // key and id, in ascending order of id
+  uint32_t largest[kWarp];  // in the end the chosen ids, ascending
+  bool inert;               // the token pads the batch
+};
+
+// By the lanes of a warp: what choose_few() has left in the table, and each one's share of the
+// scores' sum in that order.
+__device__ __forceinline__ void store_few(const ChoiceTable& table, int top, int32_t* ids,
+                                          float* weights) {
+  const int lane = threadIdx.x % kWarp;
+  const int id = table.inert || lane >= top ? -1 : static_cast<int>(table.largest[lane]);
+  const float score = id >= 0 ? table.scores[id] : 0.0f;
+  float sum = 0.0f;
+  for (int i = 0; i < top; ++i) sum += __shfl_sync(~0u, score, i);
+  if (lane >= top) return;
+  ids[lane] = id;
+  weights[lane] = score / (sum > 0.0f ? sum : 1.0f);
+}
+
+// choose() by a whole warp, in fewer steps: with every lane's largest key, the `top`-th largest of
+// those is a bound that few keys reach, and these are compared each with each. Lane l returns the
+// l-th of the chosen in ascending order of id, which table.largest has too; past the last, -1.
+__device__ __forceinline__ int choose_few(ChoiceTable& table, int top) {
+  constexpr int kEach = ChoiceTable::kEach;
+  const int lane = threadIdx.x % kWarp;
+  const uint32_t before = (1u << lane) - 1;
+  uint32_t key[kEach];
+#pragma unroll
+  for (int i = 0; i < kEach; i += 4) {
+    const uint4 four = *reinterpret_cast<const uint4*>(&table.keys[lane * kEach + i]);
+    key[i] = four.x;
+    key[i + 1] = four.y;
+    key[i + 2] = four.z;
+    key[i + 3] = four.w;
+  }
+  uint32_t largest = key[0];
+#pragma unroll
+  for (int i = 1; i < kEach; ++i) largest = max(largest, key[i]);
+  table.largest[lane] = largest;
+  __syncwarp();
+  int above = 0;
+#pragma unroll
+  for (int i = 0; i < kWarp; i += 4) {
+    const uint4 four = *reinterpret_cast<const uint4*>(&table.largest[i]);
+    above += (four.x > largest) + (four.y > largest) + (four.z > largest) + (four.w > largest);
+  }
+  const uint32_t bound = max(warp_min(above < top ? largest : ~0u), 1u);
+  uint32_t mine = 0;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) mine |= key[i] >= bound ? 1u << i : 0;
+  int count = __popc(mine), place = 0, all = 0;
+#pragma unroll
+  for (int bit = 0; bit < 4; ++bit) {
+    const uint32_t lanes = __ballot_sync(~0u, count >> bit & 1);
+    place += __popc(lanes & before) << bit;
+    all += __popc(lanes) << bit;
+  }
+  uint32_t chosen = 0;  // of the lane's
+  if (all <= kWarp) {
+#pragma unroll
+    for (int i = 0; i < kEach; ++i)
+      if (mine >> i & 1)
+        table.candidates[place++] = {key[i], static_cast<uint32_t>(lane * kEach + i)};
+    __syncwarp();
+    const uint2 own = lane < all ? table.candidates[lane] : uint2{0, 0};
+    int rank = 0;  // the first of equals comes first
+#pragma unroll 8
+    for (int i = 0; i < all; ++i) {
+      const uint32_t other = table.candidates[i].x;
+      rank += other > own.x || (other == own.x && i < lane);
+    }
+    const bool wins = lane < all && rank < top;
+    const uint32_t winners = __ballot_sync(~0u, wins);
+    if (wins) table.largest[__popc(winners & before)] = own.y;
+    chosen = winners;
+    __syncwarp();
+    return lane < __popc(chosen) ? static_cast<int>(table.largest[lane]) : -1;
+  }
+  // Many equals: one after another.
+  for (int pick = 0; pick < top; ++pick) {
+    uint32_t best = 0, at = ~0u;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i)
+      if (!(chosen >> i & 1) && key[i] > best) {
+        best = key[i];
+        at = lane * kEach + i;
+      }
+    const uint32_t most = warp_max(best);
+    const uint32_t first = warp_min(best == most ? at : ~0u);
+    if (first / kEach == static_cast<uint32_t>(lane)) chosen |= 1u << first % kEach;
+  }
+  __syncwarp();
+  count = __popc(chosen);
+  place = 0;
+#pragma unroll
+  for (int bit = 0; bit < 4; ++bit)
+    place += __popc(__ballot_sync(~0u, count >> bit & 1) & before) << bit;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i)
+    if (chosen >> i & 1) table.largest[place++] = lane * kEach + i;
+  __syncwarp();
+  return lane < top ? static_cast<int>(table.largest[lane]) : -1;
+}
+
+}  // namespace m2::ops::cuda
