@@ -23,16 +23,17 @@ constexpr int kTileHalf = 128;  // weight rows a warpgroup multiplies at once
 constexpr int kTileBox = 64;    // rows of a copy
 constexpr int kTileBoxBytes = kTileBox * kTileStep;
 constexpr int kTileMaxStages = 6;
+constexpr int kTileFew = 32;    // tokens up to which the sides are exchanged
 constexpr int kTilePlaces = 8;  // more tiles than stages, so that the oldest has been read
 constexpr int kTileConsumers = 256;
 constexpr int kTileThreads = kTileConsumers + 128;
 // Dynamic shared memory, from a 1024-byte border on: the ring; of each stage the scales of one or
 // two stretches, of 128 tokens and of 4 times 64 weight rows; for each warp a place to turn its
-// results into whole rows.
+// results into whole rows, and what it tells the other warps.
 constexpr int kTileRing = 192 * 1024;
 constexpr int kTileScaleBytes = (kTileTokens + 8) * 4;
 constexpr int kTileWarpsAt = kTileRing + kTileMaxStages * 2 * kTileScaleBytes;
-constexpr int kTileWarpBytes = 2048 + 128;
+constexpr int kTileWarpBytes = 2048 + 128 + 2 * 2 * kTileFew;
 constexpr int kTileSharedBytes = kTileWarpsAt + 8 * kTileWarpBytes + 1024;
 
 // d (+)= a b^T: 64 tokens x 128 weight rows, 32 of K, operands in shared memory as 128-byte rows in
@@ -65,6 +66,25 @@ __device__ __forceinline__ void wgmma_64x128x32(float (&d)[64], uint64_t a, uint
         "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
         "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),
         "+f"(d[63])
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+#else
+  __trap();  // compiled for sm_90 instead of sm_90a
+#endif
+}
+// The same, 64 weight rows x 32 tokens.
+__device__ __forceinline__ void wgmma_64x32x32(float (&d)[16], uint64_t a, uint64_t b, bool add) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %18, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n32k32.f32.e4m3.e4m3 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+      "}, %16, %17, p, 1, 1;\n"
+      "}\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+        "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
+        "+f"(d[14]), "+f"(d[15])
       : "l"(a), "l"(b), "r"(static_cast<int>(add)));
 #else
   __trap();  // compiled for sm_90 instead of sm_90a
@@ -246,9 +266,13 @@ struct ClusterQueue {
 //   const float* token_scales(place, i)      of the place's i-th token, stretch after stretch
 //   const float* weight_scales(place, half, lower)       of 64 rows
 //   int stretches(), weight_scale(stretch)   how many; which of the weights' scales is a stretch's
-//   void store(place, first, halves, row, total, count)  the halves of the thread's warpgroup, from
+//   void store(place, first, halves, row, total, turn)  the halves of the thread's warpgroup, from
 //                                            `first` on; row: the thread's first token within the
-//                                            tile; count: tiles before
+//                                            tile; turn: another for each tile of up to 64 tokens
+//   kTurnsFew                                whether tiles of up to 32 tokens exchange the sides,
+//                                            so that they do not cost as much as 64; they need
+//   void store_few(place, group, total, turn)  two pieces of 64 rows of the warpgroup's half, as
+//                                            wgmma_64x32x32 leaves them
 // kStretches: stretches of K a step of 128 has, 1 or 2.
 template <int kHalves, int kStretches, TileShare kShare, class Work>
 __device__ __forceinline__ void run_tiles(Work& work) {
@@ -387,10 +411,80 @@ __device__ __forceinline__ void run_tiles(Work& work) {
     asm volatile("mov.u32 %0, %1;" : "=r"(empty_at) : "r"(shared_address(empty)));
     if constexpr (kBlocks > 1) empty_at = address_in_block(empty_at, lane % kBlocks);
     uint32_t slot = 0, parity = 0;
+    int turn = 0;  // counts tiles at whose ends the warpgroups may have to meet
     for (int count = 0;; ++count) {
       barrier_wait(full_at + slot * 8, parity);  // with a tile's first stage comes its place
       const TilePlace place = places[count % kTilePlaces];
       if (place.matrix < 0) break;
+      const auto next_slot = [&] {
+        const bool last = slot == kStages - 1;
+        slot = last ? 0 : slot + 1;
+        parity ^= last ? 1 : 0;
+      };
+      const auto hand_back = [&] {
+        if (lane < kBlocks) arrive_in_cluster(empty_at + slot * 8);
+      };
+      if constexpr (Work::kTurnsFew) {
+        if (__shfl_sync(~0u, place.tokens, 0) <= kTileFew) {
+          // Few tokens: a half for each warpgroup, its rows as the side of 64.
+          const bool mine = group < __shfl_sync(~0u, place.halves, 0);
+          const uint32_t rows_low =
+              __shfl_sync(~0u, operand_low(base + (2 + 2 * group) * kTileBoxBytes), 0);
+          const uint32_t few_low = __shfl_sync(~0u, operand_low(base), 0);
+          const uint32_t few_scales = base + kTileRing + lane % 4 * 8;
+          const uint32_t own_scales = base + kTileRing + (kTileTokens + 2 * group) * 4;
+          float few[2][16] = {};
+#pragma unroll 1
+          for (int step = 0; step < steps; ++step) {
+            barrier_wait(full_at + slot * 8, parity);
+            const uint32_t stage = slot * (kStageBytes / 16), scales = slot * kScaleStage;
+            if (mine) {
+              float2 of_few[kStretches][4], by[kStretches];
+#pragma unroll
+              for (int s = 0; s < kStretches; ++s) {
+#pragma unroll
+                for (int j = 0; j < 4; ++j)
+                  of_few[s][j] = shared_float2(few_scales + scales + s * kTileScaleBytes + j * 32);
+                by[s] = shared_float2(own_scales + scales + s * kTileScaleBytes);
+              }
+#pragma unroll
+              for (int s = 0; s < kStretches; ++s) {
+                float d[2][16];
+                wgmma_begin();
+#pragma unroll
+                for (int k = 0; k < 4 / kStretches; ++k) {
+                  const int offset = (s * (4 / kStretches) + k) * 2;
+#pragma unroll
+                  for (int i = 0; i < 2; ++i)
+                    wgmma_64x32x32(
+                        d[i], operand_from(rows_low + stage + (i * (kTileBoxBytes / 16) + offset)),
+                        operand_from(few_low + stage + offset), k > 0);
+                }
+                wgmma_finish();
+#pragma unroll
+                for (int i = 0; i < 2; ++i) {
+                  const float w = i == 0 ? by[s].x : by[s].y;
+                  float(&sum)[16] = few[i];
+#pragma unroll
+                  for (int j = 0; j < 4; ++j) {
+                    const float f0 = of_few[s][j].x * w, f1 = of_few[s][j].y * w;
+                    sum[4 * j] = fmaf(d[i][4 * j], f0, sum[4 * j]);
+                    sum[4 * j + 1] = fmaf(d[i][4 * j + 1], f1, sum[4 * j + 1]);
+                    sum[4 * j + 2] = fmaf(d[i][4 * j + 2], f0, sum[4 * j + 2]);
+                    sum[4 * j + 3] = fmaf(d[i][4 * j + 3], f1, sum[4 * j + 3]);
+                  }
+                }
+              }
+            }
+            __syncwarp();
+            hand_back();
+            next_slot();
+          }
+          ++turn;
+          if (mine) work.store_few(place, group, few, turn);
+          continue;
+        }
+      }
       // Of 64 tokens and fewer each warpgroup takes a half, of more 64 tokens.
       const bool narrow = kHalves == 2 && place.tokens <= kTileBox;
       const int box = narrow ? 0 : group, first = narrow ? group : 0;
@@ -406,14 +500,6 @@ __device__ __forceinline__ void run_tiles(Work& work) {
       const uint32_t row_scales = base + kTileRing + row * 4;
       const uint32_t weight_scales = base + kTileRing + (kTileTokens + 2 * first) * 4;
       float total[kHalves][64] = {};
-      const auto next_slot = [&] {
-        const bool last = slot == kStages - 1;
-        slot = last ? 0 : slot + 1;
-        parity ^= last ? 1 : 0;
-      };
-      const auto hand_back = [&] {
-        if (lane < kBlocks) arrive_in_cluster(empty_at + slot * 8);
-      };
       const auto multiply = [&]<int kUnits>(std::integral_constant<int, kUnits>) {
 #pragma unroll 1
         for (int step = 0; step < steps; ++step) {
@@ -473,7 +559,8 @@ __device__ __forceinline__ void run_tiles(Work& work) {
           next_slot();
         }
       }
-      work.template store<kHalves>(place, first, halves, row, total, count);
+      if (narrow) ++turn;
+      work.template store<kHalves>(place, first, halves, row, total, turn);
     }
   }
   // Nobody leaves while the other block still copies into it or hands stages back.

@@ -1464,5 +1464,20 @@ TEST_F(Gpu, ExpertsOfALargeStep) {
   run_experts(random_, {DType::bf16, DType::f8_e4m3, 100, 8, 24, 0, 24, 1024, 1536, 0}, "wide");
 }
 
+// Tiles of up to 32 tokens, which have the sides exchanged, behind whole ones and alone.
+TEST_F(Gpu, ExpertsOfAFewTokensMoreThanATile) {
+  for (const int64_t tokens : {9, 32, 33, 129, 160, 161, 290})
+    run_experts(random_, {DType::bf16, DType::f8_e4m3, tokens, 1, 1, 0, 1, 256, 128, 0, 1.2e-2, 36},
+                std::to_string(tokens) + " tokens of one expert");
+  // Scales of every 64 inner columns, and odd numbers of 128 rows on both sides.
+  for (const int64_t tokens : {12, 150, 275})
+    run_experts(random_,
+                {DType::bf16, DType::f8_e4m3, tokens, 1, 1, 0, 1, 384, 192, 192, 1.2e-2, 36},
+                std::to_string(tokens) + " tokens of a slice");
+  // Such experts among others, more tiles than blocks.
+  run_experts(random_, {DType::bf16, DType::f8_e4m3, 540, 8, 16, 0, 16, 128, 1024, 0, 1.2e-2, 36},
+              "many");
+}
+
 }  // namespace
 }  // namespace m2::gpu_test

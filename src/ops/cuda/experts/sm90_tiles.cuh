@@ -10,6 +10,27 @@ struct ExpertsMaps {
   CUtensorMap x, w13, inner, w2;
 };
 
+// Four matrices of 8 x 8 numbers of 16 bits, turned: lane 8 m + r has the address of row r of
+// matrix m, which is column r of what the warp holds of it.
+__device__ __forceinline__ void store_turned(uint32_t address, const uint32_t (&word)[4]) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+      "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3])
+      : "memory");
+#endif
+}
+__device__ __forceinline__ uint32_t bf16_pair(float first, float second) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+// The larger of both halves.
+__device__ __forceinline__ uint32_t larger_pair(uint32_t a, uint32_t b) {
+  const __nv_bfloat162 pair = __hmax2(*reinterpret_cast<const __nv_bfloat162*>(&a),
+                                      *reinterpret_cast<const __nv_bfloat162*>(&b));
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
 // Each pair's token, quantised, in the order of `order`, so that an expert's tokens are
 // consecutive. Bytes: P H read (from L2), P H written. Bound: bandwidth.
 __global__ void __launch_bounds__(256) sm90_experts_quantise(ExpertsArgs args) {
@@ -120,7 +141,7 @@ struct ExpertsOrder {
 // inner = silu(w1 x) * (w3 x), quantised again for every 128 (or 64) of its columns. A half is 64
 // rows of w1 and the same 64 of w3, so that gate and up meet in one thread.
 struct ExpertsUpTiles {
-  static constexpr bool kQueued = true;
+  static constexpr bool kQueued = true, kTurnsFew = true;
   static constexpr int kHalfRows = 64;
   ExpertsOrder order;
   const ExpertsArgs& args;
@@ -150,7 +171,7 @@ struct ExpertsUpTiles {
   }
   template <int kHalves>
   __device__ __forceinline__ void store(const TilePlace& place, int first, int halves, int row,
-                                        const float (&total)[kHalves][64], int count) const {
+                                        const float (&total)[kHalves][64], int turn) const {
     const int lane = threadIdx.x % kWarp, t = lane % 4;
     const int columns = args.inner_stretch, unit = place.unit + first;
     uint8_t* memory = tile_warp_memory();
@@ -185,7 +206,7 @@ struct ExpertsUpTiles {
           most[0][r] = most[kHalves - 1][r] = fmaxf(most[0][r], most[kHalves - 1][r]);
       } else if (halves == 1) {
         // The other warpgroup has the other 64 columns.
-        auto* here = reinterpret_cast<float*>(memory + 2048) + count % 2 * 16;
+        auto* here = reinterpret_cast<float*>(memory + 2048) + turn % 2 * 16;
         if (t == 0) here[lane / 4] = most[0][0], here[lane / 4 + 8] = most[0][1];
         asm volatile("bar.sync 4, 256;" ::: "memory");
         const float* there = here + (threadIdx.x < 128 ? 4 : -4) * (kTileWarpBytes / 4);
@@ -232,11 +253,80 @@ struct ExpertsUpTiles {
       }
     }
   }
+  // The warp has 16 columns of all tokens.
+  __device__ __forceinline__ void store_few(const TilePlace& place, int group,
+                                            const float (&total)[2][16], int turn) const {
+    const int lane = threadIdx.x % kWarp, t = lane % 4, warp = threadIdx.x / kWarp;
+    const int columns = args.inner_stretch, column = (place.unit + group) * 64;
+    const bool joined = columns == 128;
+    uint8_t* memory = tile_warp_memory();
+    uint32_t value[4][2], most[4];  // two tokens each, of rows g and g + 8
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const int at = 4 * j + 2 * r;
+        value[j][r] = bf16_pair(quick_silu(total[0][at]) * total[1][at],
+                                quick_silu(total[0][at + 1]) * total[1][at + 1]);
+      }
+      most[j] = larger_pair(value[j][0] & 0x7fff7fffu, value[j][1] & 0x7fff7fffu);
+#pragma unroll
+      for (int offset = 16; offset >= 4; offset /= 2)
+        most[j] = larger_pair(most[j], __shfl_xor_sync(~0u, most[j], offset));
+    }
+    // The other warps have other columns of the same tokens.
+    const int largest_at = 2048 + 128 + turn % 2 * (2 * kTileFew);
+    if (lane < 4)
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        *reinterpret_cast<uint32_t*>(memory + largest_at + (4 * j + t) * 4) = most[j];
+    if (joined)
+      asm volatile("bar.sync 4, 256;" ::: "memory");
+    else
+      asm volatile("bar.sync %0, 128;" ::"r"(5 + group) : "memory");
+    const uint8_t* all = memory - warp * kTileWarpBytes + largest_at;
+    uint32_t word[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+#pragma unroll
+      for (int w = 0; w < 8; ++w)
+        if (joined || w / 4 == group)
+          most[j] = larger_pair(most[j], *reinterpret_cast<const uint32_t*>(
+                                             all + w * kTileWarpBytes + (4 * j + t) * 4));
+      word[j] = 0;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const auto number = [&](uint32_t two) {
+          return __uint_as_float(i ? two & 0xffff0000u : two << 16);
+        };
+        const int token = 8 * j + 2 * t + i;
+        const float scale = f8_scale(number(most[j]), args.powers), inverse = 1.0f / scale;
+        if (token < place.tokens && lane < 4 && warp % 4 == 0 && column % columns == 0)
+          args.inner_scales[static_cast<int64_t>(place.token + token) * (args.inner / columns) +
+                            column / columns] = scale;
+        const __nv_fp8x2_e4m3 pair(
+            float2{number(value[j][0]) * inverse, number(value[j][1]) * inverse});
+        word[j] |= static_cast<uint32_t>(pair.__x) << (16 * i);
+      }
+    }
+    __syncwarp();
+    store_turned(shared_address(memory) + lane * 16, word);
+    __syncwarp();
+    if (lane >= place.tokens) return;
+    const uint4 mixed = *reinterpret_cast<const uint4*>(memory + lane * 16);
+    // Rows g and g + 8 stand side by side.
+    const uint4 bytes = {
+        __byte_perm(mixed.x, mixed.y, 0x6420), __byte_perm(mixed.z, mixed.w, 0x6420),
+        __byte_perm(mixed.x, mixed.y, 0x7531), __byte_perm(mixed.z, mixed.w, 0x7531)};
+    *reinterpret_cast<uint4*>(args.inner_f8 +
+                              static_cast<int64_t>(place.token + lane) * args.inner + column +
+                              warp % 4 * 16) = bytes;
+  }
 };
 
 // result = w2 inner, as bf16.
 struct ExpertsDownTiles {
-  static constexpr bool kQueued = true;
+  static constexpr bool kQueued = true, kTurnsFew = true;
   static constexpr int kHalfRows = 128;
   ExpertsOrder order;
   const ExpertsArgs& args;
@@ -283,6 +373,33 @@ struct ExpertsDownTiles {
       if (first + from < place.tokens)
         *reinterpret_cast<uint4*>(results + to * args.hidden + chunk * 8) = eight;
     });
+  }
+  // The warp has 16 columns of each piece of all tokens.
+  __device__ __forceinline__ void store_few(const TilePlace& place, int group,
+                                            const float (&total)[2][16], int) const {
+    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, chunk = lane % 4;
+    uint8_t* memory = tile_warp_memory();
+    const uint32_t to = shared_address(memory) + lane % 8 * 64 + ((lane / 8) ^ (lane % 8 / 2)) * 16;
+    auto* results = reinterpret_cast<__nv_bfloat16*>(args.results) + (place.unit + group) * 128 +
+                    chunk / 2 * 64 + warp % 4 * 16 + chunk % 2 * 8;
+    __syncwarp();
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const uint32_t word[4] = {bf16_pair(total[0][4 * j], total[0][4 * j + 1]),
+                                bf16_pair(total[0][4 * j + 2], total[0][4 * j + 3]),
+                                bf16_pair(total[1][4 * j], total[1][4 * j + 1]),
+                                bf16_pair(total[1][4 * j + 2], total[1][4 * j + 3])};
+      store_turned(to + j * 512, word);
+    }
+    __syncwarp();
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int token = 8 * j + lane / 4;
+      if (token >= place.tokens) continue;
+      const int64_t pair = args.order[place.token + token];
+      *reinterpret_cast<uint4*>(results + pair * args.hidden) = *reinterpret_cast<const uint4*>(
+          memory + j * 512 + lane / 4 * 64 + (chunk ^ (lane / 4 / 2)) * 16);
+    }
   }
 };
 

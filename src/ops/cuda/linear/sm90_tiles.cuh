@@ -66,7 +66,7 @@ struct LinearStore {
 // Tiles of all parts, one part after another; within a part the token tiles of 128 rows follow one
 // another, so that the rows are read from memory once.
 struct LinearTiles : LinearStore {
-  static constexpr bool kQueued = false;
+  static constexpr bool kQueued = false, kTurnsFew = false;
   static constexpr int kHalfRows = 128;
   const LinearMaps& maps;
   const CUtensorMap* tokens;
