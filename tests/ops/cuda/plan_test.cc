@@ -264,6 +264,29 @@ TEST(AttentionPlan, PartsDependOnTheContextAlone) {
     }
 }
 
+TEST(AttentionPlan, ChoosesByTheNumberOfSequences) {
+  const auto plan = [](int64_t sequences, DType cache, int major = 9) {
+    return plan_attention({.tokens = sequences,
+                           .sequences = sequences,
+                           .max_context = 2048,
+                           .q_heads = 48,
+                           .kv_heads = 8,
+                           .head_dim = 128,
+                           .block_size = 16,
+                           .cache = cache,
+                           .compute_major = major});
+  };
+  for (const DType cache : {DType::bf16, DType::f8_e4m3})
+    for (int64_t sequences = 1; sequences < 300; ++sequences) {
+      EXPECT_EQ(plan(sequences, cache).ring, sequences <= 2);
+      EXPECT_EQ(plan(sequences, cache).lasting,
+                sequences > 2 && (cache != DType::bf16 || sequences < 16 || sequences >= 48))
+          << sequences;
+    }
+  EXPECT_FALSE(plan(1, DType::bf16, 8).ring);
+  EXPECT_TRUE(plan(1, DType::bf16, 8).lasting);
+}
+
 TEST(AttentionPlan, ChoosesKernelsAndParts) {
   AttentionShape shape{.tokens = 4,
                        .sequences = 4,

@@ -1,9 +1,13 @@
 #include "ops/cuda/attention/launch.h"
+#include "ops/cuda/attention/sm80_decode_lasting.cuh"
 #include "ops/cuda/attention/sm80_prefill.cuh"
 #include "ops/cuda/attention/sm90_decode.cuh"
 
 namespace m2::ops::cuda {
 namespace {
+
+// Blocks that last, a multiprocessor: each warp has 16 KB under way, over FP8 4.
+constexpr int kBf16Blocks = 2, kF8Blocks = 4;
 
 constexpr int kAnyWarps = 4;
 constexpr int kAnyMaxDim = 256;
@@ -97,6 +101,14 @@ void launch_attention(void* stream, const AttentionPlan& plan, const AttentionAr
       shape.shared_bytes = kDecodeRings;
       launch(stream, bf16 ? sm90_attention_decode<Bf16Page> : sm90_attention_decode<F8Page>, shape,
              args);
+    } else if (plan.lasting) {
+      shape.through_l1 = true;
+      shape.grid =
+          dim3(static_cast<unsigned>(multiprocessors() * (bf16 ? kBf16Blocks : kF8Blocks)));
+      launch(stream,
+             bf16 ? sm80_attention_decode_lasting<Bf16Page, 2, kBf16Blocks>
+                  : sm80_attention_decode_lasting<F8Page, 1, kF8Blocks>,
+             shape, args);
     } else {
       shape.through_l1 = true;
       launch(stream, bf16 ? sm80_attention_decode<Bf16Page> : sm80_attention_decode<F8Page>, shape,

@@ -23,6 +23,7 @@ struct AttentionPlan {
   bool matrix_units = false;  // otherwise one block a token and head, any shape and dtype
   bool decode = false;        // run the kernel for sequences of one token in this step
   bool ring = false;          // the decode kernel with bulk copies
+  bool lasting = false;       // the one whose blocks go through many parts
   bool prefill = false;       // run the kernel for sequences of several
   bool tiles = false;         // which is the one with wgmma
   int splits = 1;             // most parts a decoded token's context is cut into
