@@ -226,10 +226,10 @@ struct ClusterQueue {
   // By one thread of the first block.
   template <int kBlocks>
   __device__ __forceinline__ void take(int* next, int count) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     const int number = atomicAdd(next, 1) * kBlocks, at = count % kTilePlaces;
 #pragma unroll
     for (int rank = 0; rank < kBlocks; ++rank) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
       asm volatile("st.shared::cluster.s32 [%0], %1;" ::"r"(
                        address_in_block(shared_address(&tile[at]), rank)),
                    "r"(number + rank)
@@ -237,8 +237,8 @@ struct ClusterQueue {
       asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(
                        address_in_block(shared_address(&told[at]), rank))
                    : "memory");
-#endif
     }
+#endif
   }
   __device__ __forceinline__ int wait(int count) {
     const int at = count % kTilePlaces;

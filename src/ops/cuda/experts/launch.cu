@@ -92,7 +92,7 @@ void launch_any(void* stream, const ExpertsArgs& args) {
 void launch_lists(void* stream, const ExpertsArgs& args) {
   constexpr int kMany = 8;  // blocks
   LaunchShape shape{dim3(1), dim3(kListThreads)};
-  if (args.x.rows * args.top < kMany * kListThreads)
+  if (device_major() < 9 || args.x.rows * args.top < kMany * kListThreads)
     return launch(stream, list_pairs<1>, shape, args);
   shape.grid = dim3(kMany);
   shape.cluster = kMany;

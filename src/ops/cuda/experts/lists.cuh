@@ -82,6 +82,7 @@ __global__ void __launch_bounds__(kListThreads) list_pairs(ExpertsArgs args) {
   const int expert = threadIdx.x;
   int count = 0, before = 0;  // of all blocks, of those before this one
   if constexpr (kBlocks > 1) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     const auto cluster = cooperative_groups::this_cluster();
     cluster.sync();
 #pragma unroll
@@ -91,6 +92,7 @@ __global__ void __launch_bounds__(kListThreads) list_pairs(ExpertsArgs args) {
       before += i < rank ? there : 0;
     }
     cluster.sync();
+#endif
   } else {
     __syncthreads();
     count = counts[expert];
