@@ -229,6 +229,19 @@ void print(const std::string& name, const Times& times, const Times* rest) {
   std::fflush(stdout);
 }
 
+// Of `times` launches one after another, behind a first one.
+double seconds_a_launch(const Exec& exec, const Graph& graph, int times) {
+  SteadyTime::time_point start;
+  for (int i = 0; i <= times; ++i) {
+    graph.launch(exec);
+    if (i > 0) continue;
+    synchronize(exec);
+    start = SteadyTime::now();
+  }
+  synchronize(exec);
+  return std::chrono::duration<double>(SteadyTime::now() - start).count() / times;
+}
+
 // Seconds of a sum among many, recorded, of `count` numbers of each rank.
 double sum_seconds(const std::vector<parallel::LocalRank>& ranks, int64_t count) {
   constexpr int kSums = 20, kTimes = 6;
@@ -252,16 +265,8 @@ double sum_seconds(const std::vector<parallel::LocalRank>& ranks, int64_t count)
         for (int i = 0; i < kSums; ++i) comm.all_reduce(exec, x);
       });
       ranks[r].tensor->barrier(Exec{});
-      SteadyTime::time_point start;
-      for (int i = 0; i <= kTimes; ++i) {
-        graph.launch(exec);
-        if (i > 0) continue;
-        synchronize(exec);
-        start = SteadyTime::now();
-      }
-      synchronize(exec);
-      if (r == 0)
-        out = std::chrono::duration<double>(SteadyTime::now() - start).count() / kTimes / kSums;
+      const double took = seconds_a_launch(exec, graph, kTimes);
+      if (r == 0) out = took / kSums;
     });
   threads.clear();
   return out;
@@ -390,16 +395,8 @@ void print_norms(int64_t ranks) {
           host.barrier(Exec{});
           const Graph graph = Graph::record(exec, work);
           host.barrier(Exec{});
-          SteadyTime::time_point start;
-          for (int i = 0; i <= kTimes; ++i) {
-            graph.launch(exec);
-            if (i > 0) continue;
-            synchronize(exec);
-            start = SteadyTime::now();
-          }
-          synchronize(exec);
-          const double took = std::chrono::duration<double>(SteadyTime::now() - start).count();
-          if (r == 0) fmt::print(" {:.2f} |", took / kTimes / kEach * 1e6);
+          const double took = seconds_a_launch(exec, graph, kTimes);
+          if (r == 0) fmt::print(" {:.2f} |", took / kEach * 1e6);
         }
         if (r == 0) fmt::print("\n");
         host.barrier(Exec{});

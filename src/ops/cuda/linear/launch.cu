@@ -68,11 +68,8 @@ void launch_ring(void* stream, const LinearArgs& args) {
          shape, args, tiles, ring_slots(kRows * static_cast<int>(args.x.columns)));
 }
 
-template <int kN>
-void launch_flow(void* stream, const LinearPlan& plan, const LinearArgs& args) {
-  if (!args.quantised) launch_quantise(stream, args.x, {args.x_f8, args.x_scales, args.powers});
-  LinearFlowMaps maps;
-  maps.x = flow_map(args.x_f8, args.x.rows, args.x.columns, kN);
+// The maps of the weights, tile_rows of them a box. How many tiles that makes.
+int map_weights(const LinearPlan& plan, const LinearArgs& args, LinearFlowMaps& maps) {
   int tiles = 0;
   for (int i = 0; i < args.parts; ++i) {
     const int rows = args.part[i].rows;
@@ -80,6 +77,15 @@ void launch_flow(void* stream, const LinearPlan& plan, const LinearArgs& args) {
         flow_map(args.part[i].weight, rows > 0 ? rows : 1, args.x.columns, plan.tile_rows);
     tiles += (rows + plan.tile_rows - 1) / plan.tile_rows;
   }
+  return tiles;
+}
+
+template <int kN>
+void launch_flow(void* stream, const LinearPlan& plan, const LinearArgs& args) {
+  if (!args.quantised) launch_quantise(stream, args.x, {args.x_f8, args.x_scales, args.powers});
+  LinearFlowMaps maps;
+  maps.x = flow_map(args.x_f8, args.x.rows, args.x.columns, kN);
+  const int tiles = map_weights(plan, args, maps);
   const int stretches = static_cast<int>((args.x.columns + kTileStep - 1) / kTileStep);
   constexpr bool kResident = flow_resident(kN);
   const FlowShared shared =
@@ -98,13 +104,7 @@ void launch_flow(void* stream, const LinearPlan& plan, const LinearArgs& args) {
 void launch_flow_pair(void* stream, const LinearPlan& plan, const LinearArgs& args) {
   if (!args.quantised) launch_quantise(stream, args.x, {args.x_f8, args.x_scales, args.powers});
   LinearFlowMaps maps = {};
-  int tiles = 0;
-  for (int i = 0; i < args.parts; ++i) {
-    const int rows = args.part[i].rows;
-    maps.weight[i] =
-        flow_map(args.part[i].weight, rows > 0 ? rows : 1, args.x.columns, plan.tile_rows);
-    tiles += (rows + plan.tile_rows - 1) / plan.tile_rows;
-  }
+  const int tiles = map_weights(plan, args, maps);
   const int columns = static_cast<int>(args.x.columns);
   const FlowShared shared = flow_shared({.rows = plan.tile_rows,
                                          .tokens = kPairTokens,
