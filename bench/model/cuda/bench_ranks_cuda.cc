@@ -2,9 +2,8 @@
 // step takes without them is the rest. M2's full width with random weights.
 //   bench_ranks_cuda [LAYERS [EXPERTS [RANKS [WAY]]]]     of the ways whose names begin so
 //   bench_ranks_cuda sums [RANKS]                         sums alone, of bf16
-//   bench_ranks_cuda norms [RANKS]                        sums on their way into norms; two ranks
-//   may
-//                                                         share a GPU
+//   bench_ranks_cuda norms [RANKS]                        sums on their way into norms (two ranks
+//                                                         may share a GPU)
 #include <fmt/format.h>
 
 #include <algorithm>

@@ -22,6 +22,7 @@
 #include "bench/model/full_width.h"
 #include "model/runner.h"
 #include "ops/ceilings.h"
+#include "parallel/cuda/peer_sum.h"
 #include "parallel/peers.h"
 #include "tensor/stream.h"
 
@@ -109,7 +110,9 @@ class AbsentPeers : public parallel::Comm {
 
  private:
   // What is sent rather than shared out: the kernels run, and wait for nobody.
-  static bool few(const Tensor& x) { return x.elements() * size_of(x.dtype()) <= 128 << 10; }
+  static bool few(const Tensor& x) {
+    return x.elements() * size_of(x.dtype()) <= parallel::cuda::kSmallSumBytes;
+  }
   const int64_t size_;
   const std::unique_ptr<Comm> single_ = parallel::make_single_comm();
   std::unique_ptr<Comm> lone_;  // whose only rank this is

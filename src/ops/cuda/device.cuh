@@ -92,7 +92,8 @@ inline unsigned blocks_for(int64_t items, int64_t per_block) {
 
 // Programmatic dependent launch. A kernel waits for the ones before it, then lets the next one
 // start: so when a kernel runs at all, everything but its direct predecessor is complete, and what
-// that predecessor does not write may be read before the wait.
+// that predecessor does not write may be read before the wait. (Where a kernel lets the next one
+// start before it waits, that one reads nothing before its own wait but what no kernel writes.)
 __device__ __forceinline__ void wait_for_previous() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -147,6 +148,12 @@ __device__ __forceinline__ float from_float<float>(float value) {
 template <>
 __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float value) {
   return __float2bfloat16_rn(value);
+}
+
+// Two numbers as bf16, the first in the lower half.
+__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return reinterpret_cast<const uint32_t&>(pair);
 }
 
 __device__ __forceinline__ float warp_sum(float value) {

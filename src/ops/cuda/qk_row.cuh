@@ -18,13 +18,8 @@ __device__ __forceinline__ void as_floats(uint4 from, float (&to)[8]) {
   }
 }
 __device__ __forceinline__ uint4 as_bf16(const float (&from)[8]) {
-  uint32_t words[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(from[2 * i], from[2 * i + 1]);
-    words[i] = reinterpret_cast<const uint32_t&>(pair);
-  }
-  return {words[0], words[1], words[2], words[3]};
+  return {pack_bf16(from[0], from[1]), pack_bf16(from[2], from[3]), pack_bf16(from[4], from[5]),
+          pack_bf16(from[6], from[7])};
 }
 
 // A thread's part of a token: heads in the order of qkv, kHeadThreads threads each.

@@ -330,7 +330,8 @@ __global__ void __launch_bounds__(kPartThreads) route_parts(Route args) {
                               args.gate + static_cast<int64_t>(expert) * hidden + first + c))
                         : float4{};
   }
-  // Experts that choose read nothing before they wait, and take a while to start.
+  // Experts that choose read nothing that kernels write before they wait, and take a while to
+  // start.
   if (!args.ids) let_next_start();
   wait_for_previous();
   if (args.ids) let_next_start();

@@ -4,7 +4,7 @@
 
 #include <type_traits>
 
-#include "ops/cuda/hopper.cuh"
+#include "ops/cuda/wgmma8.cuh"
 
 // The prefill form of a matrix product on Hopper: both sides f8_e4m3, tiles of 128 tokens x 256 (or
 // 128) weight rows, one block a multiprocessor that runs through its tiles. A producer warp keeps a
@@ -66,25 +66,6 @@ __device__ __forceinline__ void wgmma_64x128x32(float (&d)[64], uint64_t a, uint
         "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
         "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),
         "+f"(d[63])
-      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
-#else
-  __trap();  // compiled for sm_90 instead of sm_90a
-#endif
-}
-// The same, 64 weight rows x 32 tokens.
-__device__ __forceinline__ void wgmma_64x32x32(float (&d)[16], uint64_t a, uint64_t b, bool add) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "setp.ne.b32 p, %18, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n32k32.f32.e4m3.e4m3 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
-      "}, %16, %17, p, 1, 1;\n"
-      "}\n"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
-        "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
-        "+f"(d[14]), "+f"(d[15])
       : "l"(a), "l"(b), "r"(static_cast<int>(add)));
 #else
   __trap();  // compiled for sm_90 instead of sm_90a
@@ -272,7 +253,7 @@ struct ClusterQueue {
 //   kTurnsFew                                whether tiles of up to 32 tokens exchange the sides,
 //                                            so that they do not cost as much as 64; they need
 //   void store_few(place, group, total, turn)  two pieces of 64 rows of the warpgroup's half, as
-//                                            wgmma_64x32x32 leaves them
+//                                            wgmma_64xNx32 leaves them
 // kStretches: stretches of K a step of 128 has, 1 or 2.
 template <int kHalves, int kStretches, TileShare kShare, class Work>
 __device__ __forceinline__ void run_tiles(Work& work) {
@@ -456,7 +437,7 @@ __device__ __forceinline__ void run_tiles(Work& work) {
                   const int offset = (s * (4 / kStretches) + k) * 2;
 #pragma unroll
                   for (int i = 0; i < 2; ++i)
-                    wgmma_64x32x32(
+                    wgmma_64xNx32<32>(
                         d[i], operand_from(rows_low + stage + (i * (kTileBoxBytes / 16) + offset)),
                         operand_from(few_low + stage + offset), k > 0);
                 }

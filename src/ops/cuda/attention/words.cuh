@@ -9,11 +9,6 @@ namespace m2::ops::cuda {
 constexpr int kDim = 128;
 constexpr float kLog2E = 1.4426950408889634f;
 
-__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return reinterpret_cast<const uint32_t&>(pair);
-}
-
 __device__ __forceinline__ uint32_t word(const uint4& value, int i) {
   return i == 0 ? value.x : i == 1 ? value.y : i == 2 ? value.z : value.w;
 }

@@ -20,10 +20,6 @@ __device__ __forceinline__ void store_turned(uint32_t address, const uint32_t (&
       : "memory");
 #endif
 }
-__device__ __forceinline__ uint32_t bf16_pair(float first, float second) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
-  return *reinterpret_cast<const uint32_t*>(&pair);
-}
 // The larger of both halves.
 __device__ __forceinline__ uint32_t larger_pair(uint32_t a, uint32_t b) {
   const __nv_bfloat162 pair = __hmax2(*reinterpret_cast<const __nv_bfloat162*>(&a),
@@ -266,7 +262,7 @@ struct ExpertsUpTiles {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const int at = 4 * j + 2 * r;
-        value[j][r] = bf16_pair(quick_silu(total[0][at]) * total[1][at],
+        value[j][r] = pack_bf16(quick_silu(total[0][at]) * total[1][at],
                                 quick_silu(total[0][at + 1]) * total[1][at + 1]);
       }
       most[j] = larger_pair(value[j][0] & 0x7fff7fffu, value[j][1] & 0x7fff7fffu);
@@ -385,10 +381,10 @@ struct ExpertsDownTiles {
     __syncwarp();
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const uint32_t word[4] = {bf16_pair(total[0][4 * j], total[0][4 * j + 1]),
-                                bf16_pair(total[0][4 * j + 2], total[0][4 * j + 3]),
-                                bf16_pair(total[1][4 * j], total[1][4 * j + 1]),
-                                bf16_pair(total[1][4 * j + 2], total[1][4 * j + 3])};
+      const uint32_t word[4] = {pack_bf16(total[0][4 * j], total[0][4 * j + 1]),
+                                pack_bf16(total[0][4 * j + 2], total[0][4 * j + 3]),
+                                pack_bf16(total[1][4 * j], total[1][4 * j + 1]),
+                                pack_bf16(total[1][4 * j + 2], total[1][4 * j + 3])};
       store_turned(to + j * 512, word);
     }
     __syncwarp();
