@@ -1,8 +1,10 @@
 #include "model/forward.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "ops/attention.h"
+#include "ops/decode_layer.h"
 #include "ops/embed.h"
 #include "ops/norm.h"
 #include "ops/route.h"
@@ -74,6 +76,27 @@ void shared_moe(const ForwardContext& context, const Layer& layer, const ops::Ba
                     norm.quantised);
 }
 
+// What decode_layer() has of a layer.
+ops::DecodeLayer decoded(const ForwardContext& context, const Layer& layer) {
+  return {layer.qkv,
+          layer.q_norm,
+          layer.k_norm,
+          layer.o,
+          layer.post_attention_norm,
+          layer.gate,
+          layer.routing_bias,
+          layer.experts,
+          static_cast<float>(context.config.rms_norm_eps)};
+}
+
+// Whether a layer can be decoded as a whole, by a rank that has all of it.
+bool decodes(const ForwardContext& context, size_t l, const ops::BatchLayout& layout,
+             const ops::DecodeTensors& tensors) {
+  return context.comm.size() == 1 && !context.exchange &&
+         ops::decodes_layer(context.exec, decoded(context, context.weights.layers[l]),
+                            context.kv[l], layout, context.heads, tensors);
+}
+
 }  // namespace
 
 void forward(const ForwardContext& context, const ops::BatchLayout& layout) {
@@ -87,18 +110,32 @@ void forward(const ForwardContext& context, const ops::BatchLayout& layout) {
   ops::rms_norm(exec, step.residual, weights.layers[0].input_norm, eps, step.hidden,
                 step.quantised_hidden);
 
+  const ops::DecodeTensors tensors{step.residual, step.hidden,     step.quantised_hidden,
+                                   step.angles,   step.expert_ids, step.expert_weights,
+                                   step.delta,    step.experts};
+  bool whole = decodes(context, 0, layout, tensors);
+  std::optional<ops::DecodeBefore> before;
   for (size_t l = 0; l < weights.layers.size(); ++l) {
     const Layer& layer = weights.layers[l];
-    attention(context, layer, kv[l], layout, step);
-    comm.all_reduce_norm(
-        exec, step.delta,
-        {step.residual, layer.post_attention_norm, eps, step.hidden, step.quantised_hidden});
     // The next layer's input norm, or the model's last, which logits() takes of the rows it needs.
     const bool last = l + 1 == weights.layers.size();
     const ops::AddNorm norm{step.residual, last ? weights.norm : weights.layers[l + 1].input_norm,
                             eps, step.hidden, last ? ops::Quantised() : step.quantised_hidden};
-    exchange ? shared_moe(context, layer, layout, step, norm)
-             : moe(context, layer, layout, step, norm);
+    const bool next_whole = !last && decodes(context, l + 1, layout, tensors);
+    if (whole) {
+      ops::decode_layer(exec, decoded(context, layer), kv[l], layout, heads, tensors,
+                        before ? &*before : nullptr, next_whole ? nullptr : &norm);
+      before.reset();
+      if (next_whole) before.emplace(layer.experts, norm.weight);
+    } else {
+      attention(context, layer, kv[l], layout, step);
+      comm.all_reduce_norm(
+          exec, step.delta,
+          {step.residual, layer.post_attention_norm, eps, step.hidden, step.quantised_hidden});
+      exchange ? shared_moe(context, layer, layout, step, norm)
+               : moe(context, layer, layout, step, norm);
+    }
+    whole = next_whole;
   }
 }
 

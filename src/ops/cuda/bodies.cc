@@ -9,6 +9,7 @@
 #include <functional>
 
 #include "ops/cuda/arguments.h"
+#include "ops/cuda/attend_and_route.h"
 #include "ops/cuda/attention/launch.h"
 #include "ops/cuda/experts/launch.h"
 #include "ops/cuda/kernels.h"
@@ -397,7 +398,7 @@ namespace {
 
 void run_experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Tensor weights,
                  Tensor scratch, Tensor out, const Quantised& quantised, const AddNorm* after,
-                 const Route* route) {
+                 const Route* route, const RouteChoice* choice = nullptr) {
   const int64_t tokens = x.size(0), top = ids.size(1);
   if (tokens == 0) return;
   ExpertsShape shape = experts_shape(experts, tokens, top);
@@ -410,7 +411,10 @@ void run_experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids,
   M2_CHECK(experts.count() <= 1024, "{} experts on one GPU", experts.count());
 
   ExpertsArgs args = {};
-  if (route && route_leaves_choice(*route) && experts_choose(plan, tokens)) {
+  if (choice) {
+    args.choice = *choice;
+    args.leave = !after;
+  } else if (route && route_leaves_choice(*route) && experts_choose(plan, tokens)) {
     Route parts = *route;
     parts.ids = nullptr;
     launch_route(exec.stream, parts);
@@ -501,6 +505,115 @@ void route_experts(const Exec& exec, Tensor x, const Routing& routing, const Exp
   if (x.size(0) == 0) return;
   const Route route = route_args(exec, x, routing.gate, routing.bias, routing.slots, ids, weights);
   run_experts(exec, x, experts, ids, weights, scratch, out, quantised, after, &route);
+}
+
+// --- a layer of one token ----------------------------------------------------------------------
+
+namespace {
+
+bool is_dense(const Tensor& tensor, DType dtype, int64_t rows, int64_t columns) {
+  return tensor.dtype() == dtype && tensor.elements() == rows * columns && tensor.dense() &&
+         reinterpret_cast<uintptr_t>(tensor.data()) % 16 == 0;
+}
+
+// Whether attend_and_route.h's kernel knows the shapes of the layer's attention half and gate.
+bool attends_at_once(const Exec& exec, const DecodeLayer& layer, const KvCache& cache,
+                     const BatchLayout& layout, const HeadShape& heads,
+                     const DecodeTensors& tensors) {
+  constexpr int64_t kHidden = 3072, kQ = 6144, kKv = 1024, kExperts = 256;
+  if (!exec.alone || compute_major() != 9 || multiprocessors() < kAttendBlocks) return false;
+  if (layout.tokens() != 1 || layout.sequences() != 1 || layer.qkv.size() != 3) return false;
+  if (heads.q_heads != 48 || heads.kv_heads != 8 || heads.head_dim != 128 ||
+      heads.rotary_dim != 64 || cache.k.size(2) != 16)
+    return false;
+  const auto whole = [](const Linear& linear) {
+    return linear.first_row == 0 && linear.first_column == 0 && !linear.scale.empty();
+  };
+  const Tensor &q = layer.qkv[0].weight, &k = layer.qkv[1].weight, &v = layer.qkv[2].weight;
+  const auto follows = [](const Tensor& second, const Tensor& first) {
+    return second.data() == static_cast<const uint8_t*>(first.data()) + first.elements();
+  };
+  return std::ranges::all_of(layer.qkv, whole) && whole(layer.o) &&
+         is_dense(q, DType::f8_e4m3, kQ, kHidden) && is_dense(k, DType::f8_e4m3, kKv, kHidden) &&
+         is_dense(v, DType::f8_e4m3, kKv, kHidden) && follows(k, q) && follows(v, k) &&
+         is_dense(layer.o.weight, DType::f8_e4m3, kHidden, kQ) &&
+         is_dense(layer.q_norm, DType::bf16, 1, kQ) &&
+         is_dense(layer.k_norm, DType::bf16, 1, kKv) &&
+         is_dense(layer.norm, DType::bf16, 1, kHidden) &&
+         is_dense(layer.gate, DType::f32, kExperts, kHidden) &&
+         is_dense(tensors.residual, DType::bf16, 1, kHidden) &&
+         is_dense(tensors.hidden, DType::bf16, 1, kHidden) && !tensors.quantised_hidden.empty() &&
+         is_dense(tensors.quantised_hidden.values, DType::f8_e4m3, 1, kHidden) &&
+         is_dense(tensors.angles, DType::f32, 1, 64) &&
+         (cache.k.dtype() == DType::bf16 || cache.k.dtype() == DType::f8_e4m3) && exec.workspace &&
+         exec.workspace_bytes >= kExperts * 4;
+}
+
+ExpertsPlan plan_for_one(const Exec& exec, const Experts& experts, int64_t top) {
+  ExpertsShape shape = experts_shape(experts, 1, top);
+  shape.x = DType::bf16;
+  shape.alone = exec.alone;
+  return plan_experts(shape);
+}
+
+}  // namespace
+
+bool decodes_layer(const Exec& exec, const DecodeLayer& layer, const KvCache& cache,
+                   const BatchLayout& layout, const HeadShape& heads,
+                   const DecodeTensors& tensors) {
+  if (!attends_at_once(exec, layer, cache, layout, heads, tensors)) return false;
+  const ExpertsPlan plan = plan_for_one(exec, layer.experts, tensors.ids.size(1));
+  return plan.form == ExpertsForm::flow && experts_choose(plan, 1) && plan.fused &&
+         layer.experts.count() == layer.gate.size(0) && layer.experts.first_expert == 0;
+}
+
+void decode_layer(const Exec& exec, const DecodeLayer& layer, const KvCache& cache,
+                  const BatchLayout& layout, const HeadShape& heads, const DecodeTensors& tensors,
+                  const DecodeBefore* before, const AddNorm* after) {
+  AttendAndRoute args = {};
+  args.x_f8 = static_cast<const uint8_t*>(tensors.quantised_hidden.values.data());
+  args.x_scales = tensors.quantised_hidden.scales.as<float>();
+  if (before) {
+    const ExpertsPlan plan = plan_for_one(exec, before->experts, tensors.ids.size(1));
+    auto* base = static_cast<uint8_t*>(tensors.experts.data());
+    args.before = {base + plan.results,
+                   tensors.ids.as<int32_t>(),
+                   tensors.weights.as<float>(),
+                   static_cast<int>(tensors.ids.size(1)),
+                   before->norm.data(),
+                   reinterpret_cast<int32_t*>(base + plan.next_tile),
+                   reinterpret_cast<int32_t*>(base + plan.done),
+                   reinterpret_cast<uint32_t*>(base + plan.posted)};
+  }
+  args.qkv = static_cast<const uint8_t*>(layer.qkv[0].weight.data());
+  for (size_t i = 0; i < 3; ++i) {
+    args.qkv_scale[i] = layer.qkv[i].scale.as<float>();
+    args.qkv_scale_stride[i] = layer.qkv[i].scale.row_stride();
+  }
+  args.o = static_cast<const uint8_t*>(layer.o.weight.data());
+  args.o_scale = layer.o.scale.as<float>();
+  args.o_scale_stride = layer.o.scale.row_stride();
+  args.q_norm = layer.q_norm.data();
+  args.k_norm = layer.k_norm.data();
+  args.eps = layer.eps;
+  args.angles = tensors.angles.as<float>();
+  args.slots = layout.slots.as<int32_t>();
+  args.cache = cache_of(cache);
+  args.query_starts = layout.query_starts.as<int32_t>();
+  args.context_lens = layout.context_lens.as<int32_t>();
+  args.block_tables = layout.block_tables.as<int32_t>();
+  args.scale = 1.0f / std::sqrt(static_cast<float>(heads.head_dim));
+  args.residual = tensors.residual.data();
+  args.norm = layer.norm.data();
+  args.hidden = tensors.hidden.data();
+  args.quantised = rows_of(exec, tensors.quantised_hidden);
+  args.gate = layer.gate.as<float>();
+  args.logits = static_cast<float*>(exec.workspace);
+  launch_attend_and_route(exec.stream, args);
+  const RouteChoice choice{args.logits, 1, static_cast<int>(layer.gate.size(0)),
+                           layer.routing_bias.as<float>(), layout.slots.as<int32_t>()};
+  run_experts(exec, tensors.hidden, layer.experts, tensors.ids, tensors.weights, tensors.experts,
+              tensors.delta, tensors.quantised_hidden, after, nullptr, &choice);
 }
 
 // --- what the device can do --------------------------------------------------------------------

@@ -5,6 +5,7 @@
 #include "ops/attention.h"
 #include "ops/batch_layout.h"
 #include "ops/ceilings.h"
+#include "ops/decode_layer.h"
 #include "ops/embed.h"
 #include "ops/experts.h"
 #include "ops/linear.h"
@@ -55,6 +56,11 @@ void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Ten
 void route_experts(const Exec& exec, Tensor x, const Routing& routing, const Experts& experts,
                    Tensor ids, Tensor weights, Tensor scratch, Tensor out,
                    const Quantised& quantised, const AddNorm* after);
+bool decodes_layer(const Exec& exec, const DecodeLayer& layer, const KvCache& cache,
+                   const BatchLayout& layout, const HeadShape& heads, const DecodeTensors& tensors);
+void decode_layer(const Exec& exec, const DecodeLayer& layer, const KvCache& cache,
+                  const BatchLayout& layout, const HeadShape& heads, const DecodeTensors& tensors,
+                  const DecodeBefore* before, const AddNorm* after);
 int64_t sample_scratch_bytes(int64_t rows, int64_t vocab);
 void sample(const Exec& exec, Tensor logits, int64_t id_limit, const SampleInput& input,
             Tensor scratch, const SampleOutput& out);

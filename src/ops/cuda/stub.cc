@@ -87,6 +87,14 @@ void route_experts(const Exec&, Tensor, const Routing&, const Experts&, Tensor, 
                    Tensor, const Quantised&, const AddNorm*) {
   no_cuda();
 }
+bool decodes_layer(const Exec&, const DecodeLayer&, const KvCache&, const BatchLayout&,
+                   const HeadShape&, const DecodeTensors&) {
+  no_cuda();
+}
+void decode_layer(const Exec&, const DecodeLayer&, const KvCache&, const BatchLayout&,
+                  const HeadShape&, const DecodeTensors&, const DecodeBefore*, const AddNorm*) {
+  no_cuda();
+}
 double read_rate(const Exec&, Tensor) {
   no_cuda();
 }

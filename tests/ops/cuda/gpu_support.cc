@@ -111,6 +111,13 @@ std::vector<double> OnGpu::values() const {
   return values;
 }
 
+void copy(const OnGpu& from, const OnGpu& to) {
+  const int64_t bytes = to.tensor().elements() * size_of(to.tensor().dtype());
+  M2_CHECK(cudaMemcpyAsync(to.tensor().data(), from.tensor().data(), static_cast<size_t>(bytes),
+                           cudaMemcpyDeviceToDevice,
+                           static_cast<cudaStream_t>(gpu().stream)) == cudaSuccess);
+}
+
 void expect_close(const std::vector<double>& out, const std::vector<double>& expected,
                   double norm_tolerance, double single_tolerance, const std::string& what) {
   ASSERT_EQ(out.size(), expected.size()) << what;

@@ -49,6 +49,9 @@ class OnGpu {
   Tensor tensor_;
 };
 
+// Copies a tensor of the same size.
+void copy(const OnGpu& from, const OnGpu& to);
+
 // |out - expected| / |expected| over all, and every single difference as a multiple of the expected
 // numbers' root mean square.
 void expect_close(const std::vector<double>& out, const std::vector<double>& expected,

@@ -174,7 +174,7 @@ void launch_flow(void* stream, ExpertsArgs args, bool fused) {
     args.choice.parts = nullptr;  // it is done
     launch(stream, sm90_experts_flow<kN, kFew>, shape, args, maps, shared, 2);
   }
-  launch_combine<__nv_bfloat16>(stream, args);
+  if (!args.leave) launch_combine<__nv_bfloat16>(stream, args);
 }
 
 void launch_tiles(void* stream, const ExpertsArgs& args) {

@@ -49,6 +49,7 @@ struct ExpertsArgs {
   int inner_stretch;  // columns of inner that share a scale: 64 or 128
   bool wide_stores;   // eight neighbouring bf16 of the output may be stored at once
   bool powers;        // scales of what is quantised here become powers of two
+  bool leave;  // flow: the results stay as they are, unsummed
   NormAfter after;    // flow, tiles: follows the sum of the results, which `out` then does not get
 };
 

@@ -1,0 +1,24 @@
+#include "ops/decode_layer.h"
+
+#include "ops/check_tensor.h"
+#include "ops/cuda/ops_cuda.h"
+
+namespace m2::ops {
+
+bool decodes_layer(const Exec& exec, const DecodeLayer& layer, const KvCache& cache,
+                   const BatchLayout& layout, const HeadShape& heads,
+                   const DecodeTensors& tensors) {
+  return exec.device.kind == DeviceKind::cuda &&
+         cuda::decodes_layer(exec, layer, cache, layout, heads, tensors);
+}
+
+void decode_layer(const Exec& exec, const DecodeLayer& layer, const KvCache& cache,
+                  const BatchLayout& layout, const HeadShape& heads, const DecodeTensors& tensors,
+                  const DecodeBefore* before, const AddNorm* after) {
+  check_cache(cache, heads);
+  check_quantised(tensors.quantised_hidden, tensors.hidden);
+  M2_CHECK(decodes_layer(exec, layer, cache, layout, heads, tensors));
+  cuda::decode_layer(exec, layer, cache, layout, heads, tensors, before, after);
+}
+
+}  // namespace m2::ops
