@@ -253,7 +253,7 @@ class Pace {
  public:
   __device__ __forceinline__ explicit Pace(UnderWay& under_way) : under_way_(under_way) {}
   // Before a load of so many bytes whose end the barrier's phase of that parity says.
-  __device__ __forceinline__ void begin(uint64_t* barrier, uint32_t parity, int bytes) {
+  __device__ __noinline__ void begin(uint64_t* barrier, uint32_t parity, int bytes) {
     while (count_ == UnderWay::kMost || (count_ > 0 && bytes_ + bytes > kWindow)) wait_for_first();
     const int i = next_++ % UnderWay::kMost;
     under_way_.barrier[i] = shared_address(barrier);
@@ -266,7 +266,7 @@ class Pace {
 
   // How many loads there have been; and waits until the n-th of them is over.
   __device__ __forceinline__ unsigned begun() const { return next_; }
-  __device__ __forceinline__ void wait_for(unsigned n) {
+  __device__ __noinline__ void wait_for(unsigned n) {
     while (next_ - count_ < n) wait_for_first();
   }
 
@@ -862,28 +862,33 @@ __device__ __forceinline__ void multiply_o(const AttendAndRoute& args, Shared& s
   meet();
   auto* parts = reinterpret_cast<float*>(memory + kOPartsAt);
   const int row = lane / 4;
-  float d[kOLoads][4];
+  // Two loads' products under way; the code stays short.
+  constexpr int kAtOnce = 2;
 #pragma unroll 1
-  for (int i = 0; i < kOLoads; ++i) barrier_wait(&shared.o_full[i], 0);
-  wgmma_begin();
+  for (int first = 0; first < kOLoads; first += kAtOnce) {
+    float d[kAtOnce][4];
 #pragma unroll
-  for (int i = 0; i < kOLoads; ++i)
+    for (int i = 0; i < kAtOnce; ++i) barrier_wait(&shared.o_full[first + i], 0);
+    wgmma_begin();
 #pragma unroll
-    for (int k = 0; k < 4; ++k)
-      wgmma_64xNx32<8>(
-          d[i],
-          operand(start + kOAt + (i * kWarpgroups + warpgroup) * (kFlowRows * kTileStep) + k * 32),
-          operand(start + kOTokensAt + (i * kWarpgroups + warpgroup) * (8 * kTileStep) + k * 32),
-          k > 0);
-  wgmma_finish();
-  if (lane % 4 == warp)
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int group = (first + i) * kWarpgroups + warpgroup;
 #pragma unroll
-    for (int i = 0; i < kOLoads; ++i)
+      for (int k = 0; k < 4; ++k)
+        wgmma_64xNx32<8>(d[i],
+                         operand(start + kOAt + group * (kFlowRows * kTileStep) + k * 32),
+                         operand(start + kOTokensAt + group * (8 * kTileStep) + k * 32), k > 0);
+    }
+    wgmma_finish();
+    if (lane % 4 == warp)
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int place = (i * kWarpgroups + warpgroup) * 8 + 2 * warp + half;
-        parts[place / kPlaces * kBlockORows + place % kPlaces * 8 + row] = d[i][3 * half];
-      }
+      for (int i = 0; i < kAtOnce; ++i)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int place = ((first + i) * kWarpgroups + warpgroup) * 8 + 2 * warp + half;
+          parts[place / kPlaces * kBlockORows + place % kPlaces * 8 + row] = d[i][3 * half];
+        }
+  }
   meet();
   if (thread >= kWarp) return;
   const int mine = min(lane, kBlockORows - 1), first_row = role * kBlockORows;
