@@ -403,8 +403,8 @@ __device__ __forceinline__ void sum_experts(const AttendAndRoute& args, Shared& 
     squares = fmaf(value, value, squares);
   }
   reinterpret_cast<Pack*>(memory + kResidualAt)[thread] = kept;
-  if (role == kAttendBlocks - 1 && thread <= left.top) {
-    left.done[thread] = 0;  // a group an expert, at most
+  if (role == kAttendBlocks - 1 && thread < left.top + 2) {
+    left.done[thread] = 0;  // as many as clear_counters() clears
     if (thread == 0) {
       *left.next_tile = 0;
       atomicAdd(left.posted, 1u);
