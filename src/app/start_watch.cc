@@ -27,6 +27,9 @@ std::string who_is_late(const std::vector<StartingRank>& ranks) {
   std::vector<int64_t> begun;
   for (const StartingRank& rank : ranks) begun.push_back(rank.progress->begun());
   const auto [least, most] = std::ranges::minmax(begun);
+  if (most == 0)
+    return "none of this process's ranks has begun a collective (what another process is doing "
+           "stands in its own log)";
   if (least == most)
     return fmt::format("all of this process's ranks have begun {} collectives, the last of them {}",
                        most, ranks.front().progress->last());

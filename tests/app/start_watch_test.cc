@@ -88,6 +88,13 @@ TEST(StartWatch, SaysIfAllRanksCameAndTheirDevicesDoNotGoOn) {
             "all of this process's ranks have begun 2 collectives, the last of them all_reduce");
 }
 
+TEST(StartWatch, SaysIfNobodyHasBegun) {
+  const parallel::Progress first, second;
+  EXPECT_EQ(who_is_late({{0, {DeviceKind::cuda, 0}, &first}, {1, {DeviceKind::cuda, 1}, &second}}),
+            "none of this process's ranks has begun a collective (what another process is doing "
+            "stands in its own log)");
+}
+
 TEST(StartWatch, LeavesAStartInPeace) {
   bool given_up = false;
   {
