@@ -43,7 +43,9 @@ bool host_addressable(Device device);
 void* device_allocate(Device device, int64_t bytes);
 void device_free(Device device, void* memory);
 
-// Copies between host and device memory. Asynchronous on cuda (ordered by exec.stream).
+// Copies between host and device memory. Asynchronous on cuda (ordered by exec.stream) if the
+// host's is pinned (HostBuffer). If it is not, the call waits for what its stream has before, and
+// other threads' calls of the kind wait with it: none may stand behind a wait for another rank.
 void copy_to_device(const Exec& exec, void* to, const void* from_host, int64_t bytes);
 void copy_to_host(const Exec& exec, void* to_host, const void* from, int64_t bytes);
 // Zeros. Asynchronous on cuda, likewise.

@@ -10,6 +10,15 @@
 
 namespace m2::parallel {
 
+// What is in device memory when all that exec's stream has before is complete. A copy into memory
+// that is not pinned waits for its stream within the driver, and holds up every other such copy of
+// the process: behind a sum, those of the rank that the sum waits for.
+inline void bring_to_host(const Exec& exec, void* to_host, const void* from, int64_t bytes) {
+  synchronize(exec);
+  copy_to_host(exec, to_host, from, bytes);
+  synchronize(exec);
+}
+
 class StagedComm : public Comm {
  public:
   StagedComm(Comm& device_comm, Device device)
@@ -69,8 +78,7 @@ class StagedComm : public Comm {
     ~Staged() { synchronize(owner_.exec_); }
     void fetch() const {
       if (!here_.empty() && here_.elements() > 0)
-        copy_to_host(owner_.exec_, here_.data(), buffer_.data(), bytes());
-      synchronize(owner_.exec_);
+        bring_to_host(owner_.exec_, here_.data(), buffer_.data(), bytes());
     }
     int64_t bytes() const { return here_.empty() ? 0 : here_.elements() * size_of(here_.dtype()); }
 
