@@ -2,8 +2,8 @@
 // step takes without them is the rest. M2's full width with random weights.
 //   bench_ranks_cuda [LAYERS [EXPERTS [RANKS [WAY]]]]     of the ways whose names begin so
 //   bench_ranks_cuda sums [RANKS]                         sums alone, of bf16
-//   bench_ranks_cuda norms [RANKS]                        sums on their way into norms (two ranks
-//                                                         may share a GPU)
+//   bench_ranks_cuda norms [RANKS]                        sums on their way into norms (ranks may
+//                                                         share a GPU)
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -359,7 +359,8 @@ class Norms {
 
 void print_norms(int64_t ranks) {
   const int64_t devices = gpu_count();
-  M2_CHECK(ranks <= 2 * devices, "{} ranks on {} GPUs", ranks, devices);
+  // Of more ranks on a GPU only the kernels with a block a row are there at once.
+  const bool crowded = ranks > 2 * devices;
   fmt::print(
       "{} x {}; {} ranks\n\n| rows | sum into a norm, us | q and k: three operations | one |\n"
       "| ---: | ---: | ---: | ---: |\n",
@@ -379,11 +380,16 @@ void print_norms(int64_t ranks) {
       M2_CHECK(peers.ok(), "{}", peers.error().text);
       parallel::Comm& comm = **peers;
       for (const int64_t rows : {1, 8, 16}) {
+        if (crowded && rows * ranks > 64 * devices) break;
         const Norms norms(device, ranks, rows);
         norms.clear_all(exec);
         synchronize(exec);
         if (r == 0) fmt::print("| {} |", rows);
         for (const int way : {0, 1, 2}) {
+          if (crowded && way == 1) {
+            if (r == 0) fmt::print(" - |");
+            continue;
+          }
           const auto work = [&] {
             for (int i = 0; i < kEach; ++i)
               way == 0 ? norms.sum_norm(comm, exec) : norms.qk_norm(comm, exec, way == 1);

@@ -7,6 +7,7 @@ namespace {
 
 // A block a row, as rms_norm_kernel has it (ops/cuda/norm.cu), to the same bytes; 8 columns are two
 // words, which come over the link instead of from memory.
+template <int kMost>
 __global__ void __launch_bounds__(kNormThreads) small_sum_norm_kernel(const PeerSumNorm work) {
   using T = __nv_bfloat16;
   __shared__ float scratch[33];
@@ -15,19 +16,17 @@ __global__ void __launch_bounds__(kNormThreads) small_sum_norm_kernel(const Peer
   if (threadIdx.x < packs) load_weights(work.weight, work.weight_dtype, threadIdx.x * 8, by);
   wait_for_previous();
   let_next_start();
-  const bool there = row * columns < work.sum.count;
   auto* const residual =
       reinterpret_cast<Pack8<T>*>(static_cast<T*>(work.residual) + row * columns);
   const auto* const x = static_cast<const uint4*>(work.sum.x) + row * packs;
   // Asked for before the account of rounds is waited for.
   uint4 first = {};
   Pack8<T> held = {};
-  if (there && threadIdx.x < packs) {
+  if (threadIdx.x < packs) {
     first = x[threadIdx.x];
     held = residual[threadIdx.x];
   }
   const Words words(work.sum);
-  if (!there) return;
   for (int64_t p = threadIdx.x; p < packs; p += kNormThreads) {
     const uint4 numbers = p == threadIdx.x ? first : x[p];
     words.send_to_all(2 * (row * packs + p), {numbers.x, numbers.y});
@@ -38,16 +37,16 @@ __global__ void __launch_bounds__(kNormThreads) small_sum_norm_kernel(const Peer
     Pack8<T> pack = p == threadIdx.x ? held : residual[p];
     const uint4 numbers = p == threadIdx.x ? first : x[p];
     const uint2 halves[2] = {{numbers.x, numbers.y}, {numbers.z, numbers.w}};
+    Group<T, 8> change[2];
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const auto change = words.sum_of_all<T>(2 * (row * packs + p) + h,
-                                              reinterpret_cast<const Group<T, 8>&>(halves[h]));
+    for (int h = 0; h < 2; ++h)
+      change[h] = words.sum_of_all<T, kMost>(2 * (row * packs + p) + h,
+                                             reinterpret_cast<const Group<T, 8>&>(halves[h]));
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        T& kept = pack.values[4 * h + i];
-        kept = from_float<T>(to_float(kept) + to_float(change.number[i]));
-        sum = fmaf(to_float(kept), to_float(kept), sum);
-      }
+    for (int i = 0; i < 8; ++i) {
+      T& kept = pack.values[i];
+      kept = from_float<T>(to_float(kept) + to_float(change[i / 4].number[i % 4]));
+      sum = fmaf(to_float(kept), to_float(kept), sum);
     }
     residual[p] = pack;
     if (p == threadIdx.x) held = pack;
@@ -76,13 +75,11 @@ __global__ void __launch_bounds__(kMostQkThreads)
   __shared__ float2 sums;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t token = blockIdx.x;
-  const bool there = token < work.qk.qkv.rows;
   QkPiece mine(work.qk, token);
   wait_for_previous();
   let_next_start();
-  if (there) mine.load();
+  mine.load();
   const Words words(work.sum);
-  if (!there) return;
 
   mine.widen();
   float squares = 0.0f;
@@ -132,11 +129,15 @@ bool small_peer_sum_qk_fits(const QkNormRope& args) {
 void launch_small_peer_sum_qk(void* stream, const PeerQkNorm& work) {
   const int threads = (work.qk.heads.q + 2 * work.qk.heads.kv) * kHeadThreads;
   launch(stream, small_sum_qk_kernel,
-         LaunchShape{dim3(kSumBlocks), dim3(static_cast<unsigned>(threads))}, work);
+         LaunchShape{dim3(static_cast<unsigned>(work.qk.qkv.rows)),
+                     dim3(static_cast<unsigned>(threads))},
+         work);
 }
 
 void launch_small_peer_sum_norm(void* stream, const PeerSumNorm& work) {
-  launch(stream, small_sum_norm_kernel, LaunchShape{dim3(kSumBlocks), dim3(kNormThreads)}, work);
+  const int64_t rows = work.sum.count / work.columns;
+  launch(stream, work.sum.ranks <= 4 ? small_sum_norm_kernel<4> : small_sum_norm_kernel<kMostPeers>,
+         LaunchShape{dim3(static_cast<unsigned>(rows)), dim3(kNormThreads)}, work);
 }
 
 }  // namespace m2::parallel::cuda

@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(kThreads) shared_sum_kernel(const PeerSum sum)
 // who has had a word of the sum before from it knows that it has cleared those of the one before
 // that, which lay where it now sends.
 template <class T>
-__global__ void __launch_bounds__(kThreads) small_sum_kernel(const PeerSum sum) {
+__global__ void __launch_bounds__(kThreads, 2) small_sum_kernel(const PeerSum sum) {
   using Numbers = Group<T, 8>;
   wait_for_previous();
   let_next_start();

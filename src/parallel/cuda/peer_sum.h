@@ -9,7 +9,7 @@
 namespace m2::parallel::cuda {
 
 constexpr int kMostPeers = 8;
-constexpr int kSumBlocks = 64;  // of every launch, since each block keeps account of its rounds
+constexpr int kSumBlocks = 64;  // of a launch; those of words may have fewer
 
 // Eight bytes of numbers under way. A half comes whole: its flag says that it is there.
 struct alignas(16) PeerWord {

@@ -71,19 +71,28 @@ __device__ inline void send(PeerWord* to, uint2 numbers) {
                : "memory");
 }
 
+// Looks at a word once; whether it is there.
+__device__ inline bool look(const PeerWord* at, PeerWord& word) {
+  asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(word.first), "=r"(word.first_there), "=r"(word.second),
+                 "=r"(word.second_there)
+               : "l"(at)
+               : "memory");
+  return word.first_there != 0 && word.second_there != 0;
+}
+
+// Looks until `there` says so, or the wait has been given up.
+template <class There>
+__device__ void wait_until(const uint32_t* given_up, There there) {
+  constexpr int kLooks = 4096;
+  for (int looks = 1; !there(); ++looks)
+    if (looks % kLooks == 0 && hear(given_up) != 0) return;
+}
+
 // Waits until the word is there, and clears it for the small sum after the next.
 __device__ inline uint2 receive(PeerWord* from, const uint32_t* given_up) {
-  constexpr int kLooks = 4096;
   PeerWord word;
-  for (int looks = 1;; ++looks) {
-    asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(word.first), "=r"(word.first_there), "=r"(word.second),
-                   "=r"(word.second_there)
-                 : "l"(from)
-                 : "memory");
-    if (word.first_there != 0 && word.second_there != 0) break;
-    if (looks % kLooks == 0 && hear(given_up) != 0) break;
-  }
+  wait_until(given_up, [&] { return look(from, word); });
   *from = {};
   return {word.first, word.second};
 }
@@ -93,12 +102,14 @@ struct Words {
   const PeerSum& sum;
   int64_t half;  // of the memory for words, in words
 
-  // Every thread of the block calls it once, after wait_for_previous().
+  // Every thread calls it once, after wait_for_previous(). Of kSumBlocks accounts each block keeps
+  // its own, and its share of those that the grid has no block for: it has kSumBlocks threads.
   __device__ explicit Words(const PeerSum& of) : sum(of) {
-    uint32_t* const rounds = sum.peers[sum.rank].rounds + kSumBlocks + blockIdx.x;
-    const uint32_t round = *rounds;
+    uint32_t* const rounds = sum.peers[sum.rank].rounds + kSumBlocks;
+    const uint32_t round = rounds[blockIdx.x];
     __syncthreads();
-    if (threadIdx.x == 0) *rounds = round + 1;
+    const uint32_t account = blockIdx.x + threadIdx.x * gridDim.x;
+    if (account < kSumBlocks) rounds[account] = round + 1;
     half = round % 2 * kMostPeers * kSmallSumWords;
   }
   __device__ PeerWord* place(int of, int from, int64_t word) const {
@@ -109,22 +120,35 @@ struct Words {
     for (int r = 0; r < kMostPeers; ++r)
       if (r < sum.ranks && r != sum.rank) send(place(r, sum.rank, word), numbers);
   }
-  // This rank's numbers in, all ranks' out.
-  template <class T>
+  // This rank's numbers in, the numbers of all ranks, kMost at most, out. Their words are looked at
+  // together: one after another they would take a memory's latency each, though they be there.
+  template <class T, int kMost>
   __device__ void receive_all(int64_t word, const Group<T, 8>& own,
-                              Group<T, 8> (&parts)[kMostPeers]) const {
+                              Group<T, 8> (&parts)[kMost]) const {
+    PeerWord seen[kMost];
+    const auto each_other = [&](auto work) {
 #pragma unroll
-    for (int r = 0; r < kMostPeers; ++r)
-      if (r < sum.ranks) {
-        parts[r] = own;
-        if (r == sum.rank) continue;
-        const uint2 numbers = receive(place(sum.rank, r, word), sum.given_up);
-        parts[r] = reinterpret_cast<const Group<T, 8>&>(numbers);
-      }
+      for (int r = 0; r < kMost; ++r)
+        if (r < sum.ranks && r != sum.rank) work(place(sum.rank, r, word), seen[r]);
+    };
+    wait_until(sum.given_up, [&] {
+      bool there = true;
+      each_other([](PeerWord* at, PeerWord& word) { look(at, word); });
+      each_other([&](PeerWord*, const PeerWord& word) {
+        there &= word.first_there != 0 && word.second_there != 0;
+      });
+      return there;
+    });
+    each_other([](PeerWord* at, const PeerWord&) { *at = {}; });
+#pragma unroll
+    for (int r = 0; r < kMost; ++r) {
+      const uint2 numbers = {seen[r].first, seen[r].second};
+      parts[r] = r == sum.rank ? own : reinterpret_cast<const Group<T, 8>&>(numbers);
+    }
   }
-  template <class T>
+  template <class T, int kMost = kMostPeers>
   __device__ Group<T, 8> sum_of_all(int64_t word, const Group<T, 8>& own) const {
-    Group<T, 8> parts[kMostPeers];
+    Group<T, 8> parts[kMost];
     receive_all(word, own, parts);
     return total_of<T>(parts, sum.ranks);
   }
