@@ -69,6 +69,11 @@ __device__ __forceinline__ void load_tokens(const LinearArgs& args, int steps, u
 #endif
 }
 
+// Stages of weights under way, at most, where tokens stay: what the block's neighbours read, and
+// its own tokens, come behind them. Three keep memory busy; the ring holds more while tokens are
+// waited for.
+constexpr int kFlowUnderWay = 3;
+
 // Up to kN tokens, quantised, times f8_e4m3 weights. Few tokens stay in shared memory, loaded by
 // the consumers: copies asked for behind the weights' would come after them. Bytes: N K, and kN K
 // from L2 for each block, or for each tile where the tokens are many.
@@ -115,7 +120,8 @@ __global__ void __launch_bounds__(kFlowThreads, 1)
         copy_boxes(start + slot * shape.stage_bytes() + 2 * weight_box, kN * kTileStep, &maps.x,
                    joined, of_step, 0, &barriers.full[slot]);
     };
-    const int all = (end - begin) * steps, ahead = min(shape.stages, all);
+    const int under_way = kResident ? min(shape.stages, kFlowUnderWay) : shape.stages;
+    const int all = (end - begin) * steps, ahead = min(under_way, all);
     for (int i = 0; i < ahead; ++i) ask_weights(i);
     wait_for_previous();
     let_next_start();
@@ -123,9 +129,13 @@ __global__ void __launch_bounds__(kFlowThreads, 1)
       ask_tokens(of_step, i);
       if (++of_step == steps) of_step = 0;
     }
-    FlowSlot at{0, 1};
+    FlowSlot at{ahead % shape.stages, ahead / shape.stages}, coming;
     for (int i = ahead; i < all; ++i) {
-      barrier_wait(&barriers.empty[at.slot], (at.round - 1) & 1);
+      if (kResident) {
+        barrier_wait(&barriers.full[coming.slot], coming.round & 1);
+        coming.next(shape.stages);
+      }
+      if (at.round > 0) barrier_wait(&barriers.empty[at.slot], (at.round - 1) & 1);
       const int of_step = step;
       ask_weights(at.slot);
       ask_tokens(of_step, at.slot);

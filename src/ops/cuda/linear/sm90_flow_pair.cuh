@@ -11,6 +11,9 @@ namespace m2::ops::cuda {
 // kept its own stretches' products and takes them up in order. kHalf: stages of 256 columns in half
 // of K.
 constexpr int kPairTokens = 8;
+// kFlowUnderWay of these: o of one GPU has stages of 12 KB, ranks' q, k and v of 8.
+template <int kHalf>
+constexpr int kPairUnderWay = kHalf > 6 ? 3 : 2;
 template <int kHalf>
 __global__ void __launch_bounds__(kFlowThreads, 1)
     sm90_linear_flow_pair(const __grid_constant__ LinearArgs args,
@@ -45,13 +48,14 @@ __global__ void __launch_bounds__(kFlowThreads, 1)
       copy_boxes(start + slot * shape.stage_bytes(), weight_box, &maps.weight[place.part], true,
                  first_step + i, first_row, &barriers.full[slot]);
     };
-    const int ahead = min(shape.stages, kHalf);
-    for (int i = 0; i < ahead; ++i) ask(i, i);
-    wait_for_previous();
-    let_next_start();
-    FlowSlot at{0, 1};
-    for (int i = ahead; i < kHalf; ++i) {
-      barrier_wait(&barriers.empty[at.slot], (at.round - 1) & 1);
+    // Weights alone, so nothing in front is waited for.
+    FlowSlot at, coming;
+    for (int i = 0; i < kHalf; ++i) {
+      if (i >= kPairUnderWay<kHalf>) {
+        barrier_wait(&barriers.full[coming.slot], coming.round & 1);
+        coming.next(shape.stages);
+      }
+      if (at.round > 0) barrier_wait(&barriers.empty[at.slot], (at.round - 1) & 1);
       ask(i, at.slot);
       at.next(shape.stages);
     }
