@@ -1122,6 +1122,12 @@ TEST_F(Gpu, AttentionOfSeveralSequences) {
   expect_same_alone(random_, std::vector<Sequence>(6, {1, 0}), "empty ones");
 }
 
+// Blocks of whole parts, several for a head.
+TEST_F(Gpu, AttentionOfEvenSequences) {
+  expect_same_alone(random_, std::vector<Sequence>(8, {1, 2041}), "eight of 2041");
+  expect_same_alone(random_, std::vector<Sequence>(4, {1, 8192}), "four of 8192");
+}
+
 TEST_F(Gpu, AttentionOfManySequences) {
   std::vector<Sequence> uneven, mixed;
   for (int32_t i = 0; i < 70; ++i) {

@@ -106,8 +106,8 @@ void launch_attention(void* stream, const AttentionPlan& plan, const AttentionAr
       shape.grid =
           dim3(static_cast<unsigned>(multiprocessors() * (bf16 ? kBf16Blocks : kF8Blocks)));
       launch(stream,
-             bf16 ? sm80_attention_decode_lasting<Bf16Page, 2, kBf16Blocks>
-                  : sm80_attention_decode_lasting<F8Page, 1, kF8Blocks>,
+             bf16 ? sm80_attention_decode_lasting<Bf16Page, 2, 3, kBf16Blocks>
+                  : sm80_attention_decode_lasting<F8Page, 1, 2, kF8Blocks>,
              shape, args);
     } else {
       shape.through_l1 = true;
