@@ -2,6 +2,7 @@
 
 #include "ops/check_tensor.h"
 #include "ops/cuda/ops_cuda.h"
+#include "ops/route.h"
 
 namespace m2::ops {
 
@@ -17,6 +18,8 @@ void decode_layer(const Exec& exec, const DecodeLayer& layer, const KvCache& cac
                   const DecodeBefore* before, const AddNorm* after) {
   check_cache(cache, heads);
   check_quantised(tensors.quantised_hidden, tensors.hidden);
+  check_route(tensors.hidden, layer.gate, layer.routing_bias, tensors.ids, tensors.weights,
+              layout.slots);
   M2_CHECK(decodes_layer(exec, layer, cache, layout, heads, tensors));
   cuda::decode_layer(exec, layer, cache, layout, heads, tensors, before, after);
 }

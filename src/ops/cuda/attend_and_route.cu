@@ -17,9 +17,11 @@
 namespace m2::ops::cuda {
 namespace {
 
-constexpr int kHidden = 3072, kQHeads = 48, kKvHeads = 8, kGroup = kQHeads / kKvHeads;
+constexpr int kHidden = AttendShape::kHidden, kRotary = AttendShape::kRotary;
+constexpr int kQHeads = AttendShape::kQHeads, kKvHeads = AttendShape::kKvHeads;
+constexpr int kGroup = kQHeads / kKvHeads, kRouted = AttendShape::kExperts;
 constexpr int kQ = kQHeads * kDim, kQkvRows = (kQHeads + 2 * kKvHeads) * kDim;
-constexpr int kRotary = 64, kRouted = 256;
+static_assert(AttendShape::kHeadDim == kDim && AttendShape::kBlock == kPage);
 constexpr int kConsumers = kNormThreads;  // three warpgroups; a row of hidden is 8 columns a thread
 constexpr int kWarpgroups = kConsumers / 128;
 constexpr int kThreads = kConsumers + kWarp;
@@ -394,14 +396,7 @@ __device__ __forceinline__ void sum_experts(const AttendAndRoute& args, Shared& 
 #pragma unroll
         for (int c = 0; c < 8; ++c) sum[c] = fmaf(weight[i], to_float(result[i].values[c]), sum[c]);
   }
-  float squares = 0.0f;
-#pragma unroll
-  for (int c = 0; c < 8; ++c) {
-    const float delta = to_float(__float2bfloat16_rn(sum[c]));
-    kept.values[c] = __float2bfloat16_rn(to_float(kept.values[c]) + delta);
-    const float value = to_float(kept.values[c]);
-    squares = fmaf(value, value, squares);
-  }
+  const float squares = add_to_residual(kept, sum);
   reinterpret_cast<Pack*>(memory + kResidualAt)[thread] = kept;
   if (role == kAttendBlocks - 1 && thread < left.top + 2) {
     left.done[thread] = 0;  // as many as clear_counters() clears
@@ -643,7 +638,7 @@ __device__ __forceinline__ void attend_chains(const AttendAndRoute& args, Shared
           __syncwarp();
         }
         Page page;
-        page.load(at, at + Page::kBytes, read);
+        page.load_keys(at, read);
         float logits[4] = {};
         multiply_keys(
             page, [&](int j) { return q[j]; }, logits);
@@ -692,7 +687,7 @@ __device__ __forceinline__ void attend_chains(const AttendAndRoute& args, Shared
         const uint8_t* at = memory + page_slot_at(slot) + Page::kBytes;
         // The two tiles' words alone, in the places of a page's first two tiles.
         Page page;
-        page.load(at, at + mine * 4, [](const uint8_t* from) {
+        page.load_values(at + mine * 4, [](const uint8_t* from) {
           return uint4{*reinterpret_cast<const uint32_t*>(from), 0, 0, 0};
         });
         const int valid = context.tokens - chain.page(first + k) * kPage;
@@ -875,8 +870,7 @@ __device__ __forceinline__ void multiply_o(const AttendAndRoute& args, Shared& s
       const int group = (first + i) * kWarpgroups + warpgroup;
 #pragma unroll
       for (int k = 0; k < 4; ++k)
-        wgmma_64xNx32<8>(d[i],
-                         operand(start + kOAt + group * (kFlowRows * kTileStep) + k * 32),
+        wgmma_64xNx32<8>(d[i], operand(start + kOAt + group * (kFlowRows * kTileStep) + k * 32),
                          operand(start + kOTokensAt + group * (8 * kTileStep) + k * 32), k > 0);
     }
     wgmma_finish();

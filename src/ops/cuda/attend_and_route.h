@@ -17,10 +17,17 @@ struct ExpertsLeft {
   uint32_t* posted = nullptr;
 };
 
+// The one shape that the kernel knows: the M2 family's on one GPU.
+struct AttendShape {
+  static constexpr int kHidden = 3072, kQHeads = 48, kKvHeads = 8, kHeadDim = 128;
+  static constexpr int kRotary = 64;    // dims of a head that turn
+  static constexpr int kExperts = 256;  // that the router chooses among
+  static constexpr int kBlock = 16;     // positions of the cache's blocks
+};
+
 // The attention half of a layer for one decoded token as one kernel: what linear (q, k and v),
 // qk_norm_rope_store_whole, paged_attention, linear (o), add_rms_norm and the products of route do
-// one after another, to the same bytes. The shapes are the M2 family's on one GPU: hidden 3072,
-// 48 q heads and 8 KV heads of 128, of which 64 turn, 256 experts, blocks of 16 positions.
+// one after another, to the same bytes.
 struct AttendAndRoute {
   const uint8_t* x_f8;    // [3072], quantised
   const float* x_scales;  // [24]

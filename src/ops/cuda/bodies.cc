@@ -520,11 +520,14 @@ bool is_dense(const Tensor& tensor, DType dtype, int64_t rows, int64_t columns) 
 bool attends_at_once(const Exec& exec, const DecodeLayer& layer, const KvCache& cache,
                      const BatchLayout& layout, const HeadShape& heads,
                      const DecodeTensors& tensors) {
-  constexpr int64_t kHidden = 3072, kQ = 6144, kKv = 1024, kExperts = 256;
+  using Shape = AttendShape;
+  constexpr int64_t kHidden = Shape::kHidden, kQ = Shape::kQHeads * Shape::kHeadDim,
+                    kKv = Shape::kKvHeads * Shape::kHeadDim, kExperts = Shape::kExperts;
   if (!exec.alone || compute_major() != 9 || multiprocessors() < kAttendBlocks) return false;
   if (layout.tokens() != 1 || layout.sequences() != 1 || layer.qkv.size() != 3) return false;
-  if (heads.q_heads != 48 || heads.kv_heads != 8 || heads.head_dim != 128 ||
-      heads.rotary_dim != 64 || cache.k.size(2) != 16)
+  if (heads.q_heads != Shape::kQHeads || heads.kv_heads != Shape::kKvHeads ||
+      heads.head_dim != Shape::kHeadDim || heads.rotary_dim != Shape::kRotary ||
+      cache.k.size(2) != Shape::kBlock)
     return false;
   const auto whole = [](const Linear& linear) {
     return linear.first_row == 0 && linear.first_column == 0 && !linear.scale.empty();
@@ -544,7 +547,7 @@ bool attends_at_once(const Exec& exec, const DecodeLayer& layer, const KvCache& 
          is_dense(tensors.residual, DType::bf16, 1, kHidden) &&
          is_dense(tensors.hidden, DType::bf16, 1, kHidden) && !tensors.quantised_hidden.empty() &&
          is_dense(tensors.quantised_hidden.values, DType::f8_e4m3, 1, kHidden) &&
-         is_dense(tensors.angles, DType::f32, 1, 64) &&
+         is_dense(tensors.angles, DType::f32, 1, Shape::kRotary) &&
          (cache.k.dtype() == DType::bf16 || cache.k.dtype() == DType::f8_e4m3) && exec.workspace &&
          exec.workspace_bytes >= kExperts * 4;
 }

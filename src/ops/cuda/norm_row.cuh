@@ -27,6 +27,20 @@ __device__ __forceinline__ void load_weights(const void* weight, DType dtype, in
   for (int i = 0; i < 8; ++i) by[i] = load_number(weight, dtype, column + i);
 }
 
+// Adds 8 numbers, rounded, to what the residual has; the sum of the squares of what comes of it.
+__device__ __forceinline__ float add_to_residual(Pack8<__nv_bfloat16>& kept,
+                                                 const float (&numbers)[8]) {
+  float squares = 0.0f;
+#pragma unroll
+  for (int c = 0; c < 8; ++c) {
+    const float delta = to_float(__float2bfloat16_rn(numbers[c]));
+    kept.values[c] = __float2bfloat16_rn(to_float(kept.values[c]) + delta);
+    const float value = to_float(kept.values[c]);
+    squares = fmaf(value, value, squares);
+  }
+  return squares;
+}
+
 // Writes pack p of a row, normed, and quantised if wanted. Half a warp has 128 columns.
 template <class T>
 __device__ __forceinline__ void store_normed(const Pack8<T>& kept, const float (&by)[8],

@@ -98,8 +98,6 @@ TEST_F(GpuDecodeLayer, IsTheOperationsOneAfterAnother) {
       copy(k, k_once);
       copy(v, v_once);
       std::vector<int32_t> table(static_cast<size_t>(pages + 2));
-      for (size_t i = 0; i < table.size(); ++i)
-        table[i] = static_cast<int32_t>((i * 7 + 3) % static_cast<size_t>(blocks));
       // Every page of the context is another block.
       std::iota(table.begin(), table.end(), 0);
       std::shuffle(table.begin(), table.begin() + pages, random_);

@@ -25,11 +25,6 @@ struct Bf16Page {
 
   // read(address): 16 bytes
   template <class Read>
-  __device__ __forceinline__ void load(const uint8_t* keys, const uint8_t* values, Read read) {
-    load_keys(keys, read);
-    load_values(values, read);
-  }
-  template <class Read>
   __device__ __forceinline__ void load_keys(const uint8_t* keys, Read read) {
     const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
 #pragma unroll
@@ -103,11 +98,6 @@ struct F8Page {
   static constexpr int kBytes = kPage * kDim;
 
   template <class Read>
-  __device__ __forceinline__ void load(const uint8_t* keys, const uint8_t* values, Read read) {
-    load_keys(keys, read);
-    load_values(values, read);
-  }
-  template <class Read>
   __device__ __forceinline__ void load_keys(const uint8_t* keys, Read read) {
     const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
 #pragma unroll
@@ -162,6 +152,14 @@ struct F8Page {
     mma_f16(d, a, b0, b1);
   }
 };
+
+// A page's keys and values; read(address): 16 bytes.
+template <class Page, class Read>
+__device__ __forceinline__ void load_page(Page& page, const uint8_t* keys, const uint8_t* values,
+                                          Read read) {
+  page.load_keys(keys, read);
+  page.load_values(values, read);
+}
 
 // Running softmax of one warp: for heads 2t and 2t+1 the largest logit (base 2), the sum of the
 // weights (this lane's keys only), and the weighted sum of V, transposed: tile m, register r holds

@@ -261,9 +261,9 @@ __global__ void __launch_bounds__(kDecodeWarps* kWarp, 4)
       const int64_t at =
           (int64_t{1} * __shfl_sync(~0u, page_id, i) * args.heads.kv + of.head) * Page::kBytes;
       Page registers;
-      registers.load(static_cast<const uint8_t*>(args.cache.k) + at,
-                     static_cast<const uint8_t*>(args.cache.v) + at,
-                     [](const uint8_t* from) { return load_written(from); });
+      load_page(registers, static_cast<const uint8_t*>(args.cache.k) + at,
+                static_cast<const uint8_t*>(args.cache.v) + at,
+                [](const uint8_t* from) { return load_written(from); });
       const int valid = of.context - page * kPage;
       if (valid < kPage) registers.clear_values_from(valid);
       attend_page(registers, q, valid, log2_scale, state);

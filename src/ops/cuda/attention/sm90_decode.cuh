@@ -76,8 +76,8 @@ __global__ void __launch_bounds__(kDecodeWarps* kWarp, 2)
     barrier_wait(&full[warp][slot], round & 1);
     const uint8_t* at = ring + slot * 2 * Page::kBytes;
     Page registers;
-    registers.load(at, at + Page::kBytes,
-                   [](const uint8_t* from) { return *reinterpret_cast<const uint4*>(from); });
+    load_page(registers, at, at + Page::kBytes,
+              [](const uint8_t* from) { return *reinterpret_cast<const uint4*>(from); });
     __syncwarp();  // the slot is free
     if (page_at(i + kSlots) < of.end) {
       const int within = i % kWarp + kSlots;

@@ -313,14 +313,7 @@ __global__ void __launch_bounds__(kNormThreads) combine_and_norm(ExpertsArgs arg
       for (int c = 0; c < 8; ++c) sum[c] = fmaf(weight[i], to_float(result[i].values[c]), sum[c]);
     }
   }
-  float squares = 0.0f;
-#pragma unroll
-  for (int c = 0; c < 8; ++c) {
-    const float delta = to_float(__float2bfloat16_rn(sum[c]));
-    kept.values[c] = __float2bfloat16_rn(to_float(kept.values[c]) + delta);
-    const float value = to_float(kept.values[c]);
-    squares = fmaf(value, value, squares);
-  }
+  const float squares = add_to_residual(kept, sum);
   const float mean = block_sum(mine ? squares : 0.0f, scratch) / static_cast<float>(args.hidden);
   const float factor = 1.0f / sqrtf(mean + args.after.eps);
   if (!mine) return;
