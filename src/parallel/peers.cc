@@ -57,24 +57,25 @@ class PeerComm : public Comm {
     cuda::launch_shared_peer_sum(exec.stream, sum_of(x));
   }
 
+  // Here and in all_reduce_qk_norm() all ranks take the same way: their tensors lie alike.
   void all_reduce_norm(const Exec& exec, Tensor x, const ops::AddNorm& norm) override {
     check(x);
     const int64_t columns = x.size(1), bytes = x.elements() * size_of(x.dtype());
-    const bool fits = x.dtype() == DType::bf16 && x.size(0) <= cuda::kSumBlocks &&
-                      bytes <= cuda::kSmallSumBytes &&
+    const bool fits = x.dtype() == DType::bf16 && norm.weight.dtype() == DType::bf16 &&
+                      reinterpret_cast<uintptr_t>(norm.weight.data()) % 16 == 0 &&
+                      x.size(0) <= cuda::kSumBlocks && columns <= cuda::kSumNormColumns &&
                       columns % (norm.quantised.empty() ? 8 : 128) == 0;
     if (!fits) return Comm::all_reduce_norm(exec, x, norm);
     if (given_up() || bytes == 0) return;
     for (const Tensor& tensor : {x, norm.residual, norm.out})
       M2_CHECK(tensor.dense() && tensor.dtype() == DType::bf16 && tensor.size(1) == columns &&
-                   reinterpret_cast<uintptr_t>(tensor.data()) % 32 == 0,
+                   reinterpret_cast<uintptr_t>(tensor.data()) % 16 == 0,
                "{}", tensor.describe());
     cuda::PeerSumNorm work;
     work.sum = sum_of(x);
     work.columns = columns;
     work.residual = norm.residual.data();
     work.weight = norm.weight.data();
-    work.weight_dtype = norm.weight.dtype();
     work.eps = norm.eps;
     work.out = norm.out.data();
     work.quantised = static_cast<uint8_t*>(norm.quantised.values.data());
@@ -83,7 +84,6 @@ class PeerComm : public Comm {
     cuda::launch_small_peer_sum_norm(exec.stream, work);
   }
 
-  // Whichever way a rank takes, the same words travel.
   void all_reduce_qk_norm(const Exec& exec, const ops::QkNorm& work) override {
     const ops::cuda::QkNormRope args = ops::cuda::qk_args(work);
     if (!cuda::small_peer_sum_qk_fits(args)) return Comm::all_reduce_qk_norm(exec, work);
@@ -147,7 +147,7 @@ class PeerComm : public Comm {
   }
   void broadcast(const Exec& exec, Tensor x, int64_t root) override {
     const int64_t bytes = x.elements() * size_of(x.dtype());
-    if (bytes % 4 != 0 || bytes > cuda::kSmallSumBytes) return inner_->broadcast(exec, x, root);
+    if (bytes % 4 != 0 || bytes > cuda::kBroadcastBytes) return inner_->broadcast(exec, x, root);
     M2_CHECK(x.dense(), "{}", x.describe());
     if (given_up() || bytes == 0) return;
     cuda::launch_peer_broadcast(exec.stream, sum_of(Tensor(x.data(), DType::f32, {bytes / 4})),

@@ -95,7 +95,7 @@ struct Times {
   std::vector<double> decode;  // of each batch
   double prompt = 0;
 };
-constexpr int64_t kBatches[] = {1, 8, kMostSequences};
+constexpr int64_t kBatches[] = {1, 8, 10, 16, kMostSequences};
 
 // The model on all ranks of a spread.
 class Bench {
@@ -379,7 +379,8 @@ void print_norms(int64_t ranks) {
           parallel::sum_through_peers(parallel::make_hosted_comm(host, device), host, device);
       M2_CHECK(peers.ok(), "{}", peers.error().text);
       parallel::Comm& comm = **peers;
-      for (const int64_t rows : {1, 8, 16}) {
+      for (const int64_t rows : {1, 8, 10, 16, 32, 64}) {
+        if (ranks > devices && rows > 16) break;
         if (crowded && rows * ranks > 64 * devices) break;
         const Norms norms(device, ranks, rows);
         norms.clear_all(exec);
@@ -439,10 +440,11 @@ int main(int argc, char** argv) {
   fmt::print(
       "{}; {} layers, {} experts, top 8, FP8; decoding at {}, prompts of {} in steps of {}\n\n",
       describe_device(gpu(0)), layers, experts, kContext, kContext, kChunk);
-  fmt::print(
-      "| ranks | batch 1, us | in sums | 8, us | in sums | 64, us | in sums | prompts, us | in "
-      "sums |\n| --- |{}\n",
-      " ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
+  fmt::print("| ranks |");
+  for (const int64_t batch : kBatches) fmt::print(" batch {}, us | in sums |", batch);
+  fmt::print(" prompts, us | in sums |\n| --- |");
+  for (size_t i = 0; i <= std::size(kBatches); ++i) fmt::print(" ---: | ---: |");
+  fmt::print("\n");
   const auto time = [&](const Spread& spread) { return Bench(config, spread).measure(); };
   // With `rest`, what the step takes without its sums, which is measured when first asked for.
   const auto measure = [&](const Spread& spread, std::optional<Times>* rest = nullptr) {

@@ -1,3 +1,4 @@
+#include "ops/cuda/hopper.cuh"
 #include "ops/cuda/norm_row.cuh"
 #include "ops/cuda/qk_row.cuh"
 #include "parallel/cuda/peer_words.cuh"
@@ -5,64 +6,136 @@
 namespace m2::parallel::cuda {
 namespace {
 
-// A block a row, as rms_norm_kernel has it (ops/cuda/norm.cu), to the same bytes; 8 columns are two
-// words, which come over the link instead of from memory.
-template <int kMost>
-__global__ void __launch_bounds__(kNormThreads) small_sum_norm_kernel(const PeerSumNorm work) {
-  using T = __nv_bfloat16;
-  __shared__ float scratch[33];
-  const int64_t row = blockIdx.x, columns = work.columns, packs = columns / 8;
-  float by[8];
-  if (threadIdx.x < packs) load_weights(work.weight, work.weight_dtype, threadIdx.x * 8, by);
-  wait_for_previous();
-  let_next_start();
-  auto* const residual =
-      reinterpret_cast<Pack8<T>*>(static_cast<T*>(work.residual) + row * columns);
-  const auto* const x = static_cast<const uint4*>(work.sum.x) + row * packs;
-  // Asked for before the account of rounds is waited for.
-  uint4 first = {};
-  Pack8<T> held = {};
-  if (threadIdx.x < packs) {
-    first = x[threadIdx.x];
-    held = residual[threadIdx.x];
-  }
-  const Words words(work.sum);
-  for (int64_t p = threadIdx.x; p < packs; p += kNormThreads) {
-    const uint4 numbers = p == threadIdx.x ? first : x[p];
-    words.send_to_all(2 * (row * packs + p), {numbers.x, numbers.y});
-    words.send_to_all(2 * (row * packs + p) + 1, {numbers.z, numbers.w});
-  }
-  float sum = 0.0f;
-  for (int64_t p = threadIdx.x; p < packs; p += kNormThreads) {
-    Pack8<T> pack = p == threadIdx.x ? held : residual[p];
-    const uint4 numbers = p == threadIdx.x ? first : x[p];
-    const uint2 halves[2] = {{numbers.x, numbers.y}, {numbers.z, numbers.w}};
-    Group<T, 8> change[2];
-#pragma unroll
-    for (int h = 0; h < 2; ++h)
-      change[h] = words.sum_of_all<T, kMost>(2 * (row * packs + p) + h,
-                                             reinterpret_cast<const Group<T, 8>&>(halves[h]));
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      T& kept = pack.values[i];
-      kept = from_float<T>(to_float(kept) + to_float(change[i / 4].number[i % 4]));
-      sum = fmaf(to_float(kept), to_float(kept), sum);
+// What warps of a row have, met in every block of its cluster.
+template <int kParts>
+class RowSum {
+ public:
+  static constexpr int kWarps = kNormThreads / kWarp;
+  struct Shared {
+    alignas(16) float of_warp[kWarps];
+    uint64_t met;
+  };
+  // By all threads of all blocks. No fence of memory: that would wait for what is on its way to
+  // other GPUs.
+  __device__ explicit RowSum(Shared& shared) : shared_(shared) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    if constexpr (kParts > 1) {
+      if (threadIdx.x == 0) {
+        barrier_init(&shared.met, 1);
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+      }
+      __syncwarp();
+      if (threadIdx.x == 0) barrier_expect(&shared.met, sizeof(shared.of_warp));
+      asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
     }
-    residual[p] = pack;
-    if (p == threadIdx.x) held = pack;
+#endif
+  }
+  // The sum of every thread's `value` in the order of block_sum() of kNormThreads threads, of which
+  // this one is `thread`.
+  __device__ float operator()(float value, int thread) {
+    const int lane = thread % kWarp, warp = thread / kWarp;
+    value = warp_sum(value);
+    if constexpr (kParts > 1) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+      asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+      if (lane < kParts)
+        asm volatile(
+            "{\n"
+            ".reg .b32 there, barrier;\n"
+            "mapa.shared::cluster.u32 there, %0, %2;\n"
+            "mapa.shared::cluster.u32 barrier, %1, %2;\n"
+            "st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [there], %3, [barrier];\n"
+            "}\n" ::"r"(shared_address(shared_.of_warp + warp)),
+            "r"(shared_address(&shared_.met)), "r"(lane), "f"(value)
+            : "memory");
+#endif
+      barrier_wait(&shared_.met, 0);
+    } else {
+      if (lane == 0) shared_.of_warp[warp] = value;
+      __syncthreads();
+    }
+    // As warp_sum() of 12 numbers and zeros.
+    static_assert(kWarps == 12);
+    float4 of[3];
+#pragma unroll
+    for (int i = 0; i < 3; ++i) of[i] = reinterpret_cast<const float4*>(shared_.of_warp)[i];
+    return ((of[0].x + of[2].x + of[1].x) + (of[0].z + of[2].z + of[1].z)) +
+           ((of[0].y + of[2].y + of[1].y) + (of[0].w + of[2].w + of[1].w));
   }
 
-  const float mean = block_sum(sum, scratch) / static_cast<float>(columns);
-  const float factor = 1.0f / sqrtf(mean + work.eps);
-  const QuantisedRows quantised{work.quantised, work.quantised_scales, work.powers};
-  for (int64_t p = threadIdx.x; p < packs; p += kNormThreads) {
-    if (p != threadIdx.x) {
-      held = residual[p];
-      load_weights(work.weight, work.weight_dtype, p * 8, by);
-    }
-    store_normed(held, by, factor, static_cast<T*>(work.out) + row * columns, p, row, columns,
-                 quantised);
+ private:
+  Shared& shared_;
+};
+
+// A cluster of kParts blocks a row, whose threads together are those of rms_norm_kernel
+// (ops/cuda/norm.cu), to the same bytes; 8 columns of a thread are a word, which comes over the
+// link instead of from memory. Bytes: 6 of a column read, as many written, and a row each way over
+// every link. Bound: latency, to which a row's words on one multiprocessor would add.
+template <int kRanks, int kParts>
+__global__ void __launch_bounds__(kNormThreads / kParts)
+    small_sum_norm_kernel(const __grid_constant__ PeerSumNorm work) {
+  using T = __nv_bfloat16;
+  constexpr int kThreads = kNormThreads / kParts;
+  static_assert(kThreads % kWarp == 0 && kSumNormColumns == 8 * kNormThreads);
+  __shared__ typename RowSum<kParts>::Shared shared;
+  RowSum<kParts> row_sum(shared);
+  const unsigned row = blockIdx.x / kParts, part = blockIdx.x % kParts;
+  const unsigned thread = part * kThreads + threadIdx.x;
+  const auto columns = static_cast<unsigned>(work.columns), packs = columns / 8;
+  const unsigned pack = row * packs + thread;
+  const bool has = thread < packs;
+  Summands<kRanks> words(work.sum);
+  uint4 weights = {}, own = {}, kept = {};
+  if (has) weights = static_cast<const uint4*>(work.weight)[thread];
+  wait_for_previous();
+  let_next_start();
+  // Asked for before the account of rounds is waited for.
+  if (has) {
+    own = static_cast<const uint4*>(work.sum.x)[pack];
+    kept = static_cast<const uint4*>(work.residual)[pack];
   }
+  words.begin(row);
+  float value[8] = {}, squares = 0.0f;
+  if (has) {
+    own = under_way(own);
+    words.send_to_all(pack, own);
+    as_floats(kept, value);
+    const Group<T> change = words.template sum_of_all<T>(pack, own);
+    float by[8];
+    as_floats(reinterpret_cast<const uint4&>(change), by);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) value[i] += by[i];
+    kept = as_bf16(value);
+    as_floats(kept, value);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) squares = fmaf(value[i], value[i], squares);
+    static_cast<uint4*>(work.residual)[pack] = kept;
+  }
+  const float mean = row_sum(squares, static_cast<int>(thread)) / static_cast<float>(columns);
+  const float factor = 1.0f / sqrtf(mean + work.eps);
+  // As store_normed() does (ops/cuda/norm_row.cuh), by whole warps.
+  float by[8];
+  as_floats(weights, by);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) value[i] = value[i] * factor * by[i];
+  const uint4 normed = as_bf16(value);
+  if (has) static_cast<uint4*>(work.out)[pack] = normed;
+  if (work.quantised) {
+    as_floats(normed, value);
+    float most = fmaxf(largest_of(value[0], value[1], value[2], value[3]),
+                       largest_of(value[4], value[5], value[6], value[7]));
+#pragma unroll
+    for (int offset = 8; offset; offset /= 2)
+      most = fmaxf(most, __shfl_xor_sync(~0u, most, offset));
+    const float scale = f8_scale(most, work.powers), inverse = 1.0f / scale;
+    if (has) {
+      reinterpret_cast<uint2*>(work.quantised)[pack] = {
+          to_f8(value[0], value[1], value[2], value[3], inverse),
+          to_f8(value[4], value[5], value[6], value[7], inverse)};
+      if (thread % 16 == 0) work.quantised_scales[pack / 16] = scale;
+    }
+  }
+  if (part == 0 && threadIdx.x < kWarp) words.count(row, gridDim.x / kParts);
 }
 
 // A block a token, 8 dims of q, k or v a thread; a word a token and rank. The sums of squares are
@@ -76,10 +149,11 @@ __global__ void __launch_bounds__(kMostQkThreads)
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t token = blockIdx.x;
   QkPiece mine(work.qk, token);
+  Words words(work.sum);
   wait_for_previous();
   let_next_start();
   mine.load();
-  const Words words(work.sum);
+  words.begin(blockIdx.x);
 
   mine.widen();
   float squares = 0.0f;
@@ -116,6 +190,7 @@ __global__ void __launch_bounds__(kMostQkThreads)
   }
   __syncthreads();
   mine.norm_turn_store<true>(sums.x, sums.y);
+  if (warp == 0) words.count(blockIdx.x, gridDim.x);
 }
 
 }  // namespace
@@ -134,10 +209,20 @@ void launch_small_peer_sum_qk(void* stream, const PeerQkNorm& work) {
          work);
 }
 
+namespace {
+template <int kParts>
+void launch_parts(void* stream, const PeerSumNorm& work) {
+  LaunchShape shape{dim3(static_cast<unsigned>(work.sum.count / work.columns * kParts)),
+                    dim3(kNormThreads / kParts)};
+  shape.cluster = kParts;
+  with_ranks(work.sum.ranks, [&](auto ranks) {
+    launch(stream, small_sum_norm_kernel<ranks, kParts>, shape, work);
+  });
+}
+}  // namespace
+
 void launch_small_peer_sum_norm(void* stream, const PeerSumNorm& work) {
-  const int64_t rows = work.sum.count / work.columns;
-  launch(stream, work.sum.ranks <= 4 ? small_sum_norm_kernel<4> : small_sum_norm_kernel<kMostPeers>,
-         LaunchShape{dim3(static_cast<unsigned>(rows)), dim3(kNormThreads)}, work);
+  device_major() >= 9 ? launch_parts<4>(stream, work) : launch_parts<1>(stream, work);
 }
 
 }  // namespace m2::parallel::cuda

@@ -183,49 +183,53 @@ __global__ void __launch_bounds__(kThreads) shared_sum_kernel(const PeerSum sum)
   if (threadIdx.x == 0) *place.rounds = place.round + 1;
 }
 
-// Each rank sends its numbers into all the others' memory, every half of a word with a flag, and
-// waits at home: one flight. A rank sends for a small sum when its kernels before are complete, so
-// who has had a word of the sum before from it knows that it has cleared those of the one before
-// that, which lay where it now sends.
-template <class T>
-__global__ void __launch_bounds__(kThreads, 2) small_sum_kernel(const PeerSum sum) {
-  using Numbers = Group<T, 8>;
+// Each rank sends its numbers into all the others' memory, and waits at home: one flight. A rank
+// sends for a small sum when its kernels before are complete, so who has had a word of the sum
+// before from it knows that it has cleared those of the one before that, which lay where it now
+// sends.
+template <class T, int kRanks>
+__global__ void __launch_bounds__(kThreads) small_sum_kernel(const __grid_constant__ PeerSum sum) {
+  Summands<kRanks> words(sum);
   wait_for_previous();
   let_next_start();
-  const Words words(sum);
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  words.begin(blockIdx.x);
   const auto own = [&](int64_t word) {
-    const int64_t begin = word * Numbers::kSize;
-    return load_group<Numbers>(static_cast<const T*>(sum.x) + begin, sum.count - begin);
+    const Group<T> numbers = load_at<T>(sum.x, word, sum.count);
+    return under_way(reinterpret_cast<const uint4&>(numbers));
   };
-  for (int64_t w = first; w * Numbers::kSize < sum.count; w += kStride) {
-    const Numbers numbers = own(w);
-    words.send_to_all(w, reinterpret_cast<const uint2&>(numbers));
-  }
-  for (int64_t w = first; w * Numbers::kSize < sum.count; w += kStride) {
-    const int64_t begin = w * Numbers::kSize;
-    store_group(words.sum_of_all<T>(w, own(w)), static_cast<T*>(sum.out) + begin, 0,
-                sum.count - begin);
-  }
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t count = (sum.count + Group<T>::kSize - 1) / Group<T>::kSize;
+  for (int64_t w = first; w < count; w += kStride) words.send_to_all(w, own(w));
+  __syncthreads();
+  if (threadIdx.x < kWarp) words.count(blockIdx.x, gridDim.x);
+  for (int64_t w = first; w < count; w += kStride)
+    store_at(words.template sum_of_all<T>(w, own(w)), sum.out, w, sum.count);
 }
 
-// Everyone sends here too: that is how ranks know which words have been cleared.
-__global__ void __launch_bounds__(kThreads) broadcast_kernel(const PeerSum numbers, int root) {
+// Everyone sends to everyone here too, one word if nothing else: that is how ranks know which words
+// have been cleared.
+__global__ void __launch_bounds__(kThreads)
+    broadcast_kernel(const __grid_constant__ PeerSum numbers, int root) {
   using Numbers = Group<float, 8>;
   wait_for_previous();
   let_next_start();
-  const Words words(numbers);
+  Words words(numbers);
+  words.begin(blockIdx.x);
+  __syncthreads();
+  if (threadIdx.x < kWarp) words.count(blockIdx.x, gridDim.x);
   for (int64_t w = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
        w * Numbers::kSize < numbers.count; w += kStride) {
     const int64_t begin = w * Numbers::kSize, left = numbers.count - begin;
     const auto own = load_group<Numbers>(static_cast<const float*>(numbers.x) + begin, left);
-    words.send_to_all(w, reinterpret_cast<const uint2&>(own));
-    Numbers parts[kMostPeers];
-    words.receive_all<float>(w, own, parts);
+    for (int r = 0; r < numbers.ranks; ++r)
+      if (r != numbers.rank)
+        send(words.place(r, numbers.rank, w), reinterpret_cast<const uint2&>(own));
     Numbers chosen = own;
-#pragma unroll
-    for (int r = 0; r < kMostPeers; ++r)
-      if (r == root) chosen = parts[r];
+    for (int r = 0; r < numbers.ranks; ++r) {
+      if (r == numbers.rank) continue;
+      const uint2 heard = receive(words.place(numbers.rank, r, w), numbers.given_up);
+      if (r == root) chosen = reinterpret_cast<const Numbers&>(heard);
+    }
     store_group(chosen, static_cast<float*>(numbers.out) + begin, 0, left);
   }
 }
@@ -278,7 +282,10 @@ void launch_shared_peer_sum(void* stream, const PeerSum& sum) {
 }
 
 void launch_small_peer_sum(void* stream, const PeerSum& sum) {
-  launch_by_type(stream, sum.dtype, sum, small_sum_kernel<__nv_bfloat16>, small_sum_kernel<float>);
+  with_ranks(sum.ranks, [&](auto ranks) {
+    launch_by_type(stream, sum.dtype, sum, small_sum_kernel<__nv_bfloat16, ranks>,
+                   small_sum_kernel<float, ranks>);
+  });
 }
 
 void launch_peer_broadcast(void* stream, const PeerSum& numbers, int root) {

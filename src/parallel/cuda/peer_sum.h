@@ -11,12 +11,13 @@ namespace m2::parallel::cuda {
 constexpr int kMostPeers = 8;
 constexpr int kSumBlocks = 64;  // of a launch; those of words may have fewer
 
-// Eight bytes of numbers under way. A half comes whole: its flag says that it is there.
+// Sixteen bytes under way: numbers, or half as many with flags (peer_words.cuh).
 struct alignas(16) PeerWord {
-  uint32_t first, first_there, second, second_there;
+  uint32_t part[4];
 };
-constexpr int64_t kSmallSumBytes = 128 << 10;  // 21 rows of 3072 bf16; more are sooner fetched
-constexpr int64_t kSmallSumWords = kSmallSumBytes / 8;
+constexpr int64_t kSmallSumBytes = 384 << 10;  // 64 rows of 3072 bf16
+constexpr int64_t kSmallSumWords = kSmallSumBytes / sizeof(PeerWord);
+constexpr int64_t kBroadcastBytes = kSmallSumBytes / 2;
 
 // A rank's memory that all ranks reach. All but the slots are zeros at first.
 struct PeerMemory {
@@ -52,10 +53,11 @@ void launch_peer_sum(void* stream, const PeerSum& sum);
 // each sums a share for all, read and written where it lies: for many numbers. x is out, in memory
 // that all ranks reach;
 void launch_shared_peer_sum(void* stream, const PeerSum& sum);
-// numbers are sent with flags and not fetched: at most kSmallSumBytes of them.
+// numbers are sent and not fetched: at most kSmallSumBytes of them.
 void launch_small_peer_sum(void* stream, const PeerSum& sum);
 
-// out = the root's x, travelling as a small sum does; the bits of f32 may be anything.
+// out = the root's x, travelling as a small sum does, at most kBroadcastBytes; the bits of f32 may
+// be anything.
 void launch_peer_broadcast(void* stream, const PeerSum& numbers, int root);
 
 // On the root, out = the ranks' parts side by side: sum.x [rows, columns[rank]], sum.out [rows, sum
@@ -69,14 +71,15 @@ struct PeerColumns {
 void launch_peer_columns(void* stream, const PeerColumns& parts);
 
 // A small sum that goes on into a norm (ops/norm.h, add_rms_norm): residual += sum, out = its norm.
-// bf16 all of them, rows dense and aligned to 32 bytes, columns a multiple of 8; at most kSumBlocks
-// rows. sum.out is not written. The bytes are those of the two operations one after the other.
+// bf16 all of them, rows dense and aligned to 16 bytes, columns a multiple of 8; at most
+// kSumNormColumns of them and kSumBlocks rows. sum.out is not written. The bytes are those of the
+// two operations one after the other.
+constexpr int64_t kSumNormColumns = 3072;
 struct PeerSumNorm {
   PeerSum sum;
   int64_t columns = 0;
   void* residual = nullptr;
-  const void* weight = nullptr;  // bf16 | f32 [columns]
-  DType weight_dtype = DType::bf16;
+  const void* weight = nullptr;  // [columns]
   float eps = 0;
   void* out = nullptr;
   // out once more in FP8 (ops/quantised.h), columns then a multiple of 128; or null.

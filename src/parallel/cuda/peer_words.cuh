@@ -1,5 +1,7 @@
 #pragma once
 
+#include <type_traits>
+
 #include "ops/cuda/device.cuh"
 #include "parallel/cuda/peer_sum.h"
 
@@ -65,20 +67,21 @@ __device__ inline uint32_t hear(const uint32_t* word) {
   return value;
 }
 
+// Words with flags: eight bytes of any bits.
 __device__ inline void send(PeerWord* to, uint2 numbers) {
   asm volatile("st.volatile.global.v4.u32 [%0], {%1, %3, %2, %3};" ::"l"(to), "r"(numbers.x),
                "r"(numbers.y), "r"(1u)
                : "memory");
 }
 
-// Looks at a word once; whether it is there.
-__device__ inline bool look(const PeerWord* at, PeerWord& word) {
+// Looks at 16 bytes of words once.
+__device__ inline uint4 look(const PeerWord* at) {
+  uint4 word;
   asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(word.first), "=r"(word.first_there), "=r"(word.second),
-                 "=r"(word.second_there)
+               : "=r"(word.x), "=r"(word.y), "=r"(word.z), "=r"(word.w)
                : "l"(at)
                : "memory");
-  return word.first_there != 0 && word.second_there != 0;
+  return word;
 }
 
 // Looks until `there` says so, or the wait has been given up.
@@ -91,67 +94,142 @@ __device__ void wait_until(const uint32_t* given_up, There there) {
 
 // Waits until the word is there, and clears it for the small sum after the next.
 __device__ inline uint2 receive(PeerWord* from, const uint32_t* given_up) {
-  PeerWord word;
-  wait_until(given_up, [&] { return look(from, word); });
+  uint4 word;
+  wait_until(given_up, [&] {
+    word = look(from);
+    return word.y != 0 && word.w != 0;
+  });
   *from = {};
-  return {word.first, word.second};
+  return {word.x, word.z};
 }
 
-// The words of one small sum.
+// Words of summands alone: 16 bytes of bf16 or f32, of which each four say by not being zeros that
+// they are there. What travels are complements; all ones, a NaN, travels as another one, and a sum
+// has the same bytes with any.
+__device__ inline uint32_t under_way(uint32_t bits) {
+  constexpr uint32_t kOther = 0x7fff7fff;
+  return ~(bits == ~0u ? kOther : bits);
+}
+__device__ inline uint4 under_way(uint4 bits) {
+  return {under_way(bits.x), under_way(bits.y), under_way(bits.z), under_way(bits.w)};
+}
+__device__ inline void send_coded(PeerWord* to, uint4 word) {
+  asm volatile("st.volatile.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(word.x),
+               "r"(word.y), "r"(word.z), "r"(word.w)
+               : "memory");
+}
+__device__ inline void clear_word(PeerWord* at) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %1, %1, %1};" ::"l"(at), "r"(0) : "memory");
+}
+__device__ inline uint32_t least_of(const uint4& word) {
+  return min(min(word.x, word.y), min(word.z, word.w));
+}
+// The numbers of a word that came.
+__device__ inline void read_word(const uint4& word, float (&to)[4]) {
+  to[0] = __uint_as_float(~word.x);
+  to[1] = __uint_as_float(~word.y);
+  to[2] = __uint_as_float(~word.z);
+  to[3] = __uint_as_float(~word.w);
+}
+__device__ inline void read_word(const uint4& word, float (&to)[8]) {
+  const uint32_t pairs[4] = {word.x, word.y, word.z, word.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    to[2 * i] = __uint_as_float(pairs[i] * 0xffff0000u + 0xffff0000u);  // ~pair << 16, at once
+    to[2 * i + 1] = __uint_as_float(~pairs[i] & 0xffff0000u);
+  }
+}
+
+// The words of one small sum. A word is zeros but from when a peer has sent it until it has been
+// received, so kernels may use the same words in different ways and numbers.
 struct Words {
   const PeerSum& sum;
-  int64_t half;  // of the memory for words, in words
+  uint32_t* rounds;
+  uint32_t round = 0;
+  int64_t half = 0;  // of the memory for words, in words
 
-  // Every thread calls it once, after wait_for_previous(). Of kSumBlocks accounts each block keeps
-  // its own, and its share of those that the grid has no block for: it has kSumBlocks threads.
-  __device__ explicit Words(const PeerSum& of) : sum(of) {
-    uint32_t* const rounds = sum.peers[sum.rank].rounds + kSumBlocks;
-    const uint32_t round = rounds[blockIdx.x];
-    __syncthreads();
-    const uint32_t account = blockIdx.x + threadIdx.x * gridDim.x;
-    if (account < kSumBlocks) rounds[account] = round + 1;
+  __device__ explicit Words(const PeerSum& of)
+      : sum(of), rounds(sum.peers[sum.rank].rounds + kSumBlocks) {}
+  // After wait_for_previous(). Several blocks may share an account.
+  __device__ void begin(unsigned account) {
+    round = rounds[account];
     half = round % 2 * kMostPeers * kSmallSumWords;
+  }
+  // The round is over in this account and, of kSumBlocks, in its share of those that no block reads
+  // of `read`. By a whole first warp, when all threads that send have read it.
+  __device__ void count(unsigned account, unsigned read) const {
+    const uint32_t next = __shfl_sync(~0u, round, 0) + 1;
+    for (unsigned i = account + threadIdx.x * read; i < kSumBlocks; i += kWarp * read)
+      rounds[i] = next;
   }
   __device__ PeerWord* place(int of, int from, int64_t word) const {
     return sum.peers[of].words + half + from * kSmallSumWords + word;
   }
-  __device__ void send_to_all(int64_t word, uint2 numbers) const {
+};
+
+// Words of summands, `kRanks` of them.
+template <int kRanks>
+struct Summands : Words {
+  PeerWord *to[kRanks], *from;  // not all ranks to the same one at once
+
+  // Before wait_for_previous(), and ready by then.
+  __device__ explicit Summands(const PeerSum& of) : Words(of) {
 #pragma unroll
-    for (int r = 0; r < kMostPeers; ++r)
-      if (r < sum.ranks && r != sum.rank) send(place(r, sum.rank, word), numbers);
-  }
-  // This rank's numbers in, the numbers of all ranks, kMost at most, out. Their words are looked at
-  // together: one after another they would take a memory's latency each, though they be there.
-  template <class T, int kMost>
-  __device__ void receive_all(int64_t word, const Group<T, 8>& own,
-                              Group<T, 8> (&parts)[kMost]) const {
-    PeerWord seen[kMost];
-    const auto each_other = [&](auto work) {
-#pragma unroll
-      for (int r = 0; r < kMost; ++r)
-        if (r < sum.ranks && r != sum.rank) work(place(sum.rank, r, word), seen[r]);
-    };
-    wait_until(sum.given_up, [&] {
-      bool there = true;
-      each_other([](PeerWord* at, PeerWord& word) { look(at, word); });
-      each_other([&](PeerWord*, const PeerWord& word) {
-        there &= word.first_there != 0 && word.second_there != 0;
-      });
-      return there;
-    });
-    each_other([](PeerWord* at, const PeerWord&) { *at = {}; });
-#pragma unroll
-    for (int r = 0; r < kMost; ++r) {
-      const uint2 numbers = {seen[r].first, seen[r].second};
-      parts[r] = r == sum.rank ? own : reinterpret_cast<const Group<T, 8>&>(numbers);
+    for (int i = 1; i < kRanks; ++i) {
+      const int rank = sum.rank + i;
+      to[i] = place(rank < kRanks ? rank : rank - kRanks, sum.rank, 0);
+      asm volatile("" : "+l"(to[i]));
     }
+    from = place(sum.rank, 0, 0);
+    asm volatile("" : "+l"(from));
   }
-  template <class T, int kMost = kMostPeers>
-  __device__ Group<T, 8> sum_of_all(int64_t word, const Group<T, 8>& own) const {
-    Group<T, 8> parts[kMost];
-    receive_all(word, own, parts);
-    return total_of<T>(parts, sum.ranks);
+  __device__ void send_to_all(int64_t word, uint4 coded) const {
+#pragma unroll
+    for (int i = 1; i < kRanks; ++i) send_coded(to[i] + (half + word), coded);
+  }
+  // This rank's numbers in, as they travel, the sum of those of all ranks out. Their words are
+  // looked at together: one after another they would take a memory's latency each, though they be
+  // there.
+  template <class T>
+  __device__ Group<T> sum_of_all(int64_t word, uint4 coded) const {
+    PeerWord* const at = from + (half + word);
+    uint4 seen[kRanks];
+#pragma unroll
+    for (int r = 0; r < kRanks; ++r) seen[r] = coded;
+    wait_until(sum.given_up, [&] {
+#pragma unroll
+      for (int r = 0; r < kRanks; ++r)
+        if (r != sum.rank) seen[r] = look(at + r * kSmallSumWords);
+      uint32_t least = least_of(seen[0]);
+#pragma unroll
+      for (int r = 1; r < kRanks; ++r) least = min(least, least_of(seen[r]));
+      return least != 0;
+    });
+#pragma unroll
+    for (int r = 0; r < kRanks; ++r)
+      if (r != sum.rank) clear_word(at + r * kSmallSumWords);
+    float total[Group<T>::kSize], part[Group<T>::kSize];
+    read_word(seen[0], total);
+#pragma unroll
+    for (int r = 1; r < kRanks; ++r) {
+      read_word(seen[r], part);
+#pragma unroll
+      for (int i = 0; i < Group<T>::kSize; ++i) total[i] += part[i];
+    }
+    Group<T> out;
+#pragma unroll
+    for (int i = 0; i < Group<T>::kSize; ++i) out.number[i] = from_float<T>(total[i]);
+    return out;
   }
 };
+
+// Calls work(std::integral_constant<int, ranks>()), for kernels that know how many ranks there are.
+template <int kRanks = 1, class Work>
+void with_ranks(int ranks, Work&& work) {
+  if constexpr (kRanks < kMostPeers) {
+    if (ranks != kRanks) return with_ranks<kRanks + 1>(ranks, work);
+  }
+  work(std::integral_constant<int, kRanks>());
+}
 
 }  // namespace m2::parallel::cuda

@@ -473,6 +473,155 @@ TEST_F(SharedGpu, PeersNormQAndKAsStepByStep) {
   each_peer(check, kMostInTests);
 }
 
+// Some tensors of a step as a rank has them, in one memory: sums of few numbers of all kinds use
+// the same words of peers' memory, whatever the one before made of them.
+struct SmallSums {
+  static constexpr int64_t kHidden = 3072, kDim = 128, kQHeads = 6, kKvHeads = 1;
+  static constexpr int64_t kWidth = (kQHeads + 2 * kKvHeads) * kDim;
+  enum Kind { bf16, f32, told, norm, qk, kinds };
+  struct One {
+    Kind kind;
+    Tensor x, residual, hidden, out, scales, cache;
+    int64_t root = 0;
+  };
+  std::vector<One> sums;
+  Tensor weights, angles, slots;
+
+  SmallSums(Arena& arena, int count, int64_t ranks, uint32_t seed) {
+    std::mt19937 random(seed);
+    weights = arena.place(DType::bf16, {kHidden});
+    angles = arena.place(DType::f32, {64, 64});
+    slots = arena.place(DType::i32, {64});
+    for (int i = 0; i < count; ++i) {
+      One one{static_cast<Kind>(random() % kinds), {}, {}, {}, {}, {}, {}};
+      constexpr int64_t kSome[] = {1, 2, 3, 8, 10, 16, 21, 22, 33, 64};
+      const int64_t rows = kSome[random() % std::size(kSome)];
+      one.root = static_cast<int64_t>(random()) % ranks;
+      switch (one.kind) {
+        case bf16:
+          one.x = arena.place(DType::bf16, {rows * kHidden - static_cast<int64_t>(random() % 9)});
+          break;
+        case f32:
+        case told:
+          one.x = arena.place(one.kind == f32 ? DType::f32 : DType::i32,
+                              {rows * 300 - static_cast<int64_t>(random() % 9)});
+          break;
+        case norm:
+          one.x = arena.place(DType::bf16, {rows, kHidden});
+          one.residual = arena.place(DType::bf16, {rows, kHidden});
+          one.hidden = arena.place(DType::bf16, {rows, kHidden});
+          one.out = arena.place(DType::f8_e4m3, {rows, kHidden});
+          one.scales = arena.place(DType::f32, {rows, kHidden / 128});
+          break;
+        default:
+          one.x = arena.place(DType::bf16, {rows, kWidth});
+          one.scales = arena.place(DType::f32, {rows, 2});
+          one.cache = arena.place(DType::bf16, {4, kKvHeads, 16, kDim});
+      }
+      sums.push_back(one);
+    }
+  }
+
+  void run(parallel::Comm& comm, const Exec& exec, const One& one) const {
+    if (one.kind == told) return comm.broadcast(exec, one.x, one.root);
+    if (one.kind == norm)
+      return comm.all_reduce_norm(
+          exec, one.x,
+          {one.residual, weights, 1e-6f, one.hidden, ops::Quantised{one.out, one.scales}});
+    if (one.kind != qk) return comm.all_reduce(exec, one.x);
+    const int64_t rows = one.x.size(0);
+    comm.all_reduce_qk_norm(exec, {one.x,
+                                   one.scales,
+                                   Tensor(weights.data(), DType::bf16, {kQHeads * kDim}),
+                                   Tensor(weights.data(), DType::bf16, {kKvHeads * kDim}),
+                                   comm.size() * kQHeads * kDim,
+                                   comm.size() * kKvHeads * kDim,
+                                   1e-6f,
+                                   angles.rows(0, rows),
+                                   slots.rows(0, rows),
+                                   {kQHeads, kKvHeads, kDim, 64},
+                                   ops::KvCache{one.cache, one.cache}});
+  }
+};
+
+// Thousands of small sums of changing kinds and sizes, recorded and launched again and again
+// without a rank waiting for another but in the sums, leave what each leaves alone.
+TEST_F(SharedGpu, PeersKeepSmallSumsApart) {
+  constexpr int kCount = 60, kTimes = 12;
+  constexpr int64_t kBytes = 32 << 20;
+  const auto check = [](const Peer& peer) {
+    const Exec exec = peer.exec;
+    const Buffer at_first(exec.device, kBytes), memory(exec.device, kBytes);
+    std::vector<std::byte> image(kBytes), alone(kBytes), got(kBytes);
+    for (const uint32_t seed : {1u, 2u, 3u, 4u, 5u}) {
+      Arena arena(memory);
+      const SmallSums small(arena, kCount, peer.size(), seed);
+      std::mt19937 random(seed * 100 + static_cast<uint32_t>(peer.rank()));
+      for (int64_t i = 0; i < kBytes; i += 2) {
+        const BF16 number = to_bf16(static_cast<float>(random() % 4001) / 1000.0f - 2.0f);
+        std::memcpy(image.data() + i, &number, 2);
+      }
+      const auto fill = [&](const Tensor& tensor, auto value) {
+        for (int64_t i = 0; i < tensor.elements(); ++i)
+          std::memcpy(image.data() + (static_cast<std::byte*>(tensor.data()) - memory.data()) +
+                          i * static_cast<int64_t>(sizeof(value)),
+                      &value, sizeof(value));
+      };
+      fill(small.angles, 0.5f);
+      for (int64_t i = 0; i < 64; ++i) fill(small.slots.rows(i, 1), static_cast<int32_t>(i));
+      // Bits that words must not take for signs of their own.
+      for (const auto& one : small.sums)
+        if (one.kind == SmallSums::told) fill(one.x, static_cast<int32_t>(-(random() % 2)));
+      copy_to_device(exec, at_first.data(), image.data(), kBytes);
+      const auto begin = [&] {
+        copy_between(exec, exec.device, memory.data(), exec.device, at_first.data(), kBytes);
+      };
+      begin();
+      synchronize(exec);
+      for (const auto& one : small.sums) {
+        peer.host.barrier(parallel::host());
+        small.run(peer.peers, exec, one);
+        synchronize(exec);
+      }
+      bring_to_host(exec, alone.data(), memory.data(), kBytes);
+      peer.host.barrier(parallel::host());
+      const Graph graph = Graph::record(exec, [&] {
+        for (const auto& one : small.sums) small.run(peer.peers, exec, one);
+      });
+      peer.host.barrier(parallel::host());
+      for (int times = 0; times < kTimes; ++times) {
+        begin();
+        graph.launch(exec);
+        if (times % 4 != 3) continue;
+        bring_to_host(exec, got.data(), memory.data(), kBytes);
+        EXPECT_TRUE(got == alone) << "sums " << seed << ", launched " << times + 1 << " times";
+      }
+      peer.host.barrier(parallel::host());
+    }
+  };
+  each_peer(check, kMostInTests);
+}
+
+// Numbers that are none, of all bits, travel too.
+TEST_F(SharedGpu, PeersSumWhatAreNoNumbers) {
+  each_peer([](const Peer& peer) {
+    const Exec exec = peer.exec;
+    const Buffer memory(exec.device, 1 << 20);
+    std::vector<uint32_t> bits(20'001, ~0u);
+    const auto bytes = static_cast<int64_t>(bits.size()) * 4;
+    for (const DType dtype : {DType::bf16, DType::f32}) {
+      std::ranges::fill(bits, ~0u);
+      copy_to_device(exec, memory.data(), bits.data(), bytes);
+      synchronize(exec);
+      peer.host.barrier(parallel::host());
+      peer.peers.all_reduce(exec, Tensor(memory.data(), dtype, {bytes / size_of(dtype)}));
+      bring_to_host(exec, bits.data(), memory.data(), bytes);
+      const uint32_t none = dtype == DType::bf16 ? 0x7fff7fff : 0x7fffffff;
+      EXPECT_EQ(std::ranges::count(bits, none), std::ssize(bits));
+    }
+  });
+}
+
 // Ranks that do not come: abort() ends what waits on the device, recorded or not.
 void check_that_abort_frees_the_device(SumsBy sums, bool recorded) {
   const Fleet fleet(2, 1, false, sums);
