@@ -166,12 +166,13 @@ struct FlowNeeds {
   int weight_sets = 2;  // of weights' scales
   int resident = 0;     // columns of tokens that stay
   int most_stages = kFlowMaxStages;
+  int beside = 0;  // bytes that the kernel has beside the usual barriers
 };
 
 // Lays out what a block may have.
 inline FlowShared flow_shared(const FlowNeeds& needs) {
-  const auto [rows, tokens, staged, stretches, token_sets, weight_sets, resident, most_stages] =
-      needs;
+  const auto [rows, tokens, staged, stretches, token_sets, weight_sets, resident, most_stages,
+              beside] = needs;
   // Of 227 KB a few are left to the small kernels in front and behind, so that they overlap.
   constexpr int kMost = 221 * 1024;
   FlowShared shared = {};
@@ -181,7 +182,7 @@ inline FlowShared flow_shared(const FlowNeeds& needs) {
   const int resident_bytes = boxes * tokens * kTileStep;
   const int fixed = token_sets * stretches * tokens * 4 + weight_sets * stretches * 2 * 4 +
                     resident_bytes + boxes * 2 * tokens * 4 + (kFlowRows - rows) * kTileStep;
-  shared.stages = (kMost - fixed) / shared.stage_bytes();
+  shared.stages = (kMost - beside - fixed) / shared.stage_bytes();
   if (shared.stages > most_stages) shared.stages = most_stages;
   shared.resident_at = shared.stages * shared.stage_bytes();
   // Past the last stage there must be memory for a whole operand.

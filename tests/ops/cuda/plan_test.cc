@@ -159,17 +159,24 @@ TEST(LinearPlan, WhatTheMatrixUnitsCannotTakeRunsAnyway) {
 
 TEST(ExpertsPlan, FormsByTokens) {
   ExpertsShape shape{.tokens = 1, .top = 8, .experts = 256, .inner = 1536, .hidden = 3072};
-  EXPECT_EQ(describe(plan_experts(shape)), "flow without lists, batch 1");
+  EXPECT_EQ(describe(plan_experts(shape)), "flow without lists, 8 columns, batch 1");
   shape.tokens = 8;
-  EXPECT_EQ(describe(plan_experts(shape)), "flow without lists, batch 8");
+  EXPECT_EQ(describe(plan_experts(shape)), "flow without lists, 8 columns, batch 8");
   shape.experts = 8;
-  EXPECT_EQ(describe(plan_experts(shape)), "flow without lists, batch 8");
+  EXPECT_EQ(describe(plan_experts(shape)), "flow without lists, 8 columns, batch 8");
   shape.experts = 256;
   shape.top = 9;
   EXPECT_EQ(describe(plan_experts(shape)), "flow, groups of 8, batch 8");
+  shape.top = 33;  // more than a warp chooses
+  shape.tokens = 1;
+  EXPECT_EQ(describe(plan_experts(shape)), "flow, groups of 8, batch 1");
   shape.top = 8;
   shape.tokens = 9;
-  EXPECT_EQ(describe(plan_experts(shape)), "flow, groups of 8, batch 9");
+  EXPECT_EQ(describe(plan_experts(shape)), "flow without lists, 16 columns, batch 9");
+  shape.tokens = 16;
+  EXPECT_EQ(describe(plan_experts(shape)), "flow without lists, 16 columns, batch 16");
+  shape.tokens = 17;
+  EXPECT_EQ(describe(plan_experts(shape)), "flow, groups of 8, batch 17");
   shape.tokens = 64;
   EXPECT_EQ(describe(plan_experts(shape)), "flow, groups of 8, batch 64");
   shape.tokens = 200;
@@ -195,7 +202,7 @@ TEST(ExpertsPlan, FormsByTokens) {
 }
 
 TEST(ExpertsPlan, ScratchRegionsFollowOneAnother) {
-  for (const int64_t tokens : {1, 64, 300, 8192})
+  for (const int64_t tokens : {1, 10, 16, 64, 300, 8192})
     for (const bool aligned : {true, false}) {
       const ExpertsShape shape{.tokens = tokens,
                                .top = 8,
@@ -214,7 +221,7 @@ TEST(ExpertsPlan, ScratchRegionsFollowOneAnother) {
       const ExpertsPlan one =
           plan_experts({.tokens = 1, .top = 8, .experts = 256, .inner = 1536, .hidden = 3072});
       EXPECT_EQ(plan.posted, one.posted);
-      EXPECT_GE(plan.offsets, plan.posted + 4 * (4 + 64 * 1536));
+      EXPECT_GE(plan.offsets, plan.posted + 4 * (4 + kFewPairs * 1536));
       EXPECT_GE(plan.active, plan.offsets + 4 * 257) << describe(plan);
       EXPECT_GE(plan.order, plan.active + 4 * 257);
       EXPECT_GE(plan.position, plan.order + 4 * pairs);

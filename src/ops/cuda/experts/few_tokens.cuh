@@ -8,20 +8,23 @@
 // in every block, and hands inner values from block to block.
 namespace m2::ops::cuda {
 
-// Up to 8 tokens need neither lists nor copies of themselves: all of them stand in every
+// Up to kN tokens need neither lists nor copies of themselves: all of them stand in every
 // instruction, and what an expert makes of tokens that did not choose it is dropped. So a group is
 // an expert, and of each token its pair with it.
+template <int kN>
 struct FewGroups {
+  static constexpr int kPairs = kFewChoices * kN;
   int count;
-  uint32_t tag;                     // PostedInner's
-  uint32_t held[kWarp];             // experts held here and chosen, a bit each
-  int before[kWarp];                // how many, in the words before
-  int expert[kFewPairs];            // ascending
-  int pair[kFewPairs][kFewTokens];  // or -1
+  uint32_t tag;                          // PostedInner's
+  uint32_t held[kWarp];                  // experts held here and chosen, a bit each
+  int before[kWarp];                     // how many, in the words before
+  int16_t expert[kPairs];                // ascending
+  alignas(16) int8_t place[kPairs][kN];  // the expert's among the token's choices, or -1
 
   // By the whole block.
   __device__ __forceinline__ void clear() {
-    for (int i = threadIdx.x; i < kFewPairs * kFewTokens; i += blockDim.x) pair[0][i] = -1;
+    auto* words = reinterpret_cast<uint32_t*>(place);
+    for (int i = threadIdx.x; i < kPairs * kN / 4; i += blockDim.x) words[i] = ~0u;
     if (threadIdx.x < kWarp) held[threadIdx.x] = 0;
   }
 };
@@ -53,30 +56,31 @@ __device__ __forceinline__ void add_up_parts(const RouteChoice& route, const flo
   *reinterpret_cast<float4*>(&table.scores[threadIdx.x * 4]) = scores;
 }
 
-// By the whole block: which experts are held here, of the one token's in `table`, if it chooses
-// here, or of those in args.ids.
-__device__ __forceinline__ void find_groups(const ExpertsArgs& args, ChoiceTable& table,
-                                            FewGroups& groups) {
+// By a warp: of one token's experts, chosen in `table` if it chooses here, those held here.
+__device__ __forceinline__ void find_groups_of_one(const ExpertsArgs& args, ChoiceTable& table,
+                                                   FewGroups<8>& groups) {
   const int lane = threadIdx.x % kWarp;
-  if (threadIdx.x == kFewPairs) groups.tag = *args.posted + 1;
-  if (args.x.rows == 1) {
-    if (threadIdx.x >= kWarp) return;
-    int id = -1;
-    if (!args.choice.parts)
-      id = lane < args.top ? args.ids[lane] : -1;
-    else if (!table.inert)
-      id = choose_few(table, args.top);
-    const int expert = id - args.first_expert;
-    const bool here = id >= 0 && expert >= 0 && expert < args.experts;
-    const unsigned all = __ballot_sync(~0u, here);
-    if (here) {
-      const int index = __popc(all & ((1u << lane) - 1));
-      groups.expert[index] = expert;
-      groups.pair[index][0] = lane;
-    }
-    if (lane == 0) groups.count = __popc(all);
-    return;
+  int id = -1;
+  if (!args.choice.parts)
+    id = lane < args.top ? args.ids[lane] : -1;
+  else if (!table.inert)
+    id = choose_few(table, args.top);
+  const int expert = id - args.first_expert;
+  const bool here = id >= 0 && expert >= 0 && expert < args.experts;
+  const unsigned all = __ballot_sync(~0u, here);
+  if (here) {
+    const int index = __popc(all & ((1u << lane) - 1));
+    groups.expert[index] = static_cast<int16_t>(expert);
+    groups.place[index][0] = static_cast<int8_t>(lane);
   }
+  if (lane == 0) groups.count = __popc(all);
+}
+
+// By the whole block, a thread a pair: which experts are held here of those in args.ids.
+template <int kN>
+__device__ __forceinline__ void find_groups(const ExpertsArgs& args, FewGroups<kN>& groups) {
+  static_assert(FewGroups<kN>::kPairs <= kFlowThreads);
+  const int lane = threadIdx.x % kWarp;
   const int pair = threadIdx.x, pairs = static_cast<int>(args.x.rows) * args.top;
   const int expert = pair < pairs ? args.ids[pair] - args.first_expert : -1;
   const bool here = expert >= 0 && expert < args.experts;
@@ -97,18 +101,25 @@ __device__ __forceinline__ void find_groups(const ExpertsArgs& args, ChoiceTable
   if (here) {
     const int index =
         groups.before[expert / 32] + __popc(groups.held[expert / 32] & ((1u << expert % 32) - 1));
-    groups.expert[index] = expert;
-    groups.pair[index][pair / args.top] = pair;
+    groups.expert[index] = static_cast<int16_t>(expert);
+    groups.place[index][pair / args.top] = static_cast<int8_t>(pair % args.top);
   }
 }
 
 // Few tokens' inner values on their way between blocks: four bf16, and in the same 16 bytes, which
 // are written and read as one, what tells this call's from those of calls before. So nothing else
 // says that they are there: no fence, no count.
+template <int kN>
 struct PostedInner {
+  using Places = int8_t[kN];  // of a group, a row of FewGroups::place
   const ExpertsArgs& args;
   uint32_t tag;
 
+  // A token's pair with the group's expert, or -1.
+  __device__ __forceinline__ int pair_of(const Places& places, int token) const {
+    const int place = places[token];
+    return place < 0 ? -1 : token * args.top + place;
+  }
   __device__ __forceinline__ uint32_t* at(int pair, int column) const {
     return args.posted + 4 + static_cast<int64_t>(pair) * args.inner + column;
   }
@@ -132,23 +143,21 @@ struct PostedInner {
     int where[kAhead];  // token << 16 | column, or -1
   };
 
-  // Of a group, whose pairs are given for each token.
-  __device__ __forceinline__ static uint32_t chosen(const int (&pairs)[kFewTokens]) {
+  // The tokens that chose the group's expert, a bit each.
+  __device__ __forceinline__ static uint32_t chosen(const Places& places) {
     const int lane = threadIdx.x % kWarp;
-    return __ballot_sync(~0u, lane < kFewTokens && pairs[lane % kFewTokens] >= 0);
+    return __ballot_sync(~0u, lane < kN && places[lane % kN] >= 0);
   }
-  __device__ __forceinline__ void load(const int (&pairs)[kFewTokens], int where,
-                                       uint4& words) const {
+  __device__ __forceinline__ void load(const Places& places, int where, uint4& words) const {
     asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
-                 : "l"(at(pairs[where >> 16], where & 0xffff))
+                 : "l"(at(pair_of(places, where >> 16), where & 0xffff))
                  : "memory");
   }
   // From unit `first` of the warp on, pair after pair, without waiting for them.
-  __device__ __forceinline__ void ask(const int (&pairs)[kFewTokens], int first,
-                                      Asked& asked) const {
+  __device__ __forceinline__ void ask(const Places& places, int first, Asked& asked) const {
     const int spans = (args.inner + 127) / 128;
-    const uint32_t tokens = chosen(pairs);
+    const uint32_t tokens = chosen(places);
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       int span = first + i * kWarps;
@@ -157,15 +166,14 @@ struct PostedInner {
       const int column = span * 128 + threadIdx.x % kWarp * 4;
       asked.where[i] =
           later && column < args.inner ? (__ffs(static_cast<int>(later)) - 1) << 16 | column : -1;
-      if (asked.where[i] >= 0) load(pairs, asked.where[i], asked.words[i]);
+      if (asked.where[i] >= 0) load(places, asked.where[i], asked.words[i]);
     }
   }
   // By the consumers, each with what it has asked for from its warp's number on: as soon as they
   // are there, quantised to the tokens' rows in boxes of kN.
-  template <int kN>
-  __device__ __forceinline__ void quantise(const int (&pairs)[kFewTokens], Asked& asked,
-                                           uint8_t* to, float* scales) const {
-    const int all = __popc(chosen(pairs)) * ((args.inner + 127) / 128);
+  __device__ __forceinline__ void quantise(const Places& places, Asked& asked, uint8_t* to,
+                                           float* scales) const {
+    const int all = __popc(chosen(places)) * ((args.inner + 127) / 128);
     for (int first = threadIdx.x / kWarp;;) {
       while (true) {
         bool missing = false;
@@ -176,7 +184,7 @@ struct PostedInner {
 #pragma unroll
         for (int i = 0; i < kAhead; ++i)
           if (asked.where[i] >= 0 && (asked.words[i].z != tag || asked.words[i].w != tag))
-            load(pairs, asked.where[i], asked.words[i]);
+            load(places, asked.where[i], asked.words[i]);
       }
       // In a loop: instructions that run once a layer come from far.
 #pragma unroll 1
@@ -201,7 +209,7 @@ struct PostedInner {
         const float scale = f8_scale(most, args.powers);
         const int token = where >> 16, column = where & 0xffff, within = column % kTileStep;
         *reinterpret_cast<uint32_t*>(to + column / kTileStep * (kN * kTileStep) +
-                                     token * kTileStep + ((within / 16) ^ token) * 16 +
+                                     token * kTileStep + ((within / 16) ^ (token & 7)) * 16 +
                                      within % 16) =
             to_f8(value[0], value[1], value[2], value[3], 1.0f / scale);
         if (column % args.inner_stretch == 0)
@@ -209,7 +217,7 @@ struct PostedInner {
       }
       first += kAhead * kWarps;
       if (first >= all) return;
-      ask(pairs, first, asked);
+      ask(places, first, asked);
     }
   }
 };

@@ -136,6 +136,12 @@ void launch_order(void* stream, const ExpertsArgs& args) {
     launch(stream, sm90_experts_gather, {dim3(blocks_for(pairs, 8)), dim3(256)}, args);
 }
 
+// Stages of weights that few tokens have under way: of one token fewer, unless a rank's slice of w2
+// leaves much of a stage empty.
+int few_under_way(const ExpertsArgs& args) {
+  return args.x.rows == 1 && args.inner >= 1024 ? 3 : 4;
+}
+
 // Blocks wait for one another, so all of them have to run at once: one a multiprocessor, and the
 // kernel after them cannot start before.
 template <int kN, bool kFew>
@@ -156,25 +162,38 @@ void launch_flow(void* stream, ExpertsArgs args, bool fused) {
   maps.w13 = paired_rows_map(args.w13, args.experts, args.inner, args.hidden);
   maps.w2 = flow_map(args.w2, int64_t{1} * args.experts * args.hidden, args.inner, kFlowRows);
   const int stretches = args.hidden / 128 > args.inner / 64 ? args.hidden / 128 : args.inner / 64;
-  const FlowShared shared = flow_shared({.rows = kFlowRows,
-                                         .tokens = kN,
-                                         .stretches = stretches,
-                                         .token_sets = flow_scale_buffers(kN),
-                                         .weight_sets = flow_scale_buffers(kN),
-                                         .resident = args.inner,
-                                         .most_stages = kExpertsStages<kFew>});
+  const FlowShared shared =
+      flow_shared({.rows = kFlowRows,
+                   .tokens = kN,
+                   .staged = !kFew,
+                   .stretches = stretches,
+                   .token_sets = kFew ? 1 : flow_scale_buffers(kN),
+                   .weight_sets = flow_scale_buffers(kN),
+                   .resident = kFew ? max(args.hidden, args.inner) : args.inner,
+                   .most_stages = kExpertsStages<kN, kFew>,
+                   .beside = experts_beside<kN, kFew>()});
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(multiprocessors()));
   shape.block = dim3(kExpertsFlowThreads);
   shape.shared_bytes = shared.bytes;
+  const int under_way = min(kFew ? few_under_way(args) : shared.stages, shared.stages);
+  const auto kernel = sm90_experts_flow<kN, kFew>;
   if (fused) {
-    launch(stream, sm90_experts_flow<kN, kFew>, shape, args, maps, shared, 3);
+    launch(stream, kernel, shape, args, maps, shared, 3, under_way);
   } else {
-    launch(stream, sm90_experts_flow<kN, kFew>, shape, args, maps, shared, 1);
+    launch(stream, kernel, shape, args, maps, shared, 1, under_way);
     args.choice.parts = nullptr;  // it is done
-    launch(stream, sm90_experts_flow<kN, kFew>, shape, args, maps, shared, 2);
+    launch(stream, kernel, shape, args, maps, shared, 2, under_way);
   }
   if (!args.leave) launch_combine<__nv_bfloat16>(stream, args);
+}
+
+void launch_flow(void* stream, const ExpertsArgs& args, const ExpertsPlan& plan) {
+  if (!plan.few)
+    return plan.group_pairs == 8 ? launch_flow<8, false>(stream, args, plan.fused)
+                                 : launch_flow<16, false>(stream, args, plan.fused);
+  return plan.group_pairs == 8 ? launch_flow<8, true>(stream, args, plan.fused)
+                               : launch_flow<16, true>(stream, args, plan.fused);
 }
 
 void launch_tiles(void* stream, const ExpertsArgs& args) {
@@ -221,10 +240,7 @@ void launch_experts(void* stream, const ExpertsPlan& plan, const ExpertsArgs& ar
   if (args.x.rows == 0) return;
   if (plan.form == ExpertsForm::any) return launch_any(stream, args);
   if (plan.form == ExpertsForm::tiles) return launch_tiles(stream, args);
-  if (plan.form == ExpertsForm::flow)
-    return plan.few                ? launch_flow<8, true>(stream, args, plan.fused)
-           : plan.group_pairs == 8 ? launch_flow<8, false>(stream, args, plan.fused)
-                                   : launch_flow<16, false>(stream, args, plan.fused);
+  if (plan.form == ExpertsForm::flow) return launch_flow(stream, args, plan);
   if (plan.form == ExpertsForm::ring) return launch_ring(stream, args);
   const bool f8 = args.weight_dtype == DType::f8_e4m3;
   if (plan.token_tiles == 1)

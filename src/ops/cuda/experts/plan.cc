@@ -32,6 +32,16 @@ constexpr int64_t kMostExperts = 1024;
 constexpr int64_t kFlowMean = 8;
 constexpr int64_t kFlowPairs = 128 * 32;  // a step of the flow form has no more
 
+constexpr int64_t kFewTop = 32;  // lanes of a warp, which choose for one token
+
+// Columns of an instruction that takes the tokens without lists, or 0.
+int64_t few_columns(const ExpertsShape& shape) {
+  const int64_t columns = shape.tokens <= 8 ? 8 : kFewTokens;
+  const bool fits = shape.tokens <= columns && shape.top <= kFewTop &&
+                    shape.tokens * shape.top <= columns * kFewChoices;
+  return fits ? columns : 0;
+}
+
 // Where activations are quantised, for few tokens and for many.
 bool can_quantise(const ExpertsShape& shape) {
   return shape.compute_major == 9 && shape.weight == DType::f8_e4m3 && shape.hidden % 128 == 0;
@@ -65,8 +75,9 @@ ExpertsPlan plan_experts(const ExpertsShape& shape) {
     plan.form = flow ? ExpertsForm::flow : ExpertsForm::tiles;
     plan.batch = std::min(shape.tokens, kTilesBatch);
     plan.fused = shape.alone;
-    plan.few = flow && shape.tokens <= kFewTokens && shape.tokens * shape.top <= kFewPairs;
-    plan.group_pairs = !flow ? 0 : even <= 4 || plan.few ? 8 : 16;
+    const int64_t columns = flow ? few_columns(shape) : 0;
+    plan.few = columns > 0;
+    plan.group_pairs = !flow ? 0 : plan.few ? columns : even <= 4 ? 8 : 16;
     plan.inner_stretch = shape.whole_blocks ? 128 : 64;
   }
   const bool tiles = plan.form == ExpertsForm::tiles, flow = plan.form == ExpertsForm::flow;
@@ -121,9 +132,8 @@ std::string describe(const ExpertsPlan& plan) {
     case ExpertsForm::tiles:
       return "tiles" + batch;
     case ExpertsForm::flow:
-      return (plan.few ? "flow without lists"
-                       : "flow, groups of " + std::to_string(plan.group_pairs)) +
-             batch;
+      return (plan.few ? "flow without lists, " : "flow, groups of ") +
+             std::to_string(plan.group_pairs) + (plan.few ? " columns" : "") + batch;
   }
   return "?";
 }

@@ -16,8 +16,8 @@ enum class ExpertsForm {
   flow,    // decode on Hopper: the same bytes as tiles, weights kept flowing into shared memory
 };
 
-// Tokens and pairs that the flow form takes without lists.
-constexpr int kFewTokens = 8, kFewPairs = 64;
+// Tokens that the flow form takes without lists, and of each so many choices.
+constexpr int kFewTokens = 16, kFewChoices = 8, kFewPairs = kFewTokens * kFewChoices;
 
 struct ExpertsShape {
   int64_t tokens = 0, top = 0;
@@ -45,11 +45,13 @@ struct ExpertsPlan {
   int64_t position = 0;     // tiles: i32 [pairs], where each stands in `order`
   int64_t inner = 0;        // [pairs, I]: silu(gate) * up; f32 (any) or bf16
   int64_t results = 0;      // f32 [pairs, H]
-  int64_t group_pairs = 8;  // most pairs of a group; tiles: 0, all of an expert are one
+  int64_t group_pairs = 8;  // most pairs of a group, an instruction's columns; tiles: 0, all of an
+                            // expert are one
   int inner_stretch = 128;  // flow, tiles: columns of inner that are quantised with one scale
   int64_t next_tile = 0;    // flow: i32, zero between calls
   int64_t done = 0;         // flow: i32 [groups], zeros between calls
-  bool few = false;         // flow: no lists; at most kFewTokens and kFewPairs
+  bool few = false;         // flow: no lists; at most group_pairs tokens, kFewChoices times as
+                            // many pairs
   int64_t posted = 0;       // few: u32 [4], the first of which counts calls, and [kFewPairs, I]
                             // words of inner values (PostedInner), zeros before the first call
   bool fused = true;        // flow: both halves in one launch, whose blocks all run at once

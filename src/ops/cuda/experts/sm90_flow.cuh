@@ -48,10 +48,18 @@ struct TileQueue {
 // Stages of weights. Whatever else a block reads comes behind those that are under way: of few
 // tokens no more than keep memory busy, and room for what comes while inner values are waited for;
 // otherwise a compromise.
-template <bool kFew>
-constexpr int kExpertsStages = kFew ? 11 : 7;
-constexpr int kFewUnderWay = 3;
+template <int kN, bool kFew>
+constexpr int kExpertsStages = !kFew     ? 7
+                               : kN == 8 ? 11
+                                         : 10;
 constexpr int kExpertsFlowThreads = kFlowThreads + kWarp;  // and the warp that counts
+
+// Bytes of shared memory that the kernel has of its own.
+template <int kN, bool kFew>
+constexpr int experts_beside() {
+  const size_t groups = sizeof(FewGroups<kN>) + (kN == 8 ? sizeof(ChoiceTable) : 0);
+  return static_cast<int>(sizeof(TileQueue) + (kFew ? groups : 0));
+}
 
 // Both halves of experts() (sm80_stream.cuh says what they compute) for f8_e4m3 weights, without a
 // pause between them: a block first takes tiles of w1 and w3 as it gets on (memory serves some
@@ -65,11 +73,11 @@ template <int kN, bool kFew>
 __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
     sm90_experts_flow(const __grid_constant__ ExpertsArgs args,
                       const __grid_constant__ ExpertsFlowMaps maps, const FlowShared shape,
-                      int phases) {
+                      int phases, int under_way) {
   extern __shared__ uint8_t flow_memory[];
   __shared__ FlowBarriers barriers;
   __shared__ TileQueue queue;
-  __shared__ FewGroups few;
+  __shared__ FewGroups<kFew ? kN : 8> few;
   __shared__ __align__(16) ChoiceTable table;
   const uint32_t start = (shared_address(flow_memory) + 1023) & ~1023u;
   uint8_t* memory = flow_memory + (start - shared_address(flow_memory));
@@ -82,10 +90,11 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
     prefetch_map(&maps.x);
     prefetch_map(&maps.w2);
   }
-  const bool chooses = kFew && args.choice.parts;
+  constexpr bool kOne = kFew && kN == 8;  // perhaps one token, which may choose here
+  const bool chooses = kOne && args.choice.parts;
   float4 bias = {};
-  if constexpr (kFew) {
-    few.clear();
+  if constexpr (kFew) few.clear();
+  if constexpr (kOne) {
     if (chooses && static_cast<int>(threadIdx.x) * 4 < args.choice.experts)
       bias = *reinterpret_cast<const float4*>(args.choice.bias + threadIdx.x * 4);
   }
@@ -94,14 +103,23 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
   // The groups are the list's, which is done when this kernel runs, or found here.
   if constexpr (kFew) {
     wait_for_previous();
-    if (chooses) {
-      add_up_parts(args.choice, bias, table);
-      __syncthreads();
+    if (threadIdx.x == kExpertsFlowThreads - 1) few.tag = *args.posted + 1;
+    if constexpr (kOne) {
+      if (chooses) {
+        add_up_parts(args.choice, bias, table);
+        __syncthreads();
+      }
     }
-    find_groups(args, table, few);
+    if (!kOne || args.x.rows > 1) {
+      find_groups(args, few);
+    } else if constexpr (kOne) {
+      if (warp == 0) find_groups_of_one(args, table, few);
+    }
     __syncthreads();
-    if (chooses && blockIdx.x == 0 && warp == kFlowConsumers / kWarp + 2)
-      store_few(table, args.top, args.ids, args.weights);
+    if constexpr (kOne) {
+      if (chooses && blockIdx.x == 0 && warp == kFlowConsumers / kWarp + 2)
+        store_few(table, args.top, args.ids, args.weights);
+    }
   }
   const Groups listed{args};
   const auto group_at = [&](int i) {
@@ -136,12 +154,13 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
     if constexpr (!kFew) wait_for_previous();
     let_next_start();
     FlowSlot at, coming;
-    int asked = 0;
+    int asked = 0;  // and not known to be there
     const auto next_slot = [&](int bytes) {
-      if (kFew && ++asked > kFewUnderWay) {
+      for (; kFew && asked >= under_way; --asked) {
         barrier_wait(&barriers.full[coming.slot], coming.round & 1);
         coming.next(shape.stages);
       }
+      ++asked;
       if (at.round > 0) barrier_wait(&barriers.empty[at.slot], (at.round - 1) & 1);
       barrier_expect(&barriers.full[at.slot], bytes);
       return start + at.slot * shape.stage_bytes();
@@ -157,10 +176,14 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
       const Group group = group_at(tile / up_tiles);
       const int rows = (group.expert * 2 * args.inner + tile % up_tiles * kFlowUpRows) / 8;
       for (int step = 0; step < up_steps; ++step) {
-        const uint32_t to = next_slot(shape.stage_bytes());
+        // Tokens that stay come with the block's first tile.
+        const bool with_tokens = !kFew || n == 0;
+        constexpr int kTokenBoxes = 2 * kN * kTileStep;
+        const uint32_t to = next_slot(2 * kWeightBox + (with_tokens ? kTokenBoxes : 0));
         tensor_copy_5d(to, &maps.w13, 0, 0, 0, rows, step * 2, &barriers.full[at.slot]);
-        copy_boxes(to + 2 * kWeightBox, kN * kTileStep, &maps.x, true, step, group.begin,
-                   &barriers.full[at.slot]);
+        if (with_tokens)
+          copy_boxes(kFew ? start + shape.resident_at + step * kTokenBoxes : to + 2 * kWeightBox,
+                     kN * kTileStep, &maps.x, true, step, group.begin, &barriers.full[at.slot]);
         at.next(shape.stages);
         if (step == 0) queue.put(n + 1, next < end ? next : -1);
       }
@@ -205,11 +228,17 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
         copy_float(to + 2 * s, args.w1_scale + at + s, true);
         copy_float(to + 2 * s + 1, args.w3_scale + at + s, true);
       }
-      const int tokens_of = kFew ? 0 : index;
-      if (group_of[buffer] != tokens_of) {
-        group_of[buffer] = tokens_of;
-        const float* from = kFew ? args.token_scales
-                                 : args.x_scales + static_cast<int64_t>(group.begin) * up_stretches;
+      if constexpr (kFew) {
+        if (n == 0) {
+#pragma unroll 1
+          for (int token = 0; token < group.count; ++token)
+            for (int s = lane; s < up_stretches; s += kWarp)
+              copy_float(token_scales + s * kN + token,
+                         args.token_scales + token * up_stretches + s, true);
+        }
+      } else if (group_of[buffer] != index) {
+        group_of[buffer] = index;
+        const float* from = args.x_scales + static_cast<int64_t>(group.begin) * up_stretches;
         float* scales = token_scales + buffer * stretches * kN;
 #pragma unroll 8
         for (int i = lane; i < kN * up_stretches; i += kWarp) {
@@ -263,7 +292,7 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
   FlowSlot at;
   int tile_count = 0;
   auto* inner_values = static_cast<__nv_bfloat16*>(args.inner_values);
-  const PostedInner posted{args, few.tag};
+  const PostedInner<kFew ? kN : 8> posted{args, few.tag};
   uint8_t* resident = memory + shape.resident_at;
   const auto multiply = [&]<int kStretches>(std::integral_constant<int, kStretches>,
                                             uint32_t tokens, int steps, int count,
@@ -289,14 +318,21 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
     const int index = tile / up_tiles;
     const Group group = group_at(index);
     float total[kN / 2] = {};
-    multiply(std::integral_constant<int, 2>(), 0, up_steps, up_stretches,
-             token_scales + tile_count % kBuffers * stretches * kN, total);
+    multiply(std::integral_constant<int, 2>(), kFew ? start + shape.resident_at : 0, up_steps,
+             up_stretches, token_scales + (kFew ? 0 : tile_count % kBuffers * stretches * kN),
+             total);
     // The warp's rows are 8 of w1 and the same 8 of w3.
     const int inner = tile % up_tiles * kFlowUpRows + warp * 8 + g;
     if constexpr (kFew) {
+      const uint32_t chosen = posted.chosen(few.place[index]);
 #pragma unroll
-      for (int i = 0; i < 2; ++i)
-        posted.put(few.pair[index][2 * t + i], inner - g, quick_silu(total[i]) * total[2 + i]);
+      for (int j = 0; j < kN / 8; ++j) {
+        if (kN > 8 && !(chosen >> 8 * j & 0xff)) continue;
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          posted.put(posted.pair_of(few.place[index], 8 * j + 2 * t + i), inner - g,
+                     quick_silu(total[4 * j + i]) * total[4 * j + 2 + i]);
+      }
     } else {
 #pragma unroll
       for (int j = 0; j < kN / 8; ++j)
@@ -320,17 +356,17 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
       current = index;
       group = group_at(index);
       if constexpr (kFew) {
-        // Then nobody multiplies with the group before any more.
-        if (tile != down_begin) consumers_meet();
-        PostedInner::Asked asked;
-        posted.ask(few.pair[index], warp, asked);
-        posted.quantise<kN>(few.pair[index], asked, resident, resident_scales);
+        typename PostedInner<kN>::Asked asked;
+        posted.ask(few.place[index], warp, asked);
+        consumers_meet();  // nobody multiplies with the tokens, or the group before, any more
+        posted.quantise(few.place[index], asked, resident, resident_scales);
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
         consumers_meet();
 #pragma unroll
-        for (int i = 0; i < kN / 4; ++i) pair[i] = few.pair[index][2 * t + i];
+        for (int i = 0; i < kN / 4; ++i)
+          pair[i] = posted.pair_of(few.place[index], i / 2 * 8 + 2 * t + i % 2);
       } else {
         if (with_up && threadIdx.x == 0) {
           int counted;
