@@ -97,6 +97,7 @@ __device__ __forceinline__ void store_few(const ChoiceTable& table, int top, int
   const int id = table.inert || lane >= top ? -1 : static_cast<int>(table.largest[lane]);
   const float score = id >= 0 ? table.scores[id] : 0.0f;
   float sum = 0.0f;
+#pragma unroll 1
   for (int i = 0; i < top; ++i) sum += __shfl_sync(~0u, score, i);
   if (lane >= top) return;
   ids[lane] = id;
@@ -125,7 +126,7 @@ __device__ __forceinline__ int choose_few(ChoiceTable& table, int top) {
   table.largest[lane] = largest;
   __syncwarp();
   int above = 0;
-#pragma unroll
+#pragma unroll 1
   for (int i = 0; i < kWarp; i += 4) {
     const uint4 four = *reinterpret_cast<const uint4*>(&table.largest[i]);
     above += (four.x > largest) + (four.y > largest) + (four.z > largest) + (four.w > largest);
@@ -150,7 +151,7 @@ __device__ __forceinline__ int choose_few(ChoiceTable& table, int top) {
     __syncwarp();
     const uint2 own = lane < all ? table.candidates[lane] : uint2{0, 0};
     int rank = 0;  // the first of equals comes first
-#pragma unroll 8
+#pragma unroll 2
     for (int i = 0; i < all; ++i) {
       const uint32_t other = table.candidates[i].x;
       rank += other > own.x || (other == own.x && i < lane);

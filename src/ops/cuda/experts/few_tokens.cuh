@@ -29,31 +29,27 @@ struct FewGroups {
   }
 };
 
-// By threads, four experts each: scores and keys from the router's parts.
-__device__ __forceinline__ void add_up_parts(const RouteChoice& route, const float4& bias,
+// By threads, two experts each: scores and keys from the router's parts.
+__device__ __forceinline__ void add_up_parts(const RouteChoice& route, const float2& bias,
                                              ChoiceTable& table) {
   if (threadIdx.x == kFlowConsumers) table.inert = route.slots && route.slots[0] < 0;
-  if (threadIdx.x * 4 >= kChoiceExperts) return;
-  uint4 keys = {};
-  float4 scores = {};
-  if (static_cast<int>(threadIdx.x) * 4 < route.experts) {
-    const float* parts = route.parts + threadIdx.x * 4;
-    float4 total = {};
+  if (threadIdx.x * 2 >= kChoiceExperts) return;
+  uint2 keys = {};
+  float2 scores = {};
+  if (static_cast<int>(threadIdx.x) * 2 < route.experts) {
+    const float* parts = route.parts + threadIdx.x * 2;
+    float2 total = {};
 #pragma unroll 12
     for (int s = 0; s < route.stretches; ++s) {
-      const float4 part = *reinterpret_cast<const float4*>(parts + s * route.experts);
+      const float2 part = *reinterpret_cast<const float2*>(parts + s * route.experts);
       total.x += part.x;
       total.y += part.y;
-      total.z += part.z;
-      total.w += part.w;
     }
-    scores = {1.0f / (1.0f + expf(-total.x)), 1.0f / (1.0f + expf(-total.y)),
-              1.0f / (1.0f + expf(-total.z)), 1.0f / (1.0f + expf(-total.w))};
-    keys = {ordered(scores.x + bias.x), ordered(scores.y + bias.y), ordered(scores.z + bias.z),
-            ordered(scores.w + bias.w)};
+    scores = {1.0f / (1.0f + expf(-total.x)), 1.0f / (1.0f + expf(-total.y))};
+    keys = {ordered(scores.x + bias.x), ordered(scores.y + bias.y)};
   }
-  *reinterpret_cast<uint4*>(&table.keys[threadIdx.x * 4]) = keys;
-  *reinterpret_cast<float4*>(&table.scores[threadIdx.x * 4]) = scores;
+  *reinterpret_cast<uint2*>(&table.keys[threadIdx.x * 2]) = keys;
+  *reinterpret_cast<float2*>(&table.scores[threadIdx.x * 2]) = scores;
 }
 
 // By a warp: of one token's experts, chosen in `table` if it chooses here, those held here.

@@ -54,6 +54,17 @@ constexpr int kExpertsStages = !kFew     ? 7
                                          : 10;
 constexpr int kExpertsFlowThreads = kFlowThreads + kWarp;  // and the warp that counts
 
+// Consecutive tiles, a block's.
+struct FlowShare {
+  int begin, end;
+};
+
+// The block's share of `tiles`, fewer than 2^32 over the number of blocks.
+__device__ __forceinline__ FlowShare flow_share(uint32_t tiles) {
+  return {static_cast<int>(tiles * blockIdx.x / gridDim.x),
+          static_cast<int>(tiles * (blockIdx.x + 1) / gridDim.x)};
+}
+
 // Bytes of shared memory that the kernel has of its own.
 template <int kN, bool kFew>
 constexpr int experts_beside() {
@@ -68,7 +79,8 @@ constexpr int experts_beside() {
 // waits until all its tiles of the first are counted in `done`, or, kFew, until all its inner
 // values have come (few_tokens.cuh). Every block has to be running for that; where that is not
 // sure, the halves are launched one after the other (`phases`), in equal shares. Bytes: 3 I H
-// weights a group, FLOPs: 6 I H a pair. Bound: bandwidth.
+// weights a group, FLOPs: 6 I H a pair. Bound: bandwidth. In a step none of the kernel's
+// instructions is at hand when its turn comes: so what runs once stays short, and loops stay loops.
 template <int kN, bool kFew>
 __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
     sm90_experts_flow(const __grid_constant__ ExpertsArgs args,
@@ -92,11 +104,11 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
   }
   constexpr bool kOne = kFew && kN == 8;  // perhaps one token, which may choose here
   const bool chooses = kOne && args.choice.parts;
-  float4 bias = {};
+  float2 bias = {};
   if constexpr (kFew) few.clear();
   if constexpr (kOne) {
-    if (chooses && static_cast<int>(threadIdx.x) * 4 < args.choice.experts)
-      bias = *reinterpret_cast<const float4*>(args.choice.bias + threadIdx.x * 4);
+    if (chooses && static_cast<int>(threadIdx.x) * 2 < args.choice.experts)
+      bias = *reinterpret_cast<const float2*>(args.choice.bias + threadIdx.x * 2);
   }
   queue.init(kFlowConsumers + kWarp + (kFew ? 0 : 1));
   barriers.init(shape.stages);
@@ -131,16 +143,16 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
   const bool with_up = phases & 1, with_down = phases & 2;
   const int up_all = with_up ? group_count * up_tiles : 0;
   const int down_all = with_down ? group_count * down_tiles : 0;
-  const int up_begin = flow_begin(up_all, blockIdx.x), up_end = flow_begin(up_all, blockIdx.x + 1);
   // A second group's inner values would be waited for with nothing else to do: so a share is of one
   // group where that makes no share larger.
-  const int share = (down_all + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
-  const bool whole = kFew && share > 0 && down_tiles % share == 0;
-  const auto down_at = [&](int block) {
-    return whole ? min(down_all, share * block) : flow_begin(down_all, block);
+  const auto down_share = [&] {
+    const int share = static_cast<int>((down_all + gridDim.x - 1) / gridDim.x);
+    if (kFew && share > 0 && down_tiles % share == 0) {
+      const int begin = share * static_cast<int>(blockIdx.x);
+      return FlowShare{min(down_all, begin), min(down_all, begin + share)};
+    }
+    return flow_share(down_all);
   };
-  const int down_begin = down_at(static_cast<int>(blockIdx.x));
-  const int down_end = down_at(static_cast<int>(blockIdx.x) + 1);
   const int up_stretches = args.hidden / kTileStep,
             down_stretches = args.inner / args.inner_stretch;
   const int up_steps = (args.hidden + kFlowColumns - 1) / kFlowColumns;
@@ -167,8 +179,12 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
     };
     // The first tile is the block's own, each later one the first that nobody has taken; it is
     // known, and said, a tile ahead.
-    const int end = counted ? up_all : up_end;
-    int tile = counted ? static_cast<int>(blockIdx.x) : up_begin;
+    int end = up_all, tile = static_cast<int>(blockIdx.x);
+    if (!counted) {
+      const FlowShare share = flow_share(up_all);
+      tile = share.begin;
+      end = share.end;
+    }
     queue.put(0, tile < end ? tile : -1);
     for (int n = 0; tile < end; ++n) {
       const int next =
@@ -190,7 +206,8 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
       tile = next;
     }
     const bool joined = args.inner % kTileStep == 0;
-    for (tile = down_begin; tile < down_end; ++tile) {
+    const FlowShare down = down_share();
+    for (tile = down.begin; tile < down.end; ++tile) {
       const Group group = group_at(tile / down_tiles);
       const int row = group.expert * args.hidden + tile % down_tiles * kFlowRows;
       for (int step = 0; step < down_steps; ++step) {
@@ -224,6 +241,7 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
       const int64_t at =
           (static_cast<int64_t>(group.expert) * args.inner_blocks + block) * args.hidden_blocks;
       float* to = weight_scales + buffer * 2 * stretches;
+#pragma unroll 1
       for (int s = lane; s < up_stretches; s += kWarp) {
         copy_float(to + 2 * s, args.w1_scale + at + s, true);
         copy_float(to + 2 * s + 1, args.w3_scale + at + s, true);
@@ -232,6 +250,7 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
         if (n == 0) {
 #pragma unroll 1
           for (int token = 0; token < group.count; ++token)
+#pragma unroll 1
             for (int s = lane; s < up_stretches; s += kWarp)
               copy_float(token_scales + s * kN + token,
                          args.token_scales + token * up_stretches + s, true);
@@ -249,13 +268,15 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
       }
       arrive_when_copied(&barriers.scales_full[buffer]);
     }
-    for (int tile = down_begin; tile < down_end; ++tile) {
+    const FlowShare down = down_share();
+    for (int tile = down.begin; tile < down.end; ++tile) {
       const int buffer = next_buffer();
       const Group group = group_at(tile / down_tiles);
       const int64_t at = (static_cast<int64_t>(group.expert) * args.hidden_blocks +
                           tile % down_tiles * kFlowRows / 128) *
                          args.inner_blocks;
       float* to = weight_scales + buffer * 2 * stretches;
+#pragma unroll 1
       for (int s = lane; s < down_stretches; s += kWarp) {
         const float* from =
             args.w2_scale + at + (args.first_inner + s * args.inner_stretch) / 128 - args.scale_row;
@@ -350,7 +371,8 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
   int current = -1;
   Group group = {};
   int64_t pair[kN / 4];
-  for (int tile = down_begin; tile < down_end; ++tile) {
+  const FlowShare down = down_share();
+  for (int tile = down.begin; tile < down.end; ++tile) {
     const int index = tile / down_tiles;
     if (index != current) {
       current = index;
