@@ -2,9 +2,10 @@
 // under way, tokens staying on the device. M2's full width with random weights and as many layers
 // as are asked for.
 //   bench_steps_cuda [LAYERS [EXPERTS [CONTEXT [ONE BATCH]]]]
-//   bench_steps_cuda share RANKS [LAYERS [US US US]]
+//   bench_steps_cuda share RANKS [LAYERS [US US US [BATCH...]]]
 //                                what one of RANKS tensor ranks does, of all 62 layers; its
-//                                collectives are counted, and cost US each at batch 1, 8, 64
+//                                collectives are counted, and cost US each at batch 1, 8, 64, and
+//                                the last at each BATCH beyond
 //   bench_steps_cuda profile [RANKS]
 //                                a few steps of two layers of the first of RANKS tensor ranks,
 //                                without graphs, for a profiler
@@ -298,7 +299,8 @@ double read_rate() {
 }
 
 // One rank's share of a model that several hold.
-void measure_share(int64_t ranks, int64_t layers, const std::vector<double>& us_a_sum) {
+void measure_share(int64_t ranks, int64_t layers, const std::vector<double>& us_a_sum,
+                   const std::vector<int64_t>& batches) {
   const double rate = read_rate();
   fmt::print("{}; the first of {} tensor ranks, {} layers, FP8; read {:.0f} GB/s\n",
              describe_device(Bench::kGpu), ranks, layers, rate / 1e9);
@@ -314,6 +316,7 @@ void measure_share(int64_t ranks, int64_t layers, const std::vector<double>& us_
   bench.decode(1, true, rate, us_a_sum[0]);
   bench.decode(8, true, rate, us_a_sum[1]);
   bench.decode(64, true, rate, us_a_sum[2]);
+  for (const int64_t batch : batches) bench.decode(batch, true, rate, us_a_sum[2]);
 }
 
 }  // namespace
@@ -333,8 +336,10 @@ int main(int argc, char** argv) {
     return 0;
   }
   if (first == "share") {
+    std::vector<int64_t> batches;
+    for (int i = 7; i < argc; ++i) batches.push_back(std::stoll(argv[i]));
     measure_share(static_cast<int64_t>(number(2, 4)), static_cast<int64_t>(number(3, 62)),
-                  {number(4, 0), number(5, 0), number(6, 0)});
+                  {number(4, 0), number(5, 0), number(6, 0)}, batches);
     return 0;
   }
   const int64_t layers = argc > 1 ? std::stoll(argv[1]) : 15;

@@ -359,8 +359,8 @@ void Bench::all_experts() {
   }
   experts("fp8", DType::f8_e4m3, kInner, kExperts, many);
   moe({1, 8, 64});
-  experts("fp8 TP4", DType::f8_e4m3, kInner / 4, kExperts, {1, 8, 64});
-  experts("fp8 TP8", DType::f8_e4m3, kInner / 8, kExperts, {1, 8, 64});
+  experts("fp8 TP4", DType::f8_e4m3, kInner / 4, kExperts, {1, 8, 16, 64});
+  experts("fp8 TP8", DType::f8_e4m3, kInner / 8, kExperts, {1, 8, 16, 64});
 }
 
 // Eight different experts of `held` for each token, in ascending order.
