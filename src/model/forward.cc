@@ -1,6 +1,7 @@
 #include "model/forward.h"
 
 #include <algorithm>
+#include <array>
 #include <optional>
 
 #include "ops/attention.h"
@@ -11,6 +12,8 @@
 
 namespace m2::model {
 namespace {
+
+using parallel::NormedRows;
 
 // The scratch's first `tokens` rows, where a step of that many tokens works.
 Scratch first_rows(const Scratch& whole, int64_t tokens) {
@@ -23,11 +26,11 @@ Scratch first_rows(const Scratch& whole, int64_t tokens) {
   return step;
 }
 
-// delta = this rank's part of attention(hidden), of which the norm of q and k spans all heads of
-// all ranks. Where ranks hold copies of a kv head, its squares are summed as often and divided by
-// as many more channels.
+// delta, or its owners' = this rank's part of attention(hidden), of which the norm of q and k spans
+// all heads of all ranks. Where ranks hold copies of a kv head, its squares are summed as often and
+// divided by as many more channels.
 void attention(const ForwardContext& context, const Layer& layer, const ops::KvCache& kv,
-               const ops::BatchLayout& layout, const Scratch& step) {
+               const ops::BatchLayout& layout, const Scratch& step, const ops::RowOwners& owners) {
   const auto& [exec, comm, config, weights, caches, scratch, heads, exchange] = context;
   const auto eps = static_cast<float>(config.rms_norm_eps);
 
@@ -43,18 +46,49 @@ void attention(const ForwardContext& context, const Layer& layer, const ops::KvC
   }
   const Tensor q = step.qkv.columns(0, heads.q_heads * heads.head_dim);
   ops::paged_attention(exec, q, kv, layout, heads, step.attended, step.quantised_attended);
-  ops::linear(exec, step.attended, layer.o, step.delta, step.quantised_attended);
+  ops::linear(exec, step.attended, layer.o, step.delta, step.quantised_attended, owners);
+}
+
+// What a rank with rows of its own has to find of hidden for a layer's q, k and v, beside all rows
+// in FP8.
+NormedRows read_by_attention(const ForwardContext& context, const Layer& layer, const Scratch& step,
+                             const ops::RowOwners& owners) {
+  return owners.ranks > 0 && ops::linear_reads_quantised(context.exec, step.hidden, layer.qkv,
+                                                         step.quantised_hidden)
+             ? NormedRows::own
+             : NormedRows::all;
+}
+
+// Likewise for its experts, whom each rank chooses for its own rows.
+NormedRows read_by_experts(const ForwardContext& context, const Layer& layer, const Scratch& step,
+                           const ops::RowOwners& owners) {
+  return owners.ranks > 0 &&
+                 ops::experts_read_quantised(context.exec, step.hidden, layer.experts,
+                                             step.expert_ids.size(1), step.quantised_hidden)
+             ? NormedRows::own
+             : NormedRows::all;
 }
 
 // The weighted sum of the chosen experts of hidden, added to the residual, and `norm` of that.
 void moe(const ForwardContext& context, const Layer& layer, const ops::BatchLayout& layout,
-         const Scratch& step, const ops::AddNorm& norm) {
-  const Exec& exec = context.exec;
-  const bool alone = context.comm.size() == 1;
-  ops::route_experts(exec, step.hidden, {layer.gate, layer.routing_bias, layout.slots},
-                     layer.experts, step.expert_ids, step.expert_weights, step.experts, step.delta,
-                     step.quantised_hidden, alone ? &norm : nullptr);
-  if (!alone) context.comm.all_reduce_norm(exec, step.delta, norm);
+         const Scratch& step, const ops::RowOwners& owners, const ops::AddNorm& norm,
+         NormedRows wanted) {
+  const auto& [exec, comm, config, weights, caches, scratch, heads, exchange] = context;
+  const bool alone = comm.size() == 1;
+  if (owners.ranks > 0) {
+    const int64_t first = owners.first[owners.rank], count = owners.count[owners.rank];
+    ops::route(exec, step.hidden.rows(first, count), layer.gate, layer.routing_bias,
+               step.expert_ids.rows(first, count), step.expert_weights.rows(first, count),
+               layout.slots.rows(first, count));
+    comm.gather_own_rows(exec, step.delta, std::array{step.expert_ids, step.expert_weights});
+    ops::experts(exec, step.hidden, layer.experts, step.expert_ids, step.expert_weights,
+                 step.experts, step.delta, step.quantised_hidden, owners);
+  } else {
+    ops::route_experts(exec, step.hidden, {layer.gate, layer.routing_bias, layout.slots},
+                       layer.experts, step.expert_ids, step.expert_weights, step.experts,
+                       step.delta, step.quantised_hidden, alone ? &norm : nullptr);
+  }
+  if (!alone) comm.norm_own_rows(exec, step.delta, norm, wanted);
 }
 
 // The same where engines share experts: tokens go to the ranks that hold their experts and back,
@@ -110,6 +144,9 @@ void forward(const ForwardContext& context, const ops::BatchLayout& layout) {
   ops::rms_norm(exec, step.residual, weights.layers[0].input_norm, eps, step.hidden,
                 step.quantised_hidden);
 
+  // Of a long step each rank looks after a share of the rows: their residual, their norms and the
+  // choice of their experts. Products bring it what they have for them.
+  const ops::RowOwners owners = exchange ? ops::RowOwners() : comm.row_owners(step.delta);
   const ops::DecodeTensors tensors{step.residual, step.hidden,     step.quantised_hidden,
                                    step.angles,   step.expert_ids, step.expert_weights,
                                    step.delta,    step.experts};
@@ -128,12 +165,19 @@ void forward(const ForwardContext& context, const ops::BatchLayout& layout) {
       before.reset();
       if (next_whole) before.emplace(layer.experts, norm.weight);
     } else {
-      attention(context, layer, kv[l], layout, step);
-      comm.all_reduce_norm(
-          exec, step.delta,
-          {step.residual, layer.post_attention_norm, eps, step.hidden, step.quantised_hidden});
-      exchange ? shared_moe(context, layer, layout, step, norm)
-               : moe(context, layer, layout, step, norm);
+      attention(context, layer, kv[l], layout, step, owners);
+      const ops::AddNorm between{step.residual, layer.post_attention_norm, eps, step.hidden,
+                                 step.quantised_hidden};
+      if (exchange) {
+        comm.all_reduce_norm(exec, step.delta, between);
+        shared_moe(context, layer, layout, step, norm);
+      } else {
+        comm.norm_own_rows(exec, step.delta, between,
+                           read_by_experts(context, layer, step, owners));
+        moe(context, layer, layout, step, owners, norm,
+            last ? NormedRows::all
+                 : read_by_attention(context, weights.layers[l + 1], step, owners));
+      }
     }
     whole = next_whole;
   }
@@ -174,7 +218,7 @@ Scratch place_scratch(Arena& arena, const ModelConfig& config, const Weights& we
   Scratch out;
   out.residual = arena.place(activation, {tokens, hidden});
   out.hidden = arena.place(activation, {tokens, hidden});
-  out.delta = arena.place(activation, {tokens, hidden});
+  out.delta = arena.place(activation, {tokens + ops::RowOwners::kMost, hidden});
   out.qkv = arena.place(activation, {tokens, q + 2 * kv});
   out.attended = arena.place(activation, {tokens, q});
   if (ops::wants_quantised(device) && layer.o.weight.dtype() == DType::f8_e4m3) {

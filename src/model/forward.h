@@ -32,7 +32,7 @@ struct StepLimits {
 struct Scratch {
   Tensor residual;  // A [T, H]
   Tensor hidden;    // A [T, H] the normed input of a block
-  Tensor delta;     // A [T, H] what a block adds to the residual
+  Tensor delta;     // A [T + 8, H] what a block adds to the residual; Comm::introduce()d
   Tensor qkv;       // A [T, q + 2 kv]
   Tensor attended;  // A [T, q]
   // hidden and attended again, for products with FP8 weights; empty where the device wants none.

@@ -57,6 +57,7 @@ class Runner : public StepModel {
     exec_.workspace = scratch_.workspace.data();
     exec_.workspace_bytes = scratch_.workspace.elements();
     place_kv();
+    groups_.tensor.introduce(scratch_.delta);
     if (groups_.engines)
       exchange_.emplace(*groups_.engines, place.topology, place.exchange, config_,
                         plan.limits.tokens, exec.device);

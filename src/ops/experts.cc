@@ -82,12 +82,19 @@ void check_tensors(const Exec& exec, Tensor x, const Experts& experts, Tensor id
 }  // namespace
 
 void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Tensor weights,
-             Tensor scratch, Tensor out, const Quantised& quantised) {
+             Tensor scratch, Tensor out, const Quantised& quantised, const RowOwners& owners) {
   check_tensors(exec, x, experts, ids, weights, scratch, out, quantised, nullptr);
   if (x.size(0) == 0) return;
   if (exec.device.kind == DeviceKind::cuda)
-    return cuda::experts(exec, x, experts, ids, weights, scratch, out, quantised);
+    return cuda::experts(exec, x, experts, ids, weights, scratch, out, quantised, nullptr, owners);
+  M2_CHECK(owners.ranks == 0, "rows go elsewhere on GPUs alone");
   cpu::experts(exec, x, experts, ids, weights, scratch, out);
+}
+
+bool experts_read_quantised(const Exec& exec, const Tensor& x, const Experts& experts, int64_t top,
+                            const Quantised& quantised) {
+  return exec.device.kind == DeviceKind::cuda && !quantised.empty() &&
+         cuda::experts_read_quantised(exec, x, experts, top);
 }
 
 void route_experts(const Exec& exec, Tensor x, const Routing& routing, const Experts& experts,

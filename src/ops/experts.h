@@ -1,6 +1,7 @@
 #pragma once
 
 #include "ops/quantised.h"
+#include "ops/row_owners.h"
 #include "tensor/exec.h"
 #include "tensor/tensor.h"
 
@@ -39,8 +40,14 @@ int64_t experts_scratch_bytes(Device device, const Experts& experts, int64_t tok
 //            experts() alone (GPU: kernels leave counters in it)
 //   quantised  x again, or empty
 //   out      f32 | bf16 [T, H]; all of it is written, zeros for a token with no expert here
+//   owners   who gets the rows of out, which itself is not written then (GPUs alone)
 void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Tensor weights,
-             Tensor scratch, Tensor out, const Quantised& quantised = {});
+             Tensor scratch, Tensor out, const Quantised& quantised = {},
+             const RowOwners& owners = {});
+
+// Whether experts() of the same, given `quantised`, reads nothing else of x.
+bool experts_read_quantised(const Exec& exec, const Tensor& x, const Experts& experts, int64_t top,
+                            const Quantised& quantised);
 
 // What may follow experts(): residual += delta, then out = rms_norm(residual) as in norm.h.
 struct AddNorm {

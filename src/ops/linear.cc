@@ -40,12 +40,12 @@ int64_t linear_workspace_bytes(Device device, int64_t tokens, int64_t columns) {
 }
 
 void linear(const Exec& exec, Tensor x, const Linear& weight, Tensor out,
-            const Quantised& quantised) {
-  linear(exec, x, std::span(&weight, 1), out, quantised);
+            const Quantised& quantised, const RowOwners& owners) {
+  linear(exec, x, std::span(&weight, 1), out, quantised, owners);
 }
 
 void linear(const Exec& exec, Tensor x, std::span<const Linear> weights, Tensor out,
-            const Quantised& quantised) {
+            const Quantised& quantised, const RowOwners& owners) {
   M2_CHECK(x.rank() == 2 && x.size(1) > 0, "x is {}", x.describe());
   check_tensor("x", x, {DType::f32, DType::bf16}, {x.size(0), x.size(1)});
   check_quantised(quantised, x);
@@ -56,8 +56,16 @@ void linear(const Exec& exec, Tensor x, std::span<const Linear> weights, Tensor 
   }
   check_tensor("out", out, {DType::f32, DType::bf16}, {x.size(0), rows});
   if (x.size(0) == 0 || rows == 0) return;
-  if (exec.device.kind == DeviceKind::cuda) return cuda::linear(exec, x, weights, out, quantised);
+  if (exec.device.kind == DeviceKind::cuda)
+    return cuda::linear(exec, x, weights, out, quantised, owners);
+  M2_CHECK(owners.ranks == 0, "rows go elsewhere on GPUs alone");
   cpu::linear(exec, x, weights, out);
+}
+
+bool linear_reads_quantised(const Exec& exec, const Tensor& x, std::span<const Linear> weights,
+                            const Quantised& quantised) {
+  return exec.device.kind == DeviceKind::cuda && !quantised.empty() &&
+         cuda::linear_reads_quantised(exec, x, weights);
 }
 
 }  // namespace m2::ops

@@ -3,6 +3,7 @@
 #include <span>
 
 #include "ops/quantised.h"
+#include "ops/row_owners.h"
 #include "tensor/exec.h"
 #include "tensor/tensor.h"
 
@@ -31,13 +32,18 @@ int64_t linear_workspace_bytes(Device device, int64_t tokens, int64_t columns);
 //   x    f32 | bf16 [T, K]; rows may be strided
 //   out  f32 | bf16 [T, N]; rows may be strided
 //   quantised  x again, or empty
+//   owners     who gets the rows of out, which itself is not written then (GPUs, more than 64 rows)
 void linear(const Exec& exec, Tensor x, const Linear& weight, Tensor out,
-            const Quantised& quantised = {});
+            const Quantised& quantised = {}, const RowOwners& owners = {});
 
 // The same for several matrices over one input; their outputs stand side by side in out's columns.
 // Equal to one call each. The matrices' rows are consecutive in memory (q, k, v placed together).
 //   out  [T, N0 + N1 + ...]
 void linear(const Exec& exec, Tensor x, std::span<const Linear> weights, Tensor out,
-            const Quantised& quantised = {});
+            const Quantised& quantised = {}, const RowOwners& owners = {});
+
+// Whether linear() of the same, given `quantised`, reads nothing else of x.
+bool linear_reads_quantised(const Exec& exec, const Tensor& x, std::span<const Linear> weights,
+                            const Quantised& quantised);
 
 }  // namespace m2::ops

@@ -9,6 +9,16 @@ void Comm::all_reduce_norm(const Exec& exec, Tensor x, const ops::AddNorm& norm)
   ops::add_rms_norm(exec, norm.residual, x, norm.weight, norm.eps, norm.out, norm.quantised);
 }
 
+// Every rank looks after all rows.
+void Comm::introduce(const Tensor&) {}
+ops::RowOwners Comm::row_owners(const Tensor&) const {
+  return {};
+}
+void Comm::norm_own_rows(const Exec& exec, Tensor x, const ops::AddNorm& norm, NormedRows) {
+  all_reduce_norm(exec, x, norm);
+}
+void Comm::gather_own_rows(const Exec&, const Tensor&, std::span<const Tensor>) {}
+
 void Comm::all_reduce_qk_norm(const Exec& exec, const ops::QkNorm& work) {
   ops::qk_sum_squares(exec, work.qkv, work.heads, work.sums);
   all_reduce(exec, work.sums);

@@ -15,6 +15,10 @@ namespace m2::parallel {
 // Rows that each rank of a group brings or takes, in the order of ranks.
 using Rows = std::span<const int64_t>;
 
+// Rows of a norm that are wanted in the activations' dtype: on every rank all of them, or only
+// those that it looks after itself.
+enum class NormedRows : uint8_t { all, own };
+
 // The collectives of a group of ranks. Every rank of the group makes the same calls in the same
 // order, each from a thread of its own. Sums are FP32 in ascending order of rank and rounded once,
 // so all ranks hold the same bytes, whichever body carries them.
@@ -37,6 +41,27 @@ class Comm {
   // the communicator's to change. The bytes are those of all_reduce and ops::add_rms_norm, which is
   // what this does where nothing else is faster.   x f32 | bf16 [T, H]
   virtual void all_reduce_norm(const Exec& exec, Tensor x, const ops::AddNorm& norm);
+
+  // Tells the ranks where x lies, of whose rows row_owners() may be asked then, and which has room
+  // for as many more rows as there are ranks. Every rank calls this at the same time.
+  virtual void introduce(const Tensor& x);
+
+  // Of many rows each rank can look after a share alone: the residual's, their norms, and what is
+  // made of those. Who looks after which rows of x, and where in the owner's x this rank's numbers
+  // of them go; none if every rank looks after all. A matter of x's shape, so the same throughout a
+  // step. What was in x before is done with once all ranks have come out of norm_own_rows() of it.
+  virtual ops::RowOwners row_owners(const Tensor& x) const;
+
+  // all_reduce_norm(), of numbers that all ranks have brought to where row_owners(x) says, if it
+  // does: then with the residual of own rows alone, of which no other rank has to know. Every rank
+  // gets all rows of norm.quantised, and of norm.out those that it `wanted`; to others anything may
+  // happen.
+  virtual void norm_own_rows(const Exec& exec, Tensor x, const ops::AddNorm& norm,
+                             NormedRows wanted);
+
+  // What every rank has made of its own rows of x, in the same rows of each tensor, comes to all.
+  //   tensors [T, ...]
+  virtual void gather_own_rows(const Exec& exec, const Tensor& x, std::span<const Tensor> tensors);
 
   // The norm of q and k over the heads of all ranks, rotation, and the store of k and v. work.sums
   // is room to work in. The bytes are those of ops::qk_sum_squares, all_reduce of its sums and

@@ -18,6 +18,18 @@ class CountedComm : public Comm {
     progress_.begin("all_reduce_norm");
     inner_->all_reduce_norm(exec, x, norm);
   }
+  void introduce(const Tensor& x) override { inner_->introduce(x); }
+  ops::RowOwners row_owners(const Tensor& x) const override { return inner_->row_owners(x); }
+  void norm_own_rows(const Exec& exec, Tensor x, const ops::AddNorm& norm,
+                     NormedRows wanted) override {
+    progress_.begin("norm_own_rows");
+    inner_->norm_own_rows(exec, x, norm, wanted);
+  }
+  void gather_own_rows(const Exec& exec, const Tensor& x,
+                       std::span<const Tensor> tensors) override {
+    progress_.begin("gather_own_rows");
+    inner_->gather_own_rows(exec, x, tensors);
+  }
   void all_reduce_qk_norm(const Exec& exec, const ops::QkNorm& work) override {
     progress_.begin("all_reduce_qk_norm");
     inner_->all_reduce_qk_norm(exec, work);

@@ -20,6 +20,7 @@ constexpr int64_t kSlotBytes = 8 << 20;
 // done when each sums a share for all.
 constexpr int64_t kWholeBytes = 3 << 20;
 static_assert(kWholeBytes <= kSlotBytes);
+static_assert(cuda::kMostPeers == ops::RowOwners::kMost);
 
 // A rank's memory for sums, and where the parts of any rank's lie in it.
 constexpr int64_t kMemoryBytes =
@@ -33,10 +34,23 @@ cuda::PeerMemory parts_of(std::byte* memory) {
           reinterpret_cast<void**>(places), reinterpret_cast<cuda::PeerWord*>(words)};
 }
 
+// Every rank's `own`.
+template <class T>
+Result<std::vector<T>> gather(Comm& host, T own) {
+  const int64_t size = host.size();
+  const std::vector<int64_t> ones(static_cast<size_t>(size), 1);
+  std::vector<T> all(static_cast<size_t>(size));
+  host.all_gather(Exec{}, Tensor(&own, DType::u8, {1, sizeof(T)}), ones,
+                  Tensor(all.data(), DType::u8, {size, sizeof(T)}));
+  M2_TRY_VOID(host.status());
+  return all;
+}
+
 class PeerComm : public Comm {
  public:
-  PeerComm(std::unique_ptr<Comm> inner, Buffer memory, const cuda::PeerSum& peers)
+  PeerComm(std::unique_ptr<Comm> inner, Comm& host, Buffer memory, const cuda::PeerSum& peers)
       : inner_(std::move(inner)),
+        host_(host),
         memory_(std::move(memory)),
         given_up_(memory_.device(), sizeof(uint32_t)),
         peers_(peers) {
@@ -67,21 +81,73 @@ class PeerComm : public Comm {
                       columns % (norm.quantised.empty() ? 8 : 128) == 0;
     if (!fits) return Comm::all_reduce_norm(exec, x, norm);
     if (given_up() || bytes == 0) return;
-    for (const Tensor& tensor : {x, norm.residual, norm.out})
-      M2_CHECK(tensor.dense() && tensor.dtype() == DType::bf16 && tensor.size(1) == columns &&
-                   reinterpret_cast<uintptr_t>(tensor.data()) % 16 == 0,
-               "{}", tensor.describe());
-    cuda::PeerSumNorm work;
-    work.sum = sum_of(x);
-    work.columns = columns;
-    work.residual = norm.residual.data();
-    work.weight = norm.weight.data();
-    work.eps = norm.eps;
-    work.out = norm.out.data();
-    work.quantised = static_cast<uint8_t*>(norm.quantised.values.data());
-    work.quantised_scales = static_cast<float*>(norm.quantised.scales.data());
-    work.powers = exec.scales == ScaleFormat::e8m0;
-    cuda::launch_small_peer_sum_norm(exec.stream, work);
+    cuda::launch_small_peer_sum_norm(exec.stream, sum_norm_of(exec, x, norm));
+  }
+
+  void introduce(const Tensor& x) override {
+    const Result<std::vector<std::byte*>> all = gather(host_, static_cast<std::byte*>(x.data()));
+    if (all.ok()) introduced_ = *all;  // else host's status says why nothing works any more
+  }
+
+  // Of as many rows as are summed by shares.
+  ops::RowOwners row_owners(const Tensor& x) const override {
+    ops::RowOwners out;
+    const auto me = static_cast<size_t>(rank());
+    const int64_t row = x.size(1) * size_of(x.dtype());
+    const bool shared = x.dtype() == DType::bf16 && x.size(1) % 128 == 0 &&
+                        x.size(1) <= cuda::kSumNormColumns &&
+                        x.size(0) * row * (size() - 1) > kWholeBytes;
+    if (!shared || introduced_.empty() || x.data() != introduced_[me]) return out;
+    out.ranks = peers_.ranks;
+    out.rank = peers_.rank;
+    for (size_t r = 0; r < introduced_.size(); ++r) {
+      const auto [begin, count] = split_evenly(x.size(0), size(), static_cast<int64_t>(r));
+      out.first[r] = begin;
+      out.count[r] = count;
+      // A rank finds there what the ranks bring, one after another.
+      out.to[r] = introduced_[r] + rank() * count * row;
+    }
+    return out;
+  }
+
+  void norm_own_rows(const Exec& exec, Tensor x, const ops::AddNorm& norm,
+                     NormedRows wanted) override {
+    const ops::RowOwners owners = row_owners(x);
+    if (owners.ranks == 0) return all_reduce_norm(exec, x, norm);
+    if (given_up()) return;
+    cuda::launch_peer_row_norm(
+        exec.stream,
+        {sum_norm_of(exec, x, norm), norm.weight.dtype(), static_cast<int>(owners.first[rank()]),
+         static_cast<int>(owners.count[rank()]), wanted == NormedRows::all});
+  }
+
+  void gather_own_rows(const Exec& exec, const Tensor& x,
+                       std::span<const Tensor> tensors) override {
+    const ops::RowOwners owners = row_owners(x);
+    if (owners.ranks == 0) return;
+    const bool fits = std::ranges::all_of(tensors, [&](const Tensor& tensor) {
+      const int64_t row = tensor.row_stride() * size_of(tensor.dtype());
+      return row % 16 == 0 && owners.count[0] * row <= kSlotBytes / cuda::kMostGathered &&
+             reinterpret_cast<uintptr_t>(tensor.data()) % 16 == 0;
+    });
+    if (!fits || std::ssize(tensors) > cuda::kMostGathered) {
+      const Rows counts(owners.count, static_cast<size_t>(owners.ranks));
+      for (const Tensor& tensor : tensors)
+        inner_->all_gather(exec, tensor.rows(owners.first[rank()], owners.count[rank()]), counts,
+                           tensor);
+      return;
+    }
+    if (given_up()) return;
+    cuda::PeerRows rows;
+    rows.sum = peers_;
+    std::ranges::copy(owners.first, rows.first);
+    std::ranges::copy(owners.count, rows.count);
+    for (const Tensor& tensor : tensors) {
+      M2_CHECK(tensor.dense() && tensor.size(0) == x.size(0), "{}", tensor.describe());
+      rows.data[rows.tensors] = tensor.data();
+      rows.row_bytes[rows.tensors++] = tensor.row_stride() * size_of(tensor.dtype());
+    }
+    cuda::launch_peer_rows(exec.stream, rows);
   }
 
   void all_reduce_qk_norm(const Exec& exec, const ops::QkNorm& work) override {
@@ -176,6 +242,24 @@ class PeerComm : public Comm {
     return static_cast<std::byte*>(x.data()) + i * size_of(x.dtype());
   }
 
+  cuda::PeerSumNorm sum_norm_of(const Exec& exec, const Tensor& x, const ops::AddNorm& norm) const {
+    for (const Tensor& tensor : {x, norm.residual, norm.out})
+      M2_CHECK(tensor.dense() && tensor.dtype() == DType::bf16 && tensor.size(1) == x.size(1) &&
+                   reinterpret_cast<uintptr_t>(tensor.data()) % 16 == 0,
+               "{}", tensor.describe());
+    cuda::PeerSumNorm work;
+    work.sum = sum_of(x);
+    work.columns = x.size(1);
+    work.residual = norm.residual.data();
+    work.weight = norm.weight.data();
+    work.eps = norm.eps;
+    work.out = norm.out.data();
+    work.quantised = static_cast<uint8_t*>(norm.quantised.values.data());
+    work.quantised_scales = static_cast<float*>(norm.quantised.scales.data());
+    work.powers = exec.scales == ScaleFormat::e8m0;
+    return work;
+  }
+
   // In place.
   cuda::PeerSum sum_of(const Tensor& x) const {
     cuda::PeerSum out = peers_;
@@ -186,9 +270,11 @@ class PeerComm : public Comm {
   }
 
   const std::unique_ptr<Comm> inner_;
+  Comm& host_;
   const Buffer memory_;
-  const HostBuffer given_up_;  // a word
-  cuda::PeerSum peers_;        // all but what differs from sum to sum
+  const HostBuffer given_up_;           // a word
+  cuda::PeerSum peers_;                 // all but what differs from sum to sum
+  std::vector<std::byte*> introduced_;  // where introduce()'s tensor lies on each rank
 };
 
 // What ranks tell each other. Addresses mean something within one process alone.
@@ -204,18 +290,6 @@ uint64_t this_process() {
     return uint64_t{random()} << 32 | random();
   }();
   return number;
-}
-
-// Every rank's `own`.
-template <class T>
-Result<std::vector<T>> gather(Comm& host, T own) {
-  const int64_t size = host.size();
-  const std::vector<int64_t> ones(static_cast<size_t>(size), 1);
-  std::vector<T> all(static_cast<size_t>(size));
-  host.all_gather(Exec{}, Tensor(&own, DType::u8, {1, sizeof(T)}), ones,
-                  Tensor(all.data(), DType::u8, {size, sizeof(T)}));
-  M2_TRY_VOID(host.status());
-  return all;
 }
 
 }  // namespace
@@ -243,7 +317,7 @@ Result<std::unique_ptr<Comm>> sum_through_peers(std::unique_ptr<Comm> inner, Com
   peers.slot_bytes = kSlotBytes;
   for (size_t r = 0; r < all.size(); ++r) peers.peers[r] = parts_of(all[r].memory);
   return std::unique_ptr<Comm>(
-      std::make_unique<PeerComm>(std::move(inner), std::move(memory), peers));
+      std::make_unique<PeerComm>(std::move(inner), host, std::move(memory), peers));
 }
 
 }  // namespace m2::parallel

@@ -4,9 +4,13 @@
 //   bench_ranks_cuda sums [RANKS]                         sums alone, of bf16
 //   bench_ranks_cuda norms [RANKS]                        sums on their way into norms (ranks may
 //                                                         share a GPU)
+//   bench_ranks_cuda rows [RANKS]                         those of many rows, each rank norming all
+//                                                         or a share for all
+//   bench_ranks_cuda prompts [LAYERS [EXPERTS [RANKS]]]   steps of prompts, in turns by both ways
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <functional>
 #include <memory>
@@ -23,6 +27,7 @@
 #include "parallel/peers.h"
 #include "parallel/shared_comm.h"
 #include "tensor/stream.h"
+#include "tests/parallel/whole_rows_comm.h"
 
 namespace {
 
@@ -43,34 +48,17 @@ Device gpu(size_t rank) {
 
 // A group whose ranks sum nothing. What is sampled still comes from whole rows of logits, since odd
 // ones would take longer.
-class Unsummed : public parallel::Comm {
+class Unsummed : public parallel::WholeRowsComm {
  public:
-  explicit Unsummed(parallel::Comm& group) : group_(group) {}
-  int64_t rank() const override { return group_.rank(); }
-  int64_t size() const override { return group_.size(); }
+  using WholeRowsComm::WholeRowsComm;
   void all_reduce(const Exec&, Tensor) override {}
+  void all_reduce_norm(const Exec& exec, Tensor x, const ops::AddNorm& norm) override {
+    Comm::all_reduce_norm(exec, x, norm);
+  }
+  void all_reduce_qk_norm(const Exec& exec, const ops::QkNorm& work) override {
+    Comm::all_reduce_qk_norm(exec, work);
+  }
   void reduce_scatter(const Exec&, Tensor, parallel::Rows, Tensor) override {}
-  void all_gather(const Exec& exec, Tensor part, parallel::Rows rows, Tensor out) override {
-    group_.all_gather(exec, part, rows, out);
-  }
-  void all_to_all(const Exec& exec, Tensor send, parallel::Rows send_rows, Tensor recv,
-                  parallel::Rows recv_rows) override {
-    group_.all_to_all(exec, send, send_rows, recv, recv_rows);
-  }
-  void gather_columns(const Exec& exec, Tensor part, parallel::Rows columns, Tensor out,
-                      int64_t root) override {
-    group_.gather_columns(exec, part, columns, out, root);
-  }
-  void broadcast(const Exec& exec, Tensor x, int64_t root) override {
-    group_.broadcast(exec, x, root);
-  }
-  void barrier(const Exec& exec) override { group_.barrier(exec); }
-  Result<void> status() const override { return group_.status(); }
-  void abort(const Error& why) override { group_.abort(why); }
-  void set_deadline(Nanos deadline) override { group_.set_deadline(deadline); }
-
- private:
-  parallel::Comm& group_;
 };
 
 struct Spread {
@@ -79,6 +67,7 @@ struct Spread {
   ExchangeKind exchange = ExchangeKind::all_gather;
   SumsBy sums = SumsBy::peers;
   bool summed = true;
+  bool whole_rows = false;  // every rank norms all rows and chooses experts of them
 
   std::string name() const {
     std::string out = fmt::format("TP{}", tensor);
@@ -110,9 +99,20 @@ class Bench {
     on_every_rank([&](size_t r) { make(config, r); });
   }
 
+  // Seconds of a step of so many tokens of prompts, two under way.
+  double prompts_of(int64_t tokens) {
+    return time(kPrompts, [tokens](int i) {
+      const int64_t length = std::min(tokens, kContext), at_once = tokens / length;
+      std::vector<Piece> pieces;
+      for (int64_t s = 0; s < at_once; ++s)
+        pieces.push_back({(i * at_once + s) % kMostSequences, 0, length});
+      return pieces;
+    });
+  }
+
   Times measure() {
     Times out;
-    out.prompt = prompt();
+    out.prompt = prompts_of(kChunk);
     for (const int64_t batch : kBatches) out.decode.push_back(decode(batch));
     return out;
   }
@@ -120,7 +120,7 @@ class Bench {
  private:
   struct Rank {
     parallel::LocalRank local;
-    std::unique_ptr<Unsummed> unsummed;
+    std::unique_ptr<parallel::WholeRowsComm> instead;  // of the group
     std::unique_ptr<Stream> stream;
     std::unique_ptr<StepModel> model;
   };
@@ -154,8 +154,11 @@ class Bench {
     RunnerOptions options;
     options.graph_sizes = {std::begin(kBatches), std::end(kBatches)};
     const parallel::Groups groups = rank.local.model_groups();
-    if (!spread_.summed) rank.unsummed = std::make_unique<Unsummed>(groups.tensor);
-    const RankPlace place{rank.unsummed ? parallel::Groups{*rank.unsummed} : groups,
+    if (!spread_.summed)
+      rank.instead = std::make_unique<Unsummed>(groups.tensor);
+    else if (spread_.whole_rows)
+      rank.instead = std::make_unique<parallel::WholeRowsComm>(groups.tensor);
+    const RankPlace place{rank.instead ? parallel::Groups{*rank.instead} : groups,
                           rank.local.topology, spread_.exchange};
     rank.model = make_runner({gpu(r), nullptr, rank.stream->handle()}, place, config,
                              *std::move(weights), *plan, request.max_model_len, options);
@@ -196,17 +199,6 @@ class Bench {
     return time(kSteps, [batch](int i) {
       std::vector<Piece> pieces;
       for (int64_t s = 0; s < batch; ++s) pieces.push_back({s, kContext + i, 1, i > 0});
-      return pieces;
-    });
-  }
-
-  // Prompts of the context's length, in every engine.
-  double prompt() {
-    return time(kPrompts, [](int i) {
-      std::vector<Piece> pieces;
-      constexpr int64_t kAtOnce = kChunk / kContext;
-      for (int64_t s = 0; s < kAtOnce; ++s)
-        pieces.push_back({(i * kAtOnce + s) % kMostSequences, 0, kContext});
       return pieces;
     });
   }
@@ -410,6 +402,97 @@ void print_norms(int64_t ranks) {
     });
 }
 
+// --- rows that are looked after by shares --------------------------------------------------------
+
+// What stands between two products of many rows: sums into norms, every rank norming all rows or a
+// share for all, and the choices of experts on their way to everyone.
+void print_rows(int64_t ranks) {
+  constexpr int kEach = 10, kTimes = 6;
+  constexpr int64_t kHidden = 3072, kTop = 8;
+  parallel::Topology shape;
+  shape.tensor_size = ranks;
+  std::vector<parallel::LocalRank> group = parallel::make_local_ranks(shape);
+  fmt::print(
+      "{}; {} ranks\n\n| rows | sum and norm, us | norm of rows brought | with BF16 for all | "
+      "choices |\n"
+      "| ---: | ---: | ---: | ---: | ---: |\n",
+      describe_device(gpu(0)), ranks);
+  std::vector<std::jthread> threads;
+  for (int64_t r = 0; r < ranks; ++r)
+    threads.emplace_back([&group, r] {
+      parallel::LocalRank& rank = group[static_cast<size_t>(r)];
+      const Device device = gpu(static_cast<size_t>(r));
+      use_device(device);
+      const Result<void> added = parallel::add_device_groups(rank, device, SumsBy::peers);
+      M2_CHECK(added.ok(), "{}", added.error().text);
+      const Stream stream(device);
+      const Exec exec{device, nullptr, stream.handle()};
+      parallel::Comm& comm = *rank.device_tensor;
+      const Buffer memory(device, 256 << 20);
+      for (const int64_t rows : {600, 1024, 2048, 4096, 8192}) {
+        Arena arena(memory);
+        const auto place = [&] { return arena.place(DType::bf16, {rows, kHidden}); };
+        const Tensor x = arena.place(DType::bf16, {rows + 8, kHidden}).rows(0, rows);
+        comm.introduce(x);
+        const ops::AddNorm norm{place(),
+                                arena.place(DType::bf16, {kHidden}),
+                                1e-6f,
+                                place(),
+                                {arena.place(DType::f8_e4m3, {rows, kHidden}),
+                                 arena.place(DType::f32, {rows, kHidden / 128})}};
+        const std::array choices{arena.place(DType::i32, {rows, kTop}),
+                                 arena.place(DType::f32, {rows, kTop})};
+        clear(exec, memory.data(), memory.bytes());
+        synchronize(exec);
+        const std::function<void()> ways[] = {
+            [&] { comm.all_reduce_norm(exec, x, norm); },
+            [&] { comm.norm_own_rows(exec, x, norm, parallel::NormedRows::own); },
+            [&] { comm.norm_own_rows(exec, x, norm, parallel::NormedRows::all); },
+            [&] { comm.gather_own_rows(exec, x, choices); }};
+        if (r == 0) fmt::print("| {} |", rows);
+        for (const auto& way : ways) {
+          const auto work = [&] {
+            for (int i = 0; i < kEach; ++i) way();
+          };
+          rank.tensor->barrier(Exec{});
+          work();
+          synchronize(exec);
+          const Graph graph = Graph::record(exec, work);
+          rank.tensor->barrier(Exec{});
+          const double took = seconds_a_launch(exec, graph, kTimes);
+          if (r == 0) fmt::print(" {:.1f} |", took / kEach * 1e6);
+        }
+        if (r == 0) fmt::print("\n"), std::fflush(stdout);
+        rank.tensor->barrier(Exec{});
+      }
+    });
+}
+
+// Steps of prompts by both ways, in turns.
+void print_prompts(const ModelConfig& config, int64_t ranks) {
+  constexpr size_t kRepeats = 5;
+  Spread spread{ranks, 1};
+  Bench shares(config, spread);
+  spread.whole_rows = true;
+  Bench whole(config, spread);
+  fmt::print(
+      "{}; {} layers, TP{}; medians of {}\n\n| tokens of prompts | all rows by every rank, us | by "
+      "shares | |\n| ---: | ---: | ---: | ---: |\n",
+      describe_device(gpu(0)), config.num_layers, ranks, kRepeats);
+  for (const int64_t tokens : {int64_t{256}, int64_t{600}, int64_t{1024}, kContext, kChunk}) {
+    std::array<std::vector<double>, 2> took;
+    for (size_t i = 0; i < kRepeats; ++i) {
+      took[0].push_back(whole.prompts_of(tokens));
+      took[1].push_back(shares.prompts_of(tokens));
+    }
+    for (auto& times : took) std::ranges::sort(times);
+    const double before = took[0][kRepeats / 2], after = took[1][kRepeats / 2];
+    fmt::print("| {} | {:.0f} | {:.0f} | {:.3f} |\n", tokens, before * 1e6, after * 1e6,
+               after / before);
+    std::fflush(stdout);
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -428,6 +511,16 @@ int main(int argc, char** argv) {
                 : fmt::print("{}\n", usable.error().text);
     return usable.ok() ? 0 : 1;
   }
+  if (argc > 1 && std::string_view(argv[1]) == "rows") {
+    load_kernels_early();
+    print_rows(argc > 2 ? std::stoll(argv[2]) : gpu_count());
+    return 0;
+  }
+  const bool only_prompts = argc > 1 && std::string_view(argv[1]) == "prompts";
+  if (only_prompts) {
+    load_kernels_early();
+    --argc, ++argv;
+  }
   const int64_t layers = argc > 1 ? std::stoll(argv[1]) : 4;
   const int64_t experts = argc > 2 ? std::stoll(argv[2]) : 256;
   const int64_t ranks = argc > 3 ? std::stoll(argv[3]) : 2;
@@ -437,6 +530,10 @@ int main(int argc, char** argv) {
     return 1;
   }
   const ModelConfig config = full_width(layers, experts);
+  if (only_prompts) {
+    print_prompts(config, ranks);
+    return 0;
+  }
   fmt::print(
       "{}; {} layers, {} experts, top 8, FP8; decoding at {}, prompts of {} in steps of {}\n\n",
       describe_device(gpu(0)), layers, experts, kContext, kContext, kChunk);

@@ -260,37 +260,46 @@ bool even_parts(std::span<const Linear> weights) {
                      [](const Linear& weight) { return weight.weight.size(0) % 2 == 0; });
 }
 
-void linear_parts(const Exec& exec, Tensor x, std::span<const Linear> weights, Tensor out,
-                  const QuantisedRows& quantised) {
-  LinearArgs args = {};
-  args.x = matrix(x);
-  args.out = matrix(out);
-  args.weight_dtype = weights[0].weight.dtype();
+LinearShape shape_of(const Exec& exec, const Tensor& x, std::span<const Linear> weights,
+                     bool quantised) {
   LinearShape shape;
   shape.tokens = x.size(0);
   shape.columns = x.size(1);
   shape.x = x.dtype();
-  shape.weight = args.weight_dtype;
+  shape.weight = weights[0].weight.dtype();
   shape.aligned = aligned16(x.data(), x.row_stride(), x.dtype());
   shape.compute_major = compute_major();
   shape.multiprocessors = multiprocessors();
   shape.parts = static_cast<int>(weights.size());
-  int64_t tiles = 0;
   for (const Linear& weight : weights) {
-    M2_CHECK(weight.weight.dtype() == args.weight_dtype, "matrices of two dtypes over one input");
-    args.part[args.parts++] = part_of(weight, shape.rows, tiles);
-    shape.aligned = shape.aligned &&
-                    aligned16(weight.weight.data(), weight.weight.row_stride(), args.weight_dtype);
+    M2_CHECK(weight.weight.dtype() == shape.weight, "matrices of two dtypes over one input");
+    shape.aligned =
+        shape.aligned && aligned16(weight.weight.data(), weight.weight.row_stride(), shape.weight);
     shape.whole_blocks =
         shape.whole_blocks && weight.first_column % 128 == 0 && weight.first_row % 64 == 0;
     shape.rows_follow = shape.rows_follow && weight.weight.dense();
     shape.whole_chunks = shape.whole_chunks && weight.first_column % 64 == 0;
     shape.rows += weight.weight.size(0);
+  }
+  shape.workspace_bytes = exec.workspace ? exec.workspace_bytes : 0;
+  shape.quantised = quantised;
+  return shape;
+}
+
+void linear_parts(const Exec& exec, Tensor x, std::span<const Linear> weights, Tensor out,
+                  const QuantisedRows& quantised, const RowOwners& owners) {
+  const LinearShape shape = shape_of(exec, x, weights, quantised.values != nullptr);
+  LinearArgs args = {};
+  args.x = matrix(x);
+  args.out = matrix(out);
+  args.weight_dtype = shape.weight;
+  int64_t rows = 0, tiles = 0;
+  for (const Linear& weight : weights) {
+    args.part[args.parts++] = part_of(weight, rows, tiles);
+    rows += weight.weight.size(0);
     tiles += (weight.weight.size(0) + 15) / 16;
   }
   args.tiles = static_cast<int>(tiles);
-  shape.workspace_bytes = exec.workspace ? exec.workspace_bytes : 0;
-  shape.quantised = quantised.values != nullptr;
   const LinearPlan plan = plan_linear(shape);
   auto* workspace = static_cast<uint8_t*>(exec.workspace);
   args.quantised = shape.quantised;
@@ -300,22 +309,38 @@ void linear_parts(const Exec& exec, Tensor x, std::span<const Linear> weights, T
       shape.quantised ? quantised.scales : reinterpret_cast<float*>(workspace + plan.scales_at);
   args.paired_stores = out.dtype() == DType::bf16 && out.row_stride() % 2 == 0 &&
                        reinterpret_cast<uintptr_t>(out.data()) % 4 == 0 && even_parts(weights);
-  launch_linear(exec.stream, plan, args);
+  launch_linear(exec.stream, plan, args, owners);
+}
+
+// Runs work(weights) for as many at a time as a launch takes.
+template <class Work>
+void each_launch(std::span<const Linear> weights, Work work) {
+  for (size_t i = 0; i < weights.size(); i += LinearArgs::kMaxParts)
+    work(weights.subspan(i, std::min<size_t>(LinearArgs::kMaxParts, weights.size() - i)));
 }
 
 }  // namespace
 
 void linear(const Exec& exec, Tensor x, std::span<const Linear> weights, Tensor out,
-            const Quantised& quantised) {
+            const Quantised& quantised, const RowOwners& owners) {
+  M2_CHECK(owners.ranks == 0 || weights.size() == 1, "one matrix's rows go elsewhere");
   int64_t column = 0;
-  for (size_t i = 0; i < weights.size(); i += LinearArgs::kMaxParts) {
-    const auto some =
-        weights.subspan(i, std::min<size_t>(LinearArgs::kMaxParts, weights.size() - i));
+  each_launch(weights, [&](std::span<const Linear> some) {
     int64_t rows = 0;
     for (const Linear& weight : some) rows += weight.weight.size(0);
-    linear_parts(exec, x, some, out.columns(column, rows), rows_of(exec, quantised));
+    linear_parts(exec, x, some, out.columns(column, rows), rows_of(exec, quantised), owners);
     column += rows;
-  }
+  });
+}
+
+bool linear_reads_quantised(const Exec& exec, const Tensor& x, std::span<const Linear> weights) {
+  bool all = true;
+  each_launch(weights, [&](std::span<const Linear> some) {
+    const LinearForm form = plan_linear(shape_of(exec, x, some, true)).form;
+    all = all &&
+          (form == LinearForm::tiles || form == LinearForm::flow || form == LinearForm::flow_pair);
+  });
+  return all;
 }
 
 // --- attention ---------------------------------------------------------------------------------
@@ -396,16 +421,21 @@ int64_t experts_scratch_bytes(const Experts& experts, int64_t tokens, int64_t to
 
 namespace {
 
-void run_experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Tensor weights,
-                 Tensor scratch, Tensor out, const Quantised& quantised, const AddNorm* after,
-                 const Route* route, const RouteChoice* choice = nullptr) {
-  const int64_t tokens = x.size(0), top = ids.size(1);
-  if (tokens == 0) return;
-  ExpertsShape shape = experts_shape(experts, tokens, top);
+ExpertsShape shape_of(const Exec& exec, const Tensor& x, const Experts& experts, int64_t top) {
+  ExpertsShape shape = experts_shape(experts, x.size(0), top);
   shape.x = x.dtype();
   shape.alone = exec.alone;
   shape.aligned = shape.aligned && aligned16(x.data(), x.row_stride(), x.dtype());
-  const ExpertsPlan plan = plan_experts(shape);
+  return shape;
+}
+
+void run_experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Tensor weights,
+                 Tensor scratch, Tensor out, const Quantised& quantised, const AddNorm* after,
+                 const Route* route, const RouteChoice* choice = nullptr,
+                 const RowOwners& owners = {}) {
+  const int64_t tokens = x.size(0), top = ids.size(1);
+  if (tokens == 0) return;
+  const ExpertsPlan plan = plan_experts(shape_of(exec, x, experts, top));
   M2_CHECK(scratch.elements() >= plan.scratch_bytes, "scratch of {} bytes, {} needed",
            scratch.elements(), plan.scratch_bytes);
   M2_CHECK(experts.count() <= 1024, "{} experts on one GPU", experts.count());
@@ -485,7 +515,7 @@ void run_experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids,
     args.token_f8 = token.values;
     args.token_scales = token.scales;
     if (fused) args.after = norm_of(first, count);
-    launch_experts(exec.stream, plan, args);
+    launch_experts(exec.stream, plan, args, owners.from(first));
   }
   if (after && !fused)
     cuda::add_rms_norm(exec, after->residual, out, after->weight, after->eps, after->out,
@@ -495,8 +525,16 @@ void run_experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids,
 }  // namespace
 
 void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Tensor weights,
-             Tensor scratch, Tensor out, const Quantised& quantised, const AddNorm* after) {
-  run_experts(exec, x, experts, ids, weights, scratch, out, quantised, after, nullptr);
+             Tensor scratch, Tensor out, const Quantised& quantised, const AddNorm* after,
+             const RowOwners& owners) {
+  run_experts(exec, x, experts, ids, weights, scratch, out, quantised, after, nullptr, nullptr,
+              owners);
+}
+
+bool experts_read_quantised(const Exec& exec, const Tensor& x, const Experts& experts,
+                            int64_t top) {
+  const ExpertsForm form = plan_experts(shape_of(exec, x, experts, top)).form;
+  return form == ExpertsForm::tiles || form == ExpertsForm::flow;
 }
 
 void route_experts(const Exec& exec, Tensor x, const Routing& routing, const Experts& experts,

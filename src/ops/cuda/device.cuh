@@ -156,6 +156,16 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   return reinterpret_cast<const uint32_t&>(pair);
 }
 
+// Where row `row` of an output begins, at its owner's if it has one.
+__device__ __forceinline__ void* output_row(const Matrix& out, const RowOwners& owners,
+                                            int64_t row) {
+  const int bytes = out.dtype == DType::bf16 ? 2 : 4;
+  if (owners.ranks == 0) return static_cast<uint8_t*>(out.data) + row * out.stride * bytes;
+  int r = 0;
+  while (row >= owners.first[r] + owners.count[r]) ++r;
+  return static_cast<uint8_t*>(owners.to[r]) + (row - owners.first[r]) * out.columns * bytes;
+}
+
 __device__ __forceinline__ float warp_sum(float value) {
 #pragma unroll
   for (int offset = 16; offset; offset /= 2) value += __shfl_xor_sync(~0u, value, offset);

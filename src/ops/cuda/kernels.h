@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "ops/row_owners.h"
 #include "ops/sample_row.h"
 #include "tensor/dtype.h"
 

@@ -41,17 +41,24 @@ __device__ __forceinline__ float add_to_residual(Pack8<__nv_bfloat16>& kept,
   return squares;
 }
 
-// Writes pack p of a row, normed, and quantised if wanted. Half a warp has 128 columns.
+// 8 columns of a row, normed.
 template <class T>
-__device__ __forceinline__ void store_normed(const Pack8<T>& kept, const float (&by)[8],
-                                             float factor, T* to, int64_t p, int64_t row,
-                                             int64_t columns, const QuantisedRows& quantised) {
+__device__ __forceinline__ Pack8<T> normed(const Pack8<T>& kept, const float (&by)[8],
+                                           float factor) {
   Pack8<T> pack;
 #pragma unroll
   for (int i = 0; i < 8; ++i)
     pack.values[i] = from_float<T>(to_float(kept.values[i]) * factor * by[i]);
-  reinterpret_cast<Pack8<T>*>(to)[p] = pack;
-  if (!quantised.values) return;
+  return pack;
+}
+
+// 8 columns in FP8, and the scale of the 128 that half a warp has, which all call this.
+struct PackF8 {
+  uint2 values;
+  float scale;
+};
+template <class T>
+__device__ __forceinline__ PackF8 in_f8(const Pack8<T>& pack, bool powers) {
   float value[8];
 #pragma unroll
   for (int i = 0; i < 8; ++i) value[i] = to_float(pack.values[i]);
@@ -60,11 +67,23 @@ __device__ __forceinline__ void store_normed(const Pack8<T>& kept, const float (
 #pragma unroll
   for (int offset = 8; offset; offset /= 2)
     most = fmaxf(most, __shfl_xor_sync(0xffffu << (threadIdx.x & 16), most, offset));
-  const float scale = f8_scale(most, quantised.powers), inverse = 1.0f / scale;
-  reinterpret_cast<uint2*>(quantised.values + row * columns)[p] = {
-      to_f8(value[0], value[1], value[2], value[3], inverse),
-      to_f8(value[4], value[5], value[6], value[7], inverse)};
-  if (threadIdx.x % 16 == 0) quantised.scales[row * (columns / 128) + p / 16] = scale;
+  const float scale = f8_scale(most, powers), inverse = 1.0f / scale;
+  return {{to_f8(value[0], value[1], value[2], value[3], inverse),
+           to_f8(value[4], value[5], value[6], value[7], inverse)},
+          scale};
+}
+
+// Writes pack p of a row, normed, and quantised if wanted.
+template <class T>
+__device__ __forceinline__ void store_normed(const Pack8<T>& kept, const float (&by)[8],
+                                             float factor, T* to, int64_t p, int64_t row,
+                                             int64_t columns, const QuantisedRows& quantised) {
+  const Pack8<T> pack = normed(kept, by, factor);
+  reinterpret_cast<Pack8<T>*>(to)[p] = pack;
+  if (!quantised.values) return;
+  const PackF8 small = in_f8(pack, quantised.powers);
+  reinterpret_cast<uint2*>(quantised.values + row * columns)[p] = small.values;
+  if (threadIdx.x % 16 == 0) quantised.scales[row * (columns / 128) + p / 16] = small.scale;
 }
 
 }  // namespace m2::ops::cuda

@@ -33,7 +33,8 @@ void rms_norm(const Exec& exec, Tensor x, Tensor weight, float eps, Tensor out,
 void add_rms_norm(const Exec& exec, Tensor residual, Tensor delta, Tensor weight, float eps,
                   Tensor out, const Quantised& quantised = {});
 void linear(const Exec& exec, Tensor x, std::span<const Linear> weights, Tensor out,
-            const Quantised& quantised = {});
+            const Quantised& quantised = {}, const RowOwners& owners = {});
+bool linear_reads_quantised(const Exec& exec, const Tensor& x, std::span<const Linear> weights);
 void rope_angles(const Exec& exec, Tensor positions, float theta, Tensor out);
 void qk_sum_squares(const Exec& exec, Tensor qkv, const HeadShape& heads, Tensor sums);
 void qk_norm_rope_store(const Exec& exec, Tensor qkv, Tensor sums, Tensor q_norm, Tensor k_norm,
@@ -52,7 +53,8 @@ void route(const Exec& exec, Tensor x, Tensor gate, Tensor bias, Tensor slots, T
 int64_t experts_scratch_bytes(const Experts& experts, int64_t tokens, int64_t top);
 void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Tensor weights,
              Tensor scratch, Tensor out, const Quantised& quantised = {},
-             const AddNorm* after = nullptr);
+             const AddNorm* after = nullptr, const RowOwners& owners = {});
+bool experts_read_quantised(const Exec& exec, const Tensor& x, const Experts& experts, int64_t top);
 void route_experts(const Exec& exec, Tensor x, const Routing& routing, const Experts& experts,
                    Tensor ids, Tensor weights, Tensor scratch, Tensor out,
                    const Quantised& quantised, const AddNorm* after);

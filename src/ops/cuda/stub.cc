@@ -36,7 +36,11 @@ void rms_norm(const Exec&, Tensor, Tensor, float, Tensor, const Quantised&) {
 void add_rms_norm(const Exec&, Tensor, Tensor, Tensor, float, Tensor, const Quantised&) {
   no_cuda();
 }
-void linear(const Exec&, Tensor, std::span<const Linear>, Tensor, const Quantised&) {
+void linear(const Exec&, Tensor, std::span<const Linear>, Tensor, const Quantised&,
+            const RowOwners&) {
+  no_cuda();
+}
+bool linear_reads_quantised(const Exec&, const Tensor&, std::span<const Linear>) {
   no_cuda();
 }
 void rope_angles(const Exec&, Tensor, float, Tensor) {
@@ -80,7 +84,10 @@ int64_t experts_scratch_bytes(const Experts&, int64_t, int64_t) {
   no_cuda();
 }
 void experts(const Exec&, Tensor, const Experts&, Tensor, Tensor, Tensor, Tensor, const Quantised&,
-             const AddNorm*) {
+             const AddNorm*, const RowOwners&) {
+  no_cuda();
+}
+bool experts_read_quantised(const Exec&, const Tensor&, const Experts&, int64_t) {
   no_cuda();
 }
 void route_experts(const Exec&, Tensor, const Routing&, const Experts&, Tensor, Tensor, Tensor,

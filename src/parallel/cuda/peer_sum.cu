@@ -1,51 +1,9 @@
-#include "parallel/cuda/peer_words.cuh"
+#include "parallel/cuda/peer_meet.cuh"
 
 namespace m2::parallel::cuda {
 namespace {
 
 constexpr int kThreads = 512;
-
-// What a peer, or another thread, wrote.
-template <class Numbers>
-__device__ Numbers fetch(const Numbers* from) {
-  const uint4 bytes = load_written(from);
-  return reinterpret_cast<const Numbers&>(bytes);
-}
-
-// Returns when this block of every rank has come to the round: what they wrote before is then there
-// to read. A later round is as good; the difference is signed, for rounds come around. False if the
-// wait has been given up.
-__device__ bool meet(const PeerSum& sum, uint32_t round) {
-  constexpr int kLooks = 4096;  // at peers, for one at the host
-  int gone = 0;
-  __syncthreads();
-  if (threadIdx.x < sum.ranks) {
-    const int64_t own = static_cast<int64_t>(blockIdx.x) * kMostPeers;
-    tell(sum.peers[threadIdx.x].arrivals + own + sum.rank, round);
-    const uint32_t* peer = sum.peers[sum.rank].arrivals + own + threadIdx.x;
-    for (int looks = 1; gone == 0 && static_cast<int32_t>(hear(peer) - round) < 0; ++looks)
-      if (looks % kLooks == 0 && hear(sum.given_up) != 0) gone = 1;
-  }
-  return __syncthreads_or(gone) == 0;
-}
-
-// Where a thread stands in sums through slots: group g of 16 bytes is always the same thread's, so
-// a block needs only the same block of its peers.
-struct Place {
-  int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  uint32_t* rounds;
-  uint32_t round;
-  int64_t slot;  // in groups
-
-  __device__ explicit Place(const PeerSum& sum)
-      : rounds(sum.peers[sum.rank].rounds + blockIdx.x),
-        round(*rounds + 1),
-        slot(round % 2 * (sum.slot_bytes / 16)) {}
-  template <class T>
-  __device__ Group<T>* slot_of(const PeerSum& sum, int rank) const {
-    return static_cast<Group<T>*>(sum.peers[rank].slots) + slot;
-  }
-};
 constexpr int64_t kStride = static_cast<int64_t>(kSumBlocks) * kThreads;
 
 template <class T>
@@ -113,22 +71,6 @@ __global__ void __launch_bounds__(kThreads) scattered_sum_kernel(const PeerShare
   }
 }
 
-// meet(), which tells each rank where the others' memory of this call lies. What is there is for
-// all to read and write until the next meet(). False if the wait has been given up: who has not
-// come has told nothing.
-__device__ bool meet_at(const PeerSum& sum, uint32_t round, void* own,
-                        void* (&places)[kMostPeers]) {
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * kMostPeers;
-  if (threadIdx.x < sum.ranks)
-    *static_cast<void* volatile*>(sum.peers[threadIdx.x].places + row + sum.rank) = own;
-  if (!meet(sum, round)) return false;
-  if (threadIdx.x < sum.ranks)
-    places[threadIdx.x] =
-        *static_cast<void* const volatile*>(sum.peers[sum.rank].places + row + threadIdx.x);
-  __syncthreads();
-  return true;
-}
-
 // A number that a peer wrote, not from a cache of this SM.
 __device__ float fetch_number(const float* from) {
   return __ldcv(from);
@@ -145,11 +87,12 @@ __device__ float fetch_number(const __nv_bfloat16* from) {
 template <class T, int kMost>
 __global__ void __launch_bounds__(kThreads) shared_sum_kernel(const PeerSum sum) {
   constexpr int kAtOnce = 8 / kMost;  // groups of a thread, so that enough is under way
-  __shared__ void* places[kMostPeers];
+  __shared__ void* all_places[1][kMostPeers];
   wait_for_previous();
   let_next_start();
   const Place place(sum);
-  if (!meet_at(sum, place.round, sum.out, places)) return;
+  if (!meet_at(sum, place.round, {sum.out}, all_places)) return;
+  void* const(&places)[kMostPeers] = all_places[0];
 
   bool whole_groups = true;
   for (int r = 0; r < sum.ranks; ++r) whole_groups &= aligned<Group<T>>(places[r]);

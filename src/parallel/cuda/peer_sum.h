@@ -9,7 +9,9 @@
 namespace m2::parallel::cuda {
 
 constexpr int kMostPeers = 8;
-constexpr int kSumBlocks = 64;  // of a launch; those of words may have fewer
+constexpr int kSumBlocks = 64;   // of a launch; those of words may have fewer
+constexpr int kRowBlocks = 128;  // most of launch_peer_row_norm()
+constexpr int kMostPlaces = 3;   // that a rank tells the others of, of one call
 
 // Sixteen bytes under way: numbers, or half as many with flags (peer_words.cuh).
 struct alignas(16) PeerWord {
@@ -22,15 +24,16 @@ constexpr int64_t kBroadcastBytes = kSmallSumBytes / 2;
 // A rank's memory that all ranks reach. All but the slots are zeros at first.
 struct PeerMemory {
   void* slots = nullptr;         // two of PeerSum::slot_bytes, for every other sum
-  uint32_t* arrivals = nullptr;  // [kSumBlocks, kMostPeers] the round each peer's block has come to
-  uint32_t* rounds = nullptr;    // [2, kSumBlocks] sums so far, large and small; of the rank itself
-  void** places = nullptr;       // [kSumBlocks, kMostPeers] where each peer's x lies
-  PeerWord* words = nullptr;     // [2, kMostPeers, kSmallSumWords] from each peer, for every other
-                                 // small sum
+  uint32_t* arrivals = nullptr;  // [kRowBlocks, kMostPeers] the round each peer's block has come to
+  // [kRowBlocks + kSumBlocks] meetings so far and, behind them, small sums; of the rank itself
+  uint32_t* rounds = nullptr;
+  void** places = nullptr;    // [kRowBlocks, kMostPeers, kMostPlaces] where each peer's x lies
+  PeerWord* words = nullptr;  // [2, kMostPeers, kSmallSumWords] from each peer, for every other
+                              // small sum
 };
-constexpr int64_t kArrivalBytes = int64_t{4} * kSumBlocks * kMostPeers;
-constexpr int64_t kRoundBytes = int64_t{4} * 2 * kSumBlocks;
-constexpr int64_t kPlaceBytes = int64_t{8} * kSumBlocks * kMostPeers;
+constexpr int64_t kArrivalBytes = int64_t{4} * kRowBlocks * kMostPeers;
+constexpr int64_t kRoundBytes = int64_t{4} * (kRowBlocks + kSumBlocks);
+constexpr int64_t kPlaceBytes = int64_t{8} * kRowBlocks * kMostPeers * kMostPlaces;
 constexpr int64_t kWordBytes = int64_t{sizeof(PeerWord)} * 2 * kMostPeers * kSmallSumWords;
 
 struct PeerSum {
@@ -88,6 +91,34 @@ struct PeerSumNorm {
   bool powers = false;
 };
 void launch_small_peer_sum_norm(void* stream, const PeerSumNorm& work);
+
+// The same for many rows, of which each rank norms a share for all: rows [first, first + count) are
+// this rank's, and of residual no others are read or written. sum.x has everyone's numbers of them,
+// [ranks, count, columns], which the ranks have brought. Every rank gets all rows of quantised; and
+// of out, if it wants it whole, else its own: they lie in memory that all ranks reach. Columns are
+// a multiple of 128; any number of rows.
+struct PeerRowNorm {
+  PeerSumNorm norm;
+  DType weight_dtype = DType::bf16;  // or f32
+  int first = 0;
+  int count = 0;
+  bool whole_out = false;  // of this rank
+};
+void launch_peer_row_norm(void* stream, const PeerRowNorm& work);
+
+// Every rank's rows [first[r], first[r] + count[r]) of each tensor come to all ranks, to the same
+// place. Rows are multiples of 16 bytes, and so is where they lie; a slot holds a rank's rows of
+// all tensors, each in its share of it (1 / kMostGathered).
+constexpr int kMostGathered = 2;
+struct PeerRows {
+  PeerSum sum;  // of it the ranks and their memory
+  void* data[kMostGathered] = {};
+  int64_t row_bytes[kMostGathered] = {};
+  int tensors = 0;
+  int64_t first[kMostPeers] = {};
+  int64_t count[kMostPeers] = {};
+};
+void launch_peer_rows(void* stream, const PeerRows& rows);
 
 // A small sum on its way into the norm of q and k: qk.qkv's sums of squares, whose sum over ranks
 // comes into no memory (sum.x is not read and qk.sums neither). The bytes are those of

@@ -149,7 +149,7 @@ struct Words {
   int64_t half = 0;  // of the memory for words, in words
 
   __device__ explicit Words(const PeerSum& of)
-      : sum(of), rounds(sum.peers[sum.rank].rounds + kSumBlocks) {}
+      : sum(of), rounds(sum.peers[sum.rank].rounds + kRowBlocks) {}
   // After wait_for_previous(). Several blocks may share an account.
   __device__ void begin(unsigned account) {
     round = rounds[account];

@@ -29,6 +29,12 @@ void launch_peer_columns(void*, const PeerColumns&) {
 void launch_small_peer_sum_norm(void*, const PeerSumNorm&) {
   refuse();
 }
+void launch_peer_row_norm(void*, const PeerRowNorm&) {
+  refuse();
+}
+void launch_peer_rows(void*, const PeerRows&) {
+  refuse();
+}
 bool small_peer_sum_qk_fits(const ops::cuda::QkNormRope&) {
   return false;
 }

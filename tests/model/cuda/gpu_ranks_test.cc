@@ -20,6 +20,7 @@
 #include "tests/model/small_model.h"
 #include "tests/parallel/comm_contract.h"
 #include "tests/parallel/staged_comm.h"
+#include "tests/parallel/whole_rows_comm.h"
 
 namespace m2::model {
 namespace {
@@ -385,6 +386,186 @@ TEST_F(SharedGpu, PeersSumIntoNormsAsStepByStep) {
   each_peer(check, kMostInTests);
 }
 
+// Where ranks bring rows: to the owner, behind what ranks before bring it.
+TEST_F(SharedGpu, PeersKnowWhereRowsGo) {
+  each_peer([](const Peer& peer) {
+    constexpr int64_t kRows = 1031, kColumns = 3072;
+    const Buffer memory(peer.exec.device, (kRows + 8) * kColumns * 2);
+    const Tensor x(memory.data(), DType::bf16, {kRows, kColumns});
+    EXPECT_EQ(peer.peers.row_owners(x).ranks, 0) << "nobody has been told";
+    peer.peers.introduce(x);
+    const ops::RowOwners owners = peer.peers.row_owners(x);
+    ASSERT_EQ(owners.ranks, peer.size());
+    EXPECT_EQ(owners.rank, peer.rank());
+    int64_t rows = 0;
+    for (int64_t r = 0; r < peer.size(); rows += owners.count[r++])
+      EXPECT_EQ(owners.first[r], rows);
+    EXPECT_EQ(rows, kRows);
+    const int64_t own = owners.count[peer.rank()];
+    EXPECT_EQ(owners.to[peer.rank()], memory.data() + peer.rank() * own * kColumns * 2);
+    EXPECT_EQ(peer.peers.row_owners(x.rows(0, 64)).ranks, 0) << "few rows stay";
+    peer.host.barrier(parallel::host());
+  });
+}
+
+// Each rank norms the rows it looks after, for all: the bytes of the operations on whole rows, and
+// no other row of its residual is touched. Numbers of rows that do and do not go up in ranks and
+// blocks, norms in FP8 and not, wanted everywhere or, by some ranks, at home alone.
+TEST_F(SharedGpu, PeersNormTheirOwnRowsAsAllRows) {
+  const auto check = [](const Peer& peer) {
+    Exec exec = peer.exec;
+    parallel::Comm& comm = peer.peers;
+    const Buffer memory(exec.device, 48 << 20);
+    for (const auto& [rows, columns] :
+         {std::pair<int64_t, int64_t>{513, 3072}, {1100, 1536}, {12'301, 128}}) {
+      const int64_t count = rows * columns;
+      Arena arena(memory);
+      const Tensor delta = arena.place(DType::bf16, {rows + 8, columns}).rows(0, rows);
+      const Tensor residual = arena.place(DType::bf16, {rows, columns});
+      const Tensor out = arena.place(DType::bf16, {rows, columns});
+      const Tensor norm = arena.place(DType::bf16, {columns});
+      const Tensor values = arena.place(DType::f8_e4m3, {rows, columns});
+      const Tensor scales = arena.place(DType::f32, {rows, columns / 128});
+      comm.introduce(delta);
+      const ops::RowOwners owners = comm.row_owners(delta);
+      ASSERT_EQ(owners.ranks, peer.size());
+      const int64_t begin = owners.first[owners.rank] * columns;
+      const int64_t own = owners.count[owners.rank] * columns;
+      const auto old = parallel::numbers<BF16>(9, count, columns);
+      const auto weight = parallel::numbers<BF16>(10, columns, columns);
+      std::vector<BF16> x, brought;  // this rank's numbers, and everyone's of its rows
+      for (int64_t r = 0; r < peer.size(); ++r) {
+        auto numbers = parallel::numbers<BF16>(r, count, columns);
+        brought.insert(brought.end(), numbers.begin() + begin, numbers.begin() + begin + own);
+        if (r == peer.rank()) x = std::move(numbers);
+      }
+      for (const auto& [quantises, everywhere] :
+           {std::pair{true, false}, {true, true}, {false, true}, {false, false}}) {
+        exec.scales = rows % 2 == 0 ? ScaleFormat::e8m0 : ScaleFormat::f32;
+        const bool whole = everywhere || peer.rank() == 1;
+        const ops::AddNorm into{residual, norm, 1e-6f, out,
+                                quantises ? ops::Quantised{values, scales} : ops::Quantised()};
+        struct Left {
+          std::vector<BF16> residual, out;
+          std::vector<std::byte> quantised;
+        } left[2];
+        for (const bool shared : {false, true}) {
+          clear(exec, memory.data(), memory.bytes());
+          copy_to_device(exec, residual.data(), old.data(), count * 2);
+          copy_to_device(exec, norm.data(), weight.data(), columns * 2);
+          copy_to_device(exec, delta.data(), shared ? brought.data() : x.data(),
+                         std::ssize(shared ? brought : x) * 2);
+          synchronize(exec);
+          // Nobody writes what another has yet to clear.
+          peer.host.barrier(parallel::host());
+          if (shared) {
+            comm.norm_own_rows(exec, delta, into,
+                               whole ? parallel::NormedRows::all : parallel::NormedRows::own);
+          } else {
+            comm.all_reduce(exec, delta);
+            synchronize(exec);  // else the norm's many blocks could keep a peer's from coming
+            ops::add_rms_norm(exec, residual, delta, norm, into.eps, out, into.quantised);
+          }
+          Left& to = left[shared];
+          to.residual.resize(old.size());
+          to.out.resize(old.size());
+          to.quantised.resize(static_cast<size_t>(count + count / 32));
+          bring_to_host(exec, to.residual.data(), residual.data(), count * 2);
+          bring_to_host(exec, to.out.data(), out.data(), count * 2);
+          bring_to_host(exec, to.quantised.data(), values.data(), count);
+          bring_to_host(exec, to.quantised.data() + count, scales.data(), count / 32);
+          peer.host.barrier(parallel::host());
+        }
+        const auto same = [](const std::vector<BF16>& a, const std::vector<BF16>& b, int64_t first,
+                             int64_t end) {
+          return std::memcmp(a.data() + first, b.data() + first,
+                             static_cast<size_t>(end - first) * 2) == 0;
+        };
+        const std::string what = fmt::format("{} x {} of {} ranks, FP8 {}, everywhere {}", rows,
+                                             columns, peer.size(), quantises, everywhere);
+        const int64_t end = begin + own;
+        EXPECT_TRUE(same(left[0].residual, left[1].residual, begin, end)) << what;
+        EXPECT_TRUE(same(left[1].residual, old, 0, begin)) << what;
+        EXPECT_TRUE(same(left[1].residual, old, end, count)) << what;
+        EXPECT_TRUE(same(left[0].out, left[1].out, whole ? 0 : begin, whole ? count : end)) << what;
+        EXPECT_TRUE(left[0].quantised == left[1].quantised) << what;
+      }
+    }
+  };
+  each_peer(check, kMostInTests);
+}
+
+// What ranks make of their own rows comes to all, with sums of other kinds between, so that slots
+// are written again; launched and recorded.
+TEST_F(SharedGpu, PeersGatherTheirOwnRows) {
+  const auto check = [](const Peer& peer) {
+    const Exec exec = peer.exec;
+    parallel::Comm& comm = peer.peers;
+    constexpr int kTimes = 6;
+    constexpr int64_t kTop = 8;
+    const Buffer memory(exec.device, 64 << 20);
+    std::vector<Graph> graphs;
+    peer.host.barrier(parallel::host());
+    for (const auto& [rows, columns] :
+         {std::pair<int64_t, int64_t>{513, 3072}, {1031, 3072}, {12'301, 128}}) {
+      Arena arena(memory);
+      const Tensor x = arena.place(DType::bf16, {rows + 8, columns}).rows(0, rows);
+      const Tensor few = arena.place(DType::f32, {50'000});
+      std::vector<Tensor> ids, weights;
+      for (int i = 0; i < kTimes; ++i) {
+        ids.push_back(arena.place(DType::i32, {rows, kTop}));
+        weights.push_back(arena.place(DType::f32, {rows, kTop}));
+      }
+      comm.introduce(x);
+      const ops::RowOwners owners = comm.row_owners(x);
+      ASSERT_EQ(owners.ranks, peer.size());
+      const parallel::Range own{owners.first[owners.rank], owners.count[owners.rank]};
+      const auto number = [&](int i, int64_t at) {
+        return static_cast<int32_t>(at * 31 + i * 7 + 1);
+      };
+      const auto run = [&] {
+        for (int i = 0; i < kTimes; ++i) {
+          comm.gather_own_rows(
+              exec, x, std::array{ids[static_cast<size_t>(i)], weights[static_cast<size_t>(i)]});
+          if (!room_behind_sums(peer)) synchronize(exec);
+          if (i % 2 == 0) comm.all_reduce(exec, few);
+          if (!room_behind_sums(peer)) synchronize(exec);
+        }
+      };
+      for (const bool recorded : {false, true}) {
+        if (recorded && !room_behind_sums(peer)) continue;
+        clear(exec, memory.data(), memory.bytes());
+        std::vector<int32_t> told(static_cast<size_t>(own.count * kTop));
+        for (int i = 0; i < kTimes; ++i)
+          for (const bool second : {false, true}) {
+            const auto& tensors = second ? weights : ids;
+            for (size_t j = 0; j < told.size(); ++j)
+              told[j] = number(i + (second ? 100 : 0), own.begin * kTop + static_cast<int64_t>(j));
+            copy_to_device(exec, tensors[static_cast<size_t>(i)].rows(own.begin, own.count).data(),
+                           told.data(), std::ssize(told) * 4);
+          }
+        synchronize(exec);
+        if (recorded) graphs.push_back(Graph::record(exec, run));
+        peer.host.barrier(parallel::host());
+        recorded ? graphs.back().launch(exec) : run();
+        std::vector<int32_t> heard(static_cast<size_t>(rows * kTop));
+        for (int i = 0; i < kTimes; ++i)
+          for (const bool second : {false, true}) {
+            const Tensor& from = (second ? weights : ids)[static_cast<size_t>(i)];
+            bring_to_host(exec, heard.data(), from.data(), std::ssize(heard) * 4);
+            bool same = true;
+            for (size_t j = 0; j < heard.size(); ++j)
+              same &= heard[j] == number(i + (second ? 100 : 0), static_cast<int64_t>(j));
+            EXPECT_TRUE(same) << rows << " rows of " << peer.size() << " ranks, tensor " << second
+                              << " of " << i << (recorded ? ", recorded" : "");
+          }
+        peer.host.barrier(parallel::host());
+      }
+    }
+  };
+  each_peer(check, kMostInTests);
+}
+
 void* weights_at(const Tensor& weights, int64_t element) {
   return static_cast<BF16*>(weights.data()) + element;
 }
@@ -699,12 +880,15 @@ ModelConfig config_of() {
   return config;
 }
 
+constexpr int64_t kMostTokens = 640;
+
 struct Spread {
   int64_t tensor, data;
   bool whole;
   std::vector<int64_t> graph_sizes;
   ExchangeKind exchange = ExchangeKind::all_gather;
   SumsBy sums = SumsBy::peers;
+  bool whole_rows = false;  // no rank looks after rows for others
 
   std::string name() const {
     return fmt::format("TP{} DP{}{}{}{} {} graphs", tensor, data, whole ? " EP" : "",
@@ -725,12 +909,13 @@ class Ranks {
         spread_(spread) {
     for (size_t r = 0; r < fleet_.ranks.size(); ++r) streams_.emplace_back(fleet_.device(r));
     models_.resize(fleet_.ranks.size());
+    whole_.resize(fleet_.ranks.size());
     fleet_.each([&](size_t r) {
       const parallel::LocalRank& rank = fleet_.ranks[r];
       const Device device = fleet_.device(r);
       Weights weights = random_weights(config, rank.topology, device);
       MemoryRequest request = small_memory(config);
-      request.max_num_batched_tokens = 512;
+      request.max_num_batched_tokens = kMostTokens;
       request.topology = rank.topology;
       request.exchange = spread.exchange;
       request.padded_rows = spread.graph_sizes.empty() ? 0 : spread.graph_sizes.back();
@@ -738,9 +923,12 @@ class Ranks {
       M2_CHECK(plan.ok(), "{}", plan.error().text);
       RunnerOptions options;
       options.graph_sizes = spread.graph_sizes;
+      const parallel::Groups groups = rank.model_groups();
+      whole_[r] = std::make_unique<parallel::WholeRowsComm>(groups.tensor);
       models_[r] = make_runner(fleet_.exec(r, streams_[r]),
-                               {rank.model_groups(), rank.topology, spread.exchange}, config,
-                               std::move(weights), *plan, request.max_model_len, options);
+                               {spread.whole_rows ? parallel::Groups{*whole_[r]} : groups,
+                                rank.topology, spread.exchange},
+                               config, std::move(weights), *plan, request.max_model_len, options);
     });
   }
 
@@ -798,6 +986,7 @@ class Ranks {
   const Fleet fleet_;
   const Spread spread_;
   std::vector<Stream> streams_;
+  std::vector<std::unique_ptr<parallel::WholeRowsComm>> whole_;
   std::vector<std::unique_ptr<StepModel>> models_;
 };
 
@@ -880,6 +1069,38 @@ TEST_F(GpuRanks, TheSameBytesByEveryWayOfTwoRanks) {
   const auto run = [&](const Spread& spread) { return Ranks(config, spread).run(prompt); };
   EXPECT_EQ(run({2, 1, false, {}}), run({2, 1, false, {}, ExchangeKind::all_gather, SumsBy::nccl}));
   EXPECT_EQ(run({1, 2, true, {}}), run({1, 2, true, {}, ExchangeKind::all_to_all}));
+}
+
+// Prompts of so many rows that each rank norms, and chooses experts of, a share of them for all: as
+// if every rank had done all, by sums of the same order.
+TEST_F(GpuRanks, TheSameBytesWhoeverNormsARow) {
+  ModelConfig config = config_of();
+  config.hidden_size = 3072;
+  config.intermediate_size = 512;
+  config.num_experts = 6;
+  config.num_layers = 2;
+  config.max_position_embeddings = 1024;
+  std::mt19937 random(4);
+  std::vector<int32_t> ids(static_cast<size_t>(kMostTokens - 17));
+  for (int32_t& id : ids) id = static_cast<int32_t>(random() % 2000);
+  const std::vector<int32_t> blocks = [] {
+    std::vector<int32_t> out(kMostTokens / kBlockSize);
+    for (size_t i = 0; i < out.size(); ++i) out[i] = static_cast<int32_t>(i);
+    return out;
+  }();
+  for (const int64_t size : {2, 4}) {
+    if (size > gpus()) continue;
+    const auto run = [&](bool whole_rows) {
+      Ranks ranks(config,
+                  {size, 1, false, {}, ExchangeKind::all_gather, SumsBy::peers, whole_rows});
+      const Rows first = ranks.run({{ids, 0, blocks}});
+      // What is in the cache, too.
+      Rows next = ranks.run({{{7}, static_cast<int32_t>(ids.size()), blocks}});
+      next.insert(next.end(), first.begin(), first.end());
+      return next;
+    };
+    EXPECT_EQ(run(true), run(false)) << size << " ranks";
+  }
 }
 
 }  // namespace

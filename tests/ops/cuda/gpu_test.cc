@@ -8,6 +8,7 @@
 #include "ops/cuda/experts/plan.h"
 #include "ops/cuda/ops_cuda.h"
 #include "ops/requantise.h"
+#include "parallel/topology.h"
 #include "tests/ops/cuda/gpu_support.h"
 
 namespace m2::gpu_test {
@@ -440,6 +441,64 @@ TEST_F(Gpu, LinearOverShapesAndTypes) {
           }
           if (HasFailure()) return;
         }
+}
+
+// Places for the rows of an output like `out`, of which three ranks look after some each: here all
+// in one tensor, the last rank's first.
+struct OwnedRows {
+  ops::RowOwners owners;
+  OnGpu places;
+
+  explicit OwnedRows(const OnGpu& out)
+      : places(out.tensor().dtype(), {out.tensor().size(0), out.tensor().size(1)}) {
+    const int64_t rows = out.tensor().size(0);
+    owners.ranks = 3;
+    owners.rank = 1;
+    for (int64_t r = 2, at = 0; r >= 0; --r) {
+      const auto [first, count] = parallel::split_evenly(rows, 3, r);
+      owners.first[r] = first;
+      owners.count[r] = count;
+      owners.to[r] = count > 0 ? places.tensor().rows(at, count).data() : nullptr;
+      at += count;
+    }
+  }
+  // What is there once every row of out has gone where it belongs.
+  std::vector<uint8_t> expected(const OnGpu& out) const {
+    const std::vector<uint8_t> all = out.bytes();
+    const int64_t row = std::ssize(all) / out.tensor().size(0);
+    std::vector<uint8_t> bytes;
+    for (int r = 2; r >= 0; --r)
+      bytes.insert(bytes.end(), all.begin() + owners.first[r] * row,
+                   all.begin() + (owners.first[r] + owners.count[r]) * row);
+    return bytes;
+  }
+};
+
+TEST_F(Gpu, LinearBringsRowsToTheirOwners) {
+  struct Case {
+    DType x, weight;
+    int64_t tokens, rows, columns, first_column;
+  };
+  for (const Case& c : {Case{DType::bf16, DType::f8_e4m3, 300, 384, 512, 0},
+                        {DType::bf16, DType::f8_e4m3, 1031, 3072, 128, 128},
+                        {DType::bf16, DType::f8_e4m3, 257, 131, 256, 0},
+                        {DType::bf16, DType::f8_e4m3, 200, 128, 192, 64},
+                        {DType::bf16, DType::bf16, 300, 384, 256, 0},
+                        {DType::bf16, DType::f16, 66, 24, 128, 0},
+                        {DType::f32, DType::f32, 67, 17, 33, 0}}) {
+    const OnGpu x(random_numbers(random_, c.tokens * c.columns, c.x), {c.tokens, c.columns});
+    const Slice slice(random_, c.weight, c.rows, c.columns, 0, c.first_column);
+    const SliceOnGpu on_gpu(slice);
+    const ops::Linear weight = on_gpu.linear(slice);
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      const OnGpu out(dtype, {c.tokens, c.rows}), untouched(dtype, {c.tokens, c.rows});
+      cuda::linear(gpu(), x, {&weight, 1}, out);
+      const OwnedRows owned(out);
+      cuda::linear(gpu(), x, {&weight, 1}, untouched, {}, owned.owners);
+      EXPECT_EQ(owned.places.bytes(), owned.expected(out))
+          << name_of(c.weight) << " T " << c.tokens << " N " << c.rows << " K " << c.columns;
+    }
+  }
 }
 
 // Rows of x as the FP8 tensor cores get them: groups of `group` columns over their scales.
@@ -1323,6 +1382,15 @@ void run_experts(std::mt19937& random, const ExpertsCase& c, const std::string& 
     EXPECT_EQ(normed1.bytes(), normed.bytes()) << what;
     EXPECT_EQ(f81.bytes(), f8.bytes()) << what;
     EXPECT_EQ(scales1.bytes(), scales.bytes()) << what;
+  }
+
+  // Rows that go to whoever looks after them.
+  {
+    const OwnedRows owned(out);
+    const OnGpu untouched(c.x, {c.tokens, c.hidden});
+    cuda::experts(gpu_with(format), x_gpu, experts, ids_gpu, weights_gpu, scratch, untouched, {},
+                  nullptr, owned.owners);
+    EXPECT_EQ(owned.places.bytes(), owned.expected(out)) << what;
   }
 
   // The same bytes in any batch, whether they come quantised or not.

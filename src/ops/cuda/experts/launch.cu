@@ -63,30 +63,12 @@ __global__ void __launch_bounds__(kAnyWarps* kWarp) experts_down_any(ExpertsArgs
   if (lane == 0) args.results[pair * args.hidden + row] = sum;
 }
 
-template <class Result, int kColumns = 4>
-void launch_combine(void* stream, const ExpertsArgs& args) {
-  if (args.after.residual.data) {
-    launch(stream, combine_and_norm, {dim3(static_cast<unsigned>(args.x.rows)), dim3(kNormThreads)},
-           args);
-    return;
-  }
-  LaunchShape shape{
-      dim3(blocks_for(args.hidden, kColumns * kCombineThreads), static_cast<unsigned>(args.x.rows)),
-      dim3(kCombineThreads)};
-  shape.through_l1 = kColumns == 8;  // many tokens
-  launch(stream,
-         args.hidden % kColumns == 0 ? combine_pairs<Result, kColumns, true>
-                                     : combine_pairs<Result, kColumns, false>,
-         shape, args);
-}
-
 void launch_any(void* stream, const ExpertsArgs& args) {
   const auto pairs = static_cast<unsigned>(args.x.rows * args.top);
   launch(stream, experts_up_any,
          {dim3(blocks_for(args.inner, kAnyWarps), pairs), dim3(kAnyWarps * kWarp)}, args);
   launch(stream, experts_down_any,
          {dim3(blocks_for(args.hidden, kAnyWarps), pairs), dim3(kAnyWarps * kWarp)}, args);
-  launch_combine<float>(stream, args);
 }
 
 void launch_lists(void* stream, const ExpertsArgs& args) {
@@ -111,7 +93,6 @@ void launch_stream(void* stream, const ExpertsArgs& args) {
   up.through_l1 = down.through_l1 = true;
   launch(stream, sm80_experts_up<kF8, kTiles>, up, args);
   launch(stream, sm80_experts_down<kF8, kTiles>, down, args);
-  launch_combine<float>(stream, args);
 }
 
 void launch_ring(void* stream, const ExpertsArgs& args) {
@@ -122,7 +103,6 @@ void launch_ring(void* stream, const ExpertsArgs& args) {
   shape.shared_bytes = kRingSharedBytes;
   launch(stream, sm90_experts_ring<true, 6>, shape, args, ring_slots(16 * args.hidden));
   launch(stream, sm90_experts_ring<false, 3>, shape, args, ring_slots(32 * args.inner));
-  launch_combine<float>(stream, args);
 }
 
 // The pairs in the order of their experts, and their tokens quantised in that order.
@@ -185,7 +165,6 @@ void launch_flow(void* stream, ExpertsArgs args, bool fused) {
     args.choice.parts = nullptr;  // it is done
     launch(stream, kernel, shape, args, maps, shared, 2, under_way);
   }
-  if (!args.leave) launch_combine<__nv_bfloat16>(stream, args);
 }
 
 void launch_flow(void* stream, const ExpertsArgs& args, const ExpertsPlan& plan) {
@@ -219,7 +198,38 @@ void launch_tiles(void* stream, const ExpertsArgs& args) {
   launch(stream,
          args.inner_stretch == 128 ? sm90_experts_tiles<false, 1> : sm90_experts_tiles<false, 2>,
          shape, args, maps);
-  launch_combine<__nv_bfloat16, 8>(stream, args);
+}
+
+template <class Result, int kColumns>
+void launch_combine(void* stream, const ExpertsArgs& args, const RowOwners& owners) {
+  if (args.after.residual.data) {
+    launch(stream, combine_and_norm, {dim3(static_cast<unsigned>(args.x.rows)), dim3(kNormThreads)},
+           args);
+    return;
+  }
+  LaunchShape shape{
+      dim3(blocks_for(args.hidden, kColumns * kCombineThreads), static_cast<unsigned>(args.x.rows)),
+      dim3(kCombineThreads)};
+  shape.through_l1 = kColumns == 8;  // many tokens
+  if (owners.ranks > 0) shape.grid.y = owners.ranks * blocks_for(args.x.rows, owners.ranks);
+  launch(stream,
+         args.hidden % kColumns == 0 ? combine_pairs<Result, kColumns, true>
+                                     : combine_pairs<Result, kColumns, false>,
+         shape, args, owners);
+}
+
+void launch_products(void* stream, const ExpertsPlan& plan, const ExpertsArgs& args) {
+  if (plan.form == ExpertsForm::any) return launch_any(stream, args);
+  if (plan.form == ExpertsForm::tiles) return launch_tiles(stream, args);
+  if (plan.form == ExpertsForm::flow) return launch_flow(stream, args, plan);
+  if (plan.form == ExpertsForm::ring) return launch_ring(stream, args);
+  const bool f8 = args.weight_dtype == DType::f8_e4m3;
+  if (plan.token_tiles == 1)
+    f8 ? launch_stream<true, 1>(stream, args) : launch_stream<false, 1>(stream, args);
+  else if (plan.token_tiles == 2)
+    f8 ? launch_stream<true, 2>(stream, args) : launch_stream<false, 2>(stream, args);
+  else
+    f8 ? launch_stream<true, 4>(stream, args) : launch_stream<false, 4>(stream, args);
 }
 
 }  // namespace
@@ -236,19 +246,14 @@ bool experts_choose(const ExpertsPlan& plan, int64_t tokens) {
   return plan.few && tokens == 1;
 }
 
-void launch_experts(void* stream, const ExpertsPlan& plan, const ExpertsArgs& args) {
+void launch_experts(void* stream, const ExpertsPlan& plan, const ExpertsArgs& args,
+                    const RowOwners& owners) {
   if (args.x.rows == 0) return;
-  if (plan.form == ExpertsForm::any) return launch_any(stream, args);
-  if (plan.form == ExpertsForm::tiles) return launch_tiles(stream, args);
-  if (plan.form == ExpertsForm::flow) return launch_flow(stream, args, plan);
-  if (plan.form == ExpertsForm::ring) return launch_ring(stream, args);
-  const bool f8 = args.weight_dtype == DType::f8_e4m3;
-  if (plan.token_tiles == 1)
-    f8 ? launch_stream<true, 1>(stream, args) : launch_stream<false, 1>(stream, args);
-  else if (plan.token_tiles == 2)
-    f8 ? launch_stream<true, 2>(stream, args) : launch_stream<false, 2>(stream, args);
-  else
-    f8 ? launch_stream<true, 4>(stream, args) : launch_stream<false, 4>(stream, args);
+  launch_products(stream, plan, args);
+  if (plan.form == ExpertsForm::tiles)
+    return launch_combine<__nv_bfloat16, 8>(stream, args, owners);
+  if (plan.form != ExpertsForm::flow) return launch_combine<float, 4>(stream, args, owners);
+  if (!args.leave) launch_combine<__nv_bfloat16, 4>(stream, args, owners);
 }
 
 }  // namespace m2::ops::cuda

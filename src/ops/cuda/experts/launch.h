@@ -49,7 +49,7 @@ struct ExpertsArgs {
   int inner_stretch;  // columns of inner that share a scale: 64 or 128
   bool wide_stores;   // eight neighbouring bf16 of the output may be stored at once
   bool powers;        // scales of what is quantised here become powers of two
-  bool leave;  // flow: the results stay as they are, unsummed
+  bool leave;         // flow: the results stay as they are, unsummed
   NormAfter after;    // flow, tiles: follows the sum of the results, which `out` then does not get
 };
 
@@ -59,6 +59,7 @@ bool experts_norm_fits(const NormAfter& after, int hidden);
 // Whether experts() of such a plan can take a RouteChoice.
 bool experts_choose(const ExpertsPlan& plan, int64_t tokens);
 
-void launch_experts(void* stream, const ExpertsPlan& plan, const ExpertsArgs& args);
+void launch_experts(void* stream, const ExpertsPlan& plan, const ExpertsArgs& args,
+                    const RowOwners& owners);
 
 }  // namespace m2::ops::cuda

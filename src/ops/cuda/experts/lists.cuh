@@ -206,19 +206,29 @@ __device__ __forceinline__ void clear_counters(const ExpertsArgs& args) {
   atomicAdd(args.posted, 1u);  // without waiting for what was there
 }
 
+// Token i of a launch. Where rows go to other ranks, one for each of them in turns, and not all
+// ranks to the same: else all links would end at one rank after another.
+__device__ __forceinline__ int64_t nth_token(const ExpertsArgs& args, const RowOwners& owners,
+                                             int64_t i) {
+  if (owners.ranks == 0) return i;
+  const int64_t run = (args.x.rows + owners.ranks - 1) / owners.ranks;
+  return (i + owners.rank) % owners.ranks * run + i / owners.ranks;
+}
+
 template <class Result, int kColumns, bool kWhole>
-__global__ void __launch_bounds__(kCombineThreads) combine_pairs(ExpertsArgs args) {
+__global__ void __launch_bounds__(kCombineThreads, kColumns == 8 ? 5 : 1)
+    combine_pairs(ExpertsArgs args, const __grid_constant__ RowOwners owners) {
   constexpr int kAhead = 8;
   struct alignas(sizeof(Result) * kColumns) Pack {
     Result values[kColumns];
   };
-  const int64_t token = blockIdx.y;
+  const int64_t token = nth_token(args, owners, blockIdx.y);
   const bool few = args.x.rows <= kFewTokens;
   const int column = (blockIdx.x * kCombineThreads + threadIdx.x) * kColumns;
   wait_for_previous();
   let_next_start();
   clear_counters(args);
-  if (column >= args.hidden) return;
+  if (column >= args.hidden || token >= args.x.rows) return;
   float sum[kColumns] = {};
   for (int first = 0; first < args.top; first += kAhead) {
     bool held[kAhead];
@@ -254,18 +264,18 @@ __global__ void __launch_bounds__(kCombineThreads) combine_pairs(ExpertsArgs arg
         for (int c = 0; c < kColumns; ++c)
           sum[c] = fmaf(weight[i], to_float(result[i].values[c]), sum[c]);
   }
-  const int64_t to = token * args.out.stride + column;
+  void* const to = output_row(args.out, owners, token);
   if (kColumns == 8 && args.wide_stores) {
     uint4 eight;
     auto* pairs = reinterpret_cast<__nv_bfloat162*>(&eight);
 #pragma unroll
     for (int c = 0; c < kColumns; c += 2) pairs[c / 2] = __floats2bfloat162_rn(sum[c], sum[c + 1]);
-    *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(args.out.data) + to) = eight;
+    *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(to) + column) = eight;
     return;
   }
 #pragma unroll
   for (int c = 0; c < kColumns; ++c)
-    if (column + c < args.hidden) store_number(args.out.data, args.out.dtype, to + c, sum[c]);
+    if (column + c < args.hidden) store_number(to, args.out.dtype, column + c, sum[c]);
 }
 
 // The same sum of bf16 results, added to the residual, and the norm of that: the bytes of

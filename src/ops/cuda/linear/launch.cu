@@ -14,7 +14,8 @@ constexpr int kAnyTokens = 8;
 
 // Any dtype, any alignment, any slice: one warp a row and kAnyTokens tokens, lanes along K.
 // Bytes: N K weights a group of tokens. FLOPs: 2 T N K on the FP32 units. Bound: instructions.
-__global__ void __launch_bounds__(kAnyWarps* kWarp) linear_any(LinearArgs args, int index) {
+__global__ void __launch_bounds__(kAnyWarps* kWarp)
+    linear_any(LinearArgs args, int index, const __grid_constant__ RowOwners owners) {
   wait_for_previous();
   let_next_start();
   const LinearPart& part = args.part[index];
@@ -38,13 +39,14 @@ __global__ void __launch_bounds__(kAnyWarps* kWarp) linear_any(LinearArgs args, 
   for (int t = 0; t < kAnyTokens; ++t) {
     const float total = warp_sum(sum[t]);
     if (lane == 0 && first + t < args.x.rows)
-      store_number(args.out.data, args.out.dtype,
-                   (first + t) * args.out.stride + part.out_begin + row, total);
+      store_number(output_row(args.out, owners, first + t), args.out.dtype, part.out_begin + row,
+                   total);
   }
 }
 
 template <bool kF8>
-void launch_stream(void* stream, const LinearPlan& plan, const LinearArgs& args) {
+void launch_stream(void* stream, const LinearPlan& plan, const LinearArgs& args,
+                   const RowOwners& owners) {
   const auto kernel = plan.token_tiles == 1   ? sm80_linear_stream<kF8, 1>
                       : plan.token_tiles == 2 ? sm80_linear_stream<kF8, 2>
                                               : sm80_linear_stream<kF8, 4>;
@@ -52,7 +54,7 @@ void launch_stream(void* stream, const LinearPlan& plan, const LinearArgs& args)
       dim3(blocks_for(args.x.rows, 8 * plan.token_tiles), static_cast<unsigned>(args.tiles)),
       dim3(kStreamThreads)};
   shape.through_l1 = true;
-  launch(stream, kernel, shape, args);
+  launch(stream, kernel, shape, args, owners);
 }
 
 template <int kRows>
@@ -152,7 +154,7 @@ void launch_flow16(void* stream, const LinearPlan& plan, const LinearArgs& args)
 }
 
 template <int kHalves, TileShare kShare>
-void launch_tiles(void* stream, const LinearArgs& args) {
+void launch_tiles(void* stream, const LinearArgs& args, const RowOwners& owners) {
   if (!args.quantised) launch_quantise(stream, args.x, {args.x_f8, args.x_scales, args.powers});
   LinearMaps maps;
   maps.x = tensor_map(args.x_f8, args.x.rows, args.x.columns, args.x.columns, kTileBox);
@@ -164,11 +166,11 @@ void launch_tiles(void* stream, const LinearArgs& args) {
   shape.grid = dim3(static_cast<unsigned>(multiprocessors() / shape.cluster * shape.cluster));
   shape.block = dim3(kTileThreads);
   shape.shared_bytes = kTileSharedBytes;
-  launch(stream, sm90_linear_tiles<kHalves, kShare>, shape, args, maps);
+  launch(stream, sm90_linear_tiles<kHalves, kShare>, shape, args, maps, owners);
 }
 
 template <int kHalves, bool kShares>
-void launch_tiles16(void* stream, const LinearArgs& args) {
+void launch_tiles16(void* stream, const LinearArgs& args, const RowOwners& owners) {
   const auto map = [&](const void* data, int64_t rows, int64_t stride) {
     return tensor_map(data, rows > 0 ? rows : 1, args.x.columns * 2, stride * 2, kTileBox);
   };
@@ -181,7 +183,7 @@ void launch_tiles16(void* stream, const LinearArgs& args) {
   shape.grid = dim3(static_cast<unsigned>(multiprocessors() / shape.cluster * shape.cluster));
   shape.block = dim3(kTileThreads);
   shape.shared_bytes = kTileSharedBytes;
-  launch(stream, sm90_linear_tiles16<kHalves, kShares>, shape, args, maps);
+  launch(stream, sm90_linear_tiles16<kHalves, kShares>, shape, args, maps, owners);
 }
 
 }  // namespace
@@ -192,16 +194,20 @@ void launch_quantise(void* stream, Matrix x, QuantisedRows to) {
   launch(stream, quantise_rows, {dim3(blocks_for(warps, 8)), dim3(256)}, x, to);
 }
 
-void launch_linear(void* stream, const LinearPlan& plan, const LinearArgs& args) {
+void launch_linear(void* stream, const LinearPlan& plan, const LinearArgs& args,
+                   const RowOwners& owners) {
   if (args.x.rows == 0) return;
   if (plan.form == LinearForm::tiles)
-    return plan.tile_rows == 256 ? launch_tiles<2, TileShare::weights>(stream, args)
-           : plan.shares         ? launch_tiles<1, TileShare::weights>(stream, args)
-                                 : launch_tiles<1, TileShare::nothing>(stream, args);
+    return plan.tile_rows == 256 ? launch_tiles<2, TileShare::weights>(stream, args, owners)
+           : plan.shares         ? launch_tiles<1, TileShare::weights>(stream, args, owners)
+                                 : launch_tiles<1, TileShare::nothing>(stream, args, owners);
   if (plan.form == LinearForm::tiles16)
-    return plan.tile_rows == 256 ? launch_tiles16<2, true>(stream, args)
-           : plan.shares         ? launch_tiles16<1, true>(stream, args)
-                                 : launch_tiles16<1, false>(stream, args);
+    return plan.tile_rows == 256 ? launch_tiles16<2, true>(stream, args, owners)
+           : plan.shares         ? launch_tiles16<1, true>(stream, args, owners)
+                                 : launch_tiles16<1, false>(stream, args, owners);
+  const bool few = plan.form == LinearForm::flow16 || plan.form == LinearForm::flow_pair ||
+                   plan.form == LinearForm::flow || plan.form == LinearForm::ring;
+  if (few && owners.ranks > 0) cuda_failed("linear", "few rows go nowhere else");
   if (plan.form == LinearForm::flow16) {
     const int tokens = flow_tokens(args.x.rows);
     return tokens == 8    ? launch_flow16<8>(stream, plan, args)
@@ -226,9 +232,9 @@ void launch_linear(void* stream, const LinearPlan& plan, const LinearArgs& args)
   }
   if (plan.form == LinearForm::stream) {
     if (args.weight_dtype == DType::f8_e4m3)
-      launch_stream<true>(stream, plan, args);
+      launch_stream<true>(stream, plan, args, owners);
     else
-      launch_stream<false>(stream, plan, args);
+      launch_stream<false>(stream, plan, args, owners);
     return;
   }
   for (int i = 0; i < args.parts; ++i) {
@@ -236,7 +242,7 @@ void launch_linear(void* stream, const LinearPlan& plan, const LinearArgs& args)
     launch(stream, linear_any,
            {dim3(blocks_for(args.part[i].rows, kAnyWarps), blocks_for(args.x.rows, kAnyTokens)),
             dim3(kAnyWarps * kWarp)},
-           args, i);
+           args, i, owners);
   }
 }
 

@@ -32,6 +32,8 @@ struct LinearArgs {
   bool paired_stores;  // two neighbouring bf16 of the output may be stored at once
 };
 
-void launch_linear(void* stream, const LinearPlan& plan, const LinearArgs& args);
+// Forms that are taken for up to 64 tokens alone know no owners.
+void launch_linear(void* stream, const LinearPlan& plan, const LinearArgs& args,
+                   const RowOwners& owners);
 
 }  // namespace m2::ops::cuda

@@ -12,7 +12,7 @@ namespace m2::ops::cuda {
 // (+ x from L2, T K 2 a block), FLOPs: 2 T N K. Bound: bandwidth of memory.
 template <bool kF8, int kTiles>
 __global__ void __launch_bounds__(kStreamThreads, kTiles == 4 ? 2 : 3)
-    sm80_linear_stream(LinearArgs args) {
+    sm80_linear_stream(LinearArgs args, const __grid_constant__ RowOwners owners) {
   __shared__ WarpTotals<kTiles> totals;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, group = lane / 4;
 
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kStreamThreads, kTiles == 4 ? 2 : 3)
     const int64_t token = first_token + tile * 8 + token_in_tile;
     const int row = first_row + row_in_tile;
     if (token < args.x.rows && row < part.rows)
-      store_number(args.out.data, args.out.dtype, token * args.out.stride + part.out_begin + row,
+      store_number(output_row(args.out, owners, token), args.out.dtype, part.out_begin + row,
                    totals.sum(tile, r, owner));
   }
 }

@@ -26,6 +26,7 @@ __global__ void __launch_bounds__(256) quantise_rows(Matrix x, QuantisedRows to)
 // those that exist, to the output. They are those of the place's tokens `row` and row + 8.
 struct LinearStore {
   const LinearArgs& args;
+  const RowOwners& owners;
 
   template <class Place>
   __device__ __forceinline__ void store_rows_from(const Place& place, int begin, int row,
@@ -37,26 +38,27 @@ struct LinearStore {
         reinterpret_cast<uintptr_t>(whole) % 16 == 0) {
       const int first = row - threadIdx.x % kWarp / 4;
       store_rows(total, [&](int from, int chunk, const uint4& eight) {
-        if (first + from < place.tokens)
-          *reinterpret_cast<uint4*>(whole + (place.token + first + from) * args.out.stride +
-                                    chunk * 8) = eight;
+        if (first + from >= place.tokens) return;
+        auto* const to =
+            static_cast<__nv_bfloat16*>(output_row(args.out, owners, place.token + first + from));
+        *reinterpret_cast<uint4*>(to + at.out_begin + begin + chunk * 8) = eight;
       });
       return;
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if (row + half * 8 >= place.tokens) continue;
-      const int64_t to = (place.token + row + half * 8) * args.out.stride + at.out_begin;
+      void* const to = output_row(args.out, owners, place.token + row + half * 8);
 #pragma unroll
       for (int j = 0; j < 16; ++j) {
-        const int c = column + 8 * j;
+        const int c = column + 8 * j, at_column = at.out_begin + c;
         const float first = total[4 * j + 2 * half], second = total[4 * j + 2 * half + 1];
         if (args.paired_stores && c + 1 < at.rows) {
-          *reinterpret_cast<__nv_bfloat162*>(static_cast<__nv_bfloat16*>(args.out.data) + to + c) =
+          *reinterpret_cast<__nv_bfloat162*>(static_cast<__nv_bfloat16*>(to) + at_column) =
               __floats2bfloat162_rn(first, second);
         } else {
-          if (c < at.rows) store_number(args.out.data, args.out.dtype, to + c, first);
-          if (c + 1 < at.rows) store_number(args.out.data, args.out.dtype, to + c + 1, second);
+          if (c < at.rows) store_number(to, args.out.dtype, at_column, first);
+          if (c + 1 < at.rows) store_number(to, args.out.dtype, at_column + 1, second);
         }
       }
     }
@@ -126,13 +128,14 @@ struct LinearTiles : LinearStore {
 template <int kHalves, TileShare kShare>
 __global__ void __launch_bounds__(kTileThreads, 1)
     sm90_linear_tiles(const __grid_constant__ LinearArgs args,
-                      const __grid_constant__ LinearMaps maps) {
+                      const __grid_constant__ LinearMaps maps,
+                      const __grid_constant__ RowOwners owners) {
   wait_for_previous();
   let_next_start();
   constexpr int kBlocks = kShare == TileShare::weights ? 2 : 1;
   const int per_cluster = kBlocks * kTileTokens;
   const int token_tiles = (static_cast<int>(args.x.rows) + per_cluster - 1) / per_cluster * kBlocks;
-  LinearTiles work{{args}, maps, &maps.x, &maps.weight[0], token_tiles, kHalves};
+  LinearTiles work{{args, owners}, maps, &maps.x, &maps.weight[0], token_tiles, kHalves};
   work.columns = static_cast<int>(args.x.columns);
   for (int i = 0; i < args.parts; ++i) work.tiles += work.tiles_of(i);
   run_tiles<kHalves, 1, kShare>(work);

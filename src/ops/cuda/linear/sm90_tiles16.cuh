@@ -211,13 +211,14 @@ __device__ __forceinline__ void run_tiles16(LinearTiles16& work) {
 template <int kHalves, bool kShares>
 __global__ void __launch_bounds__(kTileThreads, 1)
     sm90_linear_tiles16(const __grid_constant__ LinearArgs args,
-                        const __grid_constant__ LinearMaps maps) {
+                        const __grid_constant__ LinearMaps maps,
+                        const __grid_constant__ RowOwners owners) {
   wait_for_previous();
   let_next_start();
   constexpr int kBlocks = kShares ? 2 : 1;
   const int per_cluster = kBlocks * kTileTokens;
   const int token_tiles = (static_cast<int>(args.x.rows) + per_cluster - 1) / per_cluster * kBlocks;
-  LinearTiles16 work{{args}, maps, &maps.x, &maps.weight[0], token_tiles, kHalves};
+  LinearTiles16 work{{args, owners}, maps, &maps.x, &maps.weight[0], token_tiles, kHalves};
   work.row_bytes = static_cast<int>(args.x.columns) * 2;
   for (int i = 0; i < args.parts; ++i) work.tiles += work.tiles_of(i);
   run_tiles16<kHalves, kShares>(work);
