@@ -38,7 +38,8 @@ constexpr int kRouteStretches = kHidden / kRouteStretch;  // 12
 constexpr int kQkvLoad = kBlockRows * kFlowColumns, kQkvLoads = kHidden / kFlowColumns;
 constexpr int kPagesAt = 0, kFirstSlots = 8, kPageSlot = 8192;  // over the first of q, k and v
 constexpr int kOAt = kPagesAt + kFirstSlots * kPageSlot;        // and o over the rest
-constexpr int kOLoad = kBlockORows * kTileStep * 8, kOLoads = kOStretches / 8;
+constexpr int kOStretch = 8;                                    // of K a load of o
+constexpr int kOLoad = kBlockORows * kTileStep * kOStretch, kOLoads = kOStretches / kOStretch;
 // Four more pages stand where the last of o comes to lie when pages have been read.
 constexpr int kChainGroups = 3, kGroupSlots = 4, kPageSlots = kChainGroups * kGroupSlots;
 constexpr int kOEarly = 4;
@@ -170,7 +171,7 @@ __device__ __forceinline__ void fence_for_products() {
 
 struct AttendMaps {
   CUtensorMap qkv;  // boxes of 64 rows
-  CUtensorMap o;    // boxes of 24 rows
+  CUtensorMap o;    // boxes of 24 rows, eight times 128 columns
 };
 
 // What is under way, oldest first: how many bytes, and the barrier and its phase that say when they
@@ -266,6 +267,16 @@ class Pace {
     barrier_expect(barrier, bytes);
   }
 
+  // A load that has been asked for by another lane. Precondition: nothing else is under way.
+  __device__ __forceinline__ void add(uint64_t* barrier, int bytes) {
+    const int i = next_++ % UnderWay::kMost;
+    under_way_.barrier[i] = shared_address(barrier);
+    under_way_.parity[i] = 0;
+    under_way_.bytes[i] = bytes;
+    ++count_;
+    bytes_ += bytes;
+  }
+
   // How many loads there have been; and waits until the n-th of them is over.
   __device__ __forceinline__ unsigned begun() const { return next_; }
   __device__ __noinline__ void wait_for(unsigned n) {
@@ -297,7 +308,16 @@ __device__ __forceinline__ void load_all(const AttendAndRoute& args, const Atten
   const auto id_of_lane = [&](const Turns& turns, int first) {
     return first + lane < turns.all() ? args.block_tables[turns.page(turns.turn(first + lane))] : 0;
   };
-  int ids = id_of_lane(Turns(context, role), 0);
+  Turns turns(context, role);
+  int ids = id_of_lane(turns, 0);
+  const auto ask_for_page = [&](int slot, int64_t id) {
+    uint64_t* full = &shared.page_full[slot];
+    uint8_t* to = memory + page_slot_at(slot);
+    const int64_t at = (id * kKvHeads + role % kKvHeads) * Page::kBytes;
+    bulk_copy(to, static_cast<const uint8_t*>(args.cache.k) + at, Page::kBytes, full);
+    bulk_copy(to + Page::kBytes, static_cast<const uint8_t*>(args.cache.v) + at, Page::kBytes,
+              full);
+  };
   if (lane == 0)
 #pragma unroll 1
     for (int i = 0; i < kQkvLoads; ++i) {
@@ -307,12 +327,30 @@ __device__ __forceinline__ void load_all(const AttendAndRoute& args, const Atten
     }
 #pragma unroll 1
   for (int i = 0; i < kQkvLoads; ++i) barrier_wait(&shared.qkv_empty[i], 0);
+  // The first pages, for which there is room: a lane a page, since one lane takes longer to ask for
+  // a page (200 instructions, one after another) than memory to bring it.
+  const int2 own_turn = turns.turn(lane);
+  const bool own = lane < turns.all() && own_turn.y < kGroupSlots;
+  const int own_slot = own_turn.x * kGroupSlots + own_turn.y;
+  if (own) {
+    barrier_expect(&shared.page_full[own_slot], 2 * Page::kBytes);
+    ask_for_page(own_slot, ids);
+  }
+  const int asked = __popc(__ballot_sync(~0u, own));
+  if (lane == 0) pace.wait_for(pace.begun());
+#pragma unroll 1
+  for (int n = 0; n < asked; ++n) {
+    const int slot = __shfl_sync(~0u, own_slot, n);
+    if (lane != 0) continue;
+    pace.add(&shared.page_full[slot], 2 * Page::kBytes);
+    shared.under_way.last[slot] = pace.begun();
+  }
   int before[kChainGroups] = {};  // pages of each group's chains before
 #pragma unroll 1
   for (int i = role; i < context.chains(); i += kChainGroups * kAttendBlocks) {
-    const Turns turns(context, i);
+    if (i > role) turns = Turns(context, i);
 #pragma unroll 1
-    for (int n = 0; n < turns.all(); ++n) {
+    for (int n = i > role ? 0 : asked; n < turns.all(); ++n) {
       if (n % kWarp == 0 && (n > 0 || i > role)) ids = id_of_lane(turns, n);
       const int64_t id = __shfl_sync(~0u, ids, n % kWarp);
       if (lane != 0) continue;
@@ -326,31 +364,28 @@ __device__ __forceinline__ void load_all(const AttendAndRoute& args, const Atten
         barrier_wait(&shared.page_empty[slot], (round - 1) & 1);
         pace.wait_for(shared.under_way.last[slot]);
       }
-      uint64_t* full = &shared.page_full[slot];
-      pace.begin(full, round & 1, 2 * Page::kBytes);
+      pace.begin(&shared.page_full[slot], round & 1, 2 * Page::kBytes);
       shared.under_way.last[slot] = pace.begun();
-      uint8_t* to = memory + page_slot_at(slot);
-      const int64_t at = (id * kKvHeads + role % kKvHeads) * Page::kBytes;
-      bulk_copy(to, static_cast<const uint8_t*>(args.cache.k) + at, Page::kBytes, full);
-      bulk_copy(to + Page::kBytes, static_cast<const uint8_t*>(args.cache.v) + at, Page::kBytes,
-                full);
+      ask_for_page(slot, id);
     }
 #pragma unroll
     for (int c = 0; c < kChainGroups; ++c) before[c] += turns.pages[c];
   }
-  if (lane != 0) return;
+  if (lane == 0) {
 #pragma unroll 1
-  for (int i = 0; i < kOLoads * 4; ++i) {
-    uint64_t* full = &shared.o_full[i / 4];
-    if (i == kOEarly * 4) barrier_wait(&shared.pages_read, 0);
-    if (i % 4 == 0) pace.begin(full, 0, kOLoad);
-    tensor_copy_3d(start + kOAt + i * (kOLoad / 4), &maps.o, 0, role * kBlockORows, i * 2, full);
+    for (int i = 0; i < kOLoads; ++i) {
+      if (i == kOEarly) barrier_wait(&shared.pages_read, 0);
+      pace.begin(&shared.o_full[i], 0, kOLoad);
+      tensor_copy_3d(start + kOAt + i * kOLoad, &maps.o, 0, role * kBlockORows, i * kOStretch,
+                     &shared.o_full[i]);
+    }
+    pace.begin(&shared.gate_full, 0, kGateLoad);
   }
-  pace.begin(&shared.gate_full, 0, kGateLoad);
-#pragma unroll 1
-  for (int i = 0; i < kBlockExperts * kRouteStretches; ++i)
-    bulk_copy(memory + kGateAt + i * kGateStretch,
-              args.gate + role * kBlockExperts * kHidden + i * kRouteStretch, kRouteStretch * 4,
+  __syncwarp();
+  static_assert(kBlockExperts * kRouteStretches <= kWarp);
+  if (lane < kBlockExperts * kRouteStretches)
+    bulk_copy(memory + kGateAt + lane * kGateStretch,
+              args.gate + role * kBlockExperts * kHidden + lane * kRouteStretch, kRouteStretch * 4,
               &shared.gate_full);
 }
 
@@ -1084,7 +1119,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 void launch_attend_and_route(void* stream, const AttendAndRoute& args) {
   AttendMaps maps;
   maps.qkv = double_map(args.qkv, kQkvRows, kHidden, kHidden, kBlockRows);
-  maps.o = double_map(args.o, kHidden, kQ, kQ, kBlockORows);
+  maps.o = double_map(args.o, kHidden, kQ, kQ, kBlockORows, kOStretch);
   LaunchShape shape{dim3(static_cast<unsigned>(multiprocessors())), dim3(kThreads)};
   shape.shared_bytes = kSharedBytes;
   launch(stream,

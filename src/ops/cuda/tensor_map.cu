@@ -43,10 +43,11 @@ CUtensorMap tensor_map(const void* data, int64_t rows, int64_t columns, int64_t 
 }
 
 CUtensorMap double_map(const void* data, int64_t rows, int64_t columns, int64_t stride,
-                       int box_rows) {
+                       int box_rows, int boxes) {
   const cuuint64_t sizes[3] = {kTileStep, size(rows), size(columns / kTileStep)};
   const cuuint64_t strides[2] = {size(stride), kTileStep};
-  const cuuint32_t box[3] = {kTileStep, static_cast<cuuint32_t>(box_rows), 2};
+  const cuuint32_t box[3] = {kTileStep, static_cast<cuuint32_t>(box_rows),
+                             static_cast<cuuint32_t>(boxes)};
   return encode(data, 3, sizes, strides, box);
 }
 

@@ -640,10 +640,10 @@ __host__ __device__ inline int quantise_warps(int columns) {
 CUtensorMap tensor_map(const void* data, int64_t rows, int64_t columns, int64_t stride,
                        int box_rows);
 
-// The same for two boxes at once, columns c .. c + 127 and then c + 128 .. c + 255. Coordinates: 0,
-// row, column / 128. columns a multiple of 128.
+// The same for two boxes at once, columns c .. c + 127 and then c + 128 .. c + 255, or for `boxes`
+// of them. Coordinates: 0, row, column / 128. columns a multiple of 128.
 CUtensorMap double_map(const void* data, int64_t rows, int64_t columns, int64_t stride,
-                       int box_rows);
+                       int box_rows, int boxes = 2);
 
 // A map over w13 of all experts (two blocks of `rows` rows each) for boxes of 8 rows of the first
 // block over the same 8 of the second, four times: 64 rows, of 2 x 128 columns. Coordinates: 0, 0,
