@@ -88,11 +88,15 @@ struct FlowSlot {
       ++round;
     }
   }
+  __device__ __forceinline__ void skip(int count, int stages) {
+    for (slot += count; slot >= stages; slot -= stages) ++round;
+  }
 };
 
 // The consumers alone.
+template <int kThreads = kFlowConsumers>
 __device__ __forceinline__ void consumers_meet() {
-  asm volatile("bar.sync 1, %0;" ::"n"(kFlowConsumers) : "memory");
+  asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
 }
 
 // The products of one stage, kStretches stretches of its 256 columns each by itself.

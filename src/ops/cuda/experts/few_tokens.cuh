@@ -105,7 +105,7 @@ __device__ __forceinline__ void find_groups(const ExpertsArgs& args, FewGroups<k
 // Few tokens' inner values on their way between blocks: four bf16, and in the same 16 bytes, which
 // are written and read as one, what tells this call's from those of calls before. So nothing else
 // says that they are there: no fence, no count.
-template <int kN>
+template <int kN, int kWarps>
 struct PostedInner {
   using Places = int8_t[kN];  // of a group, a row of FewGroups::place
   const ExpertsArgs& args;
@@ -133,7 +133,7 @@ struct PostedInner {
           : "memory");
   }
   // What a consumer has asked for: 128 columns of a pair by a warp, four a lane.
-  static constexpr int kWarps = kFlowConsumers / kWarp, kAhead = 3;
+  static constexpr int kAhead = 3;
   struct Asked {
     uint4 words[kAhead];
     int where[kAhead];  // token << 16 | column, or -1

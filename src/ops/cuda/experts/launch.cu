@@ -154,7 +154,7 @@ void launch_flow(void* stream, ExpertsArgs args, bool fused) {
                    .beside = experts_beside<kN, kFew>()});
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(multiprocessors()));
-  shape.block = dim3(kExpertsFlowThreads);
+  shape.block = dim3(kExpertsFlowThreads<kFew>);
   shape.shared_bytes = shared.bytes;
   const int under_way = min(kFew ? few_under_way(args) : shared.stages, shared.stages);
   const auto kernel = sm90_experts_flow<kN, kFew>;

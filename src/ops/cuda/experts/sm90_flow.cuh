@@ -52,7 +52,13 @@ template <int kN, bool kFew>
 constexpr int kExpertsStages = !kFew     ? 7
                                : kN == 8 ? 11
                                          : 10;
-constexpr int kExpertsFlowThreads = kFlowThreads + kWarp;  // and the warp that counts
+
+// Warpgroups that multiply, tile by tile in turns: of few tokens two, since one takes about as long
+// over a stage as memory does, and longer where a slice of w2 leaves part of it empty.
+template <bool kFew>
+constexpr int kExpertsTeams = kFew ? 2 : 1;
+template <bool kFew>  // two warps that fetch, and the one that counts
+constexpr int kExpertsFlowThreads = kExpertsTeams<kFew> * kFlowConsumers + 3 * kWarp;
 
 // Consecutive tiles, a block's.
 struct FlowShare {
@@ -82,13 +88,16 @@ constexpr int experts_beside() {
 // weights a group, FLOPs: 6 I H a pair. Bound: bandwidth. In a step none of the kernel's
 // instructions is at hand when its turn comes: so what runs once stays short, and loops stay loops.
 template <int kN, bool kFew>
-__global__ void __launch_bounds__(kExpertsFlowThreads, 1)
+__global__ void __launch_bounds__(kExpertsFlowThreads<kFew>, 1)
     sm90_experts_flow(const __grid_constant__ ExpertsArgs args,
                       const __grid_constant__ ExpertsFlowMaps maps, const FlowShared shape,
                       int phases, int under_way) {
   extern __shared__ uint8_t flow_memory[];
   __shared__ FlowBarriers barriers;
   __shared__ TileQueue queue;
+  __shared__ uint64_t tokens_there;  // all of those that stay, as the first team has seen
+  constexpr int kTeams = kExpertsTeams<kFew>;
+  constexpr int kConsumers = kTeams * kFlowConsumers, kConsumerWarps = kConsumers / kWarp;
   __shared__ FewGroups<kFew ? kN : 8> few;
   __shared__ __align__(16) ChoiceTable table;
   const uint32_t start = (shared_address(flow_memory) + 1023) & ~1023u;
@@ -110,12 +119,13 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
     if (chooses && static_cast<int>(threadIdx.x) * 2 < args.choice.experts)
       bias = *reinterpret_cast<const float2*>(args.choice.bias + threadIdx.x * 2);
   }
-  queue.init(kFlowConsumers + kWarp + (kFew ? 0 : 1));
+  queue.init(kConsumers + kWarp + (kFew ? 0 : 1));
+  if (kTeams > 1 && threadIdx.x == 0) barrier_init(&tokens_there, kFlowConsumers);
   barriers.init(shape.stages);
   // The groups are the list's, which is done when this kernel runs, or found here.
   if constexpr (kFew) {
     wait_for_previous();
-    if (threadIdx.x == kExpertsFlowThreads - 1) few.tag = *args.posted + 1;
+    if (threadIdx.x == kExpertsFlowThreads<kFew> - 1) few.tag = *args.posted + 1;
     if constexpr (kOne) {
       if (chooses) {
         add_up_parts(args.choice, bias, table);
@@ -129,7 +139,7 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
     }
     __syncthreads();
     if constexpr (kOne) {
-      if (chooses && blockIdx.x == 0 && warp == kFlowConsumers / kWarp + 2)
+      if (chooses && blockIdx.x == 0 && warp == kConsumerWarps + 2)
         store_few(table, args.top, args.ids, args.weights);
     }
   }
@@ -161,7 +171,7 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
   constexpr int kWeightBox = kFlowRows * kTileStep, kBuffers = flow_scale_buffers(kN);
   const bool counted = phases == 3 && args.next_tile;
 
-  if (warp == kFlowConsumers / kWarp) {
+  if (warp == kConsumerWarps) {
     if (lane != 0) return;
     if constexpr (!kFew) wait_for_previous();
     let_next_start();
@@ -219,7 +229,7 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
     return;
   }
 
-  if (warp == kFlowConsumers / kWarp + 1) {
+  if (warp == kConsumerWarps + 1) {
     if constexpr (!kFew) wait_for_previous();
     let_next_start();
     int tile_count = 0;
@@ -293,7 +303,7 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
 
   // Counts what the consumers have computed, so that they need not wait until it is seen
   // everywhere.
-  if (warp == kFlowConsumers / kWarp + 2) {
+  if (warp == kConsumerWarps + 2) {
     if (kFew || lane != 0) return;
     wait_for_previous();
     let_next_start();
@@ -309,11 +319,12 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
 
   if constexpr (!kFew) wait_for_previous();
   let_next_start();
-  const int g = lane / 4, t = lane % 4, row = warp * 16 + g;
+  const int g = lane / 4, t = lane % 4, row = warp % 4 * 16 + g;
+  const int team = kTeams > 1 ? warp / 4 : 0;
   FlowSlot at;
   int tile_count = 0;
   auto* inner_values = static_cast<__nv_bfloat16*>(args.inner_values);
-  const PostedInner<kFew ? kN : 8> posted{args, few.tag};
+  const PostedInner<kFew ? kN : 8, kConsumerWarps> posted{args, few.tag};
   uint8_t* resident = memory + shape.resident_at;
   const auto multiply = [&]<int kStretches>(std::integral_constant<int, kStretches>,
                                             uint32_t tokens, int steps, int count,
@@ -321,6 +332,8 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
     const int buffer = tile_count % kBuffers;
     barrier_wait(&barriers.scales_full[buffer], tile_count / kBuffers & 1);
     for (int step = 0; step < steps; ++step) {
+      // A team may be a round ahead of the other: then what the place had before is not taken yet.
+      if (kTeams > 1 && at.round > 0) barrier_wait(&barriers.empty[at.slot], (at.round - 1) & 1);
       barrier_wait(&barriers.full[at.slot], at.round & 1);
       const uint32_t stage = start + at.slot * shape.stage_bytes();
       multiply_stage<kN, kStretches>(
@@ -333,17 +346,28 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
     ++tile_count;
   };
 
+  // Whether the next tile is the team's; if not, goes past it.
+  const auto mine = [&](int steps) {
+    if (kTeams == 1 || tile_count % kTeams == team) return true;
+    at.skip(steps, shape.stages);
+    ++tile_count;
+    return false;
+  };
+
   for (int n = 0;; ++n) {
     const int tile = queue.take(n);
     if (tile < 0) break;
+    if (!mine(up_steps)) continue;
+    if (kTeams > 1 && n == 1) barrier_wait(&tokens_there, 0);
     const int index = tile / up_tiles;
     const Group group = group_at(index);
     float total[kN / 2] = {};
     multiply(std::integral_constant<int, 2>(), kFew ? start + shape.resident_at : 0, up_steps,
              up_stretches, token_scales + (kFew ? 0 : tile_count % kBuffers * stretches * kN),
              total);
+    if (kTeams > 1 && n == 0) barrier_arrive(&tokens_there);
     // The warp's rows are 8 of w1 and the same 8 of w3.
-    const int inner = tile % up_tiles * kFlowUpRows + warp * 8 + g;
+    const int inner = tile % up_tiles * kFlowUpRows + warp % 4 * 8 + g;
     if constexpr (kFew) {
       const uint32_t chosen = posted.chosen(few.place[index]);
 #pragma unroll
@@ -378,14 +402,15 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
       current = index;
       group = group_at(index);
       if constexpr (kFew) {
-        typename PostedInner<kN>::Asked asked;
+        typename PostedInner<kN, kConsumerWarps>::Asked asked;
         posted.ask(few.place[index], warp, asked);
-        consumers_meet();  // nobody multiplies with the tokens, or the group before, any more
+        consumers_meet<kConsumers>();  // nobody multiplies with the tokens, or the group before,
+                                       // any more
         posted.quantise(few.place[index], asked, resident, resident_scales);
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
-        consumers_meet();
+        consumers_meet<kConsumers>();
 #pragma unroll
         for (int i = 0; i < kN / 4; ++i)
           pair[i] = posted.pair_of(few.place[index], i / 2 * 8 + 2 * t + i % 2);
@@ -438,6 +463,7 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
         consumers_meet();
       }
     }
+    if (!mine(down_steps)) continue;
     float total[kN / 2] = {};
     if (args.inner_stretch == 128)
       multiply(std::integral_constant<int, 2>(), start + shape.resident_at, down_steps,
