@@ -33,8 +33,8 @@ constexpr int64_t kFlowMean = 8;
 constexpr int64_t kFlowPairs = 128 * 32;  // a step of the flow form has no more
 
 constexpr int64_t kFewTop = 32;  // lanes of a warp, which choose for one token
-// A row's steps have to be fewer than two rounds of the ring (nine stages of 256 columns, where both
-// are as wide as this): else a team of consumers could take a stage's barrier for that of two rounds
+// A row's steps have to be fewer than two rounds of the ring (nine stages of 256 columns where both
+// are as wide as this), or a team of consumers could take a stage's barrier for that of two rounds
 // before.
 constexpr int64_t kFewWidth = 3072;
 
