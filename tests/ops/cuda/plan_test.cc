@@ -201,6 +201,20 @@ TEST(ExpertsPlan, FormsByTokens) {
   EXPECT_EQ(describe(plan_experts(shape)), "any, batch 64");
 }
 
+// Two teams of consumers tell a stage's rounds apart while a row is shorter than two of them.
+TEST(ExpertsPlan, RowsWiderThanTheRingAllowsTakeLists) {
+  for (const int64_t tokens : {1, 8, 9, 16}) {
+    ExpertsShape shape{.tokens = tokens, .top = 8, .experts = 256, .inner = 3072, .hidden = 3072};
+    EXPECT_TRUE(plan_experts(shape).few) << tokens;
+    shape.hidden = 3200;
+    EXPECT_FALSE(plan_experts(shape).few) << tokens;
+    shape.hidden = 3072;
+    shape.inner = 3200;
+    EXPECT_FALSE(plan_experts(shape).few) << tokens;
+    EXPECT_EQ(plan_experts(shape).form, ExpertsForm::flow) << tokens;
+  }
+}
+
 TEST(ExpertsPlan, ScratchRegionsFollowOneAnother) {
   for (const int64_t tokens : {1, 10, 16, 64, 300, 8192})
     for (const bool aligned : {true, false}) {
