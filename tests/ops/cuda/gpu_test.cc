@@ -1429,6 +1429,15 @@ TEST_F(Gpu, Experts) {
     run_experts(random_, {DType::bf16, DType::f8_e4m3, 17, 8, 40, 0, 40, 1024, inner, inner},
                 "inner " + std::to_string(inner));
   run_experts(random_, {DType::bf16, DType::f8_e4m3, 30, 1, 2, 0, 2, 256, 128, 0}, "crowded");
+  // Rows too wide for two teams, by lists even of one token.
+  for (const int64_t tokens : {1, 20}) {
+    run_experts(random_,
+                {DType::bf16, DType::f8_e4m3, tokens, 4, 12, 0, 12, 4096, 128, 0, 2.5e-2, 36},
+                "wide, " + std::to_string(tokens) + " tokens");
+    run_experts(random_,
+                {DType::bf16, DType::f8_e4m3, tokens, 4, 12, 0, 12, 256, 4096, 0, 2.5e-2, 36},
+                "wide inside, " + std::to_string(tokens) + " tokens");
+  }
 }
 
 // Few tokens at a time, and one by one, each choosing inside the experts: the bytes of route() and

@@ -107,18 +107,18 @@ void launch_ring(void* stream, const ExpertsArgs& args) {
 
 // The pairs in the order of their experts, and their tokens quantised in that order.
 void launch_order(void* stream, const ExpertsArgs& args) {
+  if (args.token_f8)
+    return launch(stream, sm90_experts_gather,
+                  {dim3(static_cast<unsigned>(args.x.rows)), dim3(kGatherThreads)}, args);
   const int64_t pairs = args.x.rows * args.top;
   launch_lists(stream, args);
-  if (!args.token_f8)
-    launch(stream, sm90_experts_quantise,
-           {dim3(blocks_for(pairs * quantise_warps(args.hidden), 8)), dim3(256)}, args);
-  else
-    launch(stream, sm90_experts_gather, {dim3(blocks_for(pairs, 8)), dim3(256)}, args);
+  launch(stream, sm90_experts_quantise,
+         {dim3(blocks_for(pairs * quantise_warps(args.hidden), 8)), dim3(256)}, args);
 }
 
-// Stages of weights that few tokens have under way: of one token fewer, unless a rank's slice of w2
-// leaves much of a stage empty.
-int few_under_way(const ExpertsArgs& args) {
+// Stages of weights that are under way: of one token fewer, unless a rank's slice of w2 leaves much
+// of a stage empty.
+int stages_under_way(const ExpertsArgs& args) {
   return args.x.rows == 1 && args.inner >= 1024 ? 3 : 4;
 }
 
@@ -154,9 +154,9 @@ void launch_flow(void* stream, ExpertsArgs args, bool fused) {
                    .beside = experts_beside<kN, kFew>()});
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(multiprocessors()));
-  shape.block = dim3(kExpertsFlowThreads<kFew>);
+  shape.block = dim3(kExpertsFlowThreads);
   shape.shared_bytes = shared.bytes;
-  const int under_way = min(kFew ? few_under_way(args) : shared.stages, shared.stages);
+  const int under_way = min(stages_under_way(args), shared.stages);
   const auto kernel = sm90_experts_flow<kN, kFew>;
   if (fused) {
     launch(stream, kernel, shape, args, maps, shared, 3, under_way);

@@ -163,6 +163,12 @@ struct Group {
   int expert, begin, count;
 };
 
+// As list_pairs and sm90_experts_gather leave them.
+__device__ __forceinline__ Group listed_group(const ExpertsArgs& args, int i) {
+  const int4 entry = *reinterpret_cast<const int4*>(args.groups + 4 + 4 * i);
+  return {entry.x, entry.y, entry.z};
+}
+
 // The step's groups: of one token its experts here; otherwise list_pairs has written them.
 struct Groups {
   const ExpertsArgs& args;
@@ -185,8 +191,7 @@ struct Groups {
       const int place = __ffs(static_cast<int>(later)) - 1;
       return {args.ids[place] - args.first_expert, place, 1};
     }
-    const int4 entry = *reinterpret_cast<const int4*>(args.groups + 4 + 4 * i);
-    return {entry.x, entry.y, entry.z};
+    return listed_group(args, i);
   }
 };
 

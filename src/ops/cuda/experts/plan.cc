@@ -25,12 +25,10 @@ constexpr int64_t kTilesBatch = 8192;
 constexpr int64_t kRingHidden = 3072, kRingInner = 1536;  // what the ring's registers hold
 constexpr int64_t kFlowHidden = 8192,
                   kFlowInner = 4096;  // what the flow form's shared memory holds
-constexpr int64_t kMostExperts = 1024;
 
 // An expert's tokens when the choice is even, above which prefill's tiles take the decode form's
 // place. (Which of the two runs changes no byte.)
 constexpr int64_t kFlowMean = 8;
-constexpr int64_t kFlowPairs = 128 * 32;  // a step of the flow form has no more
 
 constexpr int64_t kFewTop = 32;  // lanes of a warp, which choose for one token
 // A row's steps have to be fewer than two rounds of the ring (nine stages of 256 columns where both

@@ -16,6 +16,9 @@ enum class ExpertsForm {
   flow,    // decode on Hopper: the same bytes as tiles, weights kept flowing into shared memory
 };
 
+constexpr int kMostExperts = 1024;
+constexpr int kFlowPairs = 128 * 32;  // a step of the flow form has no more
+
 // Tokens that the flow form takes without lists, and of each so many choices.
 constexpr int kFewTokens = 16, kFewChoices = 8, kFewPairs = kFewTokens * kFewChoices;
 

@@ -45,20 +45,20 @@ struct TileQueue {
   }
 };
 
-// Stages of weights. Whatever else a block reads comes behind those that are under way: of few
-// tokens no more than keep memory busy, and room for what comes while inner values are waited for;
-// otherwise a compromise.
+// Stages of weights: no more under way than keep memory busy, since whatever else a block reads
+// comes behind those, and room for what comes while inner values are waited for. By lists fewer
+// columns leave more of it, and sm90_experts_gather stands beside the block.
 template <int kN, bool kFew>
-constexpr int kExpertsStages = !kFew     ? 7
-                               : kN == 8 ? 11
-                                         : 10;
+constexpr int kExpertsStages = kFew ? (kN == 8 ? 11 : 10) : (kN == 8 ? 10 : 8);
 
-// Warpgroups that multiply, tile by tile in turns: of few tokens two, since one takes about as long
-// over a stage as memory does, and longer where a slice of w2 leaves part of it empty.
-template <bool kFew>
-constexpr int kExpertsTeams = kFew ? 2 : 1;
-template <bool kFew>  // two warps that fetch, and the one that counts
-constexpr int kExpertsFlowThreads = kExpertsTeams<kFew> * kFlowConsumers + 3 * kWarp;
+// Warpgroups that multiply, tile by tile in turns: two, since one takes about as long over a stage
+// as memory does, and longer where a slice of w2 leaves part of it empty.
+constexpr int kExpertsTeams = 2;
+constexpr int kExpertsConsumers = kExpertsTeams * kFlowConsumers;
+// And two warps that fetch, and the one that counts.
+constexpr int kExpertsFlowThreads = kExpertsConsumers + 3 * kWarp;
+// The stage of a tile behind which the next one is said: by then the counter has answered.
+constexpr int kSayBehind = 4;
 
 // Consecutive tiles, a block's.
 struct FlowShare {
@@ -88,7 +88,7 @@ constexpr int experts_beside() {
 // weights a group, FLOPs: 6 I H a pair. Bound: bandwidth. In a step none of the kernel's
 // instructions is at hand when its turn comes: so what runs once stays short, and loops stay loops.
 template <int kN, bool kFew>
-__global__ void __launch_bounds__(kExpertsFlowThreads<kFew>, 1)
+__global__ void __launch_bounds__(kExpertsFlowThreads, 1)
     sm90_experts_flow(const __grid_constant__ ExpertsArgs args,
                       const __grid_constant__ ExpertsFlowMaps maps, const FlowShared shape,
                       int phases, int under_way) {
@@ -96,8 +96,7 @@ __global__ void __launch_bounds__(kExpertsFlowThreads<kFew>, 1)
   __shared__ FlowBarriers barriers;
   __shared__ TileQueue queue;
   __shared__ uint64_t tokens_there;  // all of those that stay, as the first team has seen
-  constexpr int kTeams = kExpertsTeams<kFew>;
-  constexpr int kConsumers = kTeams * kFlowConsumers, kConsumerWarps = kConsumers / kWarp;
+  constexpr int kConsumers = kExpertsConsumers, kConsumerWarps = kConsumers / kWarp;
   __shared__ FewGroups<kFew ? kN : 8> few;
   __shared__ __align__(16) ChoiceTable table;
   const uint32_t start = (shared_address(flow_memory) + 1023) & ~1023u;
@@ -120,12 +119,12 @@ __global__ void __launch_bounds__(kExpertsFlowThreads<kFew>, 1)
       bias = *reinterpret_cast<const float2*>(args.choice.bias + threadIdx.x * 2);
   }
   queue.init(kConsumers + kWarp + (kFew ? 0 : 1));
-  if (kTeams > 1 && threadIdx.x == 0) barrier_init(&tokens_there, kFlowConsumers);
+  if (kFew && threadIdx.x == 0) barrier_init(&tokens_there, kFlowConsumers);
   barriers.init(shape.stages);
   // The groups are the list's, which is done when this kernel runs, or found here.
   if constexpr (kFew) {
     wait_for_previous();
-    if (threadIdx.x == kExpertsFlowThreads<kFew> - 1) few.tag = *args.posted + 1;
+    if (threadIdx.x == kExpertsFlowThreads - 1) few.tag = *args.posted + 1;
     if constexpr (kOne) {
       if (chooses) {
         add_up_parts(args.choice, bias, table);
@@ -143,11 +142,10 @@ __global__ void __launch_bounds__(kExpertsFlowThreads<kFew>, 1)
         store_few(table, args.top, args.ids, args.weights);
     }
   }
-  const Groups listed{args};
   const auto group_at = [&](int i) {
-    return kFew ? Group{few.expert[i], 0, static_cast<int>(args.x.rows)} : listed.at(i);
+    return kFew ? Group{few.expert[i], 0, static_cast<int>(args.x.rows)} : listed_group(args, i);
   };
-  const int group_count = kFew ? few.count : listed.count();
+  const int group_count = kFew ? few.count : args.groups[0];
   const int up_tiles = (args.inner + kFlowUpRows - 1) / kFlowUpRows;
   const int down_tiles = args.hidden / kFlowRows;
   const bool with_up = phases & 1, with_down = phases & 2;
@@ -170,6 +168,9 @@ __global__ void __launch_bounds__(kExpertsFlowThreads<kFew>, 1)
   const int stretches = max(up_stretches, down_stretches);
   constexpr int kWeightBox = kFlowRows * kTileStep, kBuffers = flow_scale_buffers(kN);
   const bool counted = phases == 3 && args.next_tile;
+  // Where a row's steps are two rounds of the ring, a team could take a stage's barrier for that of
+  // two rounds before; then one multiplies alone.
+  const bool in_turns = kFew || max(up_steps, down_steps) < 2 * shape.stages;
 
   if (warp == kConsumerWarps) {
     if (lane != 0) return;
@@ -178,7 +179,7 @@ __global__ void __launch_bounds__(kExpertsFlowThreads<kFew>, 1)
     FlowSlot at, coming;
     int asked = 0;  // and not known to be there
     const auto next_slot = [&](int bytes) {
-      for (; kFew && asked >= under_way; --asked) {
+      for (; asked >= under_way; --asked) {
         barrier_wait(&barriers.full[coming.slot], coming.round & 1);
         coming.next(shape.stages);
       }
@@ -188,7 +189,7 @@ __global__ void __launch_bounds__(kExpertsFlowThreads<kFew>, 1)
       return start + at.slot * shape.stage_bytes();
     };
     // The first tile is the block's own, each later one the first that nobody has taken; it is
-    // known, and said, a tile ahead.
+    // known, and said, before the one in front is all asked for.
     int end = up_all, tile = static_cast<int>(blockIdx.x);
     if (!counted) {
       const FlowShare share = flow_share(up_all);
@@ -196,11 +197,12 @@ __global__ void __launch_bounds__(kExpertsFlowThreads<kFew>, 1)
       end = share.end;
     }
     queue.put(0, tile < end ? tile : -1);
+    Group own = {}, later = {};
+    if (tile < end) own = group_at(tile / up_tiles);
     for (int n = 0; tile < end; ++n) {
       const int next =
           counted ? static_cast<int>(gridDim.x) + atomicAdd(args.next_tile, 1) : tile + 1;
-      const Group group = group_at(tile / up_tiles);
-      const int rows = (group.expert * 2 * args.inner + tile % up_tiles * kFlowUpRows) / 8;
+      const int rows = (own.expert * 2 * args.inner + tile % up_tiles * kFlowUpRows) / 8;
       for (int step = 0; step < up_steps; ++step) {
         // Tokens that stay come with the block's first tile.
         const bool with_tokens = !kFew || n == 0;
@@ -209,11 +211,15 @@ __global__ void __launch_bounds__(kExpertsFlowThreads<kFew>, 1)
         tensor_copy_5d(to, &maps.w13, 0, 0, 0, rows, step * 2, &barriers.full[at.slot]);
         if (with_tokens)
           copy_boxes(kFew ? start + shape.resident_at + step * kTokenBoxes : to + 2 * kWeightBox,
-                     kN * kTileStep, &maps.x, true, step, group.begin, &barriers.full[at.slot]);
+                     kN * kTileStep, &maps.x, true, step, own.begin, &barriers.full[at.slot]);
         at.next(shape.stages);
-        if (step == 0) queue.put(n + 1, next < end ? next : -1);
+        if (step == min(kSayBehind, up_steps - 1)) {
+          queue.put(n + 1, next < end ? next : -1);
+          if (next < end) later = group_at(next / up_tiles);
+        }
       }
       tile = next;
+      own = later;
     }
     const bool joined = args.inner % kTileStep == 0;
     const FlowShare down = down_share();
@@ -239,9 +245,6 @@ __global__ void __launch_bounds__(kExpertsFlowThreads<kFew>, 1)
       if (round > 0) barrier_wait(&barriers.scales_empty[buffer], (round - 1) & 1);
       return buffer;
     };
-    int group_of[kBuffers];
-#pragma unroll
-    for (int& group : group_of) group = -1;
     for (int n = 0;; ++n) {
       const int tile = queue.take(n);
       if (tile < 0) break;
@@ -265,8 +268,7 @@ __global__ void __launch_bounds__(kExpertsFlowThreads<kFew>, 1)
               copy_float(token_scales + s * kN + token,
                          args.token_scales + token * up_stretches + s, true);
         }
-      } else if (group_of[buffer] != index) {
-        group_of[buffer] = index;
+      } else {
         const float* from = args.x_scales + static_cast<int64_t>(group.begin) * up_stretches;
         float* scales = token_scales + buffer * stretches * kN;
 #pragma unroll 8
@@ -320,7 +322,7 @@ __global__ void __launch_bounds__(kExpertsFlowThreads<kFew>, 1)
   if constexpr (!kFew) wait_for_previous();
   let_next_start();
   const int g = lane / 4, t = lane % 4, row = warp % 4 * 16 + g;
-  const int team = kTeams > 1 ? warp / 4 : 0;
+  const int team = warp / 4;
   FlowSlot at;
   int tile_count = 0;
   auto* inner_values = static_cast<__nv_bfloat16*>(args.inner_values);
@@ -333,7 +335,7 @@ __global__ void __launch_bounds__(kExpertsFlowThreads<kFew>, 1)
     barrier_wait(&barriers.scales_full[buffer], tile_count / kBuffers & 1);
     for (int step = 0; step < steps; ++step) {
       // A team may be a round ahead of the other: then what the place had before is not taken yet.
-      if (kTeams > 1 && at.round > 0) barrier_wait(&barriers.empty[at.slot], (at.round - 1) & 1);
+      if (at.round > 0) barrier_wait(&barriers.empty[at.slot], (at.round - 1) & 1);
       barrier_wait(&barriers.full[at.slot], at.round & 1);
       const uint32_t stage = start + at.slot * shape.stage_bytes();
       multiply_stage<kN, kStretches>(
@@ -348,7 +350,7 @@ __global__ void __launch_bounds__(kExpertsFlowThreads<kFew>, 1)
 
   // Whether the next tile is the team's; if not, goes past it.
   const auto mine = [&](int steps) {
-    if (kTeams == 1 || tile_count % kTeams == team) return true;
+    if (team == (in_turns ? tile_count % kExpertsTeams : 0)) return true;
     at.skip(steps, shape.stages);
     ++tile_count;
     return false;
@@ -358,14 +360,14 @@ __global__ void __launch_bounds__(kExpertsFlowThreads<kFew>, 1)
     const int tile = queue.take(n);
     if (tile < 0) break;
     if (!mine(up_steps)) continue;
-    if (kTeams > 1 && n == 1) barrier_wait(&tokens_there, 0);
+    if (kFew && n == 1) barrier_wait(&tokens_there, 0);
     const int index = tile / up_tiles;
     const Group group = group_at(index);
     float total[kN / 2] = {};
     multiply(std::integral_constant<int, 2>(), kFew ? start + shape.resident_at : 0, up_steps,
              up_stretches, token_scales + (kFew ? 0 : tile_count % kBuffers * stretches * kN),
              total);
-    if (kTeams > 1 && n == 0) barrier_arrive(&tokens_there);
+    if (kFew && n == 0) barrier_arrive(&tokens_there);
     // The warp's rows are 8 of w1 and the same 8 of w3.
     const int inner = tile % up_tiles * kFlowUpRows + warp % 4 * 8 + g;
     if constexpr (kFew) {
@@ -424,18 +426,19 @@ __global__ void __launch_bounds__(kExpertsFlowThreads<kFew>, 1)
                          : "memory");
           } while (counted < up_tiles);
         }
-        consumers_meet();  // it is there, and nobody multiplies with the group before any more
+        consumers_meet<kConsumers>();  // it is there, and nobody multiplies with the group before
+                                       // any more
 #pragma unroll
         for (int i = 0; i < kN / 4; ++i) {
           const int token = i / 2 * 8 + 2 * t + i % 2;
-          pair[i] = token < group.count ? pair_at(args, group.begin + token) : 0;
+          pair[i] = token < group.count ? args.order[group.begin + token] : 0;
         }
         // A warp quantises 128 columns of a pair, or each half of it 64.
         const int width = args.inner_stretch, lanes = width / 4, units = kWarp / lanes;
         const int part = lane % lanes;
 #pragma unroll 4
         for (int unit = warp * units + lane / lanes; unit < group.count * down_stretches;
-             unit += 4 * units) {
+             unit += kConsumerWarps * units) {
           const int token = unit / down_stretches, stretch = unit % down_stretches;
           const int column = stretch * width + part * 4;
           const uint2 pairs = __ldcg(reinterpret_cast<const uint2*>(
@@ -460,7 +463,7 @@ __global__ void __launch_bounds__(kExpertsFlowThreads<kFew>, 1)
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
-        consumers_meet();
+        consumers_meet<kConsumers>();
       }
     }
     if (!mine(down_steps)) continue;
@@ -485,22 +488,96 @@ __global__ void __launch_bounds__(kExpertsFlowThreads<kFew>, 1)
   }
 }
 
-// Each pair's token, which is quantised already, in the order of `order`. Bytes: P H read (from
-// L2), P H written. Bound: latency for few tokens.
-__global__ void __launch_bounds__(256) sm90_experts_gather(ExpertsArgs args) {
+// Groups the pairs by expert, in their order, and brings each pair's token, which is quantised
+// already, to the pair's place: what list_pairs does for one kernel more. Every block counts all
+// pairs, at most kFlowPairs; block t brings token t's. Bytes: T H read, P H written. Bound by
+// latency.
+constexpr int kGatherThreads = 256;
+__global__ void __launch_bounds__(kGatherThreads) sm90_experts_gather(ExpertsArgs args) {
+  constexpr int kWarps = kGatherThreads / kWarp, kAhead = 6;
+  constexpr int kEach = kMostExperts / kGatherThreads;  // experts of a thread
+  static_assert(kFlowPairs <= 0x7fff, "two counts in an int");
+  __shared__ __align__(16) int begins[kMostExperts];
+  __shared__ int16_t experts[kFlowPairs];
+  __shared__ int sums[kWarps];
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int pairs = static_cast<int>(args.x.rows) * args.top;
+  *reinterpret_cast<int4*>(&begins[kEach * threadIdx.x]) = {};
+  static_assert(kEach == 4);
+  __syncthreads();
   wait_for_previous();
   let_next_start();
-  const int position = blockIdx.x * 8 + threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  if (position >= args.offsets[args.experts]) return;
-  const int64_t token = args.order[position] / args.top;
+#pragma unroll 2
+  for (int pair = threadIdx.x; pair < pairs; pair += kGatherThreads) {
+    const int expert = args.ids[pair] - args.first_expert;
+    const bool here = expert >= 0 && expert < args.experts;
+    experts[pair] = static_cast<int16_t>(here ? expert : -1);
+    if (here) atomicAdd(&begins[expert], 1);
+  }
+  // Asked for before it is known where to.
+  const int64_t token = blockIdx.x;
+  const int words = args.hidden / 16, stretches = args.hidden / kTileStep;
   const auto* from = reinterpret_cast<const uint4*>(args.token_f8 + token * args.hidden);
-  auto* to = reinterpret_cast<uint4*>(args.x_f8 + static_cast<int64_t>(position) * args.hidden);
-#pragma unroll 6
-  for (int i = lane; i < args.hidden / 16; i += kWarp) to[i] = from[i];
-  const int stretches = args.hidden / kTileStep;
-  for (int s = lane; s < stretches; s += kWarp)
-    args.x_scales[static_cast<int64_t>(position) * stretches + s] =
-        args.token_scales[token * stretches + s];
+  const float* from_scales = args.token_scales + token * stretches;
+  uint4 row[kAhead];
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i)
+    if (lane + i * kWarp < words) row[i] = from[lane + i * kWarp];
+  const float scale = lane < stretches ? from_scales[lane] : 0.0f;
+  __syncthreads();
+  // Of each expert its pairs, and above them its groups; then how many come before.
+  int counts[kEach], sum = 0;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int count = begins[kEach * threadIdx.x + i];
+    counts[i] = count | (count + args.group_pairs - 1) / args.group_pairs << 16;
+    sum += counts[i];
+  }
+  int before = sum;
+#pragma unroll
+  for (int offset = 1; offset < kWarp; offset *= 2) {
+    const int other = __shfl_up_sync(~0u, before, offset);
+    if (lane >= offset) before += other;
+  }
+  if (lane == kWarp - 1) sums[warp] = before;
+  before -= sum;
+  __syncthreads();
+  int all = 0;
+#pragma unroll
+  for (int i = 0; i < kWarps; ++i) {
+    if (i < warp) before += sums[i];
+    all += sums[i];
+  }
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int expert = kEach * threadIdx.x + i, begin = before & 0xffff, count = counts[i] & 0xffff;
+    begins[expert] = begin;
+    if (blockIdx.x == 0) {
+      int4* entry = reinterpret_cast<int4*>(args.groups + 4) + (before >> 16);
+      for (int done = 0; done < count; done += args.group_pairs)
+        *entry++ = {expert, begin + done, min(args.group_pairs, count - done), 0};
+    }
+    before += counts[i];
+  }
+  if (blockIdx.x == 0 && threadIdx.x == 0) args.groups[0] = all >> 16;
+  __syncthreads();
+  for (int place = warp; place < args.top; place += kWarps) {
+    const int pair = static_cast<int>(token) * args.top + place, expert = experts[pair];
+    if (expert < 0) continue;
+    int earlier = 0;
+#pragma unroll 4
+    for (int i = lane; i < pair; i += kWarp) earlier += experts[i] == expert;
+    const int64_t position = begins[expert] + __reduce_add_sync(~0u, earlier);
+    if (lane == 0) args.order[position] = pair;
+    auto* to = reinterpret_cast<uint4*>(args.x_f8 + position * args.hidden);
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i)
+      if (lane + i * kWarp < words) to[lane + i * kWarp] = row[i];
+    for (int i = lane + kAhead * kWarp; i < words; i += kWarp) to[i] = from[i];
+    float* scales = args.x_scales + position * stretches;
+    if (lane < stretches) scales[lane] = scale;
+    for (int i = lane + kWarp; i < stretches; i += kWarp) scales[i] = from_scales[i];
+  }
 }
 
 }  // namespace m2::ops::cuda
