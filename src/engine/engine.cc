@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "base/thread_name.h"
 #include "engine/admission.h"
+#include "engine/drafter.h"
 #include "engine/engine_metrics.h"
 #include "engine/random.h"
 #include "engine/sampler.h"
@@ -65,13 +66,16 @@ int64_t longest_table(const model::StepModel::Limits& limits) {
 struct Flight {
   struct Share {
     Sequence* sequence;  // null once it has ended
-    int64_t computed;    // its tokens in the blocks when the step is done
+    int64_t computed;    // its tokens in the blocks when the step is done, without its draft
   };
   std::vector<Share> shares;
   std::vector<StepBatch::Row> rows;
   int64_t tokens = 0;
+  bool drafted = false;  // some of the rows stand for drafted tokens
+  Nanos begun = 0;
 
   bool empty() const { return shares.empty(); }
+  bool only_decodes() const { return tokens == std::ssize(rows); }
   void clear() {
     shares.clear();
     rows.clear();
@@ -118,6 +122,27 @@ double percent(int64_t part, int64_t whole) {
   return whole > 0 ? 100.0 * static_cast<double>(part) / static_cast<double>(whole) : 0.0;
 }
 
+// What became of the drafts between two snapshots, in vLLM's words.
+std::string drafts_line(const EngineStats& now, const EngineStats& before, double elapsed) {
+  const int64_t drafts = now.drafts - before.drafts;
+  const int64_t drafted = now.drafted_tokens - before.drafted_tokens;
+  int64_t came = 0;
+  std::vector<std::string> rates;
+  for (size_t i = 0; i < now.drafted_came.size(); ++i) {
+    const int64_t here = now.drafted_came[i] - before.drafted_came[i];
+    came += here;
+    rates.push_back(fmt::format("{:.3f}", percent(here, drafts) / 100));
+  }
+  while (rates.size() > 1 && rates.back() == "0.000") rates.pop_back();
+  return fmt::format(
+      "SpecDecoding metrics: Mean acceptance length: {:.2f}, Accepted throughput: {:.2f} tokens/s, "
+      "Drafted throughput: {:.2f} tokens/s, Accepted: {} tokens, Drafted: {} tokens, Per-position "
+      "acceptance rate: {}, Avg Draft acceptance rate: {:.1f}%",
+      1 + percent(came, drafts) / 100, static_cast<double>(came) / elapsed,
+      static_cast<double>(drafted) / elapsed, came, drafted, fmt::join(rates, ", "),
+      percent(came, drafted));
+}
+
 std::string error_text(RowStatus status) {
   return status == RowStatus::not_finite
              ? "The model's logits for this request were not finite (NaN or infinity)."
@@ -146,14 +171,18 @@ struct Engine::State final : model::LogitsSink {
         pool(the_pool),
         clock(the_clock),
         sink(the_sink),
-        metrics(registry, config.metric_labels, cache_info(config, limits), limits.max_model_len),
+        metrics(registry, config.metric_labels, cache_info(config, limits), limits.max_model_len,
+                config.speculation ? std::min(config.speculation->most_tokens, kMostDraft) : 0),
         inbox(static_cast<size_t>(config.max_queued_requests)),
         cache(cache_options(config, limits)),
         scheduler(scheduler_options(config), cache),
-        batch(config.max_num_batched_tokens, config.max_num_seqs, longest_table(limits),
+        batch(config.max_num_batched_tokens, step_sequences(), longest_table(limits),
               limits.block_size),
         sampler(config.id_limit, config.eos_token_ids, pool.size()),
         sampling(limits, config.eos_token_ids, config.max_num_batched_tokens),
+        drafter(config.speculation
+                    ? std::optional<Drafter>(std::in_place, *config.speculation, limits.block_size)
+                    : std::nullopt),
         results(static_cast<size_t>(config.max_num_batched_tokens)),
         logprobs(static_cast<size_t>(config.max_num_batched_tokens)) {
     for (Flight* flight : {&present, &coming}) {
@@ -180,16 +209,21 @@ struct Engine::State final : model::LogitsSink {
   Result<void> begin(const std::vector<Scheduler::Share>& plan);
   Result<void> enqueue(const std::vector<Scheduler::Share>& plan);
   Result<void> run_model(const model::StepInput& input);
-  bool must_wait() const;
+  int64_t step_sequences() const;
+  bool must_wait();
+  void draft();
+  void mask_drafts();
   void take_off(const std::vector<Scheduler::Share>& plan);
   Result<void> land();
   void read_sample(const model::StepResult& sampled, size_t index);
   void on_logits(int64_t first_row, Tensor logits) override;
   void read_row(int64_t index, Tensor logits, int thread);
+  void note_time(const Flight& flight);
   void commit(Flight& flight);
+  void accept_all(Sequence& sequence, size_t row, size_t end, int64_t computed, Nanos now);
   void publish();
   void reject(Sequence& sequence, RowStatus status);
-  void accept(Sequence& sequence, size_t row, int64_t computed, Nanos now);
+  bool accept(Sequence& sequence, size_t row, int64_t computed, Nanos now);
   void note_token(Sequence& sequence, Nanos now);
   Event& event_of(Sequence& sequence);
   void finish(Sequence& sequence, FinishReason reason, const std::string& error = {});
@@ -230,6 +264,8 @@ struct Engine::State final : model::LogitsSink {
   StepSampling sampling;        // for models that sample
   Flight present;               // the step under way, if the model samples
   Flight coming;                // the step being made
+  std::optional<Drafter> drafter;
+  std::vector<uint32_t> draft_masks;  // of rows that the host samples, behind their first
   int64_t heavy_sequences = 0;  // that may change more logits than a step can take
   int64_t tied_sequences = 0;   // that may depend on pending tokens
   std::map<RequestId, std::unique_ptr<Sequence>> sequences;
@@ -240,6 +276,7 @@ struct Engine::State final : model::LogitsSink {
   std::vector<kv::PagedCache::Publication> unpublished;  // between a commit and publish()
   int64_t rows_read = 0;
   int64_t step_tokens = 0;
+  Nanos landed = 0;  // when a step's tokens were last taken
   std::vector<Event> events;
   EngineStats stats;
   EngineStats logged;  // at the last log line
@@ -302,6 +339,7 @@ bool Engine::State::step() {
   const bool flew = !present.empty();
   bool planned = false;
   if (ran.ok()) {
+    draft();
     const std::vector<Scheduler::Share>& plan = scheduler.plan(clock.now());
     planned = !plan.empty();
     if (planned) {
@@ -357,6 +395,7 @@ void Engine::State::admit(const std::vector<Scheduler::Share>& plan) {
     sequence.table.blocks.reserve(static_cast<size_t>(cache.blocks_for(sequence.max_size)));
     if (sequence.params.prompt_logprobs >= 0)
       sequence.prompt_logprobs.resize(static_cast<size_t>(sequence.prompt_size) - 1);
+    if (drafter) drafter->admit(sequence);
   }
 }
 
@@ -396,20 +435,37 @@ Result<void> Engine::State::enqueue(const std::vector<Scheduler::Share>& plan) {
   return {};
 }
 
+// Sequences of one step, drafted tokens among them.
+int64_t Engine::State::step_sequences() const {
+  if (!config.speculation) return config.max_num_seqs;
+  return std::min(limits.max_sequences, config.max_num_batched_tokens);
+}
+
+// Whoever may run has its place in the step; what is left is for drafts.
+void Engine::State::draft() {
+  if (!drafter) return;
+  const auto running = std::ssize(scheduler.running());
+  const auto others = std::min(config.max_num_seqs, running + std::ssize(scheduler.waiting()));
+  drafter->draft(scheduler.running(), step_sequences() - others);
+}
+
 // Notes what the step will have done when it is committed.
 void Engine::State::take_off(const std::vector<Scheduler::Share>& plan) {
   coming.clear();
   coming.tokens = 0;
+  coming.drafted = false;
+  coming.begun = clock.now();
   for (const StepBatch::Row& row : batch.rows()) coming.rows.push_back(row);
   for (const Scheduler::Share& share : plan) {
     Sequence& sequence = *share.sequence;
     sequence.computed += share.tokens;
     sequence.scored = std::max(sequence.scored, sequence.computed);
     coming.shares.push_back({&sequence, sequence.computed});
-    coming.tokens += share.tokens;
+    coming.tokens += share.tokens + share.drafted;
+    coming.drafted = coming.drafted || share.drafted > 0;
   }
   for (size_t i = 0; i < coming.rows.size(); ++i) {
-    if (!coming.rows[i].samples) continue;
+    if (!coming.rows[i].samples || coming.rows[i].ahead > 0) continue;
     Sequence& sequence = *coming.rows[i].sequence;
     ++sequence.unknown;
     sequence.pending_row = static_cast<int32_t>(i);
@@ -417,12 +473,17 @@ void Engine::State::take_off(const std::vector<Scheduler::Share>& plan) {
 }
 
 // Whether the next step cannot be planned before the present one's tokens are known.
-bool Engine::State::must_wait() const {
+bool Engine::State::must_wait() {
   if (present.empty()) return false;
-  if (heavy_sequences > 0) return true;
-  return tied_sequences > 0 && std::ranges::any_of(present.rows, [](const StepBatch::Row& row) {
-           return row.samples && row.sequence && depends_on_pending(*row.sequence);
-         });
+  if (heavy_sequences > 0 || present.drafted) return true;
+  const auto any = [this](const auto& asks) {
+    return std::ranges::any_of(present.rows, [&](const StepBatch::Row& row) {
+      return row.samples && row.sequence && asks(*row.sequence);
+    });
+  };
+  if (tied_sequences > 0 && any(depends_on_pending)) return true;
+  return drafter &&
+         any([&](Sequence& sequence) { return drafter->wants(sequence, std::ssize(present.rows)); });
 }
 
 // Waits for the step under way and enters what it computed.
@@ -430,6 +491,7 @@ Result<void> Engine::State::land() {
   M2_TRY(const model::StepResult sampled, model.collect());
   M2_CHECK(sampled.rows.size() == present.rows.size());
   for (size_t i = 0; i < present.rows.size(); ++i) read_sample(sampled, i);
+  note_time(present);
   commit(present);
   present.clear();
   return {};
@@ -461,9 +523,36 @@ void Engine::State::read_sample(const model::StepResult& sampled, size_t index) 
 Result<void> Engine::State::run_model(const model::StepInput& input) {
   rows_read = 0;
   for (const StepBatch::Row& row : batch.rows()) (void)row.sequence->tokens.all();  // for threads
+  if (coming.drafted) mask_drafts();
   M2_TRY_VOID(model.step(input, *this));
   M2_CHECK(rows_read == static_cast<int64_t>(batch.rows().size()), "a step without its logits");
+  note_time(coming);
   return {};
+}
+
+// What constraints allow behind drafted tokens, asked before any thread samples: their first rows
+// ask for themselves.
+void Engine::State::mask_drafts() {
+  const size_t words = mask_words(static_cast<size_t>(config.id_limit));
+  draft_masks.resize(batch.rows().size() * words);
+  const auto mask_of = [&](size_t row) { return std::span(draft_masks).subspan(row * words, words); };
+  for (size_t i = 0; i < batch.rows().size(); ++i) {
+    const StepBatch::Row& row = batch.rows()[i];
+    if (row.ahead == 0 || !row.sequence->constraint) continue;
+    TokenConstraint& constraint = *row.sequence->constraint;
+    if (row.ahead == 1) constraint.begin_trial();
+    constraint.accept(row.sequence->draft->tokens[static_cast<size_t>(row.ahead) - 1]);
+    if (!constraint.fill(mask_of(i))) std::ranges::fill(mask_of(i), ~0u);
+    if (row.ahead == row.sequence->drafted()) constraint.end_trial();
+  }
+}
+
+// Steps of decoding tell what a row costs.
+void Engine::State::note_time(const Flight& flight) {
+  const Nanos now = clock.now();
+  if (drafter && flight.only_decodes())
+    drafter->note_step(std::ssize(flight.rows), now - std::max(flight.begun, landed));
+  landed = now;
 }
 
 void Engine::State::on_logits(int64_t first_row, Tensor logits) {
@@ -486,8 +575,12 @@ void Engine::State::read_row(int64_t index, Tensor logits, int thread) {
   RowResult& result = results[static_cast<size_t>(index)];
   const std::span values(logits.as<float>(), static_cast<size_t>(limits.vocab_size));
   if (row.samples) {
-    const SampleInput input{sequence.params, sequence.output(), &sequence.counts, sequence.seed,
-                            sequence.constraint.get()};
+    SampleInput input{sequence.params, sequence.output(), &sequence.counts, sequence.seed,
+                      row.ahead == 0 ? sequence.constraint.get() : nullptr, row.ahead};
+    if (row.ahead > 0 && sequence.constraint) {
+      const size_t words = mask_words(static_cast<size_t>(config.id_limit));
+      input.mask = std::span(draft_masks).subspan(static_cast<size_t>(index) * words, words);
+    }
     Sampled sampled = sampler.sample(values, input, thread);
     result = {sampled.status, sampled.token};
     if (row.logprobs >= 0) logprobs[static_cast<size_t>(index)] = std::move(sampled.logprobs);
@@ -513,17 +606,49 @@ void Engine::State::commit(Flight& flight) {
     const auto [sequence, computed] = flight.shares[i];
     if (!sequence) continue;
     while (row < flight.rows.size() && !flight.rows[row].sequence) ++row;
+    // Rows of the prompt, then the one that samples, then those of its draft.
     RowStatus status = RowStatus::ok;
-    std::optional<size_t> sampled;
     for (; row < flight.rows.size() && flight.rows[row].sequence == sequence; ++row) {
+      if (flight.rows[row].samples) break;
       if (results[row].status != RowStatus::ok) status = results[row].status;
-      if (flight.rows[row].samples) sampled = row;
     }
+    const size_t sampled = row;
+    while (row < flight.rows.size() && flight.rows[row].sequence == sequence) ++row;
     if (status != RowStatus::ok) {
       reject(*sequence, status);
-    } else if (sampled) {
-      accept(*sequence, *sampled, computed, now);
+    } else if (sampled < row) {
+      accept_all(*sequence, sampled, row, computed, now);
     }
+  }
+}
+
+// The token of a row, and of those behind it, which stand for a draft, as long as it comes true: a
+// row was computed right if the token sampled in front of it is the one drafted.
+void Engine::State::accept_all(Sequence& sequence, size_t row, size_t end, int64_t computed,
+                               Nanos now) {
+  const size_t first = row;
+  const auto drafted = static_cast<int64_t>(end - row) - 1;
+  if (drafted > 0) {
+    const std::span<const TokenId> draft = sequence.draft->drafted();
+    int64_t came = 0;
+    while (came < drafted && results[first + static_cast<size_t>(came)].status == RowStatus::ok &&
+           results[first + static_cast<size_t>(came)].token == draft[static_cast<size_t>(came)])
+      ++came;
+    ++stats.drafts;
+    stats.drafted_tokens += drafted;
+    for (int64_t i = 0; i < came; ++i) ++stats.drafted_came[static_cast<size_t>(i)];
+    drafter->note(sequence, came);
+    end = first + static_cast<size_t>(came) + 1;
+    sequence.draft->size = 0;
+  }
+  for (; row < end; ++row, ++computed) {
+    if (results[row].status != RowStatus::ok) return reject(sequence, results[row].status);
+    if (row > first) {
+      ++sequence.computed;
+      ++sequence.unknown;
+      sequence.scored = std::max(sequence.scored, sequence.computed);
+    }
+    if (!accept(sequence, row, computed, now)) return;
   }
 }
 
@@ -547,8 +672,9 @@ void Engine::State::reject(Sequence& sequence, RowStatus status) {
   retire(sequence, FinishReason::error);
 }
 
-// `computed`: the sequence's tokens in its blocks, if they have not been taken away since.
-void Engine::State::accept(Sequence& sequence, size_t row, int64_t computed, Nanos now) {
+// `computed`: the sequence's tokens in its blocks, if they have not been taken away since. False: it
+// was its last token.
+bool Engine::State::accept(Sequence& sequence, size_t row, int64_t computed, Nanos now) {
   M2_CHECK(sequence.unknown > 0 && computed == sequence.known());
   const TokenId token = results[row].token;
   sequence.tokens.push_back(token);
@@ -556,8 +682,11 @@ void Engine::State::accept(Sequence& sequence, size_t row, int64_t computed, Nan
   if (has_penalties(sequence.params)) sequence.counts.add_output(token);
   if (sequence.constraint) sequence.constraint->accept(token);
   // Salt and prompt logprobs lie where no step looks: only where there is need for them.
-  if (sequence.computed >= computed && cache.has_unpublished(sequence.table, computed))
+  if (sequence.computed >= computed && cache.has_unpublished(sequence.table, computed)) {
+    const bool again = !unpublished.empty() && unpublished.back().table == &sequence.table;
+    if (again) unpublished.pop_back();  // of the token before, by the same step
     unpublished.push_back({&sequence.table, sequence.prefix(), computed});
+  }
   note_token(sequence, now);
 
   Event& event = event_of(sequence);
@@ -570,11 +699,12 @@ void Engine::State::accept(Sequence& sequence, size_t row, int64_t computed, Nan
     event.detail = std::make_shared<const EventDetail>(std::move(detail));
   }
   const Ending ending = ending_of(sequence, config.eos_token_ids);
-  if (ending.reason == FinishReason::none) return;
+  if (ending.reason == FinishReason::none) return true;
   event.finish = ending.reason;
   event.stop_token = ending.stop_token;
   publish();  // before its blocks are given back
   retire(sequence, ending.reason);
+  return false;
 }
 
 // Only now, with finite logits in hand, do the blocks behind them enter the prefix cache; and not
@@ -717,6 +847,7 @@ void Engine::State::log_throughput() {
       percent(stats.prefix_hits, stats.prefix_queries));
   const bool idle = prompt == 0 && generation == 0 && stats.running == 0 && stats.waiting == 0;
   idle ? log_debug("{}", line) : log_info("{}", line);
+  if (stats.drafts > logged.drafts) log_info("{}", drafts_line(stats, logged, elapsed));
   logged = stats;
   next_log = now + config.log_interval;
 }

@@ -1,7 +1,9 @@
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <stop_token>
 #include <string>
 #include <vector>
@@ -9,6 +11,7 @@
 #include "base/metrics.h"
 #include "base/result.h"
 #include "base/thread_pool.h"
+#include "engine/drafter.h"
 #include "engine/request.h"
 #include "model/step_model.h"
 
@@ -33,6 +36,9 @@ struct EngineConfig {
   // tokens from the prefix cache (the n choices of one prompt). 0: never.
   int64_t shared_prefill_tokens = 256;
   SchedulingPolicy policy = SchedulingPolicy::fcfs;
+  // Tokens are drafted where a step has room for their rows: a model that takes more sequences than
+  // max_num_seqs has some at any load.
+  std::optional<SpeculationConfig> speculation;
   std::vector<TokenId> eos_token_ids;  // the first is the model's eos
   TokenId id_limit = 0;                // ids from here on are never sampled (padding rows)
   uint64_t seed = 0;                   // for requests without a seed of their own
@@ -53,6 +59,9 @@ struct EngineStats {
   int64_t prefix_queries = 0;  // tokens looked up in the prefix cache
   int64_t prefix_hits = 0;     // tokens found
   int64_t steps = 0;
+  int64_t drafts = 0;  // whose rows were computed
+  int64_t drafted_tokens = 0;
+  std::array<int64_t, kMostDraft> drafted_came{};  // of how many drafts the i-th token came
   Nanos last_tick = 0;  // the clock when the engine last finished a step or an idle wait
   bool dead = false;    // a step failed; nothing more will run
 };

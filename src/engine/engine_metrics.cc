@@ -51,9 +51,31 @@ struct EngineMetrics::Register {
 };
 
 EngineMetrics::EngineMetrics(Metrics& metrics, const std::string& labels,
-                             const std::string& cache_info, int64_t max_model_len)
+                             const std::string& cache_info, int64_t max_model_len,
+                             int64_t most_drafted)
     : EngineMetrics(Register{metrics, labels}, decades(max_model_len)) {
   register_fixed(Register{metrics, labels}, cache_info);
+  if (most_drafted > 0) register_drafts(Register{metrics, labels}, most_drafted);
+}
+
+void EngineMetrics::register_drafts(Register series, int64_t most_drafted) {
+  drafts_ = &series.counter("spec_decode_num_drafts", "Drafts.");
+  drafted_tokens_ = &series.counter("spec_decode_num_draft_tokens", "Drafted tokens.");
+  drafted_came_ = &series.counter("spec_decode_num_accepted_tokens", "Drafted tokens that came.");
+  for (int64_t i = 0; i < most_drafted; ++i)
+    drafted_came_at_.push_back(&series.counter("spec_decode_num_accepted_tokens_per_pos",
+                                               "Drafted tokens that came, by place in the draft.",
+                                               fmt::format("position=\"{}\"", i)));
+}
+
+void EngineMetrics::show_drafts(const EngineStats& stats) {
+  drafts_->add(static_cast<double>(stats.drafts - last_.drafts));
+  drafted_tokens_->add(static_cast<double>(stats.drafted_tokens - last_.drafted_tokens));
+  for (size_t i = 0; i < drafted_came_at_.size(); ++i) {
+    const auto came = static_cast<double>(stats.drafted_came[i] - last_.drafted_came[i]);
+    drafted_came_->add(came);
+    drafted_came_at_[i]->add(came);
+  }
 }
 
 // Series that dashboards of this family ask for and that nothing here moves: there is no sleep
@@ -128,6 +150,7 @@ void EngineMetrics::on_step(const EngineStats& stats, int64_t step_tokens) {
   prefix_queries_.add(static_cast<double>(stats.prefix_queries - last_.prefix_queries));
   prefix_hits_.add(static_cast<double>(stats.prefix_hits - last_.prefix_hits));
   preemptions_.add(static_cast<double>(stats.preemptions - last_.preemptions));
+  if (drafts_) show_drafts(stats);
   show_waits();
   if (step_tokens > 0) iteration_tokens_.observe(static_cast<double>(step_tokens));
   last_ = stats;

@@ -14,9 +14,10 @@ namespace m2::engine {
 // The engine's Prometheus series (contract.md 8). Written on the engine's thread.
 class EngineMetrics {
  public:
-  // `cache_info`: labels that tell the cache's shape, for vllm:cache_config_info.
+  // `cache_info`: labels that tell the cache's shape, for vllm:cache_config_info. `most_drafted`:
+  // tokens of a draft; 0: nothing is drafted, and there are no series of it.
   EngineMetrics(Metrics& metrics, const std::string& labels, const std::string& cache_info,
-                int64_t max_model_len);
+                int64_t max_model_len, int64_t most_drafted);
 
   // After each step or idle wait (0 tokens); counters grow by what changed since the last call.
   void on_step(const EngineStats& stats, int64_t step_tokens);
@@ -30,6 +31,8 @@ class EngineMetrics {
   struct Register;
   static void register_fixed(Register series, const std::string& cache_info);
   EngineMetrics(Register series, const std::vector<double>& lengths);
+  void register_drafts(Register series, int64_t most_drafted);
+  void show_drafts(const EngineStats& stats);
 
   Gauge &running_, &waiting_, &kv_usage_;
   Counter &prefix_queries_, &prefix_hits_, &preemptions_;
@@ -40,6 +43,8 @@ class EngineMetrics {
   Histogram &prompt_size_, &generation_size_, &max_generation_size_, &max_tokens_, &computed_size_;
   Histogram &ttft_, &inter_token_, &per_token_;
   Histogram &e2e_, &queue_, &prefill_, &decode_, &inference_;
+  Counter *drafts_ = nullptr, *drafted_tokens_ = nullptr, *drafted_came_ = nullptr;
+  std::vector<Counter*> drafted_came_at_;  // by place in the draft
   EngineStats last_;  // as of the last call
   // Most tokens of a step waited equally long: those are counted first, and observed at once.
   Nanos waited_ = 0;

@@ -50,7 +50,7 @@ void penalise(std::span<float> row, const SamplingParams& params, const TokenCou
 }
 
 bool ends_too_early(const SampleInput& input) {
-  return static_cast<int64_t>(input.output.size()) < input.params.min_tokens;
+  return static_cast<int64_t>(input.output.size()) + input.ahead < input.params.min_tokens;
 }
 
 bool changes_row(const SampleInput& input) {
@@ -150,8 +150,11 @@ Sampled Sampler::sample(std::span<float> full_row, const SampleInput& input, int
   RowScan scan = scan_row(row, scratch.maxima);
   if (status_of(scan) != RowStatus::ok) return {status_of(scan), -1, std::nullopt};
   const TokenId forced = forced_token(input);
-  if (forced < 0 && input.constraint && input.constraint->fill(scratch.words)) {
-    mask_row(row, scratch.words);
+  std::span<const uint32_t> mask = input.mask;
+  if (forced < 0 && input.constraint && input.constraint->fill(scratch.words))
+    mask = scratch.words;
+  if (forced < 0 && !mask.empty()) {
+    mask_row(row, mask);
     scan = scan_row(row, scratch.maxima);
     if (scan.max == kMasked) return {RowStatus::all_masked, -1, std::nullopt};
   }
@@ -233,7 +236,7 @@ TokenId Sampler::draw(Row row, float max, const SampleInput& input, Scratch& scr
   const bool limited = params.top_k > 0 && params.top_k < id_limit_;
   // p >= min_p * p_max, seen on the logits.
   float cutoff = params.min_p > 0 ? max + std::log(params.min_p) / scale : kMasked;
-  const NoiseKey key = noise_key(input.seed, input.output.size());
+  const NoiseKey key = noise_key(input.seed, input.output.size() + static_cast<uint64_t>(input.ahead));
 
   if (limited && params.top_k <= kMostSorted) {
     select(row, params.top_k, scratch);

@@ -27,8 +27,10 @@ struct SampleInput {
   const SamplingParams& params;
   std::span<const TokenId> output;      // so far
   const TokenCounts* counts = nullptr;  // needed if has_penalties(params)
-  uint64_t seed = 0;                    // of the request; the position is output.size()
+  uint64_t seed = 0;                    // of the request; the position is output.size() + ahead
   TokenConstraint* constraint = nullptr;
+  int64_t ahead = 0;                    // tokens of a draft that stand between output and this one
+  std::span<const uint32_t> mask = {};  // then what a constraint allows behind them; empty: any id
 };
 
 // The token that a spent thinking budget forces here, or -1.

@@ -58,7 +58,8 @@ void Scheduler::schedule_running(bool decoding) {
     }
     if (sequence->complete()) continue;
     const int64_t tokens = chunk_of(sequence->pending());
-    if (make_room(sequence, sequence->computed + tokens)) share(sequence, tokens);
+    if (make_room(sequence, sequence->computed + tokens))
+      share(sequence, tokens, decoding ? sequence->drafted() : 0);
   }
 }
 
@@ -138,7 +139,7 @@ bool Scheduler::make_room(Sequence* sequence, int64_t tokens) {
 void Scheduler::preempt(Sequence* victim) {
   const auto planned = std::ranges::find(plan_, victim, &Share::sequence);
   if (planned != plan_.end()) {
-    budget_ += planned->tokens;
+    budget_ += planned->tokens + planned->drafted;
     plan_.erase(planned);
   }
   running_.pop_back();
@@ -150,9 +151,9 @@ void Scheduler::preempt(Sequence* victim) {
   ++preemptions_;
 }
 
-void Scheduler::share(Sequence* sequence, int64_t tokens) {
-  plan_.push_back({sequence, tokens});
-  budget_ -= tokens;
+void Scheduler::share(Sequence* sequence, int64_t tokens, int64_t drafted) {
+  plan_.push_back({sequence, tokens, drafted});
+  budget_ -= tokens + drafted;
 }
 
 int64_t Scheduler::chunk_of(int64_t pending) const {

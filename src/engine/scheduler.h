@@ -23,10 +23,12 @@ class Scheduler {
     int64_t shared_prefill_tokens;  // worth waiting for in another's prefill; 0: never
   };
 
-  // `tokens` of `sequence` to compute, from sequence->computed on.
+  // `tokens` of `sequence` to compute, from sequence->computed on, and behind the last of them the
+  // first `drafted` of its draft.
   struct Share {
     Sequence* sequence;
     int64_t tokens;
+    int64_t drafted = 0;
   };
 
   // `cache` outlives the scheduler. Precondition: a sequence's blocks always fit in an empty cache.
@@ -37,9 +39,10 @@ class Scheduler {
   // Takes a sequence out, wherever it is, with its blocks; damaged ones leave the prefix cache.
   void remove(Sequence* sequence, bool damaged);
 
-  // The next step: decoding sequences one token each, then running prefills, then waiting ones
-  // while there is room, none of those in a step that preempted. At least one token if there is any
-  // sequence. The reference is good until the next call.
+  // The next step: decoding sequences one token each, and their drafts, then running prefills, then
+  // waiting ones while there is room, none of those in a step that preempted. At least one token if
+  // there is any sequence. The reference is good until the next call. Precondition: drafts leave the
+  // step's tokens to all that run, and need no further KV block.
   const std::vector<Share>& plan(Nanos now);
 
   // Sequences in this order: running, and waiting.
@@ -57,7 +60,7 @@ class Scheduler {
   bool admit(Sequence* sequence, Nanos now);
   bool make_room(Sequence* sequence, int64_t tokens);
   void preempt(Sequence* victim);
-  void share(Sequence* sequence, int64_t tokens);
+  void share(Sequence* sequence, int64_t tokens, int64_t drafted = 0);
   int64_t chunk_of(int64_t pending) const;
 
   const Options options_;

@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/dense_memory.h"
 #include "base/prefetch.h"
+#include "engine/drafter.h"
 #include "engine/request.h"
 #include "engine/token_counts.h"
 #include "engine/token_list.h"
@@ -41,6 +42,7 @@ struct Sequence : Dense {
   bool announced = false;                       // an event was sent
   std::shared_ptr<TokenConstraint> constraint;  // has accepted exactly output(); null: none
   kv::BlockTable table;
+  std::unique_ptr<Draft> draft;  // null: none is ever made
   SamplingParams params;
 
   // Now and then.
@@ -57,6 +59,8 @@ struct Sequence : Dense {
   int64_t pending() const { return size() - computed; }
   // Nothing but the last token is left to compute: one more token each step.
   bool decoding() const { return pending() == 1 && size() > prompt_size; }
+  // Tokens drafted for the step planned, or under way: each has a row of its own in it.
+  int64_t drafted() const { return draft ? draft->size : 0; }
   std::span<const TokenId> prompt() const { return tokens.first(prompt_size); }
   // Its last step is planned: nothing is left to enqueue, only to collect.
   bool complete() const { return size() >= max_size; }

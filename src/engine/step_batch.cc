@@ -22,23 +22,35 @@ StepBatch::StepBatch(int64_t max_tokens, int64_t max_sequences, int64_t max_sequ
   rows_.reserve(static_cast<size_t>(max_tokens));
   query_starts_.reserve(static_cast<size_t>(max_sequences) + 1);
   context_lens_.reserve(static_cast<size_t>(max_sequences));
+  pieces_.reserve(static_cast<size_t>(max_sequences));
   placed_.reserve(static_cast<size_t>(max_sequences));
 }
 
+void StepBatch::cut(std::span<const Scheduler::Share> plan) {
+  pieces_.clear();
+  for (const Scheduler::Share& share : plan) {
+    const int64_t first = share.sequence->computed;
+    pieces_.push_back({share.sequence, first, share.tokens, 0});
+    for (int32_t ahead = 1; ahead <= share.drafted; ++ahead)
+      pieces_.push_back({share.sequence, first + share.tokens - 1 + ahead, 1, ahead});
+  }
+}
+
 const model::StepInput& StepBatch::build(std::span<const Scheduler::Share> plan) {
+  cut(plan);
   size_t tokens = 0;
-  for (const Scheduler::Share& share : plan) tokens += static_cast<size_t>(share.tokens);
+  for (const Piece& piece : pieces_) tokens += static_cast<size_t>(piece.tokens);
   for (auto* per_token : {&token_ids_, &positions_, &slots_}) per_token->resize(tokens);
-  query_starts_.resize(plan.size() + 1);
-  context_lens_.resize(plan.size());
+  query_starts_.resize(pieces_.size() + 1);
+  context_lens_.resize(pieces_.size());
   logit_rows_.clear();
   rows_.clear();
   query_starts_[0] = 0;
-  for (size_t i = 0; i < plan.size(); ++i) {
-    if (i + kAhead < plan.size()) prefetch(plan[i + kAhead].sequence);
-    query_starts_[i + 1] = query_starts_[i] + static_cast<int32_t>(plan[i].tokens);
-    context_lens_[i] = static_cast<int32_t>(plan[i].sequence->computed + plan[i].tokens);
-    add(plan[i], static_cast<size_t>(query_starts_[i]));
+  for (size_t i = 0; i < pieces_.size(); ++i) {
+    if (i + kAhead < pieces_.size()) prefetch(pieces_[i + kAhead].sequence);
+    query_starts_[i + 1] = query_starts_[i] + static_cast<int32_t>(pieces_[i].tokens);
+    context_lens_[i] = static_cast<int32_t>(pieces_[i].first + pieces_[i].tokens);
+    add(pieces_[i], static_cast<size_t>(query_starts_[i]));
   }
   input_.token_ids = token_ids_;
   input_.positions = positions_;
@@ -46,30 +58,33 @@ const model::StepInput& StepBatch::build(std::span<const Scheduler::Share> plan)
   input_.query_starts = query_starts_;
   input_.context_lens = context_lens_;
   input_.logit_rows = logit_rows_;
-  add_block_tables(plan);
+  add_block_tables();
   return input_;
 }
 
-void StepBatch::add(const Scheduler::Share& share, size_t at) {
-  Sequence& sequence = *share.sequence;
-  const int64_t end = sequence.computed + share.tokens;
-  for (int64_t position = sequence.computed; position < end; ++position, ++at) {
-    const bool samples = position + 1 == sequence.size();
+void StepBatch::add(const Piece& piece, size_t at) {
+  Sequence& sequence = *piece.sequence;
+  const int64_t end = piece.first + piece.tokens;
+  for (int64_t position = piece.first; position < end; ++position, ++at) {
+    const bool samples = position + 1 == sequence.size() + piece.ahead;
     const bool scores = sequence.params.prompt_logprobs >= 0 && position >= sequence.scored &&
                         position + 1 < sequence.prompt_size;
     if (samples || scores) {
       logit_rows_.push_back(static_cast<int32_t>(at));
       const SamplingParams& params = sequence.params;
-      rows_.push_back(
-          {&sequence, position, samples, samples ? params.logprobs : params.prompt_logprobs});
+      rows_.push_back({&sequence, position, samples,
+                       samples ? params.logprobs : params.prompt_logprobs, piece.ahead});
     }
     const int64_t index = position / block_size_;
     // As a rule the last one, which stands where nothing else need be fetched for it.
     const int64_t block = index + 1 == std::ssize(sequence.table.blocks)
                               ? sequence.table.last
                               : sequence.table.blocks[static_cast<size_t>(index)];
-    token_ids_[at] =
-        position < sequence.known() ? sequence.tokens[position] : -1 - sequence.pending_row;
+    if (piece.ahead > 0)
+      token_ids_[at] = sequence.draft->tokens[static_cast<size_t>(piece.ahead) - 1];
+    else
+      token_ids_[at] =
+          position < sequence.known() ? sequence.tokens[position] : -1 - sequence.pending_row;
     positions_[at] = static_cast<int32_t>(position);
     slots_[at] = static_cast<int32_t>((block - index) * block_size_ + position);
   }
@@ -79,19 +94,19 @@ void StepBatch::add(const Scheduler::Share& share, size_t at) {
 // row whose sequence was there in the step before has all but the newest blocks already: copying
 // them all would be most of a large step's work. Widths grow in strides, since another width moves
 // every row.
-void StepBatch::add_block_tables(std::span<const Scheduler::Share> plan) {
+void StepBatch::add_block_tables() {
   constexpr size_t kStride = 8;
   size_t longest = 0;
-  for (const Scheduler::Share& share : plan)
-    longest = std::max(longest, share.sequence->table.blocks.size());
+  for (const Piece& piece : pieces_)
+    longest = std::max(longest, piece.sequence->table.blocks.size());
   const size_t width =
       std::min((longest + kStride - 1) / kStride * kStride, std::max(longest, most_blocks_));
-  M2_CHECK(plan.size() * width <= block_tables_.size());
+  M2_CHECK(pieces_.size() * width <= block_tables_.size());
   if (width != width_) placed_.clear();
   width_ = width;
-  placed_.resize(plan.size());
-  for (size_t i = 0; i < plan.size(); ++i) {
-    const Sequence& sequence = *plan[i].sequence;
+  placed_.resize(pieces_.size());
+  for (size_t i = 0; i < pieces_.size(); ++i) {
+    const Sequence& sequence = *pieces_[i].sequence;
     const auto& blocks = sequence.table.blocks;
     Placed& placed = placed_[i];
     const auto row = block_tables_.begin() + static_cast<std::ptrdiff_t>(i * width);
@@ -104,7 +119,7 @@ void StepBatch::add_block_tables(std::span<const Scheduler::Share> plan) {
     placed.blocks = blocks.size();
   }
   input_.max_blocks_per_sequence = static_cast<int64_t>(width);
-  input_.block_tables = std::span(block_tables_).first(plan.size() * width);
+  input_.block_tables = std::span(block_tables_).first(pieces_.size() * width);
 }
 
 }  // namespace m2::engine

@@ -45,22 +45,48 @@ void StepSampling::fill_masks(ThreadPool& pool) {
   if (constrained_.empty()) return;
   words_.resize(static_cast<size_t>(pool.size()));
   const auto fill = [&](const Constrained& one, int thread) {
-    ops::SampleRow& row = rows_[one.row];
-    if (!one.limited) {
-      if (!one.constraint->fill(mask_of(row))) row.mask = -1;
-      return;
-    }
     std::vector<uint32_t>& words = words_[static_cast<size_t>(thread)];
-    words.resize(static_cast<size_t>(limits_.mask_words));
-    if (!one.constraint->fill(words)) return;
-    const std::span<uint32_t> mask = mask_of(row);
-    for (size_t i = 0; i < mask.size(); ++i) mask[i] &= words[i];
+    TokenConstraint& constraint = *one.sequence->constraint;
+    fill_mask(one, 0, words);
+    if (one.rows == 1) return;
+    constraint.begin_trial();
+    bool comes = true;
+    for (size_t i = 1; i < one.rows; ++i) {
+      const TokenId drafted = one.sequence->draft->tokens[i - 1];
+      comes = comes && may_come(rows_[one.row + i - 1], drafted);
+      if (!comes) {
+        rows_[one.row + i].mask = -1;  // nobody asks what follows what may not come
+        continue;
+      }
+      constraint.accept(drafted);
+      fill_mask(one, i, words);
+    }
+    constraint.end_trial();
   };
   if (constrained_.size() == 1) return fill(constrained_.front(), 0);
   std::atomic<size_t> next{0};
   pool.run([&](int thread) {
     for (size_t i = next++; i < constrained_.size(); i = next++) fill(constrained_[i], thread);
   });
+}
+
+// The mask of the `index`-th row, from what its constraint has accepted by now.
+void StepSampling::fill_mask(const Constrained& one, size_t index, std::vector<uint32_t>& words) {
+  ops::SampleRow& row = rows_[one.row + index];
+  TokenConstraint& constraint = *one.sequence->constraint;
+  if (!one.limited) {
+    if (!constraint.fill(mask_of(row))) row.mask = -1;
+    return;
+  }
+  words.resize(static_cast<size_t>(limits_.mask_words));
+  if (!constraint.fill(words)) return;
+  const std::span<uint32_t> mask = mask_of(row);
+  for (size_t i = 0; i < mask.size(); ++i) mask[i] &= words[i];
+}
+
+bool StepSampling::may_come(const ops::SampleRow& row, TokenId token) {
+  return row.mask < 0 ||
+         (mask_of(row)[static_cast<size_t>(token / 32)] >> (token % 32) & 1u) != 0;
 }
 
 void StepSampling::add_row(const StepBatch::Row& batch_row) {
@@ -73,8 +99,9 @@ void StepSampling::add_row(const StepBatch::Row& batch_row) {
     return;
   }
   row.logprobs = params.logprobs;
+  const int64_t before = sequence.output_size() + batch_row.ahead;  // tokens of the output
   // Then all of the output is known, and at no other time is it looked at.
-  if (sequence.output_size() == params.thinking_budget)
+  if (before == params.thinking_budget)
     row.given = forced_token({params, sequence.output(), &sequence.counts, sequence.seed});
   if (row.given >= 0) return;
   row.temperature = params.temperature;
@@ -82,16 +109,19 @@ void StepSampling::add_row(const StepBatch::Row& batch_row) {
   row.top_k = params.top_k;
   row.min_p = params.min_p;
   row.repetition_penalty = params.repetition_penalty;
-  const NoiseKey key = noise_key(sequence.seed, static_cast<uint64_t>(sequence.output_size()));
+  const NoiseKey key = noise_key(sequence.seed, static_cast<uint64_t>(before));
   row.noise_first = key.first;
   row.noise_second = key.second;
   if (!params.allowed_token_ids.empty()) add_mask(params.allowed_token_ids, row);
   if (sequence.constraint) {
     const bool limited = row.mask >= 0;
     if (!limited) row.mask = add_mask_row();
-    constrained_.push_back({rows_.size() - 1, sequence.constraint.get(), limited});
+    if (batch_row.ahead > 0)
+      ++constrained_.back().rows;
+    else
+      constrained_.push_back({rows_.size() - 1, 1, &sequence, limited});
   }
-  add_edits(sequence, row);
+  add_edits(sequence, before, row);
 }
 
 int32_t StepSampling::add_mask_row() {
@@ -115,13 +145,14 @@ void StepSampling::edit(TokenId id, uint32_t flags, float bias, float penalty) {
   edits_.push_back({id, bias, penalty, flags});
 }
 
-void StepSampling::add_edits(Sequence& sequence, ops::SampleRow& row) {
+// `before`: tokens of the output in front of the row's.
+void StepSampling::add_edits(Sequence& sequence, int64_t before, ops::SampleRow& row) {
   const SamplingParams& params = sequence.params;
   const auto begin = std::ssize(edits_);
   for (const std::vector<TokenId>& word : params.bad_words) {
     if (completes(word, sequence.output())) edit(word.back(), LogitEdit::kMasked);
   }
-  if (sequence.output_size() < params.min_tokens) {
+  if (before < params.min_tokens) {
     for (const TokenId id : eos_token_ids_) edit(id, LogitEdit::kMasked);
     for (const TokenId id : params.stop_token_ids) edit(id, LogitEdit::kMasked);
   }

@@ -36,7 +36,7 @@ class StepSampling {
   int32_t add_mask_row();
   std::span<uint32_t> mask_of(const ops::SampleRow& row);
   void fill_masks(ThreadPool& pool);
-  void add_edits(Sequence& sequence, ops::SampleRow& row);
+  void add_edits(Sequence& sequence, int64_t before, ops::SampleRow& row);
   void add_mask(const std::vector<TokenId>& allowed, ops::SampleRow& row);
   void edit(TokenId id, uint32_t flags, float bias = 0, float penalty = 0);
 
@@ -45,12 +45,15 @@ class StepSampling {
   std::vector<ops::SampleRow> rows_;
   std::vector<ops::LogitEdit> edits_;
   std::vector<uint32_t> masks_;
-  // Rows with a constraint.
+  // Rows of a sequence with a constraint: the next token's, and one behind each that is drafted.
   struct Constrained {
     size_t row;
-    TokenConstraint* constraint;
-    bool limited;  // its mask holds the ids that the request allows
+    size_t rows;
+    Sequence* sequence;
+    bool limited;  // their masks hold the ids that the request allows
   };
+  void fill_mask(const Constrained& one, size_t index, std::vector<uint32_t>& words);
+  bool may_come(const ops::SampleRow& row, TokenId token);
   std::vector<Constrained> constrained_;
   std::vector<std::vector<uint32_t>> words_;  // of each thread
 };

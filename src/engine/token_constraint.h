@@ -28,6 +28,11 @@ class TokenConstraint {
   // decides (a spent thinking budget).
   virtual void accept(int32_t token) = 0;
 
+  // What is accepted between the two is a trial: behind it all is as it was before. fill() and the
+  // others answer as if it were the output. Not one in another.
+  virtual void begin_trial() = 0;
+  virtual void end_trial() = 0;
+
   // Why no token is left to choose, where that is not the output's fault; empty: it is.
   virtual std::string_view failure() const { return {}; }
 

@@ -22,6 +22,8 @@ class ConstrainedOutput final : public engine::TokenConstraint {
 
   bool fill(std::span<uint32_t> words) override { return constraint_.fill(words); }
   void accept(int32_t token) override { constraint_.accept(token); }
+  void begin_trial() override { constraint_.begin_trial(); }
+  void end_trial() override { constraint_.end_trial(); }
   bool complete() const override { return constraint_.complete(); }
   std::string_view failure() const override {
     return constraint_.spent()

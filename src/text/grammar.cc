@@ -73,6 +73,9 @@ struct GrammarMatcher::State {
   LimitedMatcher matcher;
   Utf8Phase phase = Utf8Phase::whole;
   bool stopped = false;
+  // Of the output, while there is a trial.
+  Utf8Phase own_phase = Utf8Phase::whole;
+  bool own_stopped = false;
 };
 
 GrammarMatcher::GrammarMatcher(std::shared_ptr<const Grammar> grammar)
@@ -109,6 +112,18 @@ bool GrammarMatcher::accept(TokenId token) {
 bool GrammarMatcher::accept_text(std::string_view text) {
   return !state_->stopped &&
          state_->take(text, [&](LimitedMatcher& matcher) { return matcher.accept(text); });
+}
+
+void GrammarMatcher::begin_trial() {
+  state_->matcher.begin_trial();
+  state_->own_phase = state_->phase;
+  state_->own_stopped = state_->stopped;
+}
+
+void GrammarMatcher::end_trial() {
+  state_->matcher.end_trial();
+  state_->phase = state_->own_phase;
+  state_->stopped = state_->own_stopped;
 }
 
 bool GrammarMatcher::complete() const {

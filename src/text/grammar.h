@@ -67,6 +67,10 @@ class GrammarMatcher {
   // The same for bytes of text.
   bool accept_text(std::string_view text);
 
+  // What is accepted between the two is taken back by the second. Not one in another.
+  void begin_trial();
+  void end_trial();
+
   // Whether the text so far is a sentence of the language.
   bool complete() const;
 

@@ -69,28 +69,28 @@ void TagTokens::forbid_spelled(const Begun& begun, std::span<uint32_t> words) co
 OutputConstraint::OutputConstraint(OutputShape shape, std::shared_ptr<const TagTokens> tags)
     : shape_(std::move(shape)), tags_(std::move(tags)) {
   if (shape_.starts_in_reasoning)
-    phase_ = Phase::reasoning;
+    place_.phase = Phase::reasoning;
   else
     begin_answer(false);
 }
 
 void OutputConstraint::begin_answer(bool after_reasoning) {
-  begun_ = {};
+  place_.begun = {};
   if (shape_.calls_required) {
-    phase_ = Phase::newline;
+    place_.phase = Phase::newline;
   } else if (shape_.content) {
-    matcher_ = std::make_unique<GrammarMatcher>(shape_.content);
-    phase_ = Phase::opening;
-    newlines_due_ = after_reasoning;
+    matcher_ = std::make_shared<GrammarMatcher>(shape_.content);
+    place_.phase = Phase::opening;
+    place_.newlines_due = after_reasoning;
   } else {
-    phase_ = Phase::free;
+    place_.phase = Phase::free;
   }
 }
 
 void OutputConstraint::enter_calls() {
-  matcher_ = std::make_unique<GrammarMatcher>(shape_.calls);
-  phase_ = Phase::calls;
-  ++blocks_;
+  matcher_ = std::make_shared<GrammarMatcher>(shape_.calls);
+  place_.phase = Phase::calls;
+  ++place_.blocks;
 }
 
 void OutputConstraint::allow_only(std::span<const TokenId> ids, std::span<uint32_t> words) const {
@@ -100,10 +100,10 @@ void OutputConstraint::allow_only(std::span<const TokenId> ids, std::span<uint32
 
 bool OutputConstraint::fill(std::span<uint32_t> words) {
   M2_CHECK(words.size() >= mask_words(tags_->ids()));
-  switch (phase_) {
+  switch (place_.phase) {
     case Phase::reasoning: {
       const bool must_answer = shape_.calls_required || shape_.content;
-      if (!must_answer && !TagTokens::any_begun(begun_)) return false;
+      if (!must_answer && !TagTokens::any_begun(place_.begun)) return false;
       fill_free(words);
       return true;
     }
@@ -114,9 +114,9 @@ bool OutputConstraint::fill(std::span<uint32_t> words) {
     case Phase::content:
       matcher_->fill(words);
       forbid(tags_->block_close(), words);  // grammars of calls mean it, this is none
-      if (shape_.reads_tags) tags_->forbid_spelled(begun_, words);
-      if (phase_ == Phase::content) return true;
-      if (newlines_due_)
+      if (shape_.reads_tags) tags_->forbid_spelled(place_.begun, words);
+      if (place_.phase == Phase::content) return true;
+      if (place_.newlines_due)
         for (const TokenId id : tags_->newlines()) allow(id, words);
       if (shape_.calls) allow(tags_->id(TagTokens::block_open), words);
       return true;
@@ -146,8 +146,8 @@ bool OutputConstraint::fill(std::span<uint32_t> words) {
 // Reasoning and free text: all but the tags that have no place there, and their spelling.
 void OutputConstraint::fill_free(std::span<uint32_t> words) const {
   std::ranges::fill(words, ~0u);
-  tags_->forbid_spelled(begun_, words);
-  if (phase_ == Phase::reasoning) {
+  tags_->forbid_spelled(place_.begun, words);
+  if (place_.phase == Phase::reasoning) {
     if (shape_.calls_required || shape_.content)
       for (const TokenId id : tags_->stop_ids()) forbid(id, words);
     if (!shape_.calls) forbid(tags_->id(TagTokens::block_open), words);
@@ -155,47 +155,47 @@ void OutputConstraint::fill_free(std::span<uint32_t> words) const {
   }
   forbid(tags_->id(TagTokens::think_open), words);
   forbid(tags_->id(TagTokens::think_close), words);
-  if (!shape_.calls || (shape_.one_block && blocks_ > 0))
+  if (!shape_.calls || (shape_.one_block && place_.blocks > 0))
     forbid(tags_->id(TagTokens::block_open), words);
 }
 
 void OutputConstraint::accept(TokenId token) {
   const TokenId open = tags_->id(TagTokens::block_open);
   const bool stops = std::ranges::count(tags_->stop_ids(), token) > 0;
-  switch (phase_) {
+  switch (place_.phase) {
     case Phase::reasoning:
       if (token == tags_->id(TagTokens::think_close)) return begin_answer(true);
       if (token == open && shape_.calls) return enter_calls();
-      return TagTokens::advance(begun_, tags_->bytes(token));
+      return TagTokens::advance(place_.begun, tags_->bytes(token));
     case Phase::free:
       if (token == open && shape_.calls) return enter_calls();
-      return TagTokens::advance(begun_, tags_->bytes(token));
+      return TagTokens::advance(place_.begun, tags_->bytes(token));
     case Phase::opening:
-      if (newlines_due_ && std::ranges::count(tags_->newlines(), token) > 0) {
-        newlines_due_ = false;
+      if (place_.newlines_due && std::ranges::count(tags_->newlines(), token) > 0) {
+        place_.newlines_due = false;
         return;
       }
       if (token == open && shape_.calls) return enter_calls();
-      phase_ = Phase::content;
+      place_.phase = Phase::content;
       return match(token);
     case Phase::content:
       return match(token);
     case Phase::calls:
       if (!matcher_->accept(token))
-        phase_ = Phase::broken;
+        place_.phase = Phase::broken;
       else if (matcher_->complete())
-        phase_ = shape_.calls_required || shape_.content ? Phase::over : Phase::free;
-      begun_ = {};
+        place_.phase = shape_.calls_required || shape_.content ? Phase::over : Phase::free;
+      place_.begun = {};
       return;
     case Phase::newline:
-      phase_ = token == tags_->newline() ? Phase::tag : Phase::broken;
+      place_.phase = token == tags_->newline() ? Phase::tag : Phase::broken;
       return;
     case Phase::tag:
       if (token == open) return enter_calls();
-      phase_ = Phase::broken;
+      place_.phase = Phase::broken;
       return;
     case Phase::over:
-      if (!stops) phase_ = Phase::broken;
+      if (!stops) place_.phase = Phase::broken;
       return;
     case Phase::broken:
       return;
@@ -203,12 +203,25 @@ void OutputConstraint::accept(TokenId token) {
 }
 
 void OutputConstraint::match(TokenId token) {
-  TagTokens::advance(begun_, tags_->bytes(token));
-  if (!matcher_->accept(token)) phase_ = Phase::broken;
+  TagTokens::advance(place_.begun, tags_->bytes(token));
+  if (!matcher_->accept(token)) place_.phase = Phase::broken;
+}
+
+// A trial that enters a grammar makes a matcher of its own for it.
+void OutputConstraint::begin_trial() {
+  own_place_ = place_;
+  own_matcher_ = matcher_;
+  if (matcher_) matcher_->begin_trial();
+}
+
+void OutputConstraint::end_trial() {
+  place_ = own_place_;
+  matcher_ = std::move(own_matcher_);
+  if (matcher_) matcher_->end_trial();
 }
 
 bool OutputConstraint::complete() const {
-  switch (phase_) {
+  switch (place_.phase) {
     case Phase::reasoning:
       return !shape_.calls_required && !shape_.content;
     case Phase::free:

@@ -65,6 +65,9 @@ class OutputConstraint {
   // The ids that may come next, into `words` [mask_words(tags.ids())]. False: any.
   bool fill(std::span<uint32_t> words);
   void accept(TokenId token);
+  // What is accepted between the two is taken back by the second. Not one in another.
+  void begin_trial();
+  void end_trial();
   bool complete() const;
   // Whether its grammar gave up (GrammarMatcher::spent()).
   bool spent() const { return matcher_ && matcher_->spent(); }
@@ -92,11 +95,19 @@ class OutputConstraint {
 
   const OutputShape shape_;
   const std::shared_ptr<const TagTokens> tags_;
-  Phase phase_ = Phase::free;
-  bool newlines_due_ = false;  // those after reasoning have not come
-  int blocks_ = 0;
-  TagTokens::Begun begun_{};
-  std::unique_ptr<GrammarMatcher> matcher_;  // of content or calls
+  // How far the output has come, but for its text in a grammar.
+  struct Place {
+    Phase phase = Phase::free;
+    bool newlines_due = false;  // those after reasoning have not come
+    int blocks = 0;
+    TagTokens::Begun begun{};
+  };
+  Place place_;
+  std::shared_ptr<GrammarMatcher> matcher_;  // of content or calls
+
+  // Of the output, while there is a trial.
+  Place own_place_;
+  std::shared_ptr<GrammarMatcher> own_matcher_;
 };
 
 }  // namespace m2::text

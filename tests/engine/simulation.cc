@@ -181,6 +181,9 @@ class Simulation : public EventSink {
     config_.policy = dice_.chance(0.5) ? SchedulingPolicy::fcfs : SchedulingPolicy::priority;
     config_.eos_token_ids = {kEos};
     config_.id_limit = kIdLimit;
+    if (dice_.chance(0.5))
+      config_.speculation = SpeculationConfig{dice_.pick<int64_t>({1, 2, 5, 20}),
+                                              dice_.between(1, 3), dice_.between(3, 40)};
     busy_ = dice_.pick<double>({0.05, 0.3, 1.0, 3.0});
     metrics_ = std::make_unique<Metrics>();
     model_ = std::make_unique<HistoryModel>(limits_, kIdLimit);
@@ -229,6 +232,12 @@ class Simulation : public EventSink {
     if (dice_.chance(0.2)) params.stop_token_ids = random_tokens(2);
     if (dice_.chance(0.05)) params.logit_bias = {{random_tokens(1)[0], 3.0f}};
     if (dice_.chance(0.05)) params.allowed_token_ids = random_tokens(5);
+    // A text of two tokens is drafted rightly every other time.
+    if (config_.speculation && dice_.chance(0.5)) params.allowed_token_ids = random_tokens(2);
+    if (dice_.chance(0.1)) {
+      params.thinking_budget = dice_.between(0, 20);
+      params.thinking_ends = random_tokens(1);
+    }
     if (dice_.chance(0.05)) params.bad_words = {random_tokens(1), random_tokens(2)};
     if (dice_.chance(0.1)) params.logprobs = static_cast<int32_t>(dice_.between(0, 5));
     if (dice_.chance(0.1)) params.prompt_logprobs = static_cast<int32_t>(dice_.between(0, 5));
@@ -305,7 +314,8 @@ class Simulation : public EventSink {
     expect(model_->fault().empty(), model_->fault());
     if (ran) {
       expect(model_->tokens() <= config_.max_num_batched_tokens, "I5: too many tokens");
-      expect(model_->sequences() <= config_.max_num_seqs, "I5: too many sequences");
+      const int64_t most = config_.speculation ? limits_.max_sequences : config_.max_num_seqs;
+      expect(model_->sequences() <= most, "I5: too many sequences");
     }
     const Result<void> audit = engine_->audit();
     expect(audit.ok(), audit.ok() ? "" : audit.error().text);
@@ -339,6 +349,7 @@ class Simulation : public EventSink {
     expect(stats.running == 0 && stats.waiting == 0 && stats.kv_blocks_used == 0,
            "I15: something is owned at idle");
     result_.preemptions += stats.preemptions;
+    for (const int64_t came : stats.drafted_came) result_.drafted_came += came;
   }
 
   void on_event(const Event& event) {

@@ -12,6 +12,7 @@ struct SimulationResult {
   int64_t tokens = 0;
   int64_t preemptions = 0;
   int64_t cached_tokens = 0;
+  int64_t drafted_came = 0;  // tokens that were drafted and came
   int64_t aborted = 0, failed = 0, deaths = 0;
   uint64_t trace = 0;  // hash of every event, for replay
 };

@@ -57,14 +57,16 @@ TEST(Simulation, ManyWorlds) {
     total.tokens += result.tokens;
     total.preemptions += result.preemptions;
     total.cached_tokens += result.cached_tokens;
+    total.drafted_came += result.drafted_came;
     total.aborted += result.aborted;
     total.failed += result.failed;
     total.deaths += result.deaths;
   }
   std::cout << total.steps << " steps, " << total.requests << " requests, " << total.tokens
             << " tokens, " << total.preemptions << " preemptions, " << total.cached_tokens
-            << " cached tokens, " << total.aborted << " aborted, " << total.failed << " failed, "
+            << " cached tokens, " << total.drafted_came << " tokens of drafts, " << total.aborted << " aborted, " << total.failed << " failed, "
             << total.deaths << " deaths\n";
+  EXPECT_GT(total.drafted_came, 0);
 }
 
 TEST(Simulation, ReplaysExactly) {

@@ -3,7 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <numeric>
 #include <random>
+#include <tuple>
 
 #include "tests/engine/engine_fixture.h"
 #include "tests/engine/sampling_model.h"
@@ -41,7 +43,8 @@ TokenId some_id(std::mt19937& random) {
   return static_cast<TokenId>(random() % World::kIdLimit);
 }
 
-Request random_request(std::mt19937& random) {
+// `few`: now and then of few ids, so that texts repeat themselves.
+Request random_request(std::mt19937& random, bool few = false) {
   Request out;
   const size_t size = 1 + random() % 40;
   for (size_t i = 0; i < size; ++i) out.prompt.push_back(some_id(random));
@@ -67,6 +70,10 @@ Request random_request(std::mt19937& random) {
     params.thinking_budget = static_cast<int64_t>(random() % 6);
     params.thinking_ends = {some_id(random)};
   }
+  if (few && random() % 2 == 0) {
+    params.allowed_token_ids = {some_id(random), some_id(random)};
+    params.max_tokens = 60;
+  }
   return out;
 }
 
@@ -88,12 +95,15 @@ class Winding : public TokenConstraint {
     state_ = state_ * 1664525u + static_cast<uint32_t>(token) + 1013904223u;
     ++accepted_;
   }
+  void begin_trial() override { own_ = {state_, accepted_}; }
+  void end_trial() override { std::tie(state_, accepted_) = own_; }
   bool complete() const override { return accepted_ % 2 == 0; }
 
  private:
   uint32_t state_;
   const size_t length_;
   size_t accepted_ = 0;
+  std::pair<uint32_t, size_t> own_;  // of the output, in a trial
 };
 
 void expect_same(const RecordingSink::Record& ahead, const RecordingSink::Record& plain,
@@ -123,20 +133,27 @@ void expect_same(const RecordingSink::Record& ahead, const RecordingSink::Record
   }
 }
 
+int64_t came_of(const EngineStats& stats) {
+  return std::reduce(stats.drafted_came.begin(), stats.drafted_came.end());
+}
+
 // Requests come in between the steps, some are cancelled, some meet NaN; blocks are so few that
 // sequences are preempted.
-void run_both(int64_t blocks, int64_t most_edits, uint64_t nan_every, unsigned seed) {
+template <class Model, class... Args>
+void run_both(int64_t blocks, const std::optional<SpeculationConfig>& speculation,
+              uint64_t nan_every, unsigned seed, const Args&... args) {
   EngineConfig config = World::config();
   const model::StepModel::Limits limits = World::limits(blocks);
-  Setting<SamplingModel> ahead(config, limits, most_edits);
   Setting<HistoryModel> plain(config, limits);
+  config.speculation = speculation;
+  Setting<Model> ahead(config, limits, args...);
   ahead.model.set_nan_every(nan_every);
   plain.model.set_nan_every(nan_every);
   std::mt19937 random(seed);
   std::set<RequestId> cancelled;
   for (int round = 0; round < 400; ++round) {
     if (random() % 4 == 0) {
-      Request request = random_request(random), same = request;
+      Request request = random_request(random, speculation.has_value()), same = request;
       if (random() % 6 == 0) {
         const auto how = static_cast<uint32_t>(random());
         const size_t length = random() % 3 == 0 ? 1 + random() % 20 : SIZE_MAX;
@@ -172,28 +189,61 @@ void run_both(int64_t blocks, int64_t most_edits, uint64_t nan_every, unsigned s
     ++compared;
   }
   EXPECT_GT(compared, 50u);
-  EXPECT_EQ(ahead.model.most_under_way(), 2u);
+  if constexpr (std::is_same_v<Model, SamplingModel>) {
+    if (!speculation) {
+      EXPECT_EQ(ahead.model.most_under_way(), 2u);
+    }
+  }
   if (blocks < 60) {
     EXPECT_GT(ahead.engine.stats().preemptions, 0);
+  }
+  if (speculation) {
+    const EngineStats stats = ahead.engine.stats();
+    EXPECT_GT(came_of(stats), 50);
+    EXPECT_LT(came_of(stats), stats.drafted_tokens);
+    EXPECT_LT(stats.steps, plain.engine.stats().steps);
   }
 }
 
 TEST(StepSampling, RunningAheadGivesTheSameTokens) {
-  run_both(64, 1 << 20, 0, 1);
-  run_both(64, 1 << 20, 0, 2);
+  run_both<SamplingModel>(64, {}, 0, 1, 1 << 20);
+  run_both<SamplingModel>(64, {}, 0, 2, 1 << 20);
 }
 
 TEST(StepSampling, RunningAheadThroughPreemptions) {
-  run_both(52, 1 << 20, 0, 3);
+  run_both<SamplingModel>(52, {}, 0, 3, 1 << 20);
 }
 
 TEST(StepSampling, RunningAheadPastBrokenLogits) {
-  run_both(64, 1 << 20, 37, 4);
+  run_both<SamplingModel>(64, {}, 37, 4, 1 << 20);
 }
 
 TEST(StepSampling, TheHostSamplesWhatIsTooMuchForTheDevice) {
-  run_both(64, 100, 0, 5);
-  run_both(64, 60, 0, 6);
+  run_both<SamplingModel>(64, {}, 0, 5, 100);
+  run_both<SamplingModel>(64, {}, 0, 6, 60);
+}
+
+constexpr SpeculationConfig kEager{5, 1, 8};
+
+TEST(StepSampling, DraftsGiveTheSameTokens) {
+  run_both<SamplingModel>(64, kEager, 0, 7, 1 << 20);
+  run_both<HistoryModel>(64, kEager, 0, 7);
+  run_both<SamplingModel>(64, SpeculationConfig{1, 2, 2}, 0, 8, 1 << 20);
+  run_both<HistoryModel>(64, SpeculationConfig{20, 2, 4}, 0, 8);
+}
+
+TEST(StepSampling, DraftsThroughPreemptions) {
+  run_both<SamplingModel>(52, kEager, 0, 9, 1 << 20);
+  run_both<HistoryModel>(52, kEager, 0, 9);
+}
+
+TEST(StepSampling, DraftsPastBrokenLogits) {
+  run_both<SamplingModel>(64, kEager, 37, 10, 1 << 20);
+  run_both<HistoryModel>(64, kEager, 37, 10);
+}
+
+TEST(StepSampling, DraftsWhereTheHostSamplesWhatIsTooMuch) {
+  run_both<SamplingModel>(64, kEager, 0, 11, 60);
 }
 
 // A step that fails under way ends the engine, and every request hears of it once.

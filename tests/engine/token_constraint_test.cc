@@ -25,6 +25,8 @@ class Turns : public TokenConstraint {
     return true;
   }
   void accept(int32_t token) override { accepted.push_back(token); }
+  void begin_trial() override { own_ = accepted.size(); }
+  void end_trial() override { accepted.resize(own_); }
   bool complete() const override { return whole; }
   std::string_view failure() const override { return why; }
 
@@ -35,6 +37,7 @@ class Turns : public TokenConstraint {
  private:
   const int32_t period_;
   const size_t length_;
+  size_t own_ = 0;  // of a trial
 };
 
 TEST(TokenConstraint, MasksEveryTokenAndSeesEachOnceThroughPreemption) {

@@ -102,6 +102,9 @@ class LimitedParser : private xgrammar::EarleyParser {
   // As many bytes as may come; how many.
   size_t advance(std::string_view bytes);
   void pop(size_t bytes);
+  // From here on what is accepted is a trial, until end_trial() takes it back.
+  void begin_trial();
+  void end_trial();
   bool complete() const { return IsCompleted() && !spent_; }
   bool spent() const { return spent_; }
   int64_t work() const { return work_; }
@@ -149,6 +152,18 @@ class LimitedParser : private xgrammar::EarleyParser {
   std::vector<uint32_t> known_;
   uint8_t known_escape_ = 0;
   bool known_is_free_ = false;
+
+  // What a trial began with.
+  struct Place {
+    std::vector<ParserState> states;  // the last row's
+    int32_t rows = 0;                 // of who waits; as many are held, or were when it began
+    size_t completed = 0;
+    size_t counts = 0;
+    int64_t held = 0;
+    int32_t settled = 0;
+    bool spent = false;
+  };
+  Place place_;
 
   int64_t work_ = 0;     // since this mask or token was begun
   int64_t held_ = 0;     // readings that wait, of all rows
@@ -302,6 +317,30 @@ void LimitedParser::settle() {
   for (; settled_ < rule_id_to_completable_states_.size(); ++settled_)
     held_ += rule_id_to_completable_states_[settled_].size();
   if (held_ > kMostHeld) spent_ = true;
+}
+
+void LimitedParser::begin_trial() {
+  place_ = {GetLatestScanableStates(),
+            static_cast<int32_t>(rule_id_to_completable_states_.size()),
+            is_completed_.size(),
+            counts_.size(),
+            held_,
+            settled_,
+            spent_};
+}
+
+void LimitedParser::end_trial() {
+  scanable_state_history_.PopBack(scanable_state_history_.size());
+  scanable_state_history_.PushBack(place_.states);
+  rule_id_to_completable_states_.PopBack(
+      static_cast<int32_t>(rule_id_to_completable_states_.size()) - place_.rows);
+  is_completed_.resize(place_.completed);
+  counts_.resize(place_.counts);
+  held_ = place_.held;
+  settled_ = place_.settled;
+  spent_ = place_.spent;
+  stop_token_is_accepted_ = false;
+  known_is_free_ = false;  // of states in rows that are others now
 }
 
 size_t LimitedParser::advance(std::string_view bytes) {
@@ -590,6 +629,14 @@ void LimitedMatcher::fill(std::span<uint32_t> words) {
 
 bool LimitedMatcher::accept(std::string_view bytes) {
   return parser_->accept(bytes);
+}
+
+void LimitedMatcher::begin_trial() {
+  parser_->begin_trial();
+}
+
+void LimitedMatcher::end_trial() {
+  parser_->end_trial();
 }
 
 bool LimitedMatcher::complete() const {

@@ -62,6 +62,9 @@ class LimitedMatcher {
   void fill(std::span<uint32_t> words);
   // False, and nothing changes, if this may not come here.
   bool accept(std::string_view bytes);
+  // What is accepted between the two is taken back by the second. Not one in another.
+  void begin_trial();
+  void end_trial();
   bool complete() const;
   // Whether a text of too many readings, as a grammar that is ambiguous makes them, was given up:
   // nothing may come any more.
