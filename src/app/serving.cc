@@ -36,8 +36,6 @@ std::string grouped(int64_t number) {
 
 // Flags whose values this version does not model are refused, not ignored.
 Result<void> refuse_unmodelled(const Values& values) {
-  if (values.given("speculative-config"))
-    return fail(Code::unsupported, "--speculative-config is not supported yet");
   struct Choice {
     const char* flag;
     std::vector<std::string_view> values;
@@ -290,6 +288,7 @@ Json Serving::terms() const {
   out["kv-cache-dtype"] = name_of(kv_dtype_);
   out["e8m0-scales"] = values_.flag("e8m0-scales");
   out["max-model-len"] = max_model_len_;
+  out["speculative-config"] = values_.json("speculative-config");
   return out;
 }
 
@@ -335,6 +334,7 @@ Result<void> Serving::build(const std::string& model) {
   M2_TRY_VOID(refuse_unmodelled(values_));
   M2_TRY_VOID(ops::choose_instruction_set(values_.text("cpu-isa")));
   M2_TRY(kv_dtype_, read_kv_dtype(values_));
+  M2_TRY(speculation_, read_speculation(values_));
   M2_TRY_VOID(check_sizes(values_));
   M2_TRY_VOID(check_pairs(values_));
   M2_TRY(folder_, model_folder(model, values_));
@@ -496,6 +496,8 @@ Result<void> Serving::make_models() {
   request.num_blocks = values_.integer("num-gpu-blocks-override").value_or(0);
   request.most_logprobs = *values_.integer("max-logprobs");
   request.kv_dtype = kv_dtype_;
+  request.drafted_rows =
+      drafted_rows(speculation_, request.max_num_seqs, request.max_num_batched_tokens);
   model::RunnerOptions options;
   options.id_limit = id_limit_;
   if (values_.flag("e8m0-scales")) options.scales = ScaleFormat::e8m0;
@@ -503,7 +505,8 @@ Result<void> Serving::make_models() {
     M2_TRY_VOID(check_gpu_memory());
     if (spread_.ranks_per_gpu == 1) {
       M2_TRY(GraphChoice graphs,
-             choose_graphs(values_, request.max_num_seqs, request.max_num_batched_tokens));
+             choose_graphs(values_, request.max_num_seqs + request.drafted_rows,
+                           request.max_num_batched_tokens));
       if (!graphs.note.empty()) log_info("{}", graphs.note);
       options.graph_sizes = std::move(graphs.sizes);
     }
@@ -568,10 +571,12 @@ Result<void> Serving::start_engines() {
   }
   std::vector<engine::Engine*> engines;
   for (const RankModels::Head& head : ranks_->heads()) {
-    engines_.push_back(std::make_unique<engine::Engine>(
+    engine::EngineConfig config =
         engine_config(values_, settings_.config, step_defaults_,
-                      static_cast<engine::TokenId>(id_limit_), served_name_, head.engine),
-        *head.model, *head.pool, clock_, *server_, metrics_));
+                      static_cast<engine::TokenId>(id_limit_), served_name_, head.engine);
+    config.speculation = speculation_;
+    engines_.push_back(std::make_unique<engine::Engine>(std::move(config), *head.model, *head.pool,
+                                                        clock_, *server_, metrics_));
     engines.push_back(engines_.back().get());
     if (head.rounds) head.rounds->set_wake([engine = engines.back()] { engine->wake(); });
   }

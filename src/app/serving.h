@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 
@@ -9,6 +10,7 @@
 #include "app/model_files.h"
 #include "app/options.h"
 #include "app/rank_models.h"
+#include "app/speculation_options.h"
 #include "base/metrics.h"
 #include "engine/engines.h"
 #include "server/server.h"
@@ -60,6 +62,7 @@ class Serving {
   Device device_;
   StepDefaults step_defaults_{};
   DType kv_dtype_ = DType::bf16;
+  std::optional<engine::SpeculationConfig> speculation_;
   int64_t scaled_layers_ = 0;  // whose FP8 scales the checkpoint has
   int64_t gpu_budget_ = 0;     // bytes of the GPU's memory that may be used
   std::shared_ptr<const text::Tokenizer> tokenizer_;

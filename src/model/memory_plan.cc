@@ -40,10 +40,11 @@ Result<MemoryPlan> plan_memory(const ModelConfig& config, const Weights& weights
                                const MemoryRequest& request, Device device) {
   MemoryPlan plan;
   plan.kv_dtype = request.kv_dtype;
+  const int64_t sequences = request.max_num_seqs + request.drafted_rows;
   const int64_t logit_rows =
-      ops::can_sample(device) ? std::min(kDeviceLogitRows, request.max_num_seqs) : kLogitRows;
+      ops::can_sample(device) ? std::min(kDeviceLogitRows, sequences) : kLogitRows;
   plan.limits = {request.max_num_batched_tokens,
-                 request.max_num_seqs,
+                 sequences,
                  std::min(logit_rows, request.max_num_batched_tokens),
                  blocks_of(request.max_model_len),
                  request.padded_rows,

@@ -16,6 +16,7 @@ struct MemoryRequest {
   int64_t max_model_len = 0;  // tokens of one sequence
   int64_t max_num_seqs = 0;
   int64_t max_num_batched_tokens = 0;
+  int64_t drafted_rows = 0;  // of a step, beside max_num_seqs: each as a sequence of one token
   DType kv_dtype = DType::bf16;     // --kv-cache-dtype; or f8_e4m3
   int64_t kv_cache_bytes = 0;       // --kv-cache-memory-bytes; 0: choose
   int64_t num_blocks = 0;           // --num-gpu-blocks-override; 0: choose

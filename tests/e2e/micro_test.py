@@ -36,9 +36,9 @@ RESULTS = {"get_weather": '{"temperature": 17, "condition": "sunny"}', "get_popu
 class Server:
     """One `m2 serve` on a free port; `model` None serves what a bare `m2 serve` does."""
 
-    def __init__(self, model=None):
+    def __init__(self, model=None, *flags):
         words = [BINARY, "serve", *([str(model)] if model else []), "--host", "127.0.0.1", "--port", "0",
-                 "--kv-cache-memory-bytes", "200M", "--disable-uvicorn-access-log"]
+                 "--kv-cache-memory-bytes", "200M", "--disable-uvicorn-access-log", *flags]
         self.process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
         self.log = []
         for line in self.process.stderr:
@@ -61,6 +61,25 @@ class Server:
                                          {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=120) as reply:
             return json.load(reply)
+
+    def counter(self, name):
+        with urllib.request.urlopen(self.url + "/metrics", timeout=30) as reply:
+            return sum(float(line.rsplit(" ", 1)[1]) for line in reply.read().decode().splitlines()
+                       if line.startswith(f"vllm:{name}{{"))
+
+
+def golden_requests():
+    goldens = json.loads((SOURCE / "tests/golden/micro/answers.json").read_text())
+    return [({key: golden[key] for key in ("messages", "tools") if key in golden}, golden["answer"])
+            for golden in goldens]
+
+
+def answer_of(reply):
+    choice = reply["choices"][0]
+    message = choice["message"]
+    calls = [call["function"] for call in message.get("tool_calls") or []]
+    return {"reasoning": message["reasoning"], "content": message["content"], "calls": calls,
+            "finish_reason": choice["finish_reason"]}
 
 
 def evaluate(*words):
@@ -91,23 +110,18 @@ class Micro(unittest.TestCase):
     # ---- Golden answers ----
 
     def test_greedy_answers_are_the_golden_bytes(self):
-        goldens = json.loads((SOURCE / "tests/golden/micro/answers.json").read_text())
+        goldens = golden_requests()
         self.assertGreaterEqual(len(goldens), 15)
 
         def ask(golden):
-            body = {key: golden[key] for key in ("messages", "tools") if key in golden}
-            choice = self.server.post("/v1/chat/completions", {**body, "temperature": 0})["choices"][0]
-            message = choice["message"]
-            calls = [call["function"] for call in message.get("tool_calls") or []]
-            return {"reasoning": message["reasoning"], "content": message["content"], "calls": calls,
-                    "finish_reason": choice["finish_reason"]}
+            return answer_of(self.server.post("/v1/chat/completions", {**golden[0], "temperature": 0}))
 
         # Alone, then all at once: the batch must not show.
-        self.assertEqual(ask(goldens[0]), goldens[0]["answer"])
+        self.assertEqual(ask(goldens[0]), goldens[0][1])
         with concurrent.futures.ThreadPoolExecutor(len(goldens)) as pool:
             answers = list(pool.map(ask, goldens))
-        for golden, answer in zip(goldens, answers):
-            self.assertEqual(answer, golden["answer"], golden["messages"][-1])
+        for (body, golden), answer in zip(goldens, answers):
+            self.assertEqual(answer, golden, body["messages"][-1])
 
     def test_prompts_are_those_of_jinja2_and_tokenizers(self):
         render, tokenizer = corpus.Renderer(), tokenizers.Tokenizer.from_file(str(MODEL / "tokenizer.json"))
@@ -196,6 +210,46 @@ class Micro(unittest.TestCase):
             model="m2-micro", messages=[{"role": "user", "content": "What is 347 + 58?"}], n=16, seed=1)
         right = sum("405" in choice.message.content for choice in answers.choices)
         self.assertGreaterEqual(right, 14)
+
+    # ---- Drafts ----
+
+    def test_drafts_change_no_answer(self):
+        flags = json.dumps({"method": "ngram", "num_speculative_tokens": 8, "prompt_lookup_min": 2})
+        drafting = Server(MODEL, "--speculative-config", flags)
+        self.addCleanup(drafting.stop)
+        schema = {"type": "object", "properties": {"name": {"type": "string"}, "count": {"type": "integer"}},
+                  "required": ["name", "count"], "additionalProperties": False}
+        text = "the cat sat on the mat and the cat sat on the mat and "
+        asked = [({**body, "temperature": 0}, "chat/completions") for body, _ in golden_requests()]
+        for seed in range(4):
+            asked += [({"messages": [{"role": "user", "content": "Say it again: " + text * 2}], "seed": seed,
+                        "max_tokens": 120, "logprobs": True}, "chat/completions"),
+                      ({"messages": [{"role": "user", "content": "Anything."}], "seed": seed, "max_tokens": 120,
+                        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}},
+                       "chat/completions"),
+                      ({"prompt": text * 3, "seed": seed, "max_tokens": 150, "ignore_eos": True, "logprobs": 1,
+                        "temperature": 0.7, "min_tokens": 20, "stop": ["xyzzy"]}, "completions")]
+
+        def ask(server, body, route):
+            reply = self.__class__.server.post if server is None else server.post
+            return self.without_ids(reply("/v1/" + route, body))
+
+        plain = [ask(None, *one) for one in asked]
+        alone = [ask(drafting, *one) for one in asked]
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            at_once = list(pool.map(lambda one: ask(drafting, *one), asked))
+        for one, right, first, second in zip(asked, plain, alone, at_once):
+            self.assertEqual(first, right, one)
+            self.assertEqual(second, right, one)
+        drafted = drafting.counter("spec_decode_num_draft_tokens_total")
+        came = drafting.counter("spec_decode_num_accepted_tokens_total")
+        self.assertGreater(came, 100)
+        self.assertGreater(drafted, came)
+
+    @staticmethod
+    def without_ids(reply):
+        kept = {"choices": reply["choices"], "usage": reply["usage"]}
+        return re.sub(r'"id": "[^"]*"', '"id": ""', json.dumps(kept))
 
     # ---- `m2 eval` ----
 

@@ -310,10 +310,12 @@ def test_exact(main):
 
 
 def test_schema_walks(main, walks):
-    done = cut = 0
+    done = cut = trials = 0
     for seed, (schema, _) in enumerate(EXACT):
         answer = main.ask(schema=schema, walks=walks, seed=seed)
         check(answer.get("dry", 1) == 0, "dry", schema, answer.get("dry_text"), answer.get("error"))
+        check(answer["wrong_trials"] == 0, "a trial left something behind", schema)
+        trials += answer["trials"]
         cut += answer.get("unfinished", 0)
         for walk in answer.get("walks", []):
             done += 1
@@ -323,11 +325,12 @@ def test_schema_walks(main, walks):
                 valid = error
             check(valid is True, "walk", schema, walk["text"], valid)
     check(done > 10 * cut, "walks end", done, cut)
-    print(f"schema walks: {done} valid, {cut} cut")
+    check(trials > 10 * walks, "trials", trials)
+    print(f"schema walks: {done} valid, {cut} cut, {trials} trials")
 
 
 def test_tool_walks(main, walks):
-    done = cut = 0
+    done = cut = trials = 0
     sets = json.loads((pathlib.Path(__file__).parent / "tool_sets.json").read_text())
     for seed, functions in enumerate(TOOLS + list(sets.values())):
         tools = [{"type": "function", "function": f} for f in functions]
@@ -337,6 +340,8 @@ def test_tool_walks(main, walks):
             one = "one" in asked
             answer = main.ask(tools=tools, walks=walks, seed=seed, **asked)
             check(answer.get("dry", 1) == 0, "dry", functions, answer)
+            check(answer["wrong_trials"] == 0, "a trial left something behind", functions)
+            trials += answer["trials"]
             check(answer.get("ignored") == [], answer.get("ignored"))
             cut += answer.get("unfinished", 0)
             for walk in answer.get("walks", []):
@@ -356,7 +361,8 @@ def test_tool_walks(main, walks):
                         valid = error
                     check(valid is True, "arguments", call, walk["text"], valid)
     check(done > 2 * cut, "walks end", done, cut)
-    print(f"tool walks: {done} valid, {cut} cut")
+    check(trials > 10 * walks, "trials", trials)
+    print(f"tool walks: {done} valid, {cut} cut, {trials} trials")
 
 
 def test_circles_in_tools(main):
@@ -495,7 +501,7 @@ EXPENSIVE = [
     ({"schema": {"anyOf": [object_of(a={"type": "string"}, **{f"b{i}": {"type": "integer"}}) for i in range(60)]}},
      ['{"a": "', '{"a": "aaa'], 40000),
     ({"schema": {"type": "object", "properties": {f"p{i}": text_of(2, 90) for i in range(100)}, "additionalProperties": False}},
-     ["{", '{"p1": "a', '{"p1": "aaa'], 90000),
+     ["{", '{"p1": "a', '{"p1": "aaa'], 240000),
     ({"schema": {"enum": ["a" * i for i in range(1, 400)]}}, ['"aaaa'], 2000),
     ({"regex": "(a?){0,150}b"}, ["", "a" * 10, "a" * 100], 3000),
     ({"regex": "\\w*a\\w{300}"}, ["a" * 320], 20000),

@@ -16,6 +16,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <deque>
 #include <fstream>
 #include <iostream>
 #include <random>
@@ -146,7 +147,7 @@ class Probe {
     std::vector<double> times;
     Json walks = Json::array();
     int64_t unfinished = 0, dry = 0;
-    most_work_ = 0;
+    most_work_ = trials_ = wrong_trials_ = 0;
     for (int64_t i = 0; i < asked["walks"].get<int64_t>(); ++i) {
       std::string text;
       switch (one_walk(shape, asked.value("steps", 300), random, times, text)) {
@@ -169,6 +170,8 @@ class Probe {
     out["unfinished"] = unfinished;
     out["work"] = most_work_;
     out["dry"] = dry;
+    out["trials"] = trials_;
+    out["wrong_trials"] = wrong_trials_;
     std::ranges::sort(times);
     const auto at = [&](double share) {
       return times.empty()
@@ -187,12 +190,24 @@ class Probe {
     std::vector<uint32_t> words(mask_words(tags_->ids()));
     constraint.accept(tags_->id(TagTokens::think_close));
     text = "</think>";
+    std::deque<Tried> tried;
     for (int64_t step = 0; step < steps; ++step) {
       const double start = microseconds();
       const bool masked = constraint.fill(words);
       if (step > 2) times.push_back(microseconds() - start);
       most_work_ = std::max(most_work_, constraint.work());
-      const TokenId token = masked ? draw(words, text, step, steps, random) : -1;
+      if (tried.empty() && masked && random() % 4 == 0)
+        tried = try_ahead(constraint, words, text, step, steps, random);
+      const bool follows = !tried.empty() && (tried.front().follows || random() % 2 == 0);
+      if (!follows) tried.clear();
+      TokenId token = -1;
+      if (follows) {
+        wrong_trials_ += tried.front().words != words;
+        token = tried.front().token;
+        tried.pop_front();
+      } else if (masked) {
+        token = draw(words, text, step, steps, random);
+      }
       for (const TokenId id : control_)
         if (has(words, id)) return End::control;
       if (!shape.calls && has(words, close_)) return End::control;
@@ -202,6 +217,34 @@ class Probe {
       constraint.accept(token);
     }
     return End::cut;
+  }
+
+  // A token of a trial, and the mask that it was drawn from.
+  struct Tried {
+    TokenId token;
+    std::vector<uint32_t> words;
+    bool follows;  // it is not the trial's first: the walk goes on with it if it did with that
+  };
+
+  // Tokens that are accepted for a trial: behind it the constraint must say what it said before.
+  std::deque<Tried> try_ahead(OutputConstraint& constraint, std::vector<uint32_t>& words,
+                              std::string text, int64_t step, int64_t steps,
+                              std::mt19937_64& random) {
+    const std::vector<uint32_t> before = words;
+    std::deque<Tried> out;
+    ++trials_;
+    constraint.begin_trial();
+    for (bool masked = true; masked && out.size() < 6; masked = constraint.fill(words)) {
+      const TokenId token =
+          draw(words, text, step + static_cast<int64_t>(out.size()), steps, random);
+      if (token < 0) break;
+      out.push_back({token, words, !out.empty()});
+      text += tokenizer_->bytes(token);
+      constraint.accept(token);
+    }
+    constraint.end_trial();
+    wrong_trials_ += !constraint.fill(words) || words != before;
+    return out;
   }
 
   static bool has(std::span<const uint32_t> words, TokenId id) {
@@ -293,6 +336,7 @@ class Probe {
   std::vector<uint32_t> closers_;
   std::vector<TokenId> control_;
   int64_t most_work_ = 0;  // of the masks of the walks asked for
+  int64_t trials_ = 0, wrong_trials_ = 0;
 };
 
 int main(const std::string& path) {

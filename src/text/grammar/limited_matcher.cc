@@ -75,7 +75,7 @@ namespace {
 
 // What one mask, or the taking of one token, may cost: states of the parser looked at, of which a
 // thread does some twenty to fifty million a second.
-constexpr int64_t kMostWork = 120'000;
+constexpr int64_t kMostWork = 240'000;
 constexpr int64_t kInTimeOfState = 128;     // words of masks that are looked at meanwhile
 constexpr int64_t kWorthKnowing = 30;       // of a mask; others are as soon made as copied
 constexpr int32_t kMostInRow = 512;         // readings that wait for a rule to end, of one byte
