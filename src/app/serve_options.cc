@@ -171,7 +171,7 @@ constexpr Option kOptions[] = {
   {"attention-backend", "", "execution", text, "", "Accepted; there is one attention per device."},
   {"moe-backend", "", "execution", text, "auto", "Accepted; there is one body of the experts per device."},
   {"structured-outputs-config", "", "execution", json, "", "Accepted; constrained output has one backend, xgrammar."},
-  {"speculative-config", "", "execution", json, "", "{\"method\": \"ngram\"}: tokens that stood behind the last ones before, in the request's own text, are tried several a step, where that is worth it; outputs stay what they are. num_speculative_tokens (5), prompt_lookup_min (3) and prompt_lookup_max (32) count; no other method."},
+  {"speculative-config", "", "execution", json, "", "{\"method\": \"ngram\"}: tokens that stood behind the last ones before, in the request's own text, are tried several a step, where that is worth it; outputs stay what they are. num_speculative_tokens (15, which is also the most a step takes), prompt_lookup_min (3) and prompt_lookup_max (32) count; no other method."},
   {"additional-config", "", "execution", json, "", "Accepted; nothing reads it."},
   {"kv-transfer-config", "", "execution", json, "", "Accepted; prefill and decode share one engine."},
   {"enable-flashinfer-autotune", "", "execution", flag, "false", "Accepted; nothing is tuned at start."},

@@ -17,9 +17,9 @@ struct Sequence;
 // Speculation by n-grams, as vLLM's --speculative-config calls it: what followed the last tokens
 // where they stood before in the request's own text is what may follow now.
 struct SpeculationConfig {
-  int64_t most_tokens = 5;  // of one draft, >= 1
-  int64_t least_match = 3;  // last tokens that must have stood there, >= 1
-  int64_t most_match = 32;  // and as many as count, >= least_match
+  int64_t most_tokens = 15;  // of one draft, >= 1
+  int64_t least_match = 3;   // last tokens that must have stood there, >= 1
+  int64_t most_match = 32;   // and as many as count, >= least_match
 };
 
 // Tokens of one draft: its rows share the KV block of the sequence's last token, so that what they

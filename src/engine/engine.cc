@@ -482,8 +482,8 @@ bool Engine::State::must_wait() {
     });
   };
   if (tied_sequences > 0 && any(depends_on_pending)) return true;
-  return drafter &&
-         any([&](Sequence& sequence) { return drafter->wants(sequence, std::ssize(present.rows)); });
+  const auto rows = std::ssize(present.rows);
+  return drafter && any([&](Sequence& sequence) { return drafter->wants(sequence, rows); });
 }
 
 // Waits for the step under way and enters what it computed.
@@ -535,7 +535,9 @@ Result<void> Engine::State::run_model(const model::StepInput& input) {
 void Engine::State::mask_drafts() {
   const size_t words = mask_words(static_cast<size_t>(config.id_limit));
   draft_masks.resize(batch.rows().size() * words);
-  const auto mask_of = [&](size_t row) { return std::span(draft_masks).subspan(row * words, words); };
+  const auto mask_of = [&](size_t row) {
+    return std::span(draft_masks).subspan(row * words, words);
+  };
   for (size_t i = 0; i < batch.rows().size(); ++i) {
     const StepBatch::Row& row = batch.rows()[i];
     if (row.ahead == 0 || !row.sequence->constraint) continue;
@@ -672,8 +674,8 @@ void Engine::State::reject(Sequence& sequence, RowStatus status) {
   retire(sequence, FinishReason::error);
 }
 
-// `computed`: the sequence's tokens in its blocks, if they have not been taken away since. False: it
-// was its last token.
+// `computed`: the sequence's tokens in its blocks, if they have not been taken away since. False:
+// it was its last token.
 bool Engine::State::accept(Sequence& sequence, size_t row, int64_t computed, Nanos now) {
   M2_CHECK(sequence.unknown > 0 && computed == sequence.known());
   const TokenId token = results[row].token;

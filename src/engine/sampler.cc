@@ -236,7 +236,8 @@ TokenId Sampler::draw(Row row, float max, const SampleInput& input, Scratch& scr
   const bool limited = params.top_k > 0 && params.top_k < id_limit_;
   // p >= min_p * p_max, seen on the logits.
   float cutoff = params.min_p > 0 ? max + std::log(params.min_p) / scale : kMasked;
-  const NoiseKey key = noise_key(input.seed, input.output.size() + static_cast<uint64_t>(input.ahead));
+  const NoiseKey key =
+      noise_key(input.seed, input.output.size() + static_cast<uint64_t>(input.ahead));
 
   if (limited && params.top_k <= kMostSorted) {
     select(row, params.top_k, scratch);

@@ -41,8 +41,8 @@ class Scheduler {
 
   // The next step: decoding sequences one token each, and their drafts, then running prefills, then
   // waiting ones while there is room, none of those in a step that preempted. At least one token if
-  // there is any sequence. The reference is good until the next call. Precondition: drafts leave the
-  // step's tokens to all that run, and need no further KV block.
+  // there is any sequence. The reference is good until the next call. Precondition: drafts leave
+  // the step's tokens to all that run, and need no further KV block.
   const std::vector<Share>& plan(Nanos now);
 
   // Sequences in this order: running, and waiting.

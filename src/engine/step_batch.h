@@ -18,7 +18,7 @@ class StepBatch {
     int64_t position;    // of the token whose row this is: it tells what stands at position + 1
     bool samples;        // the next token; else only the logprobs of the prompt's next
     int32_t logprobs;    // how many top ones are asked for; -1: none at all
-    int32_t ahead = 0;   // tokens of its sequence's draft up to this one's; the row counts if they come
+    int32_t ahead = 0;   // tokens of its sequence's draft up to this one's: if they come, it counts
   };
 
   // `max_sequences`: of the model's step, in which each drafted token is one of its own.

@@ -32,7 +32,7 @@ TEST(SpeculationOptions, AreOffUnlessGiven) {
 TEST(SpeculationOptions, TakeWhatVllmCallsNgram) {
   const auto usual = read(R"({"method": "ngram"})");
   ASSERT_TRUE(usual.ok() && usual->has_value());
-  EXPECT_EQ((*usual)->most_tokens, 5);
+  EXPECT_EQ((*usual)->most_tokens, 15);
   EXPECT_EQ((*usual)->least_match, 3);
   EXPECT_EQ((*usual)->most_match, 32);
   const auto own = read(
