@@ -716,7 +716,7 @@ TEST_F(Gpu, LinearSharesOfRanksAreTheSameInAnyBatch) {
       const OnGpu all(dtype, {tokens, total});
       cuda::linear(gpu(), x_gpu, weights, all);
       const std::vector<double> together = all.values();
-      for (const int64_t count : {1, 2, 7, 8, 9, 64})
+      for (const int64_t count : {1, 2, 7, 8, 9, 10, 16, 17, 64})
         for (const int64_t first : {0, 1}) {
           const OnGpu some(dtype, {count, total});
           cuda::linear(gpu(), x_gpu.tensor().rows(first, count), weights, some);

@@ -54,7 +54,7 @@ TEST(LinearPlan, FlowTilesSpreadEvenly) {
   };
   EXPECT_EQ(rows_of(1, 8192, 3072), 64);   // 128 tiles on 132 multiprocessors
   EXPECT_EQ(rows_of(16, 3072, 6144), 24);  // 128 as well; of 64 rows only 48
-  EXPECT_EQ(rows_of(16, 2048, 3072), 16);  // a fourth of qkv
+  EXPECT_EQ(rows_of(16, 2048, 2048), 16);
   for (const int64_t rows : {1, 8, 100, 5000, 200064})
     for (const int64_t tokens : {1, 64}) {
       const int tile =
@@ -70,6 +70,10 @@ TEST(LinearPlan, FewRowsOfManyColumnsTakeTwoBlocksATile) {
   EXPECT_LE(2 * (3072 / 48), o.multiprocessors);
   EXPECT_EQ(form_of({.tokens = 8, .rows = 3072, .columns = 3072}), LinearForm::flow_pair);
   EXPECT_EQ(form_of({.tokens = 9, .rows = 3072, .columns = 6144}), LinearForm::flow);
+  EXPECT_EQ(form_of({.tokens = 16, .rows = 3072, .columns = 3072}), LinearForm::flow_pair);
+  EXPECT_EQ(form_of({.tokens = 17, .rows = 3072, .columns = 3072}), LinearForm::flow);
+  EXPECT_EQ(form_of({.tokens = 10, .rows = 2048, .columns = 3072, .parts = 3}),
+            LinearForm::flow_pair);
   EXPECT_EQ(form_of({.tokens = 1, .rows = 3072, .columns = 1536}), LinearForm::flow_pair);
   EXPECT_EQ(form_of({.tokens = 1, .rows = 3072, .columns = 768}), LinearForm::flow);
   EXPECT_EQ(form_of({.tokens = 1, .rows = 8192, .columns = 3072}), LinearForm::flow);

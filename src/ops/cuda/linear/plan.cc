@@ -52,9 +52,9 @@ int64_t scales_offset(int64_t tokens, int64_t columns) {
 // share a tile of twice the rows.
 void share_columns(const LinearShape& shape, LinearPlan& plan) {
   const int64_t rows = (2 * shape.rows + shape.multiprocessors - 1) / shape.multiprocessors;
-  const bool compiled =
-      shape.columns == 24 * 256 || shape.columns == 12 * 256 || shape.columns == 6 * 256;
-  if (shape.tokens > 8 || rows > 64 || plan.tile_rows > 32 || !compiled) return;
+  const bool compiled = (shape.columns == 24 * 256 && shape.tokens <= 8) ||
+                        shape.columns == 12 * 256 || shape.columns == 6 * 256;
+  if (shape.tokens > 16 || rows > 64 || plan.tile_rows > 32 || !compiled) return;
   plan.form = LinearForm::flow_pair;
   plan.tile_rows = static_cast<int>((rows + 7) / 8 * 8);
 }

@@ -26,11 +26,11 @@ __device__ __forceinline__ LinearFlowPlace flow_place(const LinearArgs& args, in
   return {part, tile * tile_rows};
 }
 
-// The block's tokens as wgmma wants them, boxes of [kN, 128] from `to` on, with zeros past the last
-// column; and their scales. By the consumers.
+// The block's tokens as wgmma wants them, of steps [first_step, first_step + steps) boxes of
+// [kN, 128] from `to` on, with zeros past the last column; and all their scales. By the consumers.
 template <int kN>
-__device__ __forceinline__ void load_tokens(const LinearArgs& args, int steps, uint8_t* to,
-                                            float* scales) {
+__device__ __forceinline__ void load_tokens(const LinearArgs& args, int first_step, int steps,
+                                            uint8_t* to, float* scales) {
   constexpr int kAhead = 4, kPieces = 12;  // asked for together: of scales, of tokens
   const int tokens = static_cast<int>(args.x.rows), columns = static_cast<int>(args.x.columns);
   const int stretches = (columns + kTileStep - 1) / kTileStep;
@@ -44,8 +44,9 @@ __device__ __forceinline__ void load_tokens(const LinearArgs& args, int steps, u
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
       const int item = first + i * kFlowConsumers, token = item / pieces, piece = item % pieces;
-      value[i] = token < tokens && piece * 16 < columns
-                     ? load_written(args.x_f8 + int64_t{1} * token * columns + piece * 16)
+      const int column = first_step * kFlowColumns + piece * 16;
+      value[i] = token < tokens && column < columns
+                     ? load_written(args.x_f8 + int64_t{1} * token * columns + column)
                      : uint4{};
     }
 #pragma unroll
@@ -165,7 +166,7 @@ __global__ void __launch_bounds__(kFlowThreads, 1)
   wait_for_previous();
   let_next_start();
   if constexpr (kResident) {
-    load_tokens<kN>(args, steps, memory + shape.resident_at, token_scales);
+    load_tokens<kN>(args, 0, steps, memory + shape.resident_at, token_scales);
   } else {
 #pragma unroll 8
     for (int i = threadIdx.x; i < kN * stretches; i += kFlowConsumers) {

@@ -4,25 +4,24 @@
 
 namespace m2::ops::cuda {
 
-// sm90_linear_flow for up to eight tokens and matrices of few rows and many columns, to the same
+// sm90_linear_flow for up to 16 tokens and matrices of few rows and many columns, to the same
 // bytes: a cluster of two blocks has a tile, each block half of K. Tiles narrow enough to give
 // every multiprocessor one would leave most of the 64 rows of an instruction empty, and their
 // products take longer than their bytes. The first block hands its sums to the second, which has
 // kept its own stretches' products and takes them up in order. kHalf: stages of 256 columns in half
 // of K.
-constexpr int kPairTokens = 8;
 // kFlowUnderWay of these: o of one GPU has stages of 12 KB, ranks' q, k and v of 8.
 template <int kHalf>
 constexpr int kPairUnderWay = kHalf > 6 ? 3 : 2;
-template <int kHalf>
+template <int kN, int kHalf>
 __global__ void __launch_bounds__(kFlowThreads, 1)
     sm90_linear_flow_pair(const __grid_constant__ LinearArgs args,
                           const __grid_constant__ LinearFlowMaps maps, const FlowShared shape) {
-  constexpr int kN = kPairTokens, kStretches = 2;
+  constexpr int kStretches = 2;
   extern __shared__ uint8_t flow_memory[];
   __shared__ FlowBarriers barriers;
   __shared__ uint64_t handed;
-  __shared__ __align__(16) float sums[kFlowConsumers][kN / 2];
+  __shared__ __align__(16) float sums[kFlowConsumers][kN / 8][4];
   const uint32_t start = (shared_address(flow_memory) + 1023) & ~1023u;
   uint8_t* memory = flow_memory + (start - shared_address(flow_memory));
   auto* token_scales = reinterpret_cast<float*>(memory + shape.token_scales_at);
@@ -73,9 +72,11 @@ __global__ void __launch_bounds__(kFlowThreads, 1)
     return;
   }
 
+  // What follows a rank's product is small, and takes as long to start as this does to compute.
+  if (kHalf <= 6 && tokens < 16) let_next_start();
   wait_for_previous();
   let_next_start();
-  load_tokens<kN>(args, 2 * kHalf, memory + shape.resident_at, token_scales);
+  load_tokens<kN>(args, first_step, kHalf, memory + shape.resident_at, token_scales);
   consumers_meet();
   const int g = lane / 4, t = lane % 4, row = warp * 16 + g;
   // Eight rows never cross a scale block.
@@ -88,16 +89,15 @@ __global__ void __launch_bounds__(kFlowThreads, 1)
 #pragma unroll
   for (int i = 0; i < kHalf; ++i) {
     barrier_wait(&barriers.full[at.slot], at.round & 1);
-    stage_products<kN, kStretches>(
-        start + at.slot * shape.stage_bytes(), weight_box,
-        start + shape.resident_at + (first_step + i) * (2 * kN * kTileStep), d[i]);
+    stage_products<kN, kStretches>(start + at.slot * shape.stage_bytes(), weight_box,
+                                   start + shape.resident_at + i * (2 * kN * kTileStep), d[i]);
     barrier_arrive(&barriers.empty[at.slot]);
     at.next(shape.stages);
   }
   if (second) {
     barrier_wait(&handed, 0);
 #pragma unroll
-    for (int i = 0; i < kN / 2; ++i) total[i] = sums[threadIdx.x][i];
+    for (int i = 0; i < kN / 2; ++i) total[i] = sums[threadIdx.x][i / 4][i % 4];
   }
 #pragma unroll
   for (int i = 0; i < kHalf; ++i)
@@ -105,14 +105,22 @@ __global__ void __launch_bounds__(kFlowThreads, 1)
     for (int s = 0; s < kStretches; ++s)
       take_products<kN>(d[i][s], (first_step + i) * kStretches + s, token_scales, weight_scales,
                         upper, lower, total);
-  if (!second) return hand_to(sums[threadIdx.x], total, &handed, 1);
+  if (!second) {
 #pragma unroll
-  for (int r = 0; r < kN / 2; ++r) {
-    const int token = 2 * t + r % 2, in_tile = row + r / 2 * 8;
-    if (token < tokens && in_tile < shape.rows && first_row + in_tile < part.rows)
-      store_number(args.out.data, args.out.dtype,
-                   token * args.out.stride + part.out_begin + first_row + in_tile, total[r]);
+    for (int j = 0; j < kN / 8; ++j)
+      hand_to(sums[threadIdx.x][j], reinterpret_cast<float (&)[4]>(total[4 * j]), &handed, 1);
+    return;
   }
+#pragma unroll
+  for (int j = 0; j < kN / 8; ++j)
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      const int token = 8 * j + 2 * t + r % 2, in_tile = row + r / 2 * 8;
+      if (token < tokens && in_tile < shape.rows && first_row + in_tile < part.rows)
+        store_number(args.out.data, args.out.dtype,
+                     token * args.out.stride + part.out_begin + first_row + in_tile,
+                     total[4 * j + r]);
+    }
 }
 
 }  // namespace m2::ops::cuda
