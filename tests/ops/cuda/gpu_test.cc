@@ -1005,17 +1005,26 @@ TEST_F(Gpu, AttentionDecode) {
   }
 }
 
-// Whoever joins the parts of a context, their last block or a second kernel: the same bytes, again
-// and again.
+// Whoever joins the parts of a context, their last block, the blocks that they are sent to, or a
+// second kernel: the same bytes, again and again.
 TEST_F(Gpu, AttentionJoinsItsParts) {
   Exec apart = gpu();
   apart.alone = false;
+  const ops::HeadShape whole{48, 8, 128, 64}, quarter{12, 2, 128, 64}, eighth{6, 1, 128, 64};
+  using Sequences = std::vector<Sequence>;
   for (const DType cache : kCaches)
-    for (const std::vector<Sequence>& sequences :
-         {std::vector<Sequence>{{1, 600}},
-          {{1, 9001}},
-          {{1, 257}, {1, 5}, {1, 4099}, {1, 256}, {1, 1021}}}) {
-      const AttentionCase c{{48, 8, 128, 64}, 16, DType::bf16, sequences, cache};
+    for (const auto& [heads, sequences] :
+         {std::pair<ops::HeadShape, Sequences>{whole, {{1, 600}}},
+          {whole, {{1, 9001}}},
+          {whole, {{1, 257}, {1, 5}, {1, 4099}, {1, 256}, {1, 1021}}},
+          {quarter, {{1, 129}}},
+          {quarter, {{1, 2049}}},
+          {quarter, {{1, 300}, {1, 4096}}},
+          {quarter, {{1, 4097}, {1, 2000}}},
+          {eighth, {{1, 128}, {1, 1025}}},
+          {eighth, {{3, 700}, {1, 2303}}},
+          {{16, 2, 128, 64}, {{1, 900}}}}) {
+      const AttentionCase c{heads, 16, DType::bf16, sequences, cache};
       std::mt19937 same = random_;
       const std::vector<double> expected = run_attention(same, c, apart, "joined by a kernel");
       for (int round = 0; round < 3; ++round) {
@@ -1186,6 +1195,8 @@ TEST_F(Gpu, AttentionOfSeveralSequences) {
 TEST_F(Gpu, AttentionOfEvenSequences) {
   expect_same_alone(random_, std::vector<Sequence>(8, {1, 2041}), "eight of 2041");
   expect_same_alone(random_, std::vector<Sequence>(4, {1, 8192}), "four of 8192");
+  expect_same_alone(random_, std::vector<Sequence>(10, {1, 2500}), "ten of 2500");
+  expect_same_alone(random_, std::vector<Sequence>(33, {1, 8200}), "more parts than are sent");
 }
 
 TEST_F(Gpu, AttentionOfManySequences) {

@@ -308,6 +308,28 @@ TEST(AttentionPlan, ChoosesByTheNumberOfSequences) {
                 sequences > 2 && (cache != DType::bf16 || sequences < 16 || sequences >= 48))
           << sequences;
     }
+  // A rank's few KV heads have short parts, which warps take on their own.
+  AttentionShape rank{.tokens = 3,
+                      .sequences = 3,
+                      .max_context = 2048,
+                      .q_heads = 12,
+                      .kv_heads = 2,
+                      .head_dim = 128,
+                      .block_size = 16,
+                      .workspace_bytes = 1 << 30};
+  EXPECT_TRUE(plan_attention(rank).warps);
+  EXPECT_FALSE(plan_attention(rank).lasting);
+  rank.alone = false;
+  EXPECT_FALSE(plan_attention(rank).warps);
+  EXPECT_TRUE(plan_attention(rank).lasting);
+  rank.alone = true;
+  rank.q_heads = 6;
+  rank.kv_heads = 1;
+  EXPECT_TRUE(plan_attention(rank).warps);
+  rank.tokens = rank.sequences = 10;
+  EXPECT_TRUE(plan_attention(rank).lasting);
+  rank.tokens = rank.sequences = 64;
+  EXPECT_TRUE(plan_attention(rank).warps);
   EXPECT_FALSE(plan(1, DType::bf16, 8).ring);
   EXPECT_TRUE(plan(1, DType::bf16, 8).lasting);
 }

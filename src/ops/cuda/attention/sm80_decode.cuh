@@ -156,18 +156,18 @@ __device__ __forceinline__ void hand_over(Running& state, float* values, int war
   }
 }
 
-// What the block's warps have handed over becomes the part's share of the output, or the output, of
-// heads first, first + step, ...: a warp a head, four dims a lane.
-__device__ __forceinline__ void store_heads(const AttentionArgs& args, const DecodePart& of,
-                                            const float* values, int warp_floats,
-                                            const WarpTotals& totals, int first, int step) {
-  constexpr int kRow = kDim + 4;
-  const int lane = threadIdx.x % kWarp, group = args.heads.q / args.heads.kv, dim = lane * 4;
-  static_assert(kWarp * 4 == kDim, "a warp has a head's dims");
-  for (int h = first; h < group; h += step) {
-    float largest = totals[0][0][h];
+// What the block's warps have handed over of one head, together: the largest logit, the sum of
+// weights, and the weighted sum of V, four dims a lane.
+struct HeadSums {
+  float largest, sum = 0.0f, value[4] = {};
+
+  __device__ __forceinline__ HeadSums(const float* values, int warp_floats,
+                                      const WarpTotals& totals, int h) {
+    constexpr int kRow = kDim + 4;
+    static_assert(kWarp * 4 == kDim, "a warp has a head's dims");
+    const int dim = threadIdx.x % kWarp * 4;
+    largest = totals[0][0][h];
     for (int w = 1; w < kDecodeWarps; ++w) largest = fmaxf(largest, totals[w][0][h]);
-    float sum = 0.0f, value[4] = {};
 #pragma unroll
     for (int w = 0; w < kDecodeWarps; ++w) {
       const float factor = exp2f(totals[w][0][h] - largest);  // 0 for a warp without pages
@@ -179,6 +179,18 @@ __device__ __forceinline__ void store_heads(const AttentionArgs& args, const Dec
       value[2] = fmaf(own.z, factor, value[2]);
       value[3] = fmaf(own.w, factor, value[3]);
     }
+  }
+};
+
+// They become the part's share of the output, or the output, of heads first, first + step, ...: a
+// warp a head.
+__device__ __forceinline__ void store_heads(const AttentionArgs& args, const DecodePart& of,
+                                            const float* values, int warp_floats,
+                                            const WarpTotals& totals, int first, int step) {
+  const int lane = threadIdx.x % kWarp, group = args.heads.q / args.heads.kv, dim = lane * 4;
+  for (int h = first; h < group; h += step) {
+    HeadSums head(values, warp_floats, totals, h);
+    auto& [largest, sum, value] = head;
     const int q_head = of.head * group + h;
     if (of.each >= of.pages) {
 #pragma unroll
@@ -198,15 +210,12 @@ __device__ __forceinline__ void store_heads(const AttentionArgs& args, const Dec
   }
 }
 
-// The block's part is left, and the block that leaves the last one joins all of them. values: of
-// each warp [8][kDim + 4], warp_floats apart.
-template <class Page>
+// What the block's warps have handed over is left as its part, and the block that leaves the last
+// one joins all of them. values: of each warp [8][kDim + 4], warp_floats apart.
 __device__ __forceinline__ void leave_part(const AttentionArgs& args, const DecodePart& of,
-                                           Running& state, float* values, int warp_floats) {
+                                           const float* values, int warp_floats,
+                                           const WarpTotals& totals) {
   const int warp = threadIdx.x / kWarp, group = args.heads.q / args.heads.kv;
-  __shared__ WarpTotals totals;
-  hand_over<Page>(state, values, warp_floats, totals);
-  __syncthreads();
   store_heads(args, of, values, warp_floats, totals, warp, kDecodeWarps);
   if (!args.join || of.each >= of.pages) return;
 
@@ -269,7 +278,10 @@ __global__ void __launch_bounds__(kDecodeWarps* kWarp, 4)
       attend_page(registers, q, valid, log2_scale, state);
     }
   }
-  leave_part<Page>(args, of, state, values, kWarpFloats);
+  __shared__ WarpTotals totals;
+  hand_over<Page>(state, values, kWarpFloats, totals);
+  __syncthreads();
+  leave_part(args, of, values, kWarpFloats, totals);
 }
 
 // The same for all tokens, where the blocks of sm80_attention_decode do not. Bytes: parts * 130 * 4

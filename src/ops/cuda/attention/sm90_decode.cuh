@@ -1,6 +1,6 @@
 #pragma once
 
-#include "ops/cuda/attention/sm80_decode.cuh"
+#include "ops/cuda/attention/sent_parts.cuh"
 #include "ops/cuda/hopper.cuh"
 
 namespace m2::ops::cuda {
@@ -10,6 +10,43 @@ constexpr int kDecodeRing = 24 * 1024;  // a warp
 template <class Page>
 constexpr int kDecodeSlots = kDecodeRing / (2 * Page::kBytes);
 constexpr int kDecodeRings = kDecodeWarps * kDecodeRing;
+
+// Of few parts: each q head of each sequence has kMostSent rows.
+constexpr int kMostSent = 32;
+__device__ __forceinline__ bool sends_parts(const AttentionArgs& args, int parts) {
+  return args.join && parts > 1 && parts <= kMostSent &&
+         args.sequences * args.heads.q * kMostSent <= kSentRows;
+}
+__device__ __forceinline__ int sent_row(const AttentionArgs& args, const DecodePart& of, int h,
+                                        int part) {
+  const int q_head = of.head * (args.heads.q / args.heads.kv) + h;
+  return (of.sequence * args.heads.q + q_head) * kMostSent + part;
+}
+
+// The block's part of its heads is sent: a warp a head.
+__device__ __forceinline__ void send_part(const AttentionArgs& args, const DecodePart& of,
+                                          const float* values, int warp_floats,
+                                          const WarpTotals& totals) {
+  const int lane = threadIdx.x % kWarp, group = args.heads.q / args.heads.kv;
+  for (int h = threadIdx.x / kWarp; h < group; h += kDecodeWarps) {
+    const HeadSums head(values, warp_floats, totals, h);
+    uint4* const to = sent_parts + sent_row(args, of, h, of.part) * kSentWords;
+    send_part_word(to + lane, head.value[0], head.value[1], head.value[2], head.value[3]);
+    if (lane < 2)
+      send_part_word(to + kDim / 4 + lane, head.largest, head.sum, head.largest, head.sum);
+  }
+}
+
+// Each of the block's heads is joined by the block of one of the last parts, which are asked for
+// last; use(h) for those of this warp. No block waits for one that begins after it but for these
+// few.
+template <class Use>
+__device__ __forceinline__ void for_joined_heads(const AttentionArgs& args, const DecodePart& of,
+                                                 int parts, Use use) {
+  const int group = args.heads.q / args.heads.kv, warp = threadIdx.x / kWarp;
+  for (int h = parts - 1 - of.part; h < group; h += parts)
+    if (warp == kDecodeWarps - 1 - h / parts % kDecodeWarps) use(h);
+}
 
 // sm80_attention_decode, to the same bytes, with pages brought to shared memory by bulk copies some
 // ahead: so few warps have enough under way, and pages are asked for before the kernel in front has
@@ -55,9 +92,19 @@ __global__ void __launch_bounds__(kDecodeWarps* kWarp, 2)
     bulk_copy(to + Page::kBytes, static_cast<const uint8_t*>(args.cache.v) + at, Page::kBytes,
               &full[warp][slot]);
   };
+  const int parts = (of.pages + of.each - 1) / of.each;
+  // Words that are looked at are in L2 by then.
+  if (sends_parts(args, parts))
+    for_joined_heads(args, of, parts, [&](int h) {
+      const auto* const first =
+          reinterpret_cast<const uint8_t*>(sent_parts + sent_row(args, of, h, 0) * kSentWords);
+      for (int at = lane * 128; at < parts * kSentWords * 16; at += kWarp * 128)
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(first + at));
+    });
   int asked = 0;
   for (; asked < kSlots && page_at(asked) < min(of.end, of.pages - 1); ++asked)
     ask(asked, __shfl_sync(~0u, ids, asked));
+  if (args.heads.kv <= 2) let_next_start();  // a rank's o asks for few weights, and takes a while
   wait_for_previous();
   let_next_start();
   for (; asked < kSlots && page_at(asked) < of.end; ++asked)
@@ -91,7 +138,17 @@ __global__ void __launch_bounds__(kDecodeWarps* kWarp, 2)
       ++round;
     }
   }
-  leave_part<Page>(args, of, state, reinterpret_cast<float*>(rings), kDecodeRing / 4);
+  __shared__ WarpTotals totals;
+  auto* const sums = reinterpret_cast<float*>(rings);
+  hand_over<Page>(state, sums, kDecodeRing / 4, totals);
+  __syncthreads();
+  if (!sends_parts(args, parts)) return leave_part(args, of, sums, kDecodeRing / 4, totals);
+  send_part(args, of, sums, kDecodeRing / 4, totals);
+  for_joined_heads(args, of, parts, [&](int h) {
+    const int q_head = of.head * (args.heads.q / args.heads.kv) + h, row = sent_row(args, of, h, 0);
+    parts <= 16 ? join_few_sent<16>(args, of.token, q_head, row, parts)
+                : join_few_sent<32>(args, of.token, q_head, row, parts);
+  });
 }
 
 }  // namespace m2::ops::cuda
