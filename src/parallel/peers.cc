@@ -65,8 +65,9 @@ class PeerComm : public Comm {
     check(x);
     const int64_t bytes = x.elements() * size_of(x.dtype());
     if (given_up() || bytes == 0) return;
-    if (bytes <= cuda::kSmallSumBytes) return cuda::launch_small_peer_sum(exec.stream, sum_of(x));
     const bool whole = bytes * (size() - 1) <= kWholeBytes;
+    if (whole && bytes <= cuda::kSmallSumBytes)
+      return cuda::launch_small_peer_sum(exec.stream, sum_of(x));
     if (whole) return cuda::launch_peer_sum(exec.stream, sum_of(x));
     cuda::launch_shared_peer_sum(exec.stream, sum_of(x));
   }
@@ -77,7 +78,8 @@ class PeerComm : public Comm {
     const int64_t columns = x.size(1), bytes = x.elements() * size_of(x.dtype());
     const bool fits = x.dtype() == DType::bf16 && norm.weight.dtype() == DType::bf16 &&
                       reinterpret_cast<uintptr_t>(norm.weight.data()) % 16 == 0 &&
-                      x.size(0) <= cuda::kSumBlocks && columns <= cuda::kSumNormColumns &&
+                      x.size(0) <= cuda::kWordRows && columns <= cuda::kSumNormColumns &&
+                      bytes * (size() - 1) <= kWholeBytes &&
                       columns % (norm.quantised.empty() ? 8 : 128) == 0;
     if (!fits) return Comm::all_reduce_norm(exec, x, norm);
     if (given_up() || bytes == 0) return;

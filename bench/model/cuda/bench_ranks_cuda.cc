@@ -38,7 +38,7 @@ using SteadyTime = std::chrono::steady_clock;
 
 constexpr int64_t kContext = 2048;
 constexpr int64_t kChunk = 8192;
-constexpr int64_t kMostSequences = 64;
+constexpr int64_t kMostSequences = 128;
 constexpr int kWarm = 10, kSteps = 60, kPrompts = 6;
 constexpr int64_t kPerSequence = (kContext + kSteps + kWarm) / kBlockSize + 2;
 
@@ -84,7 +84,7 @@ struct Times {
   std::vector<double> decode;  // of each batch
   double prompt = 0;
 };
-constexpr int64_t kBatches[] = {1, 8, 10, 16, kMostSequences};
+constexpr int64_t kBatches[] = {1, 8, 10, 16, 64, 96, kMostSequences};
 
 // The model on all ranks of a spread.
 class Bench {
@@ -281,7 +281,7 @@ void print_sums(int64_t ranks) {
     fmt::print(" by {}, us | GB/s in |", sums == SumsBy::peers ? "peers" : "NCCL");
   }
   fmt::print("\n| ---: | ---: | ---: | ---: | ---: | ---: |\n");
-  for (const int64_t rows : {1, 8, 21, 22, 32, 64, 128, 256, 512, 1024, 2048, 8192}) {
+  for (const int64_t rows : {1, 8, 32, 64, 96, 128, 129, 256, 512, 1024, 2048, 8192}) {
     const int64_t bytes = rows * 3072 * 2;
     fmt::print("| {} | {} |", rows, bytes);
     for (const auto& way : ways) {
@@ -371,7 +371,7 @@ void print_norms(int64_t ranks) {
           parallel::sum_through_peers(parallel::make_hosted_comm(host, device), host, device);
       M2_CHECK(peers.ok(), "{}", peers.error().text);
       parallel::Comm& comm = **peers;
-      for (const int64_t rows : {1, 8, 10, 16, 32, 64}) {
+      for (const int64_t rows : {1, 8, 10, 16, 32, 64, 96, 128}) {
         if (ranks > devices && rows > 16) break;
         if (crowded && rows * ranks > 64 * devices) break;
         const Norms norms(device, ranks, rows);

@@ -6,6 +6,9 @@
 //                                what one of RANKS tensor ranks does, of all 62 layers; its
 //                                collectives are counted, and cost US each at batch 1, 8, 64, and
 //                                the last at each BATCH beyond
+//   bench_steps_cuda padded RANKS LAYERS BATCH...
+//                                each BATCH of such a share, recorded as the next of the usual
+//                                sizes and as what it is, in turns
 //   bench_steps_cuda profile [RANKS]
 //                                a few steps of two layers of the first of RANKS tensor ranks,
 //                                without graphs, for a profiler
@@ -122,7 +125,8 @@ class AbsentPeers : public parallel::Comm {
 
 class Bench {
  public:
-  Bench(const ModelConfig& config, int64_t context, bool graphs, int64_t ranks = 1)
+  Bench(const ModelConfig& config, int64_t context, bool graphs, int64_t ranks = 1,
+        const std::vector<int64_t>& more_sizes = {})
       : config_(config), context_(context), ranks_(ranks), stream_(kGpu) {
     if (ranks > 1)
       comm_ = std::make_unique<AbsentPeers>(ranks, kGpu);
@@ -148,6 +152,8 @@ class Bench {
     if (graphs) {
       options.graph_sizes = {1, 2, 4};
       for (int64_t size = 8; size <= 256; size += 8) options.graph_sizes.push_back(size);
+      options.graph_sizes.insert(options.graph_sizes.end(), more_sizes.begin(), more_sizes.end());
+      std::ranges::sort(options.graph_sizes);
       request.padded_rows = options.graph_sizes.back();
     }
     Result<MemoryPlan> plan = plan_memory(config, *weights, request, kGpu);
@@ -319,6 +325,22 @@ void measure_share(int64_t ranks, int64_t layers, const std::vector<double>& us_
   for (const int64_t batch : batches) bench.decode(batch, true, rate, us_a_sum[2]);
 }
 
+// What a batch loses by being recorded as the next of the usual sizes.
+void measure_padding(int64_t ranks, int64_t layers, const std::vector<int64_t>& batches) {
+  const double rate = read_rate();
+  fmt::print("{}; the first of {} tensor ranks, {} layers, FP8; read {:.0f} GB/s\n",
+             describe_device(Bench::kGpu), ranks, layers, rate / 1e9);
+  const ModelConfig config = full_width(layers, 256);
+  Bench padded(config, 2048, true, ranks), exact(config, 2048, true, ranks, batches);
+  padded.prefill(2048);
+  exact.prefill(2048);
+  for (const int64_t batch : batches)
+    for (int turn = 0; turn < 3; ++turn) {
+      padded.decode(batch, true, rate);
+      exact.decode(batch, true, rate);
+    }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -333,6 +355,13 @@ int main(int argc, char** argv) {
   const std::string_view first = argc > 1 ? argv[1] : "";
   if (first == "profile") {
     Bench(full_width(2, 256), 2048, false, static_cast<int64_t>(number(2, 1))).profile();
+    return 0;
+  }
+  if (first == "padded") {
+    std::vector<int64_t> batches;
+    for (int i = 4; i < argc; ++i) batches.push_back(std::stoll(argv[i]));
+    measure_padding(static_cast<int64_t>(number(2, 4)), static_cast<int64_t>(number(3, 8)),
+                    batches);
     return 0;
   }
   if (first == "share") {

@@ -197,7 +197,7 @@ __global__ void __launch_bounds__(kMostQkThreads)
 
 bool small_peer_sum_qk_fits(const QkNormRope& args) {
   const int threads = (args.heads.q + 2 * args.heads.kv) * kHeadThreads;
-  return args.qkv.rows <= kSumBlocks && args.heads.q % (kWarp / kHeadThreads) == 0 &&
+  return args.qkv.rows <= kWordRows && args.heads.q % (kWarp / kHeadThreads) == 0 &&
          threads <= kMostQkThreads && qk_whole_fits(args);
 }
 

@@ -9,15 +9,16 @@
 namespace m2::parallel::cuda {
 
 constexpr int kMostPeers = 8;
-constexpr int kSumBlocks = 64;   // of a launch; those of words may have fewer
+constexpr int kSumBlocks = 64;   // of a launch; those of words may have fewer, or a row each
 constexpr int kRowBlocks = 128;  // most of launch_peer_row_norm()
+constexpr int kWordRows = 128;   // most of launch_small_peer_sum_norm() and _qk()
 constexpr int kMostPlaces = 3;   // that a rank tells the others of, of one call
 
 // Sixteen bytes under way: numbers, or half as many with flags (peer_words.cuh).
 struct alignas(16) PeerWord {
   uint32_t part[4];
 };
-constexpr int64_t kSmallSumBytes = 384 << 10;  // 64 rows of 3072 bf16
+constexpr int64_t kSmallSumBytes = 768 << 10;  // kWordRows of 3072 bf16
 constexpr int64_t kSmallSumWords = kSmallSumBytes / sizeof(PeerWord);
 constexpr int64_t kBroadcastBytes = kSmallSumBytes / 2;
 
@@ -25,14 +26,14 @@ constexpr int64_t kBroadcastBytes = kSmallSumBytes / 2;
 struct PeerMemory {
   void* slots = nullptr;         // two of PeerSum::slot_bytes, for every other sum
   uint32_t* arrivals = nullptr;  // [kRowBlocks, kMostPeers] the round each peer's block has come to
-  // [kRowBlocks + kSumBlocks] meetings so far and, behind them, small sums; of the rank itself
+  // [kRowBlocks + kWordRows] meetings so far and, behind them, small sums; of the rank itself
   uint32_t* rounds = nullptr;
   void** places = nullptr;    // [kRowBlocks, kMostPeers, kMostPlaces] where each peer's x lies
   PeerWord* words = nullptr;  // [2, kMostPeers, kSmallSumWords] from each peer, for every other
                               // small sum
 };
 constexpr int64_t kArrivalBytes = int64_t{4} * kRowBlocks * kMostPeers;
-constexpr int64_t kRoundBytes = int64_t{4} * (kRowBlocks + kSumBlocks);
+constexpr int64_t kRoundBytes = int64_t{4} * (kRowBlocks + kWordRows);
 constexpr int64_t kPlaceBytes = int64_t{8} * kRowBlocks * kMostPeers * kMostPlaces;
 constexpr int64_t kWordBytes = int64_t{sizeof(PeerWord)} * 2 * kMostPeers * kSmallSumWords;
 
@@ -75,7 +76,7 @@ void launch_peer_columns(void* stream, const PeerColumns& parts);
 
 // A small sum that goes on into a norm (ops/norm.h, add_rms_norm): residual += sum, out = its norm.
 // bf16 all of them, rows dense and aligned to 16 bytes, columns a multiple of 8; at most
-// kSumNormColumns of them and kSumBlocks rows. sum.out is not written. The bytes are those of the
+// kSumNormColumns of them and kWordRows rows. sum.out is not written. The bytes are those of the
 // two operations one after the other.
 constexpr int64_t kSumNormColumns = 3072;
 struct PeerSumNorm {
@@ -123,7 +124,7 @@ void launch_peer_rows(void* stream, const PeerRows& rows);
 // A small sum on its way into the norm of q and k: qk.qkv's sums of squares, whose sum over ranks
 // comes into no memory (sum.x is not read and qk.sums neither). The bytes are those of
 // launch_qk_sum_squares, launch_small_peer_sum and launch_qk_norm_rope. Whether it can: even
-// numbers of q heads, at most 32 heads of q, k and v, at most kSumBlocks rows, and as
+// numbers of q heads, at most 32 heads of q, k and v, at most kWordRows rows, and as
 // qk_whole_fits().
 struct PeerQkNorm {
   PeerSum sum;

@@ -155,11 +155,11 @@ struct Words {
     round = rounds[account];
     half = round % 2 * kMostPeers * kSmallSumWords;
   }
-  // The round is over in this account and, of kSumBlocks, in its share of those that no block reads
+  // The round is over in this account and, of kWordRows, in its share of those that no block reads
   // of `read`. By a whole first warp, when all threads that send have read it.
   __device__ void count(unsigned account, unsigned read) const {
     const uint32_t next = __shfl_sync(~0u, round, 0) + 1;
-    for (unsigned i = account + threadIdx.x * read; i < kSumBlocks; i += kWarp * read)
+    for (unsigned i = account + threadIdx.x * read; i < kWordRows; i += kWarp * read)
       rounds[i] = next;
   }
   __device__ PeerWord* place(int of, int from, int64_t word) const {

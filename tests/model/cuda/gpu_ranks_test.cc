@@ -338,6 +338,8 @@ TEST_F(SharedGpu, PeersSumIntoNormsAsStepByStep) {
                                         {5, 3072},
                                         {64, 3072},
                                         {65, 3072},
+                                        {128, 3072},
+                                        {129, 3072},
                                         {2, 40'960},
                                         {64, 128},
                                         {3, 200},
@@ -590,10 +592,10 @@ TEST_F(SharedGpu, PeersNormQAndKAsStepByStep) {
     peer.host.barrier(parallel::host());
     for (const auto& [q_heads, kv_heads] :
          {std::pair<int64_t, int64_t>{12, 2}, {6, 1}, {24, 4}, {3, 1}, {48, 8}})
-      for (const int64_t rows : {1, 5, 64, 65})
+      for (const int64_t rows : {1, 5, 64, 65, 128, 129})
         for (const DType dtype : {DType::bf16, DType::f8_e4m3}) {
           const int64_t heads = q_heads + 2 * kv_heads;
-          const bool fused = rows <= 64 && q_heads % 2 == 0 && heads <= 32;
+          const bool fused = rows <= 128 && q_heads % 2 == 0 && heads <= 32;
           if (!fused && rows * heads > 65 * 16 && !room_behind_sums(peer)) continue;
           const int64_t width = heads * kDim;
           const int64_t blocks = rows / kBlock + 1;
@@ -658,7 +660,7 @@ TEST_F(SharedGpu, PeersNormQAndKAsStepByStep) {
 // the same words of peers' memory, whatever the one before made of them.
 struct SmallSums {
   static constexpr int64_t kHidden = 3072, kDim = 128, kQHeads = 6, kKvHeads = 1;
-  static constexpr int64_t kWidth = (kQHeads + 2 * kKvHeads) * kDim;
+  static constexpr int64_t kWidth = (kQHeads + 2 * kKvHeads) * kDim, kMostRows = 128;
   enum Kind { bf16, f32, told, norm, qk, kinds };
   struct One {
     Kind kind;
@@ -668,15 +670,18 @@ struct SmallSums {
   std::vector<One> sums;
   Tensor weights, angles, slots;
 
-  SmallSums(Arena& arena, int count, int64_t ranks, uint32_t seed) {
+  // Of at most 64 rows where ranks share a GPU: blocks of a larger sum's successor could keep a
+  // peer's from coming.
+  SmallSums(Arena& arena, int count, int64_t ranks, bool large, uint32_t seed) {
     std::mt19937 random(seed);
     weights = arena.place(DType::bf16, {kHidden});
-    angles = arena.place(DType::f32, {64, 64});
-    slots = arena.place(DType::i32, {64});
+    angles = arena.place(DType::f32, {kMostRows, 64});
+    slots = arena.place(DType::i32, {kMostRows});
     for (int i = 0; i < count; ++i) {
       One one{static_cast<Kind>(random() % kinds), {}, {}, {}, {}, {}, {}};
-      constexpr int64_t kSome[] = {1, 2, 3, 8, 10, 16, 21, 22, 33, 64};
-      const int64_t rows = kSome[random() % std::size(kSome)];
+      constexpr int64_t kSome[] = {1, 2, 3, 8, 10, 16, 22, 33, 64, 65, 97, 128};
+      const int64_t most = large ? kMostRows : 64;
+      const int64_t rows = std::min(most, kSome[random() % std::size(kSome)]);
       one.root = static_cast<int64_t>(random()) % ranks;
       switch (one.kind) {
         case bf16:
@@ -697,7 +702,7 @@ struct SmallSums {
         default:
           one.x = arena.place(DType::bf16, {rows, kWidth});
           one.scales = arena.place(DType::f32, {rows, 2});
-          one.cache = arena.place(DType::bf16, {4, kKvHeads, 16, kDim});
+          one.cache = arena.place(DType::bf16, {kMostRows / 16, kKvHeads, 16, kDim});
       }
       sums.push_back(one);
     }
@@ -729,14 +734,14 @@ struct SmallSums {
 // without a rank waiting for another but in the sums, leave what each leaves alone.
 TEST_F(SharedGpu, PeersKeepSmallSumsApart) {
   constexpr int kCount = 60, kTimes = 12;
-  constexpr int64_t kBytes = 32 << 20;
+  constexpr int64_t kBytes = 64 << 20;
   const auto check = [](const Peer& peer) {
     const Exec exec = peer.exec;
     const Buffer at_first(exec.device, kBytes), memory(exec.device, kBytes);
     std::vector<std::byte> image(kBytes), alone(kBytes), got(kBytes);
     for (const uint32_t seed : {1u, 2u, 3u, 4u, 5u}) {
       Arena arena(memory);
-      const SmallSums small(arena, kCount, peer.size(), seed);
+      const SmallSums small(arena, kCount, peer.size(), room_behind_sums(peer), seed);
       std::mt19937 random(seed * 100 + static_cast<uint32_t>(peer.rank()));
       for (int64_t i = 0; i < kBytes; i += 2) {
         const BF16 number = to_bf16(static_cast<float>(random() % 4001) / 1000.0f - 2.0f);
@@ -749,7 +754,8 @@ TEST_F(SharedGpu, PeersKeepSmallSumsApart) {
                       &value, sizeof(value));
       };
       fill(small.angles, 0.5f);
-      for (int64_t i = 0; i < 64; ++i) fill(small.slots.rows(i, 1), static_cast<int32_t>(i));
+      for (int64_t i = 0; i < SmallSums::kMostRows; ++i)
+        fill(small.slots.rows(i, 1), static_cast<int32_t>(i));
       // Bits that words must not take for signs of their own.
       for (const auto& one : small.sums)
         if (one.kind == SmallSums::told) fill(one.x, static_cast<int32_t>(-(random() % 2)));
