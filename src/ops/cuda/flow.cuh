@@ -46,28 +46,48 @@ __host__ __device__ constexpr bool flow_resident(int tokens) {
 // behind it, and its sums are dropped.
 constexpr int kFlowRows = 64;
 
+// By the whole block: nth(i, arrivals) is the i-th of `count` barriers. A few for each warp, since
+// the threads of a warp begin theirs one after another (40 of them take a microsecond), in a loop,
+// since instructions that run once come from far.
+template <class Nth>
+__device__ __forceinline__ void begin_barriers(int count, Nth nth) {
+  if (threadIdx.x % kWarp == 0)
+#pragma unroll 1
+    for (int i = threadIdx.x / kWarp; i < count; i += blockDim.x / kWarp) {
+      int arrivals;
+      uint64_t* barrier = nth(i, arrivals);
+      barrier_init(barrier, arrivals);
+    }
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+  __syncthreads();
+}
+
 // Barriers of the ring, and of the scales' two buffers.
 struct FlowBarriers {
   uint64_t full[kFlowMaxStages], empty[kFlowMaxStages];
   uint64_t scales_full[kFlowMaxScaleBuffers], scales_empty[kFlowMaxScaleBuffers];
 
+  // Of all, the i-th, and how many arrive at it.
+  __device__ __forceinline__ static int count(int stages) {
+    return 2 * (stages + kFlowMaxScaleBuffers);
+  }
+  __device__ __forceinline__ uint64_t* nth(int i, int stages, int& arrivals) {
+    arrivals = 1;
+    if (i < stages) return &full[i];
+    i -= stages;
+    arrivals = kFlowConsumers;
+    if (i < stages) return &empty[i];
+    i -= stages;
+    if (i >= kFlowMaxScaleBuffers) return &scales_empty[i - kFlowMaxScaleBuffers];
+    arrivals = kWarp;
+    return &scales_full[i];
+  }
   __device__ __forceinline__ void init(int stages) {
-    const int i = threadIdx.x;
-    if (i < stages) {
-      barrier_init(&full[i], 1);
-      barrier_init(&empty[i], kFlowConsumers);
-    }
-    if (i < kFlowMaxScaleBuffers) {
-      barrier_init(&scales_full[i], kWarp);
-      barrier_init(&scales_empty[i], kFlowConsumers);
-    }
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-#endif
-    __syncthreads();
+    begin_barriers(count(stages), [&](int i, int& arrivals) { return nth(i, stages, arrivals); });
   }
 };
-
 // Asks for both boxes of a stage: `joined` says that the map is a double_map.
 __device__ __forceinline__ void copy_boxes(uint32_t to, int box_bytes, const CUtensorMap* map,
                                            bool joined, int step, int row, uint64_t* barrier) {

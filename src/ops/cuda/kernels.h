@@ -130,12 +130,20 @@ constexpr int64_t route_scratch(int64_t tokens, int64_t hidden, int64_t experts)
 void launch_route(void* stream, const Route& args);
 
 // What route leaves for experts() of the same single token, which choose for themselves: parts of
-// the logits [stretches, experts] to be added up first to last. Then as Route has it.
+// the logits [stretches, experts] to be added up first to last, or, of kChoiceExperts experts, what
+// is made of them (route_choice.cuh). Then as Route has it.
+struct ExpertScore {
+  uint32_t key;
+  float score;
+};
 struct RouteChoice {
-  const float* parts = nullptr;  // null: ids and weights are there
+  const float* parts = nullptr;
   int stretches = 0, experts = 0;
   const float* bias = nullptr;
   const int32_t* slots = nullptr;
+  const ExpertScore* scores = nullptr;  // of tokens that pad the batch all keys are 0
+  // Otherwise ids and weights are there.
+  constexpr bool any() const { return parts || scores; }
 };
 constexpr int kChoiceExperts = 256;  // most of them
 bool route_leaves_choice(const Route& args);

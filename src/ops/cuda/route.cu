@@ -404,7 +404,7 @@ __global__ void __launch_bounds__(kJoinThreads) route_join(Route args, int stret
   __syncthreads();
   if (e >= kWarp) return;
   choose_few(table, args.top);
-  store_few(table, args.top, args.ids + token * args.top, args.weights + token * args.top);
+  store_few(table, nullptr, args.top, args.ids + token * args.top, args.weights + token * args.top);
 }
 
 // The same for more experts.

@@ -26,6 +26,12 @@ __device__ __forceinline__ uint32_t ordered(float value) {
   return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
+// What an expert's logit makes of it: its score, and the number by whose order experts are chosen.
+__device__ __forceinline__ ExpertScore score_of(float logit, float bias) {
+  const float score = 1.0f / (1.0f + expf(-logit));
+  return {ordered(score + bias), score};
+}
+
 // What lane l < top of a warp has chosen: an expert, its place among the token's in ascending
 // order, and its weight.
 struct Choice {
@@ -80,7 +86,7 @@ __device__ __forceinline__ Choice choose(const float* scores, const float* bias,
 
 // The keys and scores of up to kChoiceExperts experts, in shared memory, and room to choose in. A
 // key is what ordered() makes of score and bias, 0 past the last expert.
-struct ChoiceTable {
+struct alignas(16) ChoiceTable {
   static constexpr int kEach = kChoiceExperts / kWarp;  // neighbouring experts a lane looks after
   uint32_t keys[kChoiceExperts];
   float scores[kChoiceExperts];
@@ -89,13 +95,13 @@ struct ChoiceTable {
   bool inert;               // the token pads the batch
 };
 
-// By the lanes of a warp: what choose_few() has left in the table, and each one's share of the
-// scores' sum in that order.
-__device__ __forceinline__ void store_few(const ChoiceTable& table, int top, int32_t* ids,
-                                          float* weights) {
+// By the lanes of a warp: what choose_few() or choose_one() has left in the table, and each one's
+// share of the scores' sum in that order. `scores`: null where the table has them.
+__device__ __forceinline__ void store_few(const ChoiceTable& table, const ExpertScore* scores,
+                                          int top, int32_t* ids, float* weights) {
   const int lane = threadIdx.x % kWarp;
   const int id = table.inert || lane >= top ? -1 : static_cast<int>(table.largest[lane]);
-  const float score = id >= 0 ? table.scores[id] : 0.0f;
+  const float score = id < 0 ? 0.0f : scores ? scores[id].score : table.scores[id];
   float sum = 0.0f;
 #pragma unroll 1
   for (int i = 0; i < top; ++i) sum += __shfl_sync(~0u, score, i);
@@ -187,6 +193,79 @@ __device__ __forceinline__ int choose_few(ChoiceTable& table, int top) {
     if (chosen >> i & 1) table.largest[place++] = lane * kEach + i;
   __syncwarp();
   return lane < top ? static_cast<int>(table.largest[lane]) : -1;
+}
+
+// Out of the way of what runs.
+__device__ __noinline__ inline int choose_among_many(ChoiceTable& table, int top) {
+  return choose_few(table, top);
+}
+
+// The same of keys that a warp holds, lane l those of experts 8 l .. 8 l + 7, in as few
+// instructions as can be: every block does it before it can ask for weights, and none of them is at
+// hand then. A lane returns the expert it has chosen, or -1, and its place among the chosen in
+// ascending order of id, in which table.largest has them too.
+__device__ __forceinline__ int2 choose_one(ChoiceTable& table,
+                                           const uint32_t (&key)[ChoiceTable::kEach], int top) {
+  constexpr int kEach = ChoiceTable::kEach;
+  const int lane = threadIdx.x % kWarp;
+  const uint32_t before = (1u << lane) - 1;
+  table.candidates[lane] = {};
+  if (lane == 0) table.inert = false;  // or there are no keys
+  uint32_t largest = key[0];
+#pragma unroll
+  for (int i = 1; i < kEach; ++i) largest = max(largest, key[i]);
+  // Half of each, so that a difference's sign says which is larger; equal halves only let more keys
+  // reach the bound.
+  const auto halved = static_cast<int>(largest / 2);
+  table.largest[lane] = largest / 2;
+  __syncwarp();
+  int above = 0, more = 0;
+#pragma unroll 2
+  for (int i = 0; i < kWarp; i += 4) {
+    const int4 four = *reinterpret_cast<const int4*>(&table.largest[i]);
+    above += (halved - four.x) >> 31;
+    more += (halved - four.y) >> 31;
+    above += (halved - four.z) >> 31;
+    more += (halved - four.w) >> 31;
+  }
+  const uint32_t bound = max(warp_min(-(above + more) < top ? largest : ~0u), 1u);
+  uint32_t mine = 0;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) mine |= key[i] >= bound ? 1u << i : 0;
+  const int count = __popc(mine);
+  int place = 0, all = 0;
+#pragma unroll
+  for (int bit = 0; bit < 4; ++bit) {
+    const uint32_t lanes = __ballot_sync(~0u, count >> bit & 1);
+    place += __popc(lanes & before) << bit;
+    all += __popc(lanes) << bit;
+  }
+  if (all > kWarp) {  // hardly ever
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) table.keys[lane * kEach + i] = key[i];
+    __syncwarp();
+    return {choose_among_many(table, top), lane};
+  }
+#pragma unroll
+  for (int i = 0; i < kEach; ++i)
+    if (mine >> i & 1)
+      table.candidates[place++] = {key[i], static_cast<uint32_t>(lane * kEach + i)};
+  __syncwarp();
+  // Each with each; they stand in ascending order of id, and the first of equals comes first.
+  const uint2 own = table.candidates[lane];
+  int rank = 0;
+#pragma unroll 1
+  for (int i = 0; i < all; i += 2) {
+    const uint4 two = *reinterpret_cast<const uint4*>(&table.candidates[i]);
+    rank += two.x >= (i < lane ? own.x : own.x + 1);
+    rank += two.z >= (i + 1 < lane ? own.x : own.x + 1);
+  }
+  const bool wins = lane < all && rank < top;
+  const uint32_t winners = __ballot_sync(~0u, wins);
+  const int of_winners = __popc(winners & before);
+  if (lane < top && lane >= __popc(winners)) table.largest[lane] = ~0u;  // none
+  if (wins) table.largest[of_winners] = own.y;
+  return {wins ? static_cast<int>(own.y) : -1, of_winners};
 }
 
 }  // namespace m2::ops::cuda

@@ -45,8 +45,9 @@ __device__ __forceinline__ void add_up_parts(const RouteChoice& route, const flo
       total.x += part.x;
       total.y += part.y;
     }
-    scores = {1.0f / (1.0f + expf(-total.x)), 1.0f / (1.0f + expf(-total.y))};
-    keys = {ordered(scores.x + bias.x), ordered(scores.y + bias.y)};
+    const ExpertScore x = score_of(total.x, bias.x), y = score_of(total.y, bias.y);
+    scores = {x.score, y.score};
+    keys = {x.key, y.key};
   }
   *reinterpret_cast<uint2*>(&table.keys[threadIdx.x * 2]) = keys;
   *reinterpret_cast<float2*>(&table.scores[threadIdx.x * 2]) = scores;
@@ -56,18 +57,35 @@ __device__ __forceinline__ void add_up_parts(const RouteChoice& route, const flo
 __device__ __forceinline__ void find_groups_of_one(const ExpertsArgs& args, ChoiceTable& table,
                                                    FewGroups<8>& groups) {
   const int lane = threadIdx.x % kWarp;
-  int id = -1;
-  if (!args.choice.parts)
+  int id = -1, place = lane;
+  if (args.choice.scores) {
+    const auto* from = reinterpret_cast<const uint4*>(args.choice.scores) + lane * 4;
+    uint32_t key[ChoiceTable::kEach];
+    wait_for_previous();
+#pragma unroll
+    for (int i = 0; i < ChoiceTable::kEach; i += 2) {
+      const uint4 two = __ldcg(from + i / 2);
+      key[i] = two.x;
+      key[i + 1] = two.z;
+    }
+    const int2 chosen = choose_one(table, key, args.top);
+    id = chosen.x;
+    place = chosen.y;
+  } else if (!args.choice.parts) {
+    wait_for_previous();
     id = lane < args.top ? args.ids[lane] : -1;
-  else if (!table.inert)
+  } else if (!table.inert) {
     id = choose_few(table, args.top);
+  }
   const int expert = id - args.first_expert;
   const bool here = id >= 0 && expert >= 0 && expert < args.experts;
   const unsigned all = __ballot_sync(~0u, here);
   if (here) {
     const int index = __popc(all & ((1u << lane) - 1));
     groups.expert[index] = static_cast<int16_t>(expert);
-    groups.place[index][0] = static_cast<int8_t>(lane);
+    // And no other token's.
+    *reinterpret_cast<uint2*>(groups.place[index]) = {0xffffff00u | static_cast<uint32_t>(place),
+                                                      ~0u};
   }
   if (lane == 0) groups.count = __popc(all);
 }

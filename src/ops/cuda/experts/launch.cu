@@ -162,7 +162,7 @@ void launch_flow(void* stream, ExpertsArgs args, bool fused) {
     launch(stream, kernel, shape, args, maps, shared, 3, under_way);
   } else {
     launch(stream, kernel, shape, args, maps, shared, 1, under_way);
-    args.choice.parts = nullptr;  // it is done
+    args.choice = {};  // it is done
     launch(stream, kernel, shape, args, maps, shared, 2, under_way);
   }
 }

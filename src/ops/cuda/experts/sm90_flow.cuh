@@ -20,11 +20,15 @@ struct TileQueue {
   uint64_t full[kPlaces], empty[kPlaces], computed[kPlaces];
   int tile[kPlaces];
 
-  __device__ __forceinline__ void init(int takers) {
-    if (threadIdx.x >= kPlaces) return;
-    barrier_init(&full[threadIdx.x], 1);
-    barrier_init(&empty[threadIdx.x], takers);
-    barrier_init(&computed[threadIdx.x], kFlowConsumers);
+  // Of all, the i-th, and how many arrive at it.
+  static constexpr int kCount = 3 * kPlaces;
+  __device__ __forceinline__ uint64_t* nth(int i, int takers, int& arrivals) {
+    arrivals = 1;
+    if (i < kPlaces) return &full[i];
+    arrivals = takers;
+    if (i < 2 * kPlaces) return &empty[i - kPlaces];
+    arrivals = kFlowConsumers;
+    return &computed[i - 2 * kPlaces];
   }
   __device__ __forceinline__ void put(int n, int value) {
     const int place = n % kPlaces, round = n / kPlaces;
@@ -59,6 +63,17 @@ constexpr int kExpertsConsumers = kExpertsTeams * kFlowConsumers;
 constexpr int kExpertsFlowThreads = kExpertsConsumers + 3 * kWarp;
 // The stage of a tile behind which the next one is said: by then the counter has answered.
 constexpr int kSayBehind = 4;
+
+// Which tile is next, counted in memory, without waiting for the answer. (An addition's is passed
+// around the warp at once, since others might add, too.)
+__device__ __forceinline__ int take_next(int32_t* counter) {
+  int taken;
+  asm volatile("atom.relaxed.gpu.global.inc.u32 %0, [%1], 0x7fffffff;"
+               : "=r"(taken)
+               : "l"(counter)
+               : "memory");
+  return taken;
+}
 
 // Consecutive tiles, a block's.
 struct FlowShare {
@@ -98,57 +113,79 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
   __shared__ uint64_t tokens_there;  // all of those that stay, as the first team has seen
   constexpr int kConsumers = kExpertsConsumers, kConsumerWarps = kConsumers / kWarp;
   __shared__ FewGroups<kFew ? kN : 8> few;
-  __shared__ __align__(16) ChoiceTable table;
+  __shared__ ChoiceTable table;
   const uint32_t start = (shared_address(flow_memory) + 1023) & ~1023u;
   uint8_t* memory = flow_memory + (start - shared_address(flow_memory));
   auto* token_scales = reinterpret_cast<float*>(memory + shape.token_scales_at);
   auto* weight_scales = reinterpret_cast<float*>(memory + shape.weight_scales_at);
   auto* resident_scales = reinterpret_cast<float*>(memory + shape.resident_scales_at);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  if (threadIdx.x == 0) {
+  if (threadIdx.x == kConsumers) {
     prefetch_map(&maps.w13);
     prefetch_map(&maps.x);
     prefetch_map(&maps.w2);
   }
   constexpr bool kOne = kFew && kN == 8;  // perhaps one token, which may choose here
-  const bool chooses = kOne && args.choice.parts;
+  const bool one = kOne && args.x.rows == 1, chooses = kOne && args.choice.any();
   float2 bias = {};
-  if constexpr (kFew) few.clear();
+  if constexpr (kFew)
+    if (!one) few.clear();
   if constexpr (kOne) {
-    if (chooses && static_cast<int>(threadIdx.x) * 2 < args.choice.experts)
+    if (args.choice.parts && static_cast<int>(threadIdx.x) * 2 < args.choice.experts)
       bias = *reinterpret_cast<const float2*>(args.choice.bias + threadIdx.x * 2);
   }
-  queue.init(kConsumers + kWarp + (kFew ? 0 : 1));
-  if (kFew && threadIdx.x == 0) barrier_init(&tokens_there, kFlowConsumers);
-  barriers.init(shape.stages);
-  // The groups are the list's, which is done when this kernel runs, or found here.
+  const int ring_barriers = FlowBarriers::count(shape.stages);
+  begin_barriers(ring_barriers + TileQueue::kCount + 1, [&](int i, int& arrivals) {
+    if (i < ring_barriers) return barriers.nth(i, shape.stages, arrivals);
+    i -= ring_barriers;
+    if (i < TileQueue::kCount) return queue.nth(i, kConsumers + kWarp + (kFew ? 0 : 1), arrivals);
+    arrivals = kFlowConsumers;
+    return &tokens_there;
+  });
+  const bool with_up = phases & 1, with_down = phases & 2;
+  const bool counted = phases == 3 && args.next_tile;
+  const int up_tiles = (args.inner + kFlowUpRows - 1) / kFlowUpRows;
+  const int own_tile = static_cast<int>(blockIdx.x);
+  int own_group = static_cast<int>(blockIdx.x / static_cast<uint32_t>(up_tiles));
+  asm volatile("" : "+r"(own_group));  // computed now, while nothing is known yet
+  // The groups are the list's, which is done when this kernel runs, or found here: of one token by
+  // the warp that asks for weights, so that nothing stands between that and what it knows.
   if constexpr (kFew) {
-    wait_for_previous();
-    if (threadIdx.x == kExpertsFlowThreads - 1) few.tag = *args.posted + 1;
-    if constexpr (kOne) {
-      if (chooses) {
-        add_up_parts(args.choice, bias, table);
-        __syncthreads();
+    constexpr int kThreads = kExpertsFlowThreads;
+    const auto find_tag = [&] {
+      if (threadIdx.x == kThreads - 1) few.tag = *args.posted + 1;
+    };
+    if (kOne && one) {
+      if constexpr (kOne) {
+        if (args.choice.parts) {
+          wait_for_previous();
+          add_up_parts(args.choice, bias, table);
+          __syncthreads();
+        }
+        if (warp == kConsumerWarps) {
+          find_groups_of_one(args, table, few);
+          __syncwarp();
+          asm volatile("bar.arrive 2, %0;" ::"n"(kThreads) : "memory");
+        } else {
+          wait_for_previous();
+          find_tag();
+          asm volatile("bar.sync 2, %0;" ::"n"(kThreads) : "memory");
+        }
+        if (chooses && blockIdx.x == 0 && warp == kConsumerWarps + 2)
+          store_few(table, args.choice.scores, args.top, args.ids, args.weights);
       }
-    }
-    if (!kOne || args.x.rows > 1) {
+    } else {
+      wait_for_previous();
+      find_tag();
       find_groups(args, few);
-    } else if constexpr (kOne) {
-      if (warp == 0) find_groups_of_one(args, table, few);
-    }
-    __syncthreads();
-    if constexpr (kOne) {
-      if (chooses && blockIdx.x == 0 && warp == kConsumerWarps + 2)
-        store_few(table, args.top, args.ids, args.weights);
+      __syncthreads();
     }
   }
   const auto group_at = [&](int i) {
     return kFew ? Group{few.expert[i], 0, static_cast<int>(args.x.rows)} : listed_group(args, i);
   };
   const int group_count = kFew ? few.count : args.groups[0];
-  const int up_tiles = (args.inner + kFlowUpRows - 1) / kFlowUpRows;
   const int down_tiles = args.hidden / kFlowRows;
-  const bool with_up = phases & 1, with_down = phases & 2;
   const int up_all = with_up ? group_count * up_tiles : 0;
   const int down_all = with_down ? group_count * down_tiles : 0;
   // A second group's inner values would be waited for with nothing else to do: so a share is of one
@@ -162,12 +199,11 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
     return flow_share(down_all);
   };
   const int up_stretches = args.hidden / kTileStep,
-            down_stretches = args.inner / args.inner_stretch;
+            down_stretches = args.inner_stretch == 128 ? args.inner / 128 : args.inner / 64;
   const int up_steps = (args.hidden + kFlowColumns - 1) / kFlowColumns;
   const int down_steps = (args.inner + kFlowColumns - 1) / kFlowColumns;
   const int stretches = max(up_stretches, down_stretches);
   constexpr int kWeightBox = kFlowRows * kTileStep, kBuffers = flow_scale_buffers(kN);
-  const bool counted = phases == 3 && args.next_tile;
   // Where a row's steps are two rounds of the ring, a team could take a stage's barrier for that of
   // two rounds before; then one multiplies alone.
   const bool in_turns = kFew || max(up_steps, down_steps) < 2 * shape.stages;
@@ -179,6 +215,7 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
     FlowSlot at, coming;
     int asked = 0;  // and not known to be there
     const auto next_slot = [&](int bytes) {
+#pragma unroll 1
       for (; asked >= under_way; --asked) {
         barrier_wait(&barriers.full[coming.slot], coming.round & 1);
         coming.next(shape.stages);
@@ -190,22 +227,24 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
     };
     // The first tile is the block's own, each later one the first that nobody has taken; it is
     // known, and said, before the one in front is all asked for.
-    int end = up_all, tile = static_cast<int>(blockIdx.x);
+    int end = up_all, tile = own_tile, index = own_group;
     if (!counted) {
       const FlowShare share = flow_share(up_all);
       tile = share.begin;
       end = share.end;
+      index = tile / up_tiles;
     }
     queue.put(0, tile < end ? tile : -1);
+    const int say_behind = min(kSayBehind, up_steps - 1);
     Group own = {}, later = {};
-    if (tile < end) own = group_at(tile / up_tiles);
+    if (tile < end) own = group_at(index);
     for (int n = 0; tile < end; ++n) {
-      const int next =
-          counted ? static_cast<int>(gridDim.x) + atomicAdd(args.next_tile, 1) : tile + 1;
-      const int rows = (own.expert * 2 * args.inner + tile % up_tiles * kFlowUpRows) / 8;
-      for (int step = 0; step < up_steps; ++step) {
-        // Tokens that stay come with the block's first tile.
-        const bool with_tokens = !kFew || n == 0;
+      int taken = 0;
+      if (counted) taken = take_next(args.next_tile);
+      const int rows = (own.expert * 2 * args.inner + (tile - index * up_tiles) * kFlowUpRows) / 8;
+      // Tokens that stay come with the block's first tile.
+      const bool with_tokens = !kFew || n == 0;
+      const auto ask = [&](int step) {
         constexpr int kTokenBoxes = 2 * kN * kTileStep;
         const uint32_t to = next_slot(2 * kWeightBox + (with_tokens ? kTokenBoxes : 0));
         tensor_copy_5d(to, &maps.w13, 0, 0, 0, rows, step * 2, &barriers.full[at.slot]);
@@ -213,11 +252,16 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
           copy_boxes(kFew ? start + shape.resident_at + step * kTokenBoxes : to + 2 * kWeightBox,
                      kN * kTileStep, &maps.x, true, step, own.begin, &barriers.full[at.slot]);
         at.next(shape.stages);
-        if (step == min(kSayBehind, up_steps - 1)) {
-          queue.put(n + 1, next < end ? next : -1);
-          if (next < end) later = group_at(next / up_tiles);
-        }
-      }
+      };
+      int step = 0;
+#pragma unroll 1
+      for (; step <= say_behind; ++step) ask(step);
+      const int next = counted ? static_cast<int>(gridDim.x) + taken : tile + 1;
+      queue.put(n + 1, next < end ? next : -1);
+      index = static_cast<int>(static_cast<uint32_t>(next) / static_cast<uint32_t>(up_tiles));
+      if (next < end) later = group_at(index);
+#pragma unroll 1
+      for (; step < up_steps; ++step) ask(step);
       tile = next;
       own = later;
     }
