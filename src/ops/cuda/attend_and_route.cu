@@ -3,6 +3,7 @@
 #include "ops/cuda/attention/plan.h"
 #include "ops/cuda/flow.cuh"
 #include "ops/cuda/norm_row.cuh"
+#include "ops/cuda/route_choice.cuh"
 
 // One decoded token's way through the attention half of a layer, in one kernel. The chain of its
 // operations is long and each does little: as kernels they spend most of their time waiting for one
@@ -42,8 +43,10 @@ constexpr int kOStretch = 8;                                    // of K a load o
 constexpr int kOLoad = kBlockORows * kTileStep * kOStretch, kOLoads = kOStretches / kOStretch;
 // Four more pages stand where the last of o comes to lie when pages have been read.
 constexpr int kChainGroups = 3, kGroupSlots = 4, kPageSlots = kChainGroups * kGroupSlots;
+constexpr int kChainWarps = 4;  // of a group
 constexpr int kOEarly = 4;
 static_assert((kPageSlots - kFirstSlots) * kPageSlot <= (kOLoads - kOEarly) * kOLoad);
+static_assert(kFirstSlots % kGroupSlots == 0);  // a group's slots stand one behind another
 __device__ __forceinline__ int page_slot_at(int slot) {
   return slot < kFirstSlots ? kPagesAt + slot * kPageSlot
                             : kOAt + kOEarly * kOLoad + (slot - kFirstSlots) * kPageSlot;
@@ -78,7 +81,6 @@ static_assert(kGroup * kDim * 2 <= kPartsAt - kTokensAt && kSquares * 4 <= kResi
 constexpr int kMostChains = 4 * 32;        // of a q head
 constexpr int kChainWords = kDim / 2 + 1;  // uint4 of two words: values, then largest and sum
 struct Exchange {
-  unsigned started;                     // blocks of all launches
   unsigned finished;                    // launches
   alignas(16) uint2 raw[kQkvRows / 2];  // the products q, k and v, pairs of bf16
   alignas(16) uint2 squares[kSquares];  // sums of the squares of eight
@@ -87,6 +89,17 @@ struct Exchange {
   alignas(16) uint2 delta[kHidden / 2];  // pairs of bf16
 };
 __device__ Exchange exchange;
+// How many launches have finished: the same for all threads of a launch, which ask for it early.
+__device__ __forceinline__ unsigned launches_before() {
+  unsigned before = 0;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];"
+               : "=r"(before)
+               : "l"(&exchange.finished)
+               : "memory");
+#endif
+  return before;
+}
 // What a launch writes into words, and that L2 shall keep them: between two launches more weights
 // pass through it than it holds, and a word that has to be fetched from memory first comes late.
 struct Launch {
@@ -142,16 +155,23 @@ __device__ __forceinline__ bool has(const uint4& words, const Launch& launch) {
   return words.y == launch.number && words.w == launch.number;
 }
 // Reads kCount words, all at once, and those that are not this launch's again until they are. at(i)
-// may be null.
-template <int kCount, class Word, class At>
-__device__ __forceinline__ void await(Word (&words)[kCount], const Launch& launch, At at) {
+// may be null. meanwhile(): what is done while the words are on their way.
+template <int kCount, class Word, class At, class Meanwhile>
+__device__ __forceinline__ void await(Word (&words)[kCount], const Launch& launch, At at,
+                                      Meanwhile meanwhile) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i)
     if (const Word* from = at(i)) words[i] = look(from, launch);
+  meanwhile();
 #pragma unroll
   for (int i = 0; i < kCount; ++i)
     if (const Word* from = at(i))
       while (!has(words[i], launch)) words[i] = look(from, launch);
+}
+
+template <int kCount, class Word, class At>
+__device__ __forceinline__ void await(Word (&words)[kCount], const Launch& launch, At at) {
+  await(words, launch, at, [] {});
 }
 
 // Before that, of a thread's own: waits for one word, so that those who wait ask L2 for little.
@@ -185,10 +205,10 @@ struct UnderWay {
 
 struct Shared {
   uint64_t qkv_full[kQkvLoads], qkv_empty[kQkvLoads];
-  uint64_t page_full[kPageSlots], page_empty[kPageSlots];
+  // Of a group's first pages the values have barriers of their own.
+  uint64_t page_full[kPageSlots], page_empty[kPageSlots], values_full[kPageSlots];
   uint64_t pages_read, o_full[kOLoads], gate_full;
   UnderWay under_way;
-  unsigned launch, role;
   float qkv_factor[kStretches];
   float o_scale[2][kOStretches], o_input_scale[kOStretches];
   float squares[kWarp];      // of 256 columns each
@@ -196,6 +216,23 @@ struct Shared {
   float scratch[kWarp];
   float route[kBlockExperts][kRouteStretches];
   alignas(16) uint8_t newest[2][kDim * 2];  // the token's own key and value as the cache has them
+
+  // By every warp of consumers, some of the barriers: the threads of a warp begin theirs one after
+  // another, 56 of them take 1.5 us.
+  __device__ __forceinline__ void begin_barriers() {
+    static_assert(kQkvLoads == kConsumers / kWarp && kPageSlots == kConsumers / kWarp &&
+                  kOLoads + 2 <= kConsumers / kWarp);
+    const int i = threadIdx.x / kWarp;
+    if (threadIdx.x % kWarp != 0 || i >= kConsumers / kWarp) return;
+    barrier_init(&qkv_full[i], 1);
+    barrier_init(&qkv_empty[i], 128);
+    barrier_init(&page_full[i], 1);
+    barrier_init(&page_empty[i], kChainWarps);
+    barrier_init(&values_full[i], 1);
+    if (i < kOLoads) barrier_init(&o_full[i], 1);
+    if (i == kOLoads) barrier_init(&pages_read, kChainGroups * kChainWarps);
+    if (i == kOLoads + 1) barrier_init(&gate_full, 1);
+  }
 };
 
 // One of the four chains of pages of a part of the context, of one KV head: every fourth page, as a
@@ -207,9 +244,15 @@ struct Chain {
 };
 struct Context {
   int tokens, pages, each, parts;
-  __device__ __forceinline__ explicit Context(const AttendAndRoute& args) {
-    const bool decodes = args.query_starts[1] - args.query_starts[0] == 1;
-    tokens = decodes ? args.context_lens[0] : 0;
+  // What it is made of: asked for at once, and waited for where it is used.
+  struct Lengths {
+    int starts[2], tokens;
+    __device__ __forceinline__ explicit Lengths(const AttendAndRoute& args)
+        : starts{args.query_starts[0], args.query_starts[1]}, tokens(args.context_lens[0]) {}
+  };
+  __device__ __forceinline__ explicit Context(const Lengths& lengths) {
+    const bool decodes = lengths.starts[1] - lengths.starts[0] == 1;
+    tokens = decodes ? lengths.tokens : 0;
     pages = (tokens + kPage - 1) / kPage;
     each = pages_per_split(pages, kKvHeads);
     parts = (pages + each - 1) / each;
@@ -247,9 +290,46 @@ struct Turns {
   }
 };
 
+// Asks for the keys, or the values, of a KV head's page. By one lane.
+template <class Page>
+__device__ __forceinline__ void ask_for_page(const AttendAndRoute& args, uint8_t* memory, int slot,
+                                             int64_t id, int head, bool values, uint64_t* full) {
+  const void* cache = values ? args.cache.v : args.cache.k;
+  bulk_copy(memory + page_slot_at(slot) + (values ? Page::kBytes : 0),
+            static_cast<const uint8_t*>(cache) + (id * kKvHeads + head) * Page::kBytes,
+            Page::kBytes, full);
+}
+
+// A warp's group, its number in it, its first chain, and of that the first page that it takes.
+struct OwnPage {
+  int group, mine, id;  // id < 0: there is none
+  Chain chain;
+  __device__ __forceinline__ OwnPage(const AttendAndRoute& args, const Context& context, int role)
+      : group(threadIdx.x / kWarp / kChainWarps),
+        mine(threadIdx.x / kWarp % kChainWarps),
+        id(-1),
+        chain(context.chain(role + group * kAttendBlocks)) {
+    if (mine < chain.pages) id = args.block_tables[chain.page(mine)];
+  }
+  // There is room for it at first, and each warp asks for its own: one lane takes longer to ask for
+  // a page (200 instructions, one after another) than memory to bring it. The values later than the
+  // keys, since what blocks say to one another comes behind what has been asked for before.
+  template <class Page>
+  __device__ __forceinline__ void ask(const AttendAndRoute& args, Shared& shared, uint8_t* memory,
+                                      int role, bool values) const {
+    if (threadIdx.x % kWarp != 0 || id < 0) return;
+    const int slot = threadIdx.x / kWarp;
+    uint64_t* full = values ? &shared.values_full[slot] : &shared.page_full[slot];
+    barrier_expect(full, Page::kBytes);
+    ask_for_page<Page>(args, memory, slot, id, role % kKvHeads, values, full);
+  }
+};
+
 // Most bytes under way: about what memory's latency hides, since all that blocks tell one another
 // would stand behind more.
 constexpr int kWindow = 48 * 1024;
+constexpr int kQkvAtOnce = kWindow / kQkvLoad;
+constexpr int kPagesBesideO = 3;
 
 // Keeps what is under way below a number of bytes.
 class Pace {
@@ -267,7 +347,7 @@ class Pace {
     barrier_expect(barrier, bytes);
   }
 
-  // A load that has been asked for by another lane. Precondition: nothing else is under way.
+  // A load that others have asked for. Precondition: nothing else is under way.
   __device__ __forceinline__ void add(uint64_t* barrier, int bytes) {
     const int i = next_++ % UnderWay::kMost;
     under_way_.barrier[i] = shared_address(barrier);
@@ -304,39 +384,62 @@ __device__ __forceinline__ void load_all(const AttendAndRoute& args, const Atten
                                          int role) {
   Pace pace(shared.under_way);
   const int lane = threadIdx.x % kWarp;
-  const Context context(args);
+  const Context::Lengths lengths(args);
+  if (lane == 0)
+#pragma unroll 1
+    for (int i = 0; i < kQkvLoads; ++i) {
+      if (i >= kQkvAtOnce) barrier_wait(&shared.qkv_full[i - kQkvAtOnce], 0);
+      barrier_expect(&shared.qkv_full[i], kQkvLoad);
+      tensor_copy_3d(start + i * kQkvLoad, &maps.qkv, 0, role * kBlockRows, i * 2,
+                     &shared.qkv_full[i]);
+    }
+  __syncwarp();
+  const auto ask_for_o = [&](int i) {  // which the barrier expects already
+    tensor_copy_3d(start + kOAt + i * kOLoad, &maps.o, 0, role * kBlockORows, i * kOStretch,
+                   &shared.o_full[i]);
+  };
+  // Where pages have been. By the whole warp.
+  const auto ask_for_gate = [&] {
+    static_assert(kBlockExperts * kRouteStretches <= kWarp);
+    if (lane == 0) barrier_expect(&shared.gate_full, kGateLoad);
+    __syncwarp();
+    if (lane < kBlockExperts * kRouteStretches)
+      bulk_copy(memory + kGateAt + lane * kGateStretch,
+                args.gate + role * kBlockExperts * kHidden + lane * kRouteStretch,
+                kRouteStretch * 4, &shared.gate_full);
+  };
+  const Context context(lengths);
   const auto id_of_lane = [&](const Turns& turns, int first) {
     return first + lane < turns.all() ? args.block_tables[turns.page(turns.turn(first + lane))] : 0;
   };
   Turns turns(context, role);
   int ids = id_of_lane(turns, 0);
-  const auto ask_for_page = [&](int slot, int64_t id) {
-    uint64_t* full = &shared.page_full[slot];
-    uint8_t* to = memory + page_slot_at(slot);
-    const int64_t at = (id * kKvHeads + role % kKvHeads) * Page::kBytes;
-    bulk_copy(to, static_cast<const uint8_t*>(args.cache.k) + at, Page::kBytes, full);
-    bulk_copy(to + Page::kBytes, static_cast<const uint8_t*>(args.cache.v) + at, Page::kBytes,
-              full);
-  };
-  if (lane == 0)
-#pragma unroll 1
-    for (int i = 0; i < kQkvLoads; ++i) {
-      pace.begin(&shared.qkv_full[i], 0, kQkvLoad);
-      tensor_copy_3d(start + i * kQkvLoad, &maps.qkv, 0, role * kBlockRows, i * 2,
-                     &shared.qkv_full[i]);
-    }
+  const int2 own_turn = turns.turn(lane);
+  const int own_slot = own_turn.x * kGroupSlots + own_turn.y;
+  const int asked = __popc(__ballot_sync(~0u, lane < turns.all() && own_turn.y < kGroupSlots));
 #pragma unroll 1
   for (int i = 0; i < kQkvLoads; ++i) barrier_wait(&shared.qkv_empty[i], 0);
-  // The first pages, for which there is room: a lane a page, since one lane takes longer to ask for
-  // a page (200 instructions, one after another) than memory to bring it.
-  const int2 own_turn = turns.turn(lane);
-  const bool own = lane < turns.all() && own_turn.y < kGroupSlots;
-  const int own_slot = own_turn.x * kGroupSlots + own_turn.y;
-  if (own) {
-    barrier_expect(&shared.page_full[own_slot], 2 * Page::kBytes);
-    ask_for_page(own_slot, ids);
+  // The consumers ask for the first pages now.
+  if (asked == turns.all() && role + kChainGroups * kAttendBlocks >= context.chains()) {
+    // There are no others, as in short contexts: o's first load when few are under way, the second
+    // behind the last page, then two at a time.
+    const auto page_is_there = [&] { barrier_wait(&shared.values_full[own_slot], 0); };
+    const bool last = lane < asked && lane + kPagesBesideO >= asked;
+    if (lane < asked && !last) page_is_there();
+    __syncwarp();
+#pragma unroll 1
+    for (int i = 0; i < kOLoads; ++i) {
+      if (i == 1 && last) page_is_there();
+      __syncwarp();
+      if (lane != 0) continue;
+      if (i == kOEarly && turns.pages[kChainGroups - 1] > 0) barrier_wait(&shared.pages_read, 0);
+      if (i > 1) barrier_wait(&shared.o_full[i - 2], 0);
+      barrier_expect(&shared.o_full[i], kOLoad);
+      ask_for_o(i);
+    }
+    if (lane == 0) barrier_wait(&shared.pages_read, 0);
+    return ask_for_gate();
   }
-  const int asked = __popc(__ballot_sync(~0u, own));
   if (lane == 0) pace.wait_for(pace.begun());
 #pragma unroll 1
   for (int n = 0; n < asked; ++n) {
@@ -366,27 +469,22 @@ __device__ __forceinline__ void load_all(const AttendAndRoute& args, const Atten
       }
       pace.begin(&shared.page_full[slot], round & 1, 2 * Page::kBytes);
       shared.under_way.last[slot] = pace.begun();
-      ask_for_page(slot, id);
+#pragma unroll 1
+      for (const bool values : {false, true})
+        ask_for_page<Page>(args, memory, slot, id, role % kKvHeads, values,
+                           &shared.page_full[slot]);
     }
 #pragma unroll
     for (int c = 0; c < kChainGroups; ++c) before[c] += turns.pages[c];
   }
-  if (lane == 0) {
+  if (lane == 0)
 #pragma unroll 1
     for (int i = 0; i < kOLoads; ++i) {
       if (i == kOEarly) barrier_wait(&shared.pages_read, 0);
       pace.begin(&shared.o_full[i], 0, kOLoad);
-      tensor_copy_3d(start + kOAt + i * kOLoad, &maps.o, 0, role * kBlockORows, i * kOStretch,
-                     &shared.o_full[i]);
+      ask_for_o(i);
     }
-    pace.begin(&shared.gate_full, 0, kGateLoad);
-  }
-  __syncwarp();
-  static_assert(kBlockExperts * kRouteStretches <= kWarp);
-  if (lane < kBlockExperts * kRouteStretches)
-    bulk_copy(memory + kGateAt + lane * kGateStretch,
-              args.gate + role * kBlockExperts * kHidden + lane * kRouteStretch, kRouteStretch * 4,
-              &shared.gate_full);
+  ask_for_gate();
 }
 
 __device__ __forceinline__ float2 floats_of(uint32_t pair) {
@@ -408,28 +506,39 @@ __device__ __forceinline__ void sum_experts(const AttendAndRoute& args, Shared& 
                                             uint8_t* memory, const uint4& norm, float weight_scale,
                                             int role) {
   using Pack = Pack8<__nv_bfloat16>;
-  constexpr int kAhead = 8;
+  constexpr int kTop = 8;  // of M2
   const ExpertsLeft& left = args.before;
   const int thread = threadIdx.x;
+  const auto* results = static_cast<const uint4*>(left.results) + thread;
   Pack kept = static_cast<const Pack*>(args.residual)[thread];
   float sum[8] = {};
-#pragma unroll 1
-  for (int first = 0; first < left.top; first += kAhead) {
-    Pack result[kAhead];
-    float weight[kAhead];
-    bool there[kAhead];
+  const auto add = [&](const uint4& result, float weight) {
+    const uint32_t words[4] = {result.x, result.y, result.z, result.w};
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const int pair = min(first + i, left.top - 1);
-      result[i] = static_cast<const Pack*>(left.results)[pair * kConsumers + thread];
-      weight[i] = left.weights[pair];
-      there[i] = first + i < left.top && left.ids[pair] >= 0;
+    for (int c = 0; c < 8; c += 2) {
+      const float2 two = floats_of(words[c / 2]);
+      sum[c] = fmaf(weight, two.x, sum[c]);
+      sum[c + 1] = fmaf(weight, two.y, sum[c + 1]);
     }
+  };
+  bool all = false;  // are there, and as many as usual: so all are asked for at once
+  if (left.top == kTop) {
+    uint4 result[kTop];
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i)
-      if (there[i])
+    for (int i = 0; i < kTop; ++i) result[i] = load_written(results + i * kConsumers);
+    const uint4 a = load_written(left.ids), b = load_written(left.ids + 4);
+    const uint4 low = load_written(left.weights), high = load_written(left.weights + 4);
+    const uint32_t weights[kTop] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
-        for (int c = 0; c < 8; ++c) sum[c] = fmaf(weight[i], to_float(result[i].values[c]), sum[c]);
+    for (int i = 0; i < kTop; ++i) add(result[i], __uint_as_float(weights[i]));
+    all = static_cast<int>(a.x | a.y | a.z | a.w | b.x | b.y | b.z | b.w) >= 0;
+  }
+  if (!all) {
+#pragma unroll
+    for (float& of_column : sum) of_column = 0.0f;
+#pragma unroll 1
+    for (int i = 0; i < left.top; ++i)
+      if (left.ids[i] >= 0) add(results[i * kConsumers], left.weights[i]);
   }
   const float squares = add_to_residual(kept, sum);
   reinterpret_cast<Pack*>(memory + kResidualAt)[thread] = kept;
@@ -465,9 +574,10 @@ __device__ __forceinline__ void sum_experts(const AttendAndRoute& args, Shared& 
 
 // The block's 64 rows of q, k and v. Tokens stand in the eight columns of an instruction as eight
 // stretches of one token: stretch s in row s % 8 of operand s / 8, so its sums are column s % 8.
+template <class Page>
 __device__ __forceinline__ void multiply_qkv(const AttendAndRoute& args, Shared& shared,
                                              uint32_t start, uint8_t* memory, int role,
-                                             const Launch& launch) {
+                                             const OwnPage& own_page, const Launch& launch) {
   const int thread = threadIdx.x, lane = thread % kWarp, warp = thread / kWarp % 4;
   const int warpgroup = thread / 128;
   auto* parts = reinterpret_cast<float*>(memory + kPartsAt);
@@ -495,14 +605,17 @@ __device__ __forceinline__ void multiply_qkv(const AttendAndRoute& args, Shared&
     }
   }
   meet();
-  if (thread >= kBlockRows) return;
+  // The last warps add up: of short contexts they have no pages.
+  if (thread < kConsumers - kBlockRows)
+    return own_page.ask<Page>(args, shared, memory, role, false);
+  const int mine = thread - (kConsumers - kBlockRows);
   float total = 0.0f;
-#pragma unroll
+#pragma unroll 8
   for (int s = 0; s < kStretches; ++s)
-    total = fmaf(parts[s * kBlockRows + thread], shared.qkv_factor[s], total);
+    total = fmaf(parts[s * kBlockRows + mine], shared.qkv_factor[s], total);
   const uint32_t bits = __bfloat16_as_ushort(__float2bfloat16_rn(total));
   const uint32_t next = __shfl_down_sync(~0u, bits, 1);
-  const int row = role * kBlockRows + thread;
+  const int row = role * kBlockRows + mine;
   if (lane % 2 == 0) put(&exchange.raw[row / 2], bits | next << 16, launch);
   // Squares of eight neighbours, added up as the norm's threads do.
   const float value = __uint_as_float(bits << 16);
@@ -514,6 +627,7 @@ __device__ __forceinline__ void multiply_qkv(const AttendAndRoute& args, Shared&
   }
   if (lane % 8 == 0 && row < kSquares * 8)
     put(&exchange.squares[row / 8], __float_as_uint(squares), launch);
+  own_page.ask<Page>(args, shared, memory, role, false);
 }
 
 // What of the query, the key and the value a thread needs that no kernel right in front writes: two
@@ -553,8 +667,10 @@ __device__ __forceinline__ float2 norm_and_turn(float2 value, float factor, uint
 // the token's key and value, to the cache too.
 template <class Page>
 __device__ __forceinline__ void make_queries(const AttendAndRoute& args, Shared& shared,
-                                             uint8_t* memory, int head, bool newest,
-                                             const Early& early, const Launch& launch) {
+                                             uint8_t* memory, int role, bool newest,
+                                             const Early& early, const OwnPage& own_page,
+                                             const Launch& launch) {
+  const int head = role % kKvHeads;
   const int thread = threadIdx.x, lane = thread % kWarp, warp = thread / kWarp;
   constexpr int kPairs = kDim / 2;
   const bool is_key = newest && thread < kPairs, is_value = newest && thread / kPairs == 1;
@@ -567,12 +683,15 @@ __device__ __forceinline__ void make_queries(const AttendAndRoute& args, Shared&
     wait_for_word(&exchange.raw[thread * (kBlockRows / 2)], launch);
   meet();
   uint2 word[5];
-  await(word, launch, [&](int i) -> const uint2* {
-    if (i == 0) return &exchange.raw[head * kGroup * kPairs + thread];
-    if (i == 1) return is_key || is_value ? &exchange.raw[is_key ? key_at : value_at] : nullptr;
-    const int at = thread + (i - 2) * kConsumers;
-    return at < kSquares ? &exchange.squares[at] : nullptr;
-  });
+  await(
+      word, launch,
+      [&](int i) -> const uint2* {
+        if (i == 0) return &exchange.raw[head * kGroup * kPairs + thread];
+        if (i == 1) return is_key || is_value ? &exchange.raw[is_key ? key_at : value_at] : nullptr;
+        const int at = thread + (i - 2) * kConsumers;
+        return at < kSquares ? &exchange.squares[at] : nullptr;
+      },
+      [&] { own_page.ask<Page>(args, shared, memory, role, true); });
   auto* squares = reinterpret_cast<float*>(memory + kSquaresAt);
 #pragma unroll
   for (int i = 2; i < 5; ++i)
@@ -622,9 +741,11 @@ __device__ __forceinline__ void make_queries(const AttendAndRoute& args, Shared&
   meet();
 }
 
-// The chains of four of twelve warps. Each takes a page's keys of four, and leaves the products
-// where the keys were; then all take the values of the four pages, two tiles of 16 dims each.
-constexpr int kChainWarps = 4;
+// The warps of a group alone.
+__device__ __forceinline__ void group_meets(int group) {
+  asm volatile("bar.sync %0, %1;" ::"r"(3 + group), "n"(kChainWarps * kWarp) : "memory");
+}
+
 template <class Page>
 constexpr bool kWide = Page::kBytes == kPage* kDim * 2;  // BF16
 // The pair of dims whose sums are word `word` of the first or second half of a chain's words.
@@ -633,43 +754,50 @@ __device__ __forceinline__ int pair_of_word(int half, int word) {
   const int warp = word / 8, g = word % 8;
   return kWide<Page> ? half * (kDim / 4) + g * 4 + warp : g * 8 + 2 * warp + half;
 }
+// The chains of four of twelve warps. Each takes a page's keys of four, and leaves its weights
+// where the keys were; then all take the values of the four pages, two tiles of 16 dims each. Page
+// after page in a loop: instructions that are not at hand take 45 ns for each eight of them.
 template <class Page>
 __device__ __forceinline__ void attend_chains(const AttendAndRoute& args, Shared& shared,
                                               uint8_t* memory, const Context& context, int role,
-                                              int warp, const Launch& launch) {
+                                              const OwnPage& own, const Launch& launch) {
   const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
-  const int c = warp / kChainWarps, mine = warp % kChainWarps;  // group, and of its warps
+  const int c = own.group, mine = own.mine;
   uint4 q[4] = {};
 #pragma unroll
   for (int j = 0; j < 4; ++j)
     if (g < kGroup) q[j] = Page::load_query(memory + kQueryAt + g * kDim * 2, j);
   const float log2_scale = args.scale * args.cache.k_scale * kLog2E;
   const auto read = [](const uint8_t* from) { return *reinterpret_cast<const uint4*>(from); };
+  uint8_t* slots = memory + page_slot_at(c * kGroupSlots);
+  constexpr int kTopsAt = kWarp * 16;  // in a page's slot, behind its weights
+  // The key or value of the token itself, which memory has not or not yet, to its page.
+  const auto put_newest = [&](uint8_t* page, int half) {
+    constexpr int kRow = Page::kBytes / kPage;
+    uint8_t* row = page + (context.tokens - 1) % kPage * kRow;
+#pragma unroll
+    for (int byte = lane * 4; byte < kRow; byte += kWarp * 4)
+      *reinterpret_cast<uint32_t*>(row + byte) =
+          *reinterpret_cast<const uint32_t*>(shared.newest[half] + byte);
+  };
   int before = 0;  // pages of the group's chains before
 #pragma unroll 1
   for (int i = role; i + c * kAttendBlocks < context.chains(); i += kChainGroups * kAttendBlocks) {
-    const Chain chain = context.chain(i + c * kAttendBlocks);
-    float largest[2] = {-INFINITY, -INFINITY}, sum[2] = {}, values[2][4] = {};
+    const Chain chain = i == role ? own.chain : context.chain(i + c * kAttendBlocks);
+    float2 largest = {-INFINITY, -INFINITY};
+    float sum[2] = {}, values[2][4] = {};
 #pragma unroll 1
     for (int first = 0; first < chain.pages; first += kChainWarps) {
       const int there = min(kChainWarps, chain.pages - first);
-      const auto slot_of = [&](int k) {
-        return c * kGroupSlots + (before + first + k) % kGroupSlots;
-      };
+      static_assert(kChainWarps == kGroupSlots);
+      const auto slot_of = [&](int k) { return (before + k) % kGroupSlots; };  // of the group's
+      float weight[4];  // of the warp's own page
       if (mine < there) {
-        const int slot = slot_of(mine);
-        uint8_t* at = memory + page_slot_at(slot);
+        const int slot = slot_of(mine) + c * kGroupSlots;
+        uint8_t* at = slots + slot_of(mine) * kPageSlot;
         barrier_wait(&shared.page_full[slot], (before + first + mine) / kGroupSlots & 1);
         if (chain.page(first + mine) == context.pages - 1) {
-          // The row of the token itself, which memory has not or not yet.
-          constexpr int kRow = Page::kBytes / kPage;
-          uint8_t* row = at + (context.tokens - 1) % kPage * kRow;
-#pragma unroll
-          for (int half = 0; half < 2; ++half)
-#pragma unroll
-            for (int byte = lane * 4; byte < kRow; byte += kWarp * 4)
-              *reinterpret_cast<uint32_t*>(row + half * Page::kBytes + byte) =
-                  *reinterpret_cast<const uint32_t*>(shared.newest[half] + byte);
+          put_newest(at, 0);
           __syncwarp();
         }
         Page page;
@@ -677,66 +805,69 @@ __device__ __forceinline__ void attend_chains(const AttendAndRoute& args, Shared
         float logits[4] = {};
         multiply_keys(
             page, [&](int j) { return q[j]; }, logits);
-        __syncwarp();
-        reinterpret_cast<float4*>(at)[lane] = {logits[0], logits[1], logits[2], logits[3]};
+        const int valid = context.tokens - chain.page(first + mine) * kPage;
+#pragma unroll
+        for (int r = 0; r < 4; ++r)
+          weight[r] = g + r / 2 * 8 < valid ? logits[r] * log2_scale : -INFINITY;
+        float2 top = {fmaxf(weight[0], weight[2]), fmaxf(weight[1], weight[3])};
+#pragma unroll
+        for (int offset = 4; offset < kWarp; offset *= 2) {
+          top.x = fmaxf(top.x, __shfl_xor_sync(~0u, top.x, offset));
+          top.y = fmaxf(top.y, __shfl_xor_sync(~0u, top.y, offset));
+        }
+        if (g == 0) *reinterpret_cast<float2*>(at + kTopsAt + t * 8) = top;
       }
-      asm volatile("bar.sync %0, %1;" ::"r"(3 + c), "n"(kChainWarps * kWarp) : "memory");
-      float weight[kChainWarps][4], factor[kChainWarps][2], top[kChainWarps][2];
-#pragma unroll
-      for (int k = 0; k < kChainWarps; ++k) {
-        float4 logits = {};
-        if (k < there)
-          logits = reinterpret_cast<const float4*>(memory + page_slot_at(slot_of(k)))[lane];
-        const int valid = k < there ? context.tokens - chain.page(first + k) * kPage : 0;
-        weight[k][0] = g < valid ? logits.x * log2_scale : -INFINITY;
-        weight[k][1] = g < valid ? logits.y * log2_scale : -INFINITY;
-        weight[k][2] = g + 8 < valid ? logits.z * log2_scale : -INFINITY;
-        weight[k][3] = g + 8 < valid ? logits.w * log2_scale : -INFINITY;
-        top[k][0] = fmaxf(weight[k][0], weight[k][2]);
-        top[k][1] = fmaxf(weight[k][1], weight[k][3]);
-      }
-#pragma unroll
-      for (int offset = 4; offset < kWarp; offset *= 2)
-#pragma unroll
-        for (int k = 0; k < kChainWarps; ++k)
-#pragma unroll
-          for (int h = 0; h < 2; ++h)
-            top[k][h] = fmaxf(top[k][h], __shfl_xor_sync(~0u, top[k][h], offset));
-#pragma unroll
-      for (int k = 0; k < kChainWarps; ++k)
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const float now = fmaxf(top[k][h], largest[h]);
-          factor[k][h] = exp2f(largest[h] - now);  // the first page has a valid key
-          largest[h] = now;
-          weight[k][h] = exp2f(weight[k][h] - now);
-          weight[k][2 + h] = exp2f(weight[k][2 + h] - now);
-          sum[h] = sum[h] * factor[k][h] + (weight[k][h] + weight[k][2 + h]);
+      group_meets(c);
+      const auto top_of = [&](int k) {
+        return *reinterpret_cast<const float2*>(slots + slot_of(k) * kPageSlot + kTopsAt + t * 8);
+      };
+      if (mine < there) {
+        // Relative to the largest so far, page by page.
+        float2 now = largest;
+#pragma unroll 1
+        for (int k = 0; k <= mine; ++k) {
+          const float2 top = top_of(k);
+          now = {fmaxf(top.x, now.x), fmaxf(top.y, now.y)};
         }
 #pragma unroll
-      for (int k = 0; k < kChainWarps; ++k) {
-        if (k >= there) break;
-        const uint32_t b0 = transpose8x8(Page::pack(weight[k][0], weight[k][1]));
-        const uint32_t b1 = transpose8x8(Page::pack(weight[k][2], weight[k][3]));
-        const int slot = slot_of(k);
-        const uint8_t* at = memory + page_slot_at(slot) + Page::kBytes;
+        for (int r = 0; r < 4; ++r) weight[r] = exp2f(weight[r] - (r % 2 ? now.y : now.x));
+        const uint32_t b0 = transpose8x8(Page::pack(weight[0], weight[1]));
+        const uint32_t b1 = transpose8x8(Page::pack(weight[2], weight[3]));
+        reinterpret_cast<uint4*>(slots + slot_of(mine) * kPageSlot)[lane] = {
+            b0, b1, __float_as_uint(weight[0] + weight[2]), __float_as_uint(weight[1] + weight[3])};
+        if (before + first == 0) barrier_wait(&shared.values_full[c * kGroupSlots + mine], 0);
+        if (chain.page(first + mine) == context.pages - 1)
+          put_newest(slots + slot_of(mine) * kPageSlot + Page::kBytes, 1);
+      }
+      group_meets(c);
+#pragma unroll 1
+      for (int k = 0; k < there; ++k) {
+        const uint8_t* at = slots + slot_of(k) * kPageSlot;
+        const uint4 weights = reinterpret_cast<const uint4*>(at)[lane];
         // The two tiles' words alone, in the places of a page's first two tiles.
         Page page;
-        page.load_values(at + mine * 4, [](const uint8_t* from) {
+        page.load_values(at + Page::kBytes + mine * 4, [](const uint8_t* from) {
           return uint4{*reinterpret_cast<const uint32_t*>(from), 0, 0, 0};
         });
         const int valid = context.tokens - chain.page(first + k) * kPage;
         if (valid < kPage) page.clear_values_from(valid);
+        const float2 top = top_of(k);
+        const float2 now = {fmaxf(top.x, largest.x), fmaxf(top.y, largest.y)};
+        // The first page has a valid key, so not inf - inf.
+        const float factor[2] = {exp2f(largest.x - now.x), exp2f(largest.y - now.y)};
+        largest = now;
+        sum[0] = sum[0] * factor[0] + __uint_as_float(weights.z);
+        sum[1] = sum[1] * factor[1] + __uint_as_float(weights.w);
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
 #pragma unroll
-          for (int r = 0; r < 4; ++r) values[m][r] *= factor[k][r % 2];
+          for (int r = 0; r < 4; ++r) values[m][r] *= factor[r % 2];
           uint32_t a[4];
           page.values(m, a);
-          Page::multiply(values[m], a, b0, b1);
+          Page::multiply(values[m], a, weights.x, weights.y);
         }
         __syncwarp();
-        if (lane == 0) barrier_arrive(&shared.page_empty[slot]);
+        if (lane == 0) barrier_arrive(&shared.page_empty[slot_of(k) + c * kGroupSlots]);
       }
     }
     before += chain.pages;
@@ -749,7 +880,7 @@ __device__ __forceinline__ void attend_chains(const AttendAndRoute& args, Shared
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         uint4* to = exchange.chains[chain.head * kGroup + 2 * t + h][chain.part * 4 + chain.fourth];
-        if (g == 0 && mine == 0) put(&to[kDim / 2], largest[h], sum[h], launch);
+        if (g == 0 && mine == 0) put(&to[kDim / 2], h ? largest.y : largest.x, sum[h], launch);
           // Pairs of neighbouring dims: of both tiles (BF16), or of a tile's rows (FP8). Lanes
           // write neighbouring words.
 #pragma unroll
@@ -859,34 +990,33 @@ __device__ __forceinline__ void multiply_o(const AttendAndRoute& args, Shared& s
         &exchange.attended[thread / 2 * (kDim / 2) + pair_of_word<Page>(thread % 2, kWarp - 1)],
         launch);
   meet();
-  uint4 words[4];  // 16 dims: an eighth of a head
+  // A warp has four stretches (heads), a lane four dims of each: so what it reads at once lies side
+  // by side.
+  constexpr int kEach = kOStretches / (kConsumers / kWarp);
+  const int first_stretch = thread / kWarp * kEach;
+  uint4 words[kEach];
   await(words, launch, [&](int i) -> const uint4* {
-    return reinterpret_cast<const uint4*>(exchange.attended) + thread * 4 + i;
+    return reinterpret_cast<const uint4*>(exchange.attended) + (first_stretch + i) * kWarp + lane;
   });
-  float value[16];
-  float most = 0.0f;
+#pragma unroll 1
+  for (int i = 0; i < kEach; ++i) {
+    const int stretch = first_stretch + i;
+    const float2 low = floats_of(words[0].x), high = floats_of(words[0].z);
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const float2 both = floats_of(i % 2 ? words[i / 2].z : words[i / 2].x);
-    value[2 * i] = both.x;
-    value[2 * i + 1] = both.y;
-    most = fmaxf(most, fmaxf(fabsf(both.x), fabsf(both.y)));
-  }
+    for (int k = 0; k + 1 < kEach; ++k) words[k] = words[k + 1];  // the next one's turn
+    // NaN counts for nothing; the bits of numbers that are not negative have the numbers' order.
+    const float most = fmaxf(largest_of(low.x, low.y, high.x, high.y), 0.0f);
+    const float scale =
+        f8_scale(__uint_as_float(warp_max(__float_as_uint(most))), args.quantised.powers);
+    if (lane == 0) shared.o_input_scale[stretch] = scale;
+    const uint32_t fours = to_f8(low.x, low.y, high.x, high.y, 1.0f / scale);
 #pragma unroll
-  for (int offset = 4; offset; offset /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, offset));
-  const float scale = f8_scale(most, args.quantised.powers), inverse = 1.0f / scale;
-  const int stretch = thread / 8, piece = thread % 8;
-  if (piece == 0) shared.o_input_scale[stretch] = scale;
-  uint4 eights;
-  eights.x = to_f8(value[0], value[1], value[2], value[3], inverse);
-  eights.y = to_f8(value[4], value[5], value[6], value[7], inverse);
-  eights.z = to_f8(value[8], value[9], value[10], value[11], inverse);
-  eights.w = to_f8(value[12], value[13], value[14], value[15], inverse);
-#pragma unroll
-  for (int p = 0; p < kPlaces; ++p) {
-    const int place = stretch * kPlaces + p, column = place % 8;
-    *reinterpret_cast<uint4*>(memory + kOTokensAt + place / 8 * (8 * kTileStep) +
-                              column * kTileStep + (piece ^ column) * 16) = eights;
+    for (int p = 0; p < kPlaces; ++p) {
+      const int place = stretch * kPlaces + p, column = place % 8;
+      *reinterpret_cast<uint32_t*>(memory + kOTokensAt + place / 8 * (8 * kTileStep) +
+                                   column * kTileStep + ((lane / 4) ^ column) * 16 + lane % 4 * 4) =
+          fours;
+    }
   }
   fence_for_products();
   meet();
@@ -932,53 +1062,10 @@ __device__ __forceinline__ void multiply_o(const AttendAndRoute& args, Shared& s
     put(&exchange.delta[(first_row + lane) / 2], bits | next << 16, launch);
 }
 
-// residual += o's output, and its norm, by every block for itself; each of the first 24 writes 128
-// columns.
-__device__ __forceinline__ void norm_row(const AttendAndRoute& args, Shared& shared,
-                                         uint8_t* memory, int role, const Launch& launch) {
-  using Pack = Pack8<__nv_bfloat16>;
-  const int thread = threadIdx.x;
-  float by[8];
-  load_weights(args.norm, DType::bf16, thread * 8, by);
-  if (thread < kAttendBlocks)
-    wait_for_word(&exchange.delta[thread * (kBlockORows / 2) + kBlockORows / 2 - 1], launch);
-  meet();
-  uint4 words[2];
-  await(words, launch, [&](int i) -> const uint4* {
-    return reinterpret_cast<const uint4*>(exchange.delta) + thread * 2 + i;
-  });
-  Pack kept = reinterpret_cast<const Pack*>(memory + kResidualAt)[thread];
-  const uint32_t pairs[4] = {words[0].x, words[0].z, words[1].x, words[1].z};
-  float squares = 0.0f;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const float2 delta = floats_of(pairs[i / 2]);
-    kept.values[i] = __float2bfloat16_rn(to_float(kept.values[i]) + (i % 2 ? delta.y : delta.x));
-    const float value = to_float(kept.values[i]);
-    squares = fmaf(value, value, squares);
-  }
-  const float mean = consumers_sum(squares, shared.scratch) / static_cast<float>(kHidden);
-  const float factor = 1.0f / sqrtf(mean + args.eps);
-  float normed[8];
-#pragma unroll
-  for (int i = 0; i < 8; ++i)
-    normed[i] = to_float(from_float<__nv_bfloat16>(to_float(kept.values[i]) * factor * by[i]));
-  auto* to = reinterpret_cast<float4*>(memory + kNormedAt + thread / kWarp * kGateStretch) +
-             thread % kWarp * 2;
-  to[0] = {normed[0], normed[1], normed[2], normed[3]};
-  to[1] = {normed[4], normed[5], normed[6], normed[7]};
-  if (thread / 16 == role) {
-    static_cast<Pack*>(args.residual)[thread] = kept;
-    store_normed(kept, by, factor, static_cast<__nv_bfloat16*>(args.hidden), thread, 0, kHidden,
-                 args.quantised);
-  }
-  meet();
-}
-
-// The router's logits of the block's experts: a lane a stretch of an expert, since a stretch is
+// The router's scores of the block's experts: a lane a stretch of an expert, since a stretch is
 // summed column by column; four stretches of both experts a warp.
 __device__ __forceinline__ void route(const AttendAndRoute& args, Shared& shared, uint8_t* memory,
-                                      int role) {
+                                      int role, float bias, bool inert) {
   const int thread = threadIdx.x, lane = thread % kWarp, warp = thread / kWarp;
   constexpr int kEach = 4;
   static_assert(kRouteStretch == 8 * kWarp);
@@ -1005,12 +1092,64 @@ __device__ __forceinline__ void route(const AttendAndRoute& args, Shared& shared
   float total = 0.0f;
 #pragma unroll
   for (int s = 0; s < kRouteStretches; ++s) total += shared.route[thread][s];
-  args.logits[role * kBlockExperts + thread] = total;
+  ExpertScore score = score_of(total, bias);
+  if (inert) score.key = 0;
+  args.scores[role * kBlockExperts + thread] = score;
+}
+
+// residual += o's output, and its norm, by every block for itself, and the router's scores; each of
+// the first 24 writes 128 columns of the row.
+__device__ __forceinline__ void norm_row_and_route(const AttendAndRoute& args, Shared& shared,
+                                                   uint8_t* memory, int role, float bias,
+                                                   bool inert, const Launch& launch) {
+  using Pack = Pack8<__nv_bfloat16>;
+  const int thread = threadIdx.x;
+  const uint4 norm = static_cast<const uint4*>(args.norm)[thread];
+  if (thread < kAttendBlocks)
+    wait_for_word(&exchange.delta[thread * (kBlockORows / 2) + kBlockORows / 2 - 1], launch);
+  meet();
+  uint4 words[2];
+  await(words, launch, [&](int i) -> const uint4* {
+    return reinterpret_cast<const uint4*>(exchange.delta) + thread * 2 + i;
+  });
+  Pack kept = reinterpret_cast<const Pack*>(memory + kResidualAt)[thread];
+  const uint32_t pairs[4] = {words[0].x, words[0].z, words[1].x, words[1].z};
+  float squares = 0.0f;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const float2 delta = floats_of(pairs[i / 2]);
+    kept.values[i] = __float2bfloat16_rn(to_float(kept.values[i]) + (i % 2 ? delta.y : delta.x));
+    const float value = to_float(kept.values[i]);
+    squares = fmaf(value, value, squares);
+  }
+  const float mean = consumers_sum(squares, shared.scratch) / static_cast<float>(kHidden);
+  const float factor = 1.0f / sqrtf(mean + args.eps);
+  const uint32_t norm_words[4] = {norm.x, norm.y, norm.z, norm.w};
+  float normed[8], by[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const float2 two = floats_of(norm_words[i / 2]);
+    by[i] = i % 2 ? two.y : two.x;
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i)
+    normed[i] = to_float(from_float<__nv_bfloat16>(to_float(kept.values[i]) * factor * by[i]));
+  auto* to = reinterpret_cast<float4*>(memory + kNormedAt + thread / kWarp * kGateStretch) +
+             thread % kWarp * 2;
+  to[0] = {normed[0], normed[1], normed[2], normed[3]};
+  to[1] = {normed[4], normed[5], normed[6], normed[7]};
+  meet();
+  route(args, shared, memory, role, bias, inert);
+  // What nobody waits for comes last.
+  if (thread / 16 != role) return;
+  static_cast<Pack*>(args.residual)[thread] = kept;
+  store_normed(kept, by, factor, static_cast<__nv_bfloat16*>(args.hidden), thread, 0, kHidden,
+               args.quantised);
 }
 
 // Bytes: 25.2 MB of q, k and v, 18.9 of o, 3.1 of the gate, and the live K and V. Bound: bandwidth,
-// and the latency of five exchanges. The last of the launch's blocks to start have no role: one
-// multiprocessor may be kept by the kernel in front.
+// and the latency of five exchanges. What stands before the first weights are asked for, and before
+// the wait, is short: memory does nothing then.
 template <class Page>
 __global__ void __launch_bounds__(kThreads, 1)
     sm90_attend_and_route(const __grid_constant__ AttendAndRoute args,
@@ -1019,45 +1158,16 @@ __global__ void __launch_bounds__(kThreads, 1)
   __shared__ Shared shared;
   const uint32_t start = (shared_address(attend_memory) + 1023) & ~1023u;
   uint8_t* memory = attend_memory + (start - shared_address(attend_memory));
-  const int thread = threadIdx.x;
-  if (thread == 0) {
-    const uint64_t keep = keep_policy();
-    unsigned before = 0, place = 0;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("atom.relaxed.gpu.global.add.L2::cache_hint.u32 %0, [%1], 1, %2;"
-                 : "=r"(place)
-                 : "l"(&exchange.started), "l"(keep)
-                 : "memory");
-    asm volatile("ld.relaxed.gpu.global.L2::cache_hint.u32 %0, [%1], %2;"
-                 : "=r"(before)
-                 : "l"(&exchange.finished), "l"(keep)
-                 : "memory");
-#endif
-    shared.launch = before + 1;
-    shared.role = place - before * gridDim.x;
+  const int thread = threadIdx.x, role = static_cast<int>(blockIdx.x);
+  if (thread == kConsumers) {
     prefetch_map(&maps.qkv);
     prefetch_map(&maps.o);
   }
-  if (thread < kQkvLoads) {
-    barrier_init(&shared.qkv_full[thread], 1);
-    barrier_init(&shared.qkv_empty[thread], 128);
-  }
-  if (thread < kPageSlots) {
-    barrier_init(&shared.page_full[thread], 1);
-    barrier_init(&shared.page_empty[thread], kChainWarps);
-  }
-  if (thread < kOLoads) barrier_init(&shared.o_full[thread], 1);
-  if (thread == 0) {
-    barrier_init(&shared.pages_read, kChainGroups * kChainWarps);
-    barrier_init(&shared.gate_full, 1);
-  }
+  shared.begin_barriers();
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
   __syncthreads();
-  const Launch launch{shared.launch, keep_policy()};
-  if (shared.role >= kAttendBlocks) return;
-  const int role = static_cast<int>(shared.role);
   if (thread >= kConsumers) {
     load_all<Page>(args, maps, shared, start, memory, role);
     return;
@@ -1074,14 +1184,17 @@ __global__ void __launch_bounds__(kThreads, 1)
         __ldg(args.qkv_scale[part] + within / 128 * args.qkv_scale_stride[part] + thread / 16);
   uint4 early_norm = {};
   if (args.before.results) early_norm = static_cast<const uint4*>(args.before.norm)[thread];
+  float o_scale = 0.0f;
   if (thread < 2 * kOStretches) {
     const int block = min(role * kBlockORows / 128 + thread / kOStretches, kHidden / 128 - 1);
-    shared.o_scale[thread / kOStretches][thread % kOStretches] =
-        __ldg(args.o_scale + block * args.o_scale_stride + thread % kOStretches);
+    o_scale = __ldg(args.o_scale + block * args.o_scale_stride + thread % kOStretches);
   }
-  const Context context(args);
+  float bias = 0.0f;
+  if (thread < kBlockExperts) bias = args.bias[role * kBlockExperts + thread];
+  const Context::Lengths lengths(args);
   const Early early(args, role % kKvHeads);
-  wait_for_previous();
+  const unsigned before = launches_before();
+  wait_for_previous();  // and nothing that is asked for above is waited for before
   let_next_start();
   if (args.before.results) {
     sum_experts(args, shared, memory, early_norm, weight_scale, role);
@@ -1096,21 +1209,25 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   fence_for_products();
   meet();
-  multiply_qkv(args, shared, start, memory, role, launch);
+  const Launch launch{before + 1, keep_policy()};
+  const Context context(lengths);
+  if (thread < 2 * kOStretches)
+    shared.o_scale[thread / kOStretches][thread % kOStretches] = o_scale;
+  const OwnPage own_page(args, context, role);
+  multiply_qkv<Page>(args, shared, start, memory, role, own_page, launch);
   meet();  // nobody reads qkv's tokens and parts any more
   if (role < context.chains()) {
     // The newest page is the last of its chain.
     const int in_part = (context.pages - 1) % context.each % 4;
     const int chain = ((context.parts - 1) * 4 + in_part) * kKvHeads + role % kKvHeads;
-    make_queries<Page>(args, shared, memory, role % kKvHeads, chain % kAttendBlocks == role, early,
+    make_queries<Page>(args, shared, memory, role, chain % kAttendBlocks == role, early, own_page,
                        launch);
   }
-  attend_chains<Page>(args, shared, memory, context, role, thread / kWarp, launch);
+  attend_chains<Page>(args, shared, memory, context, role, own_page, launch);
   if (role < kJoinBlocks) join<Page>(args, shared, memory, context, role, launch);
   meet();  // pages have been read
   multiply_o<Page>(args, shared, start, memory, role, launch);
-  norm_row(args, shared, memory, role, launch);
-  route(args, shared, memory, role);
+  norm_row_and_route(args, shared, memory, role, bias, early.slot < 0, launch);
   if (role == 0 && thread == 0) exchange.finished = launch.number;
 }
 
@@ -1120,7 +1237,7 @@ void launch_attend_and_route(void* stream, const AttendAndRoute& args) {
   AttendMaps maps;
   maps.qkv = double_map(args.qkv, kQkvRows, kHidden, kHidden, kBlockRows);
   maps.o = double_map(args.o, kHidden, kQ, kQ, kBlockORows, kOStretch);
-  LaunchShape shape{dim3(static_cast<unsigned>(multiprocessors())), dim3(kThreads)};
+  LaunchShape shape{dim3(kAttendBlocks), dim3(kThreads)};
   shape.shared_bytes = kSharedBytes;
   launch(stream,
          args.cache.dtype == DType::bf16 ? sm90_attend_and_route<Bf16Page>

@@ -53,7 +53,8 @@ struct AttendAndRoute {
   void* hidden;                 // bf16 [3072]
   QuantisedRows quantised;      // hidden once more
   const float* gate;            // [256, 3072]
-  float* logits;                // [256] of the router
+  const float* bias;            // [256] of the router
+  ExpertScore* scores;          // [256], out
 };
 
 // Every block waits for others, so all of them have to run at once: on a GPU of Hopper's kind with

@@ -586,8 +586,10 @@ bool attends_at_once(const Exec& exec, const DecodeLayer& layer, const KvCache& 
          is_dense(tensors.hidden, DType::bf16, 1, kHidden) && !tensors.quantised_hidden.empty() &&
          is_dense(tensors.quantised_hidden.values, DType::f8_e4m3, 1, kHidden) &&
          is_dense(tensors.angles, DType::f32, 1, Shape::kRotary) &&
+         is_dense(tensors.ids, DType::i32, 1, tensors.ids.size(1)) &&
+         is_dense(tensors.weights, DType::f32, 1, tensors.ids.size(1)) &&
          (cache.k.dtype() == DType::bf16 || cache.k.dtype() == DType::f8_e4m3) && exec.workspace &&
-         exec.workspace_bytes >= kExperts * 4;
+         exec.workspace_bytes >= kExperts * int64_t{sizeof(ExpertScore)};
 }
 
 ExpertsPlan plan_for_one(const Exec& exec, const Experts& experts, int64_t top) {
@@ -649,10 +651,11 @@ void decode_layer(const Exec& exec, const DecodeLayer& layer, const KvCache& cac
   args.hidden = tensors.hidden.data();
   args.quantised = rows_of(exec, tensors.quantised_hidden);
   args.gate = layer.gate.as<float>();
-  args.logits = static_cast<float*>(exec.workspace);
+  args.bias = layer.routing_bias.as<float>();
+  args.scores = static_cast<ExpertScore*>(exec.workspace);
   launch_attend_and_route(exec.stream, args);
-  const RouteChoice choice{args.logits, 1, static_cast<int>(layer.gate.size(0)),
-                           layer.routing_bias.as<float>(), layout.slots.as<int32_t>()};
+  RouteChoice choice;
+  choice.scores = args.scores;
   run_experts(exec, tensors.hidden, layer.experts, tensors.ids, tensors.weights, tensors.experts,
               tensors.delta, tensors.quantised_hidden, after, nullptr, &choice);
 }
