@@ -148,8 +148,8 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
   const int own_tile = static_cast<int>(blockIdx.x);
   int own_group = static_cast<int>(blockIdx.x / static_cast<uint32_t>(up_tiles));
   asm volatile("" : "+r"(own_group));  // computed now, while nothing is known yet
-  // The groups are the list's, which is done when this kernel runs, or found here: of one token by
-  // the warp that asks for weights, so that nothing stands between that and what it knows.
+  // The groups are the list's, or found here: of one token by the warp that asks for weights, so
+  // that nothing stands between that and what it knows.
   if constexpr (kFew) {
     constexpr int kThreads = kExpertsFlowThreads;
     const auto find_tag = [&] {
@@ -180,6 +180,8 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
       find_groups(args, few);
       __syncthreads();
     }
+  } else {
+    wait_for_previous();  // which makes the list: not even how long it is is known before
   }
   const auto group_at = [&](int i) {
     return kFew ? Group{few.expert[i], 0, static_cast<int>(args.x.rows)} : listed_group(args, i);
@@ -210,7 +212,6 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
 
   if (warp == kConsumerWarps) {
     if (lane != 0) return;
-    if constexpr (!kFew) wait_for_previous();
     let_next_start();
     FlowSlot at, coming;
     int asked = 0;  // and not known to be there
@@ -280,7 +281,6 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
   }
 
   if (warp == kConsumerWarps + 1) {
-    if constexpr (!kFew) wait_for_previous();
     let_next_start();
     int tile_count = 0;
     const auto next_buffer = [&] {
@@ -351,7 +351,6 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
   // everywhere.
   if (warp == kConsumerWarps + 2) {
     if (kFew || lane != 0) return;
-    wait_for_previous();
     let_next_start();
     for (int n = 0;; ++n) {
       const int tile = queue.look(n);
@@ -363,7 +362,6 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
     }
   }
 
-  if constexpr (!kFew) wait_for_previous();
   let_next_start();
   const int g = lane / 4, t = lane % 4, row = warp % 4 * 16 + g;
   const int team = warp / 4;
