@@ -203,6 +203,7 @@ class Bench {
 
   // Where ranks are absent, `us_a_sum` is added to the step for each of its sums.
   void decode(int64_t batch, bool graphs, double read_rate, double us_a_sum = 0) {
+    M2_CHECK(batch <= kMostSequences, "K and V are kept for {} sequences", kMostSequences);
     std::vector<double> host;
     const auto step = [&](int i) {
       std::vector<Piece> pieces;
