@@ -11,10 +11,10 @@ namespace {
 
 // Shares of drafted tokens that come, until a sequence has its own figures.
 constexpr std::array<float, Draft::kClasses> kExpected = {0.4F, 0.6F, 0.8F};
-constexpr float kLearned = 0.1F;      // of a share, by each token looked at
-constexpr float kForgotten = 0.02F;   // of what is learned, whenever nothing is drafted for it
-constexpr double kWorth = 1.1;        // what a token must promise, times what its row costs
-constexpr double kLeastHope = 0.1;    // below which no token is drafted at any price
+constexpr float kLearned = 0.1F;        // of a share, by each token looked at
+constexpr float kForgotten = 0.02F;     // of what is learned, whenever nothing is drafted for it
+constexpr double kWorth = 1.1;          // what a token must promise, times what its row costs
+constexpr double kLeastHope = 0.1;      // below which no token is drafted at any price
 constexpr int64_t kTokensAStep = 8192;  // of a long prompt, taken into its index
 
 int32_t class_of(int64_t length) {
@@ -22,12 +22,6 @@ int32_t class_of(int64_t length) {
 }
 
 }  // namespace
-
-// What may follow the tokens known.
-struct Drafter::Guess {
-  NgramIndex::Match match;
-  int64_t size = 0;
-};
 
 Drafter::Drafter(const SpeculationConfig& config, int64_t block_size)
     : config_(config), block_size_(block_size) {
@@ -58,21 +52,21 @@ int64_t Drafter::most_of(const Sequence& sequence) const {
   return std::max<int64_t>(most, 0);
 }
 
-// Brings the index up to date on the way.
-Drafter::Guess Drafter::guess(Sequence& sequence, int64_t most) const {
-  Draft& draft = *sequence.draft;
+// Where the tokens known end, before their end. Brings the index up to date on the way; none while
+// it is not.
+NgramIndex::Match Drafter::match_of(Sequence& sequence) const {
+  NgramIndex& index = sequence.draft->index;
   const std::span<const TokenId> tokens = sequence.tokens.all();
-  draft.index.extend(tokens, kTokensAStep);
-  if (most <= 0 || draft.index.size() < std::ssize(tokens)) return {};
-  const NgramIndex::Match match = draft.index.find(tokens);
-  return {match, match.length > 0 ? most : 0};
+  index.extend(tokens, kTokensAStep);
+  return index.size() < std::ssize(tokens) ? NgramIndex::Match() : index.find(tokens);
 }
 
 bool Drafter::wants(Sequence& sequence, int64_t rows) const {
   if (!sequence.draft || sequence.unknown != 1) return false;
-  const Guess found = guess(sequence, most_of(sequence));
-  if (found.size == 0) return false;
-  const double hit = sequence.draft->hits[static_cast<size_t>(class_of(found.match.length))];
+  if (most_of(sequence) == 0) return false;
+  const NgramIndex::Match match = match_of(sequence);
+  if (match.length == 0) return false;
+  const double hit = sequence.draft->hits[static_cast<size_t>(class_of(match.length))];
   const auto others = static_cast<double>(rows);
   return hit * hit > std::max(kLeastHope, kWorth * others * costs_.of_another_row(others));
 }
@@ -85,18 +79,20 @@ void Drafter::draft(std::span<Sequence* const> running, int64_t room) {
     Draft& draft = *sequence->draft;
     draft.size = 0;
     if (sequence->unknown > 0 || !sequence->decoding() || sequence->complete()) continue;
-    const Guess found = guess(*sequence, std::min(most_of(*sequence), room));
-    if (found.size == 0) continue;
-    draft.match = class_of(found.match.length);
+    const int64_t most = std::min(most_of(*sequence), room);
+    if (most <= 0) continue;
+    const NgramIndex::Match match = match_of(*sequence);
+    if (match.length == 0) continue;
+    draft.match = class_of(match.length);
     float& hit = draft.hits[static_cast<size_t>(draft.match)];
     const int64_t known = sequence->known();
     double hope = 1;
-    for (; draft.size < found.size; ++draft.size, --room, ++rows, promised += hope) {
+    for (; draft.size < most; ++draft.size, --room, ++rows, promised += hope) {
       hope *= static_cast<double>(hit);
       const double least = kWorth * promised * costs_.of_another_row(rows);
       if (hope < std::max(kLeastHope, least)) break;
       // Behind the text's end what was drafted goes on: it repeats itself.
-      const int64_t from = found.match.end + draft.size;
+      const int64_t from = match.end + draft.size;
       draft.tokens[static_cast<size_t>(draft.size)] =
           from < known ? sequence->tokens[from] : draft.tokens[static_cast<size_t>(from - known)];
     }

@@ -71,8 +71,7 @@ class Drafter {
   void note_step(int64_t rows, Nanos took) { costs_.note(rows, took); }
 
  private:
-  struct Guess;
-  Guess guess(Sequence& sequence, int64_t most) const;
+  NgramIndex::Match match_of(Sequence& sequence) const;
   int64_t most_of(const Sequence& sequence) const;
 
   const SpeculationConfig config_;

@@ -540,12 +540,12 @@ void Engine::State::mask_drafts() {
   };
   for (size_t i = 0; i < batch.rows().size(); ++i) {
     const StepBatch::Row& row = batch.rows()[i];
-    if (row.ahead == 0 || !row.sequence->constraint) continue;
+    if (row.ahead != 1 || !row.sequence->constraint) continue;
     TokenConstraint& constraint = *row.sequence->constraint;
-    if (row.ahead == 1) constraint.begin_trial();
-    constraint.accept(row.sequence->draft->tokens[static_cast<size_t>(row.ahead) - 1]);
-    if (!constraint.fill(mask_of(i))) std::ranges::fill(mask_of(i), ~0u);
-    if (row.ahead == row.sequence->drafted()) constraint.end_trial();
+    on_trial(constraint, row.sequence->draft->drafted(), [&](size_t behind) {
+      const std::span<uint32_t> mask = mask_of(i + behind);
+      if (!constraint.fill(mask)) std::ranges::fill(mask, ~0u);
+    });
   }
 }
 

@@ -5,9 +5,9 @@
 namespace m2::engine {
 namespace {
 
-constexpr double kKept = 0.98;   // of what is known, at each step
+constexpr double kKept = 0.98;    // of what is known, at each step
 constexpr double kOutlier = 1.5;  // times what was expected: something else took that long
-constexpr double kApart = 0.05;  // rows², below which sizes are too much alike to tell a slope
+constexpr double kApart = 0.05;   // rows², below which sizes are too much alike to tell a slope
 
 }  // namespace
 

@@ -46,22 +46,10 @@ void StepSampling::fill_masks(ThreadPool& pool) {
   words_.resize(static_cast<size_t>(pool.size()));
   const auto fill = [&](const Constrained& one, int thread) {
     std::vector<uint32_t>& words = words_[static_cast<size_t>(thread)];
-    TokenConstraint& constraint = *one.sequence->constraint;
     fill_mask(one, 0, words);
-    if (one.rows == 1) return;
-    constraint.begin_trial();
-    bool comes = true;
-    for (size_t i = 1; i < one.rows; ++i) {
-      const TokenId drafted = one.sequence->draft->tokens[i - 1];
-      comes = comes && may_come(rows_[one.row + i - 1], drafted);
-      if (!comes) {
-        rows_[one.row + i].mask = -1;  // nobody asks what follows what may not come
-        continue;
-      }
-      constraint.accept(drafted);
-      fill_mask(one, i, words);
-    }
-    constraint.end_trial();
+    if (one.rows > 1)
+      on_trial(*one.sequence->constraint, one.sequence->draft->drafted(),
+               [&](size_t i) { fill_mask(one, i + 1, words); });
   };
   if (constrained_.size() == 1) return fill(constrained_.front(), 0);
   std::atomic<size_t> next{0};
@@ -82,11 +70,6 @@ void StepSampling::fill_mask(const Constrained& one, size_t index, std::vector<u
   if (!constraint.fill(words)) return;
   const std::span<uint32_t> mask = mask_of(row);
   for (size_t i = 0; i < mask.size(); ++i) mask[i] &= words[i];
-}
-
-bool StepSampling::may_come(const ops::SampleRow& row, TokenId token) {
-  return row.mask < 0 ||
-         (mask_of(row)[static_cast<size_t>(token / 32)] >> (token % 32) & 1u) != 0;
 }
 
 void StepSampling::add_row(const StepBatch::Row& batch_row) {

@@ -53,7 +53,6 @@ class StepSampling {
     bool limited;  // their masks hold the ids that the request allows
   };
   void fill_mask(const Constrained& one, size_t index, std::vector<uint32_t>& words);
-  bool may_come(const ops::SampleRow& row, TokenId token);
   std::vector<Constrained> constrained_;
   std::vector<std::vector<uint32_t>> words_;  // of each thread
 };

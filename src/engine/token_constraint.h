@@ -41,4 +41,16 @@ class TokenConstraint {
   virtual bool complete() const = 0;
 };
 
+// Calls behind(i) with the first i + 1 of these tokens accepted, one after another, on trial. They
+// may be tokens that may not come: then nobody looks at what was said behind them.
+template <class Behind>
+void on_trial(TokenConstraint& constraint, std::span<const int32_t> tokens, const Behind& behind) {
+  constraint.begin_trial();
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    constraint.accept(tokens[i]);
+    behind(i);
+  }
+  constraint.end_trial();
+}
+
 }  // namespace m2::engine

@@ -4,15 +4,16 @@
 
 namespace m2::ops::cuda {
 
+// kFlowUnderWay of a pair's stages: o of one GPU has stages of 12 KB, ranks' q, k and v of 8.
+template <int kHalf>
+constexpr int kPairUnderWay = kHalf > 6 ? 3 : 2;
+
 // sm90_linear_flow for up to 16 tokens and matrices of few rows and many columns, to the same
 // bytes: a cluster of two blocks has a tile, each block half of K. Tiles narrow enough to give
 // every multiprocessor one would leave most of the 64 rows of an instruction empty, and their
 // products take longer than their bytes. The first block hands its sums to the second, which has
 // kept its own stretches' products and takes them up in order. kHalf: stages of 256 columns in half
 // of K.
-// kFlowUnderWay of these: o of one GPU has stages of 12 KB, ranks' q, k and v of 8.
-template <int kHalf>
-constexpr int kPairUnderWay = kHalf > 6 ? 3 : 2;
 template <int kN, int kHalf>
 __global__ void __launch_bounds__(kFlowThreads, 1)
     sm90_linear_flow_pair(const __grid_constant__ LinearArgs args,
