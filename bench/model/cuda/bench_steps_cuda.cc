@@ -37,7 +37,7 @@ using namespace m2::model;
 using SteadyTime = std::chrono::steady_clock;
 
 constexpr int64_t kChunk = 8192;
-constexpr int64_t kMostSequences = 64;
+constexpr int64_t kSequences = 64;  // whose K and V are kept, unless a larger batch is asked for
 constexpr int kSteps = 60;
 
 double elapsed(SteadyTime::time_point since) {
@@ -126,8 +126,12 @@ class AbsentPeers : public parallel::Comm {
 class Bench {
  public:
   Bench(const ModelConfig& config, int64_t context, bool graphs, int64_t ranks = 1,
-        const std::vector<int64_t>& more_sizes = {})
-      : config_(config), context_(context), ranks_(ranks), stream_(kGpu) {
+        const std::vector<int64_t>& more_sizes = {}, int64_t sequences = kSequences)
+      : config_(config),
+        context_(context),
+        ranks_(ranks),
+        most_sequences_(sequences),
+        stream_(kGpu) {
     if (ranks > 1)
       comm_ = std::make_unique<AbsentPeers>(ranks, kGpu);
     else
@@ -147,7 +151,7 @@ class Bench {
     const int64_t per_sequence = (context + kSteps + 64) / kBlockSize + 1;
     step_.emplace(per_sequence);
     request.num_blocks =
-        std::max(per_sequence * kMostSequences, config.max_position_embeddings / kBlockSize);
+        std::max(per_sequence * most_sequences_, config.max_position_embeddings / kBlockSize);
     RunnerOptions options;
     if (graphs) {
       options.graph_sizes = {1, 2, 4};
@@ -175,9 +179,9 @@ class Bench {
   double prefill(int64_t length) {
     std::vector<double> times;
     const int64_t sequences = kChunk / length;
-    for (int64_t first = 0; first < kMostSequences; first += sequences) {
+    for (int64_t first = 0; first < most_sequences_; first += sequences) {
       std::vector<Piece> pieces;
-      for (int64_t s = first; s < std::min(first + sequences, kMostSequences); ++s)
+      for (int64_t s = first; s < std::min(first + sequences, most_sequences_); ++s)
         pieces.push_back({s, 0, length});
       const auto start = SteadyTime::now();
       enqueue(pieces);
@@ -203,7 +207,7 @@ class Bench {
 
   // Where ranks are absent, `us_a_sum` is added to the step for each of its sums.
   void decode(int64_t batch, bool graphs, double read_rate, double us_a_sum = 0) {
-    M2_CHECK(batch <= kMostSequences, "K and V are kept for {} sequences", kMostSequences);
+    M2_CHECK(batch <= most_sequences_, "K and V are kept for {} sequences", most_sequences_);
     std::vector<double> host;
     const auto step = [&](int i) {
       std::vector<Piece> pieces;
@@ -278,7 +282,7 @@ class Bench {
   }
 
   const ModelConfig config_;
-  const int64_t context_, ranks_;
+  const int64_t context_, ranks_, most_sequences_;
   std::optional<MadeStep> step_;
   Stream stream_;
   Exec exec_;
@@ -311,7 +315,8 @@ void measure_share(int64_t ranks, int64_t layers, const std::vector<double>& us_
   const double rate = read_rate();
   fmt::print("{}; the first of {} tensor ranks, {} layers, FP8; read {:.0f} GB/s\n",
              describe_device(Bench::kGpu), ranks, layers, rate / 1e9);
-  Bench bench(full_width(layers, 256), 2048, true, ranks);
+  const int64_t largest = batches.empty() ? kSequences : std::ranges::max(batches);
+  Bench bench(full_width(layers, 256), 2048, true, ranks, {}, std::max(largest, kSequences));
   bench.check_sums();
   const double chunk = bench.prefill(2048);
   fmt::print(
