@@ -154,24 +154,34 @@ __device__ __forceinline__ bool has(const uint2& word, const Launch& launch) {
 __device__ __forceinline__ bool has(const uint4& words, const Launch& launch) {
   return words.y == launch.number && words.w == launch.number;
 }
-// Reads kCount words, all at once, and those that are not this launch's again until they are. at(i)
-// may be null. meanwhile(): what is done while the words are on their way.
-template <int kCount, class Word, class At, class Meanwhile>
-__device__ __forceinline__ void await(Word (&words)[kCount], const Launch& launch, At at,
-                                      Meanwhile meanwhile) {
-#pragma unroll
-  for (int i = 0; i < kCount; ++i)
-    if (const Word* from = at(i)) words[i] = look(from, launch);
-  meanwhile();
-#pragma unroll
-  for (int i = 0; i < kCount; ++i)
-    if (const Word* from = at(i))
-      while (!has(words[i], launch)) words[i] = look(from, launch);
-}
-
+// Reads kCount words, all at once, and those that are not this launch's again until they are.
 template <int kCount, class Word, class At>
 __device__ __forceinline__ void await(Word (&words)[kCount], const Launch& launch, At at) {
-  await(words, launch, at, [] {});
+  bool missing = false;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) words[i] = look(at(i), launch);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) missing |= !has(words[i], launch);
+  while (missing) [[unlikely]] {
+    missing = false;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) words[i] = look(at(i), launch);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) missing |= !has(words[i], launch);
+  }
+}
+
+// The same where they will have to wait.
+template <int kCount, class Word, class At>
+__device__ __forceinline__ void await_late(Word (&words)[kCount], const Launch& launch, At at) {
+  for (;; __nanosleep(20)) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) words[i] = look(at(i), launch);
+    bool missing = false;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) missing |= !has(words[i], launch);
+    if (!missing) return;
+  }
 }
 
 // Before that, of a thread's own: waits for one word, so that those who wait ask L2 for little.
@@ -487,10 +497,6 @@ __device__ __forceinline__ void load_all(const AttendAndRoute& args, const Atten
   ask_for_gate();
 }
 
-__device__ __forceinline__ float2 floats_of(uint32_t pair) {
-  return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)};
-}
-
 // The consumers' sum over their block, as block_sum() has it.
 __device__ __forceinline__ float consumers_sum(float value, float* scratch) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -555,11 +561,13 @@ __device__ __forceinline__ void sum_experts(const AttendAndRoute& args, Shared& 
   float value[8];
   float most = 0.0f;
 #pragma unroll
-  for (int c = 0; c < 8; ++c) {
-    const float2 by = floats_of(words[c / 2]);
-    const float normed = to_float(kept.values[c]) * factor * (c % 2 ? by.y : by.x);
-    value[c] = to_float(__float2bfloat16_rn(normed));
-    most = fmaxf(most, fabsf(value[c]));
+  for (int c = 0; c < 4; ++c) {
+    const float2 by = floats_of(words[c]);
+    const float2 of = floats_of(reinterpret_cast<const uint32_t*>(kept.values)[c]);
+    const float2 two = floats_of(pack_bf16(of.x * factor * by.x, of.y * factor * by.y));
+    value[2 * c] = two.x;
+    value[2 * c + 1] = two.y;
+    most = fmaxf(most, fmaxf(fabsf(two.x), fabsf(two.y)));
   }
 #pragma unroll
   for (int offset = 8; offset; offset /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, offset));
@@ -583,6 +591,9 @@ __device__ __forceinline__ void multiply_qkv(const AttendAndRoute& args, Shared&
   auto* parts = reinterpret_cast<float*>(memory + kPartsAt);
 #pragma unroll 1
   for (int i = warpgroup; i < kQkvLoads; i += kWarpgroups) {
+    // Both stretches of a load stand in the same operand of the tokens.
+    const uint32_t rows = alike(operand_low(start + i * kQkvLoad)),
+                   tokens = alike(operand_low(start + kTokensAt + i / 4 * (8 * kTileStep)));
     barrier_wait(&shared.qkv_full[i], 0);
     float d[2][4];
     wgmma_begin();
@@ -590,9 +601,9 @@ __device__ __forceinline__ void multiply_qkv(const AttendAndRoute& args, Shared&
     for (int half = 0; half < 2; ++half)
 #pragma unroll
       for (int k = 0; k < 4; ++k)
-        wgmma_64xNx32<8>(
-            d[half], operand(start + i * kQkvLoad + half * (kBlockRows * kTileStep) + k * 32),
-            operand(start + kTokensAt + (2 * i + half) / 8 * (8 * kTileStep) + k * 32), k > 0);
+        wgmma_64xNx32<8>(d[half],
+                         operand_from(rows + (half * (kBlockRows * kTileStep) + k * 32) / 16),
+                         operand_from(tokens + k * 32 / 16), k > 0);
     wgmma_finish();
     barrier_arrive(&shared.qkv_empty[i]);
 #pragma unroll
@@ -676,27 +687,34 @@ __device__ __forceinline__ void make_queries(const AttendAndRoute& args, Shared&
   const bool is_key = newest && thread < kPairs, is_value = newest && thread / kPairs == 1;
   const int key_at = (kQHeads + head) * kPairs + thread;  // of pairs
   const int value_at = (kQHeads + kKvHeads + head) * kPairs + thread - kPairs;
-  constexpr int kTiles = kQkvRows / kBlockRows, kNormedTiles = kSquares / 8;
-  if (thread < kNormedTiles)
-    wait_for_word(&exchange.squares[thread * 8 + 7], launch);
-  else if (thread < kTiles && newest)
-    wait_for_word(&exchange.raw[thread * (kBlockRows / 2)], launch);
-  meet();
-  uint2 word[5];
-  await(
-      word, launch,
-      [&](int i) -> const uint2* {
-        if (i == 0) return &exchange.raw[head * kGroup * kPairs + thread];
-        if (i == 1) return is_key || is_value ? &exchange.raw[is_key ? key_at : value_at] : nullptr;
-        const int at = thread + (i - 2) * kConsumers;
-        return at < kSquares ? &exchange.squares[at] : nullptr;
-      },
-      [&] { own_page.ask<Page>(args, shared, memory, role, true); });
-  auto* squares = reinterpret_cast<float*>(memory + kSquaresAt);
+  // What comes last are the squares of all: a thread looks for all that a block says of them.
+  constexpr int kNormedTiles = kSquares / 8;
+  uint2 word[2];
+  const auto raw_at = [&](int i) -> const uint2* {
+    if (i == 0) return &exchange.raw[head * kGroup * kPairs + thread];
+    return is_key || is_value ? &exchange.raw[is_key ? key_at : value_at] : nullptr;
+  };
 #pragma unroll
-  for (int i = 2; i < 5; ++i)
-    if (const int at = thread + (i - 2) * kConsumers; at < kSquares)
-      squares[at] = __uint_as_float(word[i].x);
+  for (int i = 0; i < 2; ++i)
+    if (const uint2* from = raw_at(i)) word[i] = look(from, launch);
+  if (thread < kNormedTiles) {
+    uint4 words[4];
+    await_late(words, launch, [&](int i) {
+      return reinterpret_cast<const uint4*>(exchange.squares) + thread * 4 + i;
+    });
+    auto* to = reinterpret_cast<uint4*>(memory + kSquaresAt) + thread * 2;
+    to[0] = {words[0].x, words[0].z, words[1].x, words[1].z};
+    to[1] = {words[2].x, words[2].z, words[3].x, words[3].z};
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+    if (const uint2* from = raw_at(i))
+      while (!has(word[i], launch)) {
+        __nanosleep(20);
+        word[i] = look(from, launch);
+      }
+  own_page.ask<Page>(args, shared, memory, role, true);
+  const auto* squares = reinterpret_cast<const float*>(memory + kSquaresAt);
   meet();
   constexpr int kQSums = kQ / 256, kSums = kSquares / kWarp;
 #pragma unroll 1
@@ -949,16 +967,14 @@ __device__ __forceinline__ void join(const AttendAndRoute& args, Shared& shared,
     for (int group = 0; group < min(kJoined, context.parts - first); group += kAhead) {
       const int there = min(kAhead, context.parts - first - group);
       float top = largest;
-#pragma unroll
-      for (int i = 0; i < kAhead; ++i)
-        if (i < there) top = fmaxf(top, shared.totals[group + i][0]);
+#pragma unroll 1
+      for (int i = 0; i < there; ++i) top = fmaxf(top, shared.totals[group + i][0]);
       const float before = exp2f(largest - top);
       sum *= before;
       value *= before;
       largest = top;
-#pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        if (i >= there) break;
+#pragma unroll 1
+      for (int i = 0; i < there; ++i) {
         const float factor = exp2f(shared.totals[group + i][0] - top);
         sum = fmaf(shared.totals[group + i][1], factor, sum);
         value = fmaf(joined[(group + i) * kDims + mine], factor, value);
@@ -985,15 +1001,18 @@ __device__ __forceinline__ void multiply_o(const AttendAndRoute& args, Shared& s
   constexpr int kPlaces = kBlockORows / 8;
   const int thread = threadIdx.x, lane = thread % kWarp, warp = thread / kWarp % 4;
   const int warpgroup = thread / 128;
-  if (thread < kJoinBlocks)
-    wait_for_word(
-        &exchange.attended[thread / 2 * (kDim / 2) + pair_of_word<Page>(thread % 2, kWarp - 1)],
-        launch);
-  meet();
   // A warp has four stretches (heads), a lane four dims of each: so what it reads at once lies side
   // by side.
   constexpr int kEach = kOStretches / (kConsumers / kWarp);
   const int first_stretch = thread / kWarp * kEach;
+  // Their halves are said by two blocks each.
+  if (lane < 2 * kEach) {
+    const int half = 2 * first_stretch + lane;
+    wait_for_word(
+        &exchange.attended[half / 2 * (kDim / 2) + pair_of_word<Page>(half % 2, kWarp - 1)],
+        launch);
+  }
+  __syncwarp();
   uint4 words[kEach];
   await(words, launch, [&](int i) -> const uint4* {
     return reinterpret_cast<const uint4*>(exchange.attended) + (first_stretch + i) * kWarp + lane;
@@ -1027,17 +1046,19 @@ __device__ __forceinline__ void multiply_o(const AttendAndRoute& args, Shared& s
 #pragma unroll 1
   for (int first = 0; first < kOLoads; first += kAtOnce) {
     float d[kAtOnce][4];
+    const int group = first * kWarpgroups + warpgroup;
+    const uint32_t rows = alike(operand_low(start + kOAt + group * (kFlowRows * kTileStep))),
+                   tokens = alike(operand_low(start + kOTokensAt + group * (8 * kTileStep)));
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) barrier_wait(&shared.o_full[first + i], 0);
     wgmma_begin();
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const int group = (first + i) * kWarpgroups + warpgroup;
+    for (int i = 0; i < kAtOnce; ++i)
 #pragma unroll
       for (int k = 0; k < 4; ++k)
-        wgmma_64xNx32<8>(d[i], operand(start + kOAt + group * (kFlowRows * kTileStep) + k * 32),
-                         operand(start + kOTokensAt + group * (8 * kTileStep) + k * 32), k > 0);
-    }
+        wgmma_64xNx32<8>(
+            d[i], operand_from(rows + (i * kWarpgroups * (kFlowRows * kTileStep) + k * 32) / 16),
+            operand_from(tokens + (i * kWarpgroups * (8 * kTileStep) + k * 32) / 16), k > 0);
     wgmma_finish();
     if (lane % 4 == warp)
 #pragma unroll
@@ -1115,12 +1136,14 @@ __device__ __forceinline__ void norm_row_and_route(const AttendAndRoute& args, S
   Pack kept = reinterpret_cast<const Pack*>(memory + kResidualAt)[thread];
   const uint32_t pairs[4] = {words[0].x, words[0].z, words[1].x, words[1].z};
   float squares = 0.0f;
+  auto* kept_pairs = reinterpret_cast<uint32_t*>(kept.values);
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const float2 delta = floats_of(pairs[i / 2]);
-    kept.values[i] = __float2bfloat16_rn(to_float(kept.values[i]) + (i % 2 ? delta.y : delta.x));
-    const float value = to_float(kept.values[i]);
-    squares = fmaf(value, value, squares);
+  for (int i = 0; i < 4; ++i) {
+    const float2 delta = floats_of(pairs[i]), before = floats_of(kept_pairs[i]);
+    kept_pairs[i] = pack_bf16(before.x + delta.x, before.y + delta.y);
+    const float2 value = floats_of(kept_pairs[i]);
+    squares = fmaf(value.x, value.x, squares);
+    squares = fmaf(value.y, value.y, squares);
   }
   const float mean = consumers_sum(squares, shared.scratch) / static_cast<float>(kHidden);
   const float factor = 1.0f / sqrtf(mean + args.eps);
@@ -1132,8 +1155,13 @@ __device__ __forceinline__ void norm_row_and_route(const AttendAndRoute& args, S
     by[i] = i % 2 ? two.y : two.x;
   }
 #pragma unroll
-  for (int i = 0; i < 8; ++i)
-    normed[i] = to_float(from_float<__nv_bfloat16>(to_float(kept.values[i]) * factor * by[i]));
+  for (int i = 0; i < 4; ++i) {
+    const float2 of = floats_of(kept_pairs[i]);
+    const float2 two =
+        floats_of(pack_bf16(of.x * factor * by[2 * i], of.y * factor * by[2 * i + 1]));
+    normed[2 * i] = two.x;
+    normed[2 * i + 1] = two.y;
+  }
   auto* to = reinterpret_cast<float4*>(memory + kNormedAt + thread / kWarp * kGateStretch) +
              thread % kWarp * 2;
   to[0] = {normed[0], normed[1], normed[2], normed[3]};

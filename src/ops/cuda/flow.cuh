@@ -70,7 +70,7 @@ struct FlowBarriers {
   uint64_t scales_full[kFlowMaxScaleBuffers], scales_empty[kFlowMaxScaleBuffers];
 
   // Of all, the i-th, and how many arrive at it.
-  __device__ __forceinline__ static int count(int stages) {
+  __host__ __device__ static constexpr int count(int stages) {
     return 2 * (stages + kFlowMaxScaleBuffers);
   }
   __device__ __forceinline__ uint64_t* nth(int i, int stages, int& arrivals) {
@@ -124,14 +124,15 @@ template <int kN, int kStretches>
 __device__ __forceinline__ void stage_products(uint32_t weights, int weight_box, uint32_t tokens,
                                                float (&d)[kStretches][kN / 2]) {
   constexpr int kSteps = kFlowColumns / 32 / kStretches;
+  const uint32_t a = alike(operand_low(weights)), b = alike(operand_low(tokens));
   wgmma_begin();
 #pragma unroll
   for (int s = 0; s < kStretches; ++s)
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
       const int step = s * kSteps + k, box = step / 4, offset = step % 4 * 32;
-      wgmma_64xNx32<kN>(d[s], operand(weights + box * weight_box + offset),
-                        operand(tokens + box * (kN * kTileStep) + offset), k > 0);
+      wgmma_64xNx32<kN>(d[s], operand_from(a + (box * weight_box + offset) / 16),
+                        operand_from(b + (box * (kN * kTileStep) + offset) / 16), k > 0);
     }
   wgmma_finish();
 }

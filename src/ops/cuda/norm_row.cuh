@@ -1,5 +1,7 @@
 #pragma once
 
+#include <type_traits>
+
 #include "ops/cuda/device.cuh"
 
 // A row's norm, 8 columns a thread: what the norms and the experts' last step share.
@@ -12,6 +14,11 @@ template <class T>
 struct alignas(16) Pack8 {
   T values[8];
 };
+
+// pack_bf16()'s two numbers.
+__device__ __forceinline__ float2 floats_of(uint32_t pair) {
+  return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)};
+}
 
 // The norm's weights of 8 columns.
 __device__ __forceinline__ void load_weights(const void* weight, DType dtype, int64_t column,
@@ -30,13 +37,17 @@ __device__ __forceinline__ void load_weights(const void* weight, DType dtype, in
 // Adds 8 numbers, rounded, to what the residual has; the sum of the squares of what comes of it.
 __device__ __forceinline__ float add_to_residual(Pack8<__nv_bfloat16>& kept,
                                                  const float (&numbers)[8]) {
+  // By twos: a conversion of one number goes through the unit for transcendental functions.
+  auto* pairs = reinterpret_cast<uint32_t*>(kept.values);
   float squares = 0.0f;
 #pragma unroll
-  for (int c = 0; c < 8; ++c) {
-    const float delta = to_float(__float2bfloat16_rn(numbers[c]));
-    kept.values[c] = __float2bfloat16_rn(to_float(kept.values[c]) + delta);
-    const float value = to_float(kept.values[c]);
-    squares = fmaf(value, value, squares);
+  for (int c = 0; c < 4; ++c) {
+    const float2 delta = floats_of(pack_bf16(numbers[2 * c], numbers[2 * c + 1]));
+    const float2 before = floats_of(pairs[c]);
+    pairs[c] = pack_bf16(before.x + delta.x, before.y + delta.y);
+    const float2 value = floats_of(pairs[c]);
+    squares = fmaf(value.x, value.x, squares);
+    squares = fmaf(value.y, value.y, squares);
   }
   return squares;
 }
@@ -46,9 +57,18 @@ template <class T>
 __device__ __forceinline__ Pack8<T> normed(const Pack8<T>& kept, const float (&by)[8],
                                            float factor) {
   Pack8<T> pack;
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
 #pragma unroll
-  for (int i = 0; i < 8; ++i)
-    pack.values[i] = from_float<T>(to_float(kept.values[i]) * factor * by[i]);
+    for (int c = 0; c < 4; ++c) {
+      const float2 value = floats_of(reinterpret_cast<const uint32_t*>(kept.values)[c]);
+      reinterpret_cast<uint32_t*>(pack.values)[c] =
+          pack_bf16(value.x * factor * by[2 * c], value.y * factor * by[2 * c + 1]);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+      pack.values[i] = from_float<T>(to_float(kept.values[i]) * factor * by[i]);
+  }
   return pack;
 }
 

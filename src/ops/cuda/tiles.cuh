@@ -94,6 +94,12 @@ __device__ __forceinline__ uint32_t operand_low(uint32_t address) {
 __device__ __forceinline__ uint64_t operand_from(uint32_t low) {
   return static_cast<uint64_t>(0x40000040u) << 32 | low;
 }
+// What all lanes have alike, known to be so: then what is made of it needs no lane's registers.
+// wgmma's operands are uniform; addresses that differ by lane for all that is known take a dozen
+// instructions each.
+__device__ __forceinline__ uint32_t alike(uint32_t value) {
+  return __shfl_sync(~0u, value, 0);
+}
 template <int kRegisters>
 __device__ __forceinline__ void give_registers() {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)

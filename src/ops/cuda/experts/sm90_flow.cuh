@@ -120,34 +120,48 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
   auto* weight_scales = reinterpret_cast<float*>(memory + shape.weight_scales_at);
   auto* resident_scales = reinterpret_cast<float*>(memory + shape.resident_scales_at);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  constexpr bool kOne = kFew && kN == 8;  // perhaps one token, which may choose here
+  if constexpr (kFew && !kOne) few.clear();
+  // As many as there may be, since how many there are is not at hand yet.
+  constexpr int kStages = kExpertsStages<kN, kFew>, kRingBarriers = FlowBarriers::count(kStages);
+  begin_barriers(kRingBarriers + TileQueue::kCount + 1, [&](int i, int& arrivals) {
+    if (i < kRingBarriers) return barriers.nth(i, kStages, arrivals);
+    i -= kRingBarriers;
+    if (i < TileQueue::kCount) return queue.nth(i, kConsumers + kWarp + (kFew ? 0 : 1), arrivals);
+    arrivals = kFlowConsumers;
+    return &tokens_there;
+  });
   if (threadIdx.x == kConsumers) {
     prefetch_map(&maps.w13);
     prefetch_map(&maps.x);
     prefetch_map(&maps.w2);
   }
-  constexpr bool kOne = kFew && kN == 8;  // perhaps one token, which may choose here
   const bool one = kOne && args.x.rows == 1, chooses = kOne && args.choice.any();
   float2 bias = {};
-  if constexpr (kFew)
-    if (!one) few.clear();
   if constexpr (kOne) {
     if (args.choice.parts && static_cast<int>(threadIdx.x) * 2 < args.choice.experts)
       bias = *reinterpret_cast<const float2*>(args.choice.bias + threadIdx.x * 2);
   }
-  const int ring_barriers = FlowBarriers::count(shape.stages);
-  begin_barriers(ring_barriers + TileQueue::kCount + 1, [&](int i, int& arrivals) {
-    if (i < ring_barriers) return barriers.nth(i, shape.stages, arrivals);
-    i -= ring_barriers;
-    if (i < TileQueue::kCount) return queue.nth(i, kConsumers + kWarp + (kFew ? 0 : 1), arrivals);
-    arrivals = kFlowConsumers;
-    return &tokens_there;
-  });
   const bool with_up = phases & 1, with_down = phases & 2;
   const bool counted = phases == 3 && args.next_tile;
   const int up_tiles = (args.inner + kFlowUpRows - 1) / kFlowUpRows;
   const int own_tile = static_cast<int>(blockIdx.x);
   int own_group = static_cast<int>(blockIdx.x / static_cast<uint32_t>(up_tiles));
   asm volatile("" : "+r"(own_group));  // computed now, while nothing is known yet
+  const int up_steps = (args.hidden + kFlowColumns - 1) / kFlowColumns;
+  constexpr int kWeightBox = kFlowRows * kTileStep, kTokenBoxes = 2 * kN * kTileStep;
+  // Where an expert's tile of the first half begins in the map.
+  const auto up_row = [&](int expert, int tile) {
+    return (expert * 2 * args.inner + tile * kFlowUpRows) / 8;
+  };
+  // A stage of it, and of the tokens from `first` on, where they come with it.
+  const auto ask_for_up = [&](uint32_t to, uint32_t tokens, int row, int step, int first,
+                              bool with_tokens, uint64_t* full) {
+    tensor_copy_5d(to, &maps.w13, 0, 0, 0, row, step * 2, full);
+    if (with_tokens) copy_boxes(tokens, kN * kTileStep, &maps.x, true, step, first, full);
+  };
+  constexpr int kEarly = 3;  // no more than are under way at any time
+  int early = 0;             // stages of the first tile that have been asked for
   // The groups are the list's, or found here: of one token by the warp that asks for weights, so
   // that nothing stands between that and what it knows.
   if constexpr (kFew) {
@@ -166,6 +180,17 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
           find_groups_of_one(args, table, few);
           __syncwarp();
           asm volatile("bar.arrive 2, %0;" ::"n"(kThreads) : "memory");
+          if (lane == 0 && counted && own_group < few.count) {
+            early = min(kEarly, up_steps);
+            const int rows = up_row(few.expert[own_group], own_tile - own_group * up_tiles);
+#pragma unroll 1
+            for (int i = 0; i < early; ++i) {
+              barrier_expect(&barriers.full[i], 2 * kWeightBox + kTokenBoxes);
+              ask_for_up(start + i * shape.stage_bytes(),
+                         start + shape.resident_at + i * kTokenBoxes, rows, i, 0, true,
+                         &barriers.full[i]);
+            }
+          }
         } else {
           wait_for_previous();
           find_tag();
@@ -175,6 +200,10 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
           store_few(table, args.choice.scores, args.top, args.ids, args.weights);
       }
     } else {
+      if constexpr (kOne) {
+        few.clear();
+        __syncthreads();
+      }
       wait_for_previous();
       find_tag();
       find_groups(args, few);
@@ -202,10 +231,9 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
   };
   const int up_stretches = args.hidden / kTileStep,
             down_stretches = args.inner_stretch == 128 ? args.inner / 128 : args.inner / 64;
-  const int up_steps = (args.hidden + kFlowColumns - 1) / kFlowColumns;
   const int down_steps = (args.inner + kFlowColumns - 1) / kFlowColumns;
   const int stretches = max(up_stretches, down_stretches);
-  constexpr int kWeightBox = kFlowRows * kTileStep, kBuffers = flow_scale_buffers(kN);
+  constexpr int kBuffers = flow_scale_buffers(kN);
   // Where a row's steps are two rounds of the ring, a team could take a stage's barrier for that of
   // two rounds before; then one multiplies alone.
   const bool in_turns = kFew || max(up_steps, down_steps) < 2 * shape.stages;
@@ -213,8 +241,8 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
   if (warp == kConsumerWarps) {
     if (lane != 0) return;
     let_next_start();
-    FlowSlot at, coming;
-    int asked = 0;  // and not known to be there
+    FlowSlot at{early}, coming;
+    int asked = early;  // and not known to be there
     const auto next_slot = [&](int bytes) {
 #pragma unroll 1
       for (; asked >= under_way; --asked) {
@@ -237,34 +265,33 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
     }
     queue.put(0, tile < end ? tile : -1);
     const int say_behind = min(kSayBehind, up_steps - 1);
-    Group own = {}, later = {};
-    if (tile < end) own = group_at(index);
+    Group group = {}, later = {};
+    if (tile < end) group = group_at(index);
     for (int n = 0; tile < end; ++n) {
       int taken = 0;
       if (counted) taken = take_next(args.next_tile);
-      const int rows = (own.expert * 2 * args.inner + (tile - index * up_tiles) * kFlowUpRows) / 8;
+      const int row = up_row(group.expert, tile - index * up_tiles);
       // Tokens that stay come with the block's first tile.
       const bool with_tokens = !kFew || n == 0;
       const auto ask = [&](int step) {
-        constexpr int kTokenBoxes = 2 * kN * kTileStep;
         const uint32_t to = next_slot(2 * kWeightBox + (with_tokens ? kTokenBoxes : 0));
-        tensor_copy_5d(to, &maps.w13, 0, 0, 0, rows, step * 2, &barriers.full[at.slot]);
-        if (with_tokens)
-          copy_boxes(kFew ? start + shape.resident_at + step * kTokenBoxes : to + 2 * kWeightBox,
-                     kN * kTileStep, &maps.x, true, step, own.begin, &barriers.full[at.slot]);
+        ask_for_up(to, kFew ? start + shape.resident_at + step * kTokenBoxes : to + 2 * kWeightBox,
+                   row, step, group.begin, with_tokens, &barriers.full[at.slot]);
         at.next(shape.stages);
       };
-      int step = 0;
+      int step = n == 0 ? early : 0;
 #pragma unroll 1
       for (; step <= say_behind; ++step) ask(step);
       const int next = counted ? static_cast<int>(gridDim.x) + taken : tile + 1;
       queue.put(n + 1, next < end ? next : -1);
-      index = static_cast<int>(static_cast<uint32_t>(next) / static_cast<uint32_t>(up_tiles));
-      if (next < end) later = group_at(index);
+      const int next_index =
+          static_cast<int>(static_cast<uint32_t>(next) / static_cast<uint32_t>(up_tiles));
+      if (next < end) later = group_at(next_index);
 #pragma unroll 1
       for (; step < up_steps; ++step) ask(step);
       tile = next;
-      own = later;
+      index = next_index;
+      group = later;
     }
     const bool joined = args.inner % kTileStep == 0;
     const FlowShare down = down_share();
