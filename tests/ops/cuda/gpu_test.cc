@@ -9,6 +9,7 @@
 #include "ops/cuda/ops_cuda.h"
 #include "ops/requantise.h"
 #include "parallel/topology.h"
+#include "tensor/stream.h"
 #include "tests/ops/cuda/gpu_support.h"
 
 namespace m2::gpu_test {
@@ -1540,6 +1541,93 @@ TEST_F(Gpu, ExpertsChooseForFewTokens) {
 
 TEST_F(Gpu, ExpertsChooseAtFullWidth) {
   run_choosing_experts(random_, {DType::bf16, DType::f8_e4m3, 60, 8, 16, 0, 16, 3072, 1536, 0});
+}
+
+// Layers in a row, recorded, so that every kernel begins as early as it can: each row's experts are
+// other ones in each layer, and the kernels right in front choose them. The same bytes whether all
+// rows go through a layer at once, or in parts of sizes that change from layer to layer (by lists,
+// of few tokens, one that chooses inside), or a few at a time with a pause behind each operation.
+void run_layers_of_experts(std::mt19937& random, const ExpertsCase& c) {
+  constexpr int64_t kLayers = 10, kTimes = 3;
+  const std::string what = std::to_string(c.hidden) + " columns, inner " + std::to_string(c.inner);
+  const RankExperts rank(random, c);
+  const RankOnGpu on_gpu(rank);
+  const ops::Experts experts = on_gpu.experts(rank);
+  const OnGpu gates(random_numbers(random, kLayers * c.total * c.hidden, DType::f32, 0.05),
+                    {kLayers * c.total, c.hidden});
+  const OnGpu bias(random_numbers(random, c.total, DType::f32, 0.1), {c.total});
+  const OnGpu norm(random_numbers(random, c.hidden, DType::bf16), {c.hidden});
+  const OnGpu scratch = experts_scratch(experts, c.tokens, c.top);
+  const Numbers begin = random_numbers(random, c.tokens * c.hidden, DType::bf16);
+  struct State {
+    OnGpu residual, x, delta, f8, scales, ids, weights;
+    State(const ExpertsCase& of, const Numbers& from)
+        : residual(from, {of.tokens, of.hidden}),
+          x(DType::bf16, {of.tokens, of.hidden}),
+          delta(DType::bf16, {of.tokens, of.hidden}),
+          f8(DType::f8_e4m3, {of.tokens, of.hidden}),
+          scales(DType::f32, {of.tokens, of.hidden / 128}),
+          ids(DType::i32, {of.tokens, of.top}),
+          weights(DType::f32, {of.tokens, of.top}) {
+      clear(gpu(), delta.tensor().data(), 2 * delta.tensor().elements());
+    }
+  };
+  const auto layer = [&](const State& s, int64_t l, int64_t first, int64_t count, bool pauses) {
+    const auto rows = [&](const OnGpu& all) { return all.tensor().rows(first, count); };
+    const auto pause = [&] {
+      if (pauses) synchronize(gpu());
+    };
+    const Tensor gate = gates.tensor().rows(l * c.total, c.total);
+    const ops::Quantised quantised{rows(s.f8), rows(s.scales)};
+    if (count == 1) {
+      cuda::route_experts(gpu(), rows(s.x), {gate, bias, {}}, experts, rows(s.ids), rows(s.weights),
+                          scratch, rows(s.delta), quantised, nullptr);
+    } else {
+      cuda::route(gpu(), rows(s.x), gate, bias, {}, rows(s.ids), rows(s.weights));
+      pause();
+      cuda::experts(gpu(), rows(s.x), experts, rows(s.ids), rows(s.weights), scratch, rows(s.delta),
+                    quantised);
+    }
+    pause();
+    cuda::add_rms_norm(gpu(), rows(s.residual), rows(s.delta), norm, 1e-6f, rows(s.x), quantised);
+    pause();
+  };
+  const auto start = [&](const State& s) {
+    cuda::add_rms_norm(gpu(), s.residual, s.delta, norm, 1e-6f, s.x, {s.f8, s.scales});
+  };
+  const State slow(c, begin), whole(c, begin), parts(c, begin);
+  for (const State* s : {&slow, &whole, &parts}) start(*s);
+
+  const Graph all_rows = Graph::record(gpu(), [&] {
+    for (int64_t l = 0; l < kLayers; ++l) layer(whole, l, 0, c.tokens, false);
+  });
+  for (int64_t i = 0; i < kTimes; ++i) all_rows.launch(gpu());
+  synchronize(gpu());
+  constexpr std::array<int64_t, 7> kParts{70, 1, 9, 24, 2, 66, 17};
+  const Graph in_parts = Graph::record(gpu(), [&] {
+    for (int64_t l = 0; l < kLayers; ++l)
+      for (int64_t first = 0, part = l, count = 0; first < c.tokens; first += count, ++part) {
+        count = std::min(kParts[static_cast<size_t>(part) % kParts.size()], c.tokens - first);
+        layer(parts, l, first, count, false);
+      }
+  });
+  for (int64_t i = 0; i < kTimes; ++i) in_parts.launch(gpu());
+  synchronize(gpu());
+  for (int64_t i = 0; i < kTimes * kLayers; ++i)
+    for (int64_t first = 0; first < c.tokens; first += 12)
+      layer(slow, i % kLayers, first, std::min<int64_t>(12, c.tokens - first), true);
+  EXPECT_EQ(whole.ids.bytes(), slow.ids.bytes()) << what;
+  EXPECT_EQ(whole.residual.bytes(), slow.residual.bytes()) << what;
+  EXPECT_EQ(parts.residual.bytes(), slow.residual.bytes()) << what;
+  for (const double value : slow.residual.values()) ASSERT_TRUE(std::isfinite(value)) << what;
+}
+
+TEST_F(Gpu, ExpertsInARow) {
+  if (!cuda::wants_quantised()) GTEST_SKIP() << "needs a Hopper GPU";
+  run_layers_of_experts(random_, {DType::bf16, DType::f8_e4m3, 128, 8, 256, 0, 256, 256, 64, 0});
+  run_layers_of_experts(random_, {DType::bf16, DType::f8_e4m3, 128, 8, 256, 0, 256, 640, 192, 192});
+  run_layers_of_experts(random_, {DType::bf16, DType::f8_e4m3, 150, 8, 64, 5, 40, 1024, 384, 384});
+  run_layers_of_experts(random_, {DType::bf16, DType::f8_e4m3, 100, 4, 32, 0, 32, 384, 256, 0});
 }
 
 TEST_F(Gpu, ExpertsWithScalesOfPowersOfTwo) {
