@@ -32,6 +32,8 @@ struct FlowShared {
   int weight_scales_at;    // f32 [2][stretches, 2], tile by tile in turn
   int resident_at;         // tokens that stay, boxes of [kN, 128] (experts: the second half's)
   int resident_scales_at;  // and their scales
+  int sets;                // experts: how many groups' inner values have room there
+  int more_at;             // what else a kernel wants to have
   int bytes;               // of all, and the border
 
   __host__ __device__ int stage_bytes() const { return (rows + tokens) * kFlowColumns; }
@@ -73,11 +75,12 @@ struct FlowBarriers {
   __host__ __device__ static constexpr int count(int stages) {
     return 2 * (stages + kFlowMaxScaleBuffers);
   }
-  __device__ __forceinline__ uint64_t* nth(int i, int stages, int& arrivals) {
+  __device__ __forceinline__ uint64_t* nth(int i, int stages, int& arrivals,
+                                           int takers = kFlowConsumers) {
     arrivals = 1;
     if (i < stages) return &full[i];
     i -= stages;
-    arrivals = kFlowConsumers;
+    arrivals = takers;
     if (i < stages) return &empty[i];
     i -= stages;
     if (i >= kFlowMaxScaleBuffers) return &scales_empty[i - kFlowMaxScaleBuffers];
@@ -191,12 +194,13 @@ struct FlowNeeds {
   int weight_sets = 2;  // of weights' scales
   int resident = 0;     // columns of tokens that stay
   int most_stages = kFlowMaxStages;
+  int more = 0;    // bytes, a multiple of 16
   int beside = 0;  // bytes that the kernel has beside the usual barriers
 };
 
 // Lays out what a block may have.
 inline FlowShared flow_shared(const FlowNeeds& needs) {
-  const auto [rows, tokens, staged, stretches, token_sets, weight_sets, resident, most_stages,
+  const auto [rows, tokens, staged, stretches, token_sets, weight_sets, resident, most_stages, more,
               beside] = needs;
   // Of 227 KB a few are left to the small kernels in front and behind, so that they overlap.
   constexpr int kMost = 221 * 1024;
@@ -206,7 +210,7 @@ inline FlowShared flow_shared(const FlowNeeds& needs) {
   const int boxes = (resident + kFlowColumns - 1) / kFlowColumns * 2;
   const int resident_bytes = boxes * tokens * kTileStep;
   const int fixed = token_sets * stretches * tokens * 4 + weight_sets * stretches * 2 * 4 +
-                    resident_bytes + boxes * 2 * tokens * 4 + (kFlowRows - rows) * kTileStep;
+                    resident_bytes + boxes * 2 * tokens * 4 + more + (kFlowRows - rows) * kTileStep;
   shared.stages = (kMost - beside - fixed) / shared.stage_bytes();
   if (shared.stages > most_stages) shared.stages = most_stages;
   shared.resident_at = shared.stages * shared.stage_bytes();
@@ -218,6 +222,8 @@ inline FlowShared flow_shared(const FlowNeeds& needs) {
   at += weight_sets * stretches * 2 * 4;
   shared.resident_scales_at = at;
   at += boxes * 2 * tokens * 4;
+  shared.more_at = at;
+  at += more;
   shared.bytes = at + 1024;
   return shared;
 }

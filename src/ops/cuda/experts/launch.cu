@@ -121,6 +121,10 @@ void launch_order(void* stream, const ExpertsArgs& args) {
 int stages_under_way(const ExpertsArgs& args) {
   return args.x.rows == 1 && args.inner >= 1024 ? 3 : 4;
 }
+// And of w2, more where a slice leaves much of each stage empty.
+int down_stages_under_way(const ExpertsArgs& args) {
+  return args.inner >= 1024 ? stages_under_way(args) : 6;
+}
 
 // Blocks wait for one another, so all of them have to run at once: one a multiprocessor, and the
 // kernel after them cannot start before.
@@ -142,28 +146,34 @@ void launch_flow(void* stream, ExpertsArgs args, bool fused) {
   maps.w13 = paired_rows_map(args.w13, args.experts, args.inner, args.hidden);
   maps.w2 = flow_map(args.w2, int64_t{1} * args.experts * args.hidden, args.inner, kFlowRows);
   const int stretches = args.hidden / 128 > args.inner / 64 ? args.hidden / 128 : args.inner / 64;
-  const FlowShared shared =
-      flow_shared({.rows = kFlowRows,
-                   .tokens = kN,
-                   .staged = !kFew,
-                   .stretches = stretches,
-                   .token_sets = kFew ? 1 : flow_scale_buffers(kN),
-                   .weight_sets = flow_scale_buffers(kN),
-                   .resident = kFew ? max(args.hidden, args.inner) : args.inner,
-                   .most_stages = kExpertsStages<kN, kFew>,
-                   .beside = experts_beside<kN, kFew>()});
+  // Inner values of two groups in turns, unless they are wide.
+  const int inner = blocks_for(args.inner, kFlowColumns) * kFlowColumns;
+  const int sets = inner <= 2048 ? 2 : 1;
+  const int group_scales = args.hidden_blocks * (args.inner / args.inner_stretch);
+  FlowShared shared = flow_shared({.rows = kFlowRows,
+                                   .tokens = kN,
+                                   .staged = !kFew,
+                                   .stretches = stretches,
+                                   .token_sets = kFew ? 1 : flow_scale_buffers(kN),
+                                   .weight_sets = flow_scale_buffers(kN),
+                                   .resident = kFew ? max(args.hidden, sets * inner) : sets * inner,
+                                   .most_stages = kExpertsStages<kN, kFew>,
+                                   .more = (2 * group_scales * 4 + 15) / 16 * 16,
+                                   .beside = experts_beside<kN, kFew>()});
+  shared.sets = sets;
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(multiprocessors()));
   shape.block = dim3(kExpertsFlowThreads);
   shape.shared_bytes = shared.bytes;
-  const int under_way = min(stages_under_way(args), shared.stages);
+  const int up = min(stages_under_way(args), shared.stages);
+  const int down = min(down_stages_under_way(args), shared.stages);
   const auto kernel = sm90_experts_flow<kN, kFew>;
   if (fused) {
-    launch(stream, kernel, shape, args, maps, shared, 3, under_way);
+    launch(stream, kernel, shape, args, maps, shared, 3, up, down);
   } else {
-    launch(stream, kernel, shape, args, maps, shared, 1, under_way);
+    launch(stream, kernel, shape, args, maps, shared, 1, up, down);
     args.choice = {};  // it is done
-    launch(stream, kernel, shape, args, maps, shared, 2, under_way);
+    launch(stream, kernel, shape, args, maps, shared, 2, up, down);
   }
 }
 

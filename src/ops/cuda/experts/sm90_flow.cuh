@@ -12,23 +12,38 @@ struct ExpertsFlowMaps {
 
 constexpr int kFlowUpRows = kFlowRows / 2;  // of w1, and the same of w3
 
+// A warp's arrival, one for all of its threads.
+__device__ __forceinline__ void warp_arrives(uint64_t* barrier) {
+  __syncwarp();
+  if (threadIdx.x % kWarp == 0) barrier_arrive(barrier);
+}
+
 // Which tile of the first half comes next: from the producer to all others of the block, a tile
-// ahead. -1 after the last.
+// ahead. After the last a number below zero.
 struct TileQueue {
   static constexpr int kPlaces = 4;
   // empty: that all have taken the tile, and that it is counted. computed: by the consumers.
   uint64_t full[kPlaces], empty[kPlaces], computed[kPlaces];
+  // The scales of w2 for every second group of the block: those that come, and that nobody needs
+  // any more.
+  uint64_t scales_full[2], scales_empty[2];
   int tile[kPlaces];
 
-  // Of all, the i-th, and how many arrive at it.
-  static constexpr int kCount = 3 * kPlaces;
+  // Of all, the i-th, and how many arrive at it. `takers`: warps.
+  static constexpr int kCount = 3 * kPlaces + 4;
   __device__ __forceinline__ uint64_t* nth(int i, int takers, int& arrivals) {
     arrivals = 1;
     if (i < kPlaces) return &full[i];
+    i -= kPlaces;
+    if (i < 2) return &scales_empty[i];
+    i -= 2;
     arrivals = takers;
-    if (i < 2 * kPlaces) return &empty[i - kPlaces];
-    arrivals = kFlowConsumers;
-    return &computed[i - 2 * kPlaces];
+    if (i < kPlaces) return &empty[i];
+    i -= kPlaces;
+    arrivals = kFlowConsumers / kWarp;
+    if (i < kPlaces) return &computed[i];
+    arrivals = kWarp;
+    return &scales_full[i - kPlaces];
   }
   __device__ __forceinline__ void put(int n, int value) {
     const int place = n % kPlaces, round = n / kPlaces;
@@ -41,10 +56,10 @@ struct TileQueue {
     return *static_cast<volatile int*>(&tile[n % kPlaces]);
   }
   __device__ __forceinline__ void leave(int n) { barrier_arrive(&empty[n % kPlaces]); }
-  // By every thread of those that take.
+  // By every warp of those that take.
   __device__ __forceinline__ int take(int n) {
     const int value = look(n);
-    leave(n);
+    warp_arrives(&empty[n % kPlaces]);
     return value;
   }
 };
@@ -86,11 +101,99 @@ __device__ __forceinline__ FlowShare flow_share(uint32_t tiles) {
           static_cast<int>(tiles * (blockIdx.x + 1) / gridDim.x)};
 }
 
+// A share group by group: of each the tiles [begin, end).
+struct FlowPart {
+  int index, begin, end;
+  int left, tiles;  // of the share, and of a group
+
+  __device__ __forceinline__ FlowPart(const FlowShare& share, int of_group) : tiles(of_group) {
+    left = share.end - share.begin;
+    index = static_cast<int>(static_cast<uint32_t>(share.begin) / static_cast<uint32_t>(tiles));
+    begin = share.begin - index * tiles;
+    end = min(tiles, begin + left);
+  }
+  __device__ __forceinline__ bool any() const { return left > 0; }
+  __device__ __forceinline__ void next() {
+    left -= end - begin;
+    ++index;
+    begin = 0;
+    end = min(tiles, left);
+  }
+};
+
 // Bytes of shared memory that the kernel has of its own.
 template <int kN, bool kFew>
 constexpr int experts_beside() {
   const size_t groups = sizeof(FewGroups<kN>) + (kN == 8 ? sizeof(ChoiceTable) : 0);
   return static_cast<int>(sizeof(TileQueue) + (kFew ? groups : 0));
+}
+
+__device__ __forceinline__ void wgmma_commit() {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void wgmma_wait_for_all() {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#endif
+}
+
+template <int kValue>
+constexpr std::integral_constant<int, kValue> kInt;
+
+// total += kStretches stretches of a stage, each of kSteps instructions and by its own factors,
+// which are read while the products are under way; those past the first `there` are left out.
+// of_tokens [kStretches][kN]; of_weights [kStretches] or, kPaired, [kStretches][2] for the thread's
+// rows g and g + 8.
+template <int kN, int kStretches, int kSteps, bool kPaired>
+__device__ __forceinline__ void add_stage(uint32_t weights, uint32_t tokens, int there,
+                                          const float* of_tokens, const float* of_weights,
+                                          float (&total)[kN / 2]) {
+  constexpr int kBoxSteps = kTileStep / 32, kWeightBox = kFlowRows * kTileStep,
+                kTokenBox = kN * kTileStep;
+  const uint32_t a = alike(operand_low(weights)), b = alike(operand_low(tokens));
+  float d[kStretches][kN / 2];
+  wgmma_begin();
+#pragma unroll
+  for (int s = 0; s < kStretches; ++s)
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      const int step = s * kSteps + k, box = step / kBoxSteps, offset = step % kBoxSteps * 32;
+      wgmma_64xNx32<kN>(d[s], operand_from(a + (box * kWeightBox + offset) / 16),
+                        operand_from(b + (box * kTokenBox + offset) / 16), k > 0);
+    }
+  wgmma_commit();
+  // While they are under way.
+  float2 by[kStretches][kN / 8];
+  float upper[kStretches], lower[kStretches];
+#pragma unroll
+  for (int s = 0; s < kStretches; ++s) {
+    if constexpr (kPaired) {
+      const float2 both = reinterpret_cast<const float2*>(of_weights)[s];
+      upper[s] = both.x;
+      lower[s] = both.y;
+    } else {
+      upper[s] = lower[s] = of_weights[s];
+    }
+#pragma unroll
+    for (int j = 0; j < kN / 8; ++j)
+      by[s][j] =
+          *reinterpret_cast<const float2*>(of_tokens + s * kN + 8 * j + 2 * (threadIdx.x % 4));
+  }
+  wgmma_wait_for_all();
+#pragma unroll
+  for (int s = 0; s < kStretches; ++s) {
+    if (s > 0 && s >= there) break;
+#pragma unroll
+    for (int j = 0; j < kN / 8; ++j) {
+      const float2 token = by[s][j];
+      total[4 * j] = fmaf(d[s][4 * j], token.x * upper[s], total[4 * j]);
+      total[4 * j + 1] = fmaf(d[s][4 * j + 1], token.y * upper[s], total[4 * j + 1]);
+      total[4 * j + 2] = fmaf(d[s][4 * j + 2], token.x * lower[s], total[4 * j + 2]);
+      total[4 * j + 3] = fmaf(d[s][4 * j + 3], token.y * lower[s], total[4 * j + 3]);
+    }
+  }
 }
 
 // Both halves of experts() (sm80_stream.cuh says what they compute) for f8_e4m3 weights, without a
@@ -106,7 +209,7 @@ template <int kN, bool kFew>
 __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
     sm90_experts_flow(const __grid_constant__ ExpertsArgs args,
                       const __grid_constant__ ExpertsFlowMaps maps, const FlowShared shape,
-                      int phases, int under_way) {
+                      int phases, int under_way, int down_under_way) {
   extern __shared__ uint8_t flow_memory[];
   __shared__ FlowBarriers barriers;
   __shared__ TileQueue queue;
@@ -119,16 +222,18 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
   auto* token_scales = reinterpret_cast<float*>(memory + shape.token_scales_at);
   auto* weight_scales = reinterpret_cast<float*>(memory + shape.weight_scales_at);
   auto* resident_scales = reinterpret_cast<float*>(memory + shape.resident_scales_at);
+  auto* group_scales = reinterpret_cast<float*>(memory + shape.more_at);  // [2][blocks, stretches]
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   constexpr bool kOne = kFew && kN == 8;  // perhaps one token, which may choose here
   if constexpr (kFew && !kOne) few.clear();
   // As many as there may be, since how many there are is not at hand yet.
   constexpr int kStages = kExpertsStages<kN, kFew>, kRingBarriers = FlowBarriers::count(kStages);
   begin_barriers(kRingBarriers + TileQueue::kCount + 1, [&](int i, int& arrivals) {
-    if (i < kRingBarriers) return barriers.nth(i, kStages, arrivals);
+    constexpr int kTeamWarps = kFlowConsumers / kWarp;
+    if (i < kRingBarriers) return barriers.nth(i, kStages, arrivals, kTeamWarps);
     i -= kRingBarriers;
-    if (i < TileQueue::kCount) return queue.nth(i, kConsumers + kWarp + (kFew ? 0 : 1), arrivals);
-    arrivals = kFlowConsumers;
+    if (i < TileQueue::kCount) return queue.nth(i, kConsumerWarps + (kFew ? 1 : 2), arrivals);
+    arrivals = kTeamWarps;
     return &tokens_there;
   });
   if (threadIdx.x == kConsumers) {
@@ -215,19 +320,40 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
   const auto group_at = [&](int i) {
     return kFew ? Group{few.expert[i], 0, static_cast<int>(args.x.rows)} : listed_group(args, i);
   };
+  // Asked for beside how many there are; past the last there is room, and nothing that is used.
+  Group first_group = {};
+  if constexpr (!kFew)
+    if (warp == kConsumerWarps) first_group = group_at(min(own_group, args.experts));
   const int group_count = kFew ? few.count : args.groups[0];
   const int down_tiles = args.hidden / kFlowRows;
   const int up_all = with_up ? group_count * up_tiles : 0;
   const int down_all = with_down ? group_count * down_tiles : 0;
   // A second group's inner values would be waited for with nothing else to do: so a share is of one
   // group where that makes no share larger.
-  const auto down_share = [&] {
+  const auto down_share = [&](int last) {
     const int share = static_cast<int>((down_all + gridDim.x - 1) / gridDim.x);
     if (kFew && share > 0 && down_tiles % share == 0) {
       const int begin = share * static_cast<int>(blockIdx.x);
       return FlowShare{min(down_all, begin), min(down_all, begin + share)};
     }
+    // Who found no tile left as one of the last has one more of the first half to do than who found
+    // it first, and gets as much less of w2: shares in that order, from half of it more to half
+    // less.
+    if (last < -1) {
+      const int blocks = static_cast<int>(gridDim.x);
+      const int more = min(args.hidden / args.inner, 2 * down_all / blocks);
+      const auto begin = [&](int rank) {
+        return static_cast<int>(
+            static_cast<uint32_t>(rank * (2 * down_all + more * (blocks - rank))) /
+            static_cast<uint32_t>(2 * blocks));
+      };
+      return FlowShare{begin(-2 - last), begin(-1 - last)};
+    }
     return flow_share(down_all);
+  };
+  // What is said when no tile is left for the block: -2 - i, where it is the i-th to see that.
+  const auto no_tile = [&](int next, int end) {
+    return counted && end >= static_cast<int>(gridDim.x) ? end - 2 - next : -1;
   };
   const int up_stretches = args.hidden / kTileStep,
             down_stretches = args.inner_stretch == 128 ? args.inner / 128 : args.inner / 64;
@@ -236,16 +362,17 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
   constexpr int kBuffers = flow_scale_buffers(kN);
   // Where a row's steps are two rounds of the ring, a team could take a stage's barrier for that of
   // two rounds before; then one multiplies alone.
-  const bool in_turns = kFew || max(up_steps, down_steps) < 2 * shape.stages;
+  const auto teams_of = [&](int steps) { return steps < 2 * shape.stages ? kExpertsTeams : 1; };
+  const int up_teams = teams_of(up_steps), down_teams = teams_of(down_steps);
 
   if (warp == kConsumerWarps) {
     if (lane != 0) return;
     let_next_start();
     FlowSlot at{early}, coming;
-    int asked = early;  // and not known to be there
+    int asked = early, most = under_way;  // and not known to be there
     const auto next_slot = [&](int bytes) {
 #pragma unroll 1
-      for (; asked >= under_way; --asked) {
+      for (; asked >= most; --asked) {
         barrier_wait(&barriers.full[coming.slot], coming.round & 1);
         coming.next(shape.stages);
       }
@@ -263,10 +390,11 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
       end = share.end;
       index = tile / up_tiles;
     }
-    queue.put(0, tile < end ? tile : -1);
+    int said = tile < end ? tile : -1;
+    queue.put(0, said);
     const int say_behind = min(kSayBehind, up_steps - 1);
-    Group group = {}, later = {};
-    if (tile < end) group = group_at(index);
+    Group group = first_group, later = {};
+    if ((kFew || !counted) && tile < end) group = group_at(index);
     for (int n = 0; tile < end; ++n) {
       int taken = 0;
       if (counted) taken = take_next(args.next_tile);
@@ -283,7 +411,8 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
 #pragma unroll 1
       for (; step <= say_behind; ++step) ask(step);
       const int next = counted ? static_cast<int>(gridDim.x) + taken : tile + 1;
-      queue.put(n + 1, next < end ? next : -1);
+      said = next < end ? next : no_tile(next, end);
+      queue.put(n + 1, said);
       const int next_index =
           static_cast<int>(static_cast<uint32_t>(next) / static_cast<uint32_t>(up_tiles));
       if (next < end) later = group_at(next_index);
@@ -294,15 +423,18 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
       group = later;
     }
     const bool joined = args.inner % kTileStep == 0;
-    const FlowShare down = down_share();
-    for (tile = down.begin; tile < down.end; ++tile) {
-      const Group group = group_at(tile / down_tiles);
-      const int row = group.expert * args.hidden + tile % down_tiles * kFlowRows;
-      for (int step = 0; step < down_steps; ++step) {
-        const uint32_t to = next_slot(2 * kWeightBox);
-        copy_boxes(to, kWeightBox, &maps.w2, joined, step, row, &barriers.full[at.slot]);
-        at.next(shape.stages);
-      }
+    const FlowShare down = down_share(said);
+    most = down_under_way;
+    // By groups: a division takes as long as a tile's products.
+    FlowPart part(down, down_tiles);
+    for (; part.any(); part.next()) {
+      int row = group_at(part.index).expert * args.hidden + part.begin * kFlowRows;
+      for (tile = part.begin; tile < part.end; ++tile, row += kFlowRows)
+        for (int step = 0; step < down_steps; ++step) {
+          const uint32_t to = next_slot(2 * kWeightBox);
+          copy_boxes(to, kWeightBox, &maps.w2, joined, step, row, &barriers.full[at.slot]);
+          at.next(shape.stages);
+        }
     }
     return;
   }
@@ -316,8 +448,9 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
       if (round > 0) barrier_wait(&barriers.scales_empty[buffer], (round - 1) & 1);
       return buffer;
     };
+    int tile = 0;
     for (int n = 0;; ++n) {
-      const int tile = queue.take(n);
+      tile = queue.take(n);
       if (tile < 0) break;
       const int index = tile / up_tiles, buffer = next_buffer();
       const Group group = group_at(index);
@@ -351,22 +484,24 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
       }
       arrive_when_copied(&barriers.scales_full[buffer]);
     }
-    const FlowShare down = down_share();
-    for (int tile = down.begin; tile < down.end; ++tile) {
-      const int buffer = next_buffer();
-      const Group group = group_at(tile / down_tiles);
-      const int64_t at = (static_cast<int64_t>(group.expert) * args.hidden_blocks +
-                          tile % down_tiles * kFlowRows / 128) *
-                         args.inner_blocks;
-      float* to = weight_scales + buffer * 2 * stretches;
+    // Of w2, each group's at once.
+    const FlowShare down = down_share(tile);
+    const int count = args.hidden_blocks * down_stretches;
+    int ordinal = 0;
+    for (FlowPart part(down, down_tiles); part.any(); part.next(), ++ordinal) {
+      const int set = ordinal & 1;
+      if (ordinal > 1) barrier_wait(&queue.scales_empty[set], (ordinal / 2 - 1) & 1);
+      const float* from = args.w2_scale + static_cast<int64_t>(group_at(part.index).expert) *
+                                              args.hidden_blocks * args.inner_blocks;
 #pragma unroll 1
-      for (int s = lane; s < down_stretches; s += kWarp) {
-        const float* from =
-            args.w2_scale + at + (args.first_inner + s * args.inner_stretch) / 128 - args.scale_row;
-        copy_float(to + 2 * s, from, true);
-        copy_float(to + 2 * s + 1, from, true);
+      for (int i = lane; i < count; i += kWarp) {
+        const int block = i / down_stretches, stretch = i % down_stretches;
+        copy_float(group_scales + set * count + i,
+                   from + block * args.inner_blocks +
+                       (args.first_inner + stretch * args.inner_stretch) / 128 - args.scale_row,
+                   true);
       }
-      arrive_when_copied(&barriers.scales_full[buffer]);
+      arrive_when_copied(&queue.scales_full[set]);
     }
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_all;" ::: "memory");
@@ -390,53 +525,61 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
   }
 
   let_next_start();
-  const int g = lane / 4, t = lane % 4, row = warp % 4 * 16 + g;
+  const int g = lane / 4, t = lane % 4;
   const int team = warp / 4;
   FlowSlot at;
   int tile_count = 0;
   auto* inner_values = static_cast<__nv_bfloat16*>(args.inner_values);
   const PostedInner<kFew ? kN : 8, kConsumerWarps> posted{args, few.tag};
   uint8_t* resident = memory + shape.resident_at;
-  const auto multiply = [&]<int kStretches>(std::integral_constant<int, kStretches>,
-                                            uint32_t tokens, int steps, int count,
-                                            const float* of_tokens, float(&total)[kN / 2]) {
-    const int buffer = tile_count % kBuffers;
-    barrier_wait(&barriers.scales_full[buffer], tile_count / kBuffers & 1);
+  // Addresses, once and for all.
+  uint32_t full_at, empty_at;
+  asm volatile("mov.u32 %0, %1;" : "=r"(full_at) : "r"(shared_address(barriers.full)));
+  asm volatile("mov.u32 %0, %1;" : "=r"(empty_at) : "r"(shared_address(barriers.empty)));
+  // A tile's stages: products(step, where the stage lies).
+  const auto stages = [&](int steps, auto products) {
+#pragma unroll 1
     for (int step = 0; step < steps; ++step) {
       // A team may be a round ahead of the other: then what the place had before is not taken yet.
-      if (at.round > 0) barrier_wait(&barriers.empty[at.slot], (at.round - 1) & 1);
-      barrier_wait(&barriers.full[at.slot], at.round & 1);
-      const uint32_t stage = start + at.slot * shape.stage_bytes();
-      multiply_stage<kN, kStretches>(
-          stage, kWeightBox, tokens ? tokens + step * (2 * kN * kTileStep) : stage + 2 * kWeightBox,
-          step * kStretches, count, of_tokens, weight_scales + buffer * 2 * stretches, 0, 1, total);
-      barrier_arrive(&barriers.empty[at.slot]);
+      if (at.round > 0) barrier_wait(empty_at + at.slot * 8, (at.round - 1) & 1);
+      barrier_wait(full_at + at.slot * 8, at.round & 1);
+      products(step, start + at.slot * shape.stage_bytes());
+      warp_arrives(&barriers.empty[at.slot]);
       at.next(shape.stages);
     }
-    barrier_arrive(&barriers.scales_empty[buffer]);
-    ++tile_count;
   };
 
   // Whether the next tile is the team's; if not, goes past it.
-  const auto mine = [&](int steps) {
-    if (team == (in_turns ? tile_count % kExpertsTeams : 0)) return true;
+  const auto mine = [&](int teams, int steps) {
+    if (team == (tile_count & (teams - 1))) return true;
     at.skip(steps, shape.stages);
     ++tile_count;
     return false;
   };
 
+  int last = 0;
   for (int n = 0;; ++n) {
     const int tile = queue.take(n);
+    last = tile;
     if (tile < 0) break;
-    if (!mine(up_steps)) continue;
+    if (!mine(up_teams, up_steps)) continue;
     if (kFew && n == 1) barrier_wait(&tokens_there, 0);
     const int index = tile / up_tiles;
     const Group group = group_at(index);
     float total[kN / 2] = {};
-    multiply(std::integral_constant<int, 2>(), kFew ? start + shape.resident_at : 0, up_steps,
-             up_stretches, token_scales + (kFew ? 0 : tile_count % kBuffers * stretches * kN),
-             total);
-    if (kFew && n == 0) barrier_arrive(&tokens_there);
+    const int buffer = tile_count % kBuffers;
+    const float* of_tokens = token_scales + (kFew ? 0 : buffer * stretches * kN);
+    const float* of_weights = weight_scales + buffer * 2 * stretches;
+    barrier_wait(&barriers.scales_full[buffer], tile_count / kBuffers & 1);
+    stages(up_steps, [&](int step, uint32_t stage) {
+      add_stage<kN, 2, 4, true>(
+          stage,
+          kFew ? start + shape.resident_at + step * (2 * kN * kTileStep) : stage + 2 * kWeightBox,
+          up_stretches - 2 * step, of_tokens + 2 * step * kN, of_weights + 4 * step, total);
+    });
+    warp_arrives(&barriers.scales_empty[buffer]);
+    ++tile_count;
+    if (kFew && n == 0) warp_arrives(&tokens_there);
     // The warp's rows are 8 of w1 and the same 8 of w3.
     const int inner = tile % up_tiles * kFlowUpRows + warp % 4 * 8 + g;
     if constexpr (kFew) {
@@ -459,101 +602,135 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
             inner_values[static_cast<int64_t>(group.begin + token) * args.inner + inner] =
                 __float2bfloat16_rn(quick_silu(total[4 * j + i]) * total[4 * j + 2 + i]);
         }
-      barrier_arrive(&queue.computed[n % TileQueue::kPlaces]);
+      warp_arrives(&queue.computed[n % TileQueue::kPlaces]);
     }
   }
 
-  int current = -1;
-  Group group = {};
-  int64_t pair[kN / 4];
-  const FlowShare down = down_share();
-  for (int tile = down.begin; tile < down.end; ++tile) {
-    const int index = tile / down_tiles;
-    if (index != current) {
-      current = index;
-      group = group_at(index);
-      if constexpr (kFew) {
-        typename PostedInner<kN, kConsumerWarps>::Asked asked;
-        posted.ask(few.place[index], warp, asked);
-        consumers_meet<kConsumers>();  // nobody multiplies with the tokens, or the group before,
-                                       // any more
-        posted.quantise(few.place[index], asked, resident, resident_scales);
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-#endif
-        consumers_meet<kConsumers>();
-#pragma unroll
-        for (int i = 0; i < kN / 4; ++i)
-          pair[i] = posted.pair_of(few.place[index], i / 2 * 8 + 2 * t + i % 2);
-      } else {
-        if (with_up && threadIdx.x == 0) {
-          int counted;
-          do {
-            asm volatile("ld.acquire.gpu.global.s32 %0, [%1];"
-                         : "=r"(counted)
-                         : "l"(args.done + index)
-                         : "memory");
-          } while (counted < up_tiles);
-        }
-        consumers_meet<kConsumers>();  // it is there, and nobody multiplies with the group before
-                                       // any more
-#pragma unroll
-        for (int i = 0; i < kN / 4; ++i) {
-          const int token = i / 2 * 8 + 2 * t + i % 2;
-          pair[i] = token < group.count ? args.order[group.begin + token] : 0;
-        }
-        // A warp quantises 128 columns of a pair, or each half of it 64.
-        const int width = args.inner_stretch, lanes = width / 4, units = kWarp / lanes;
-        const int part = lane % lanes;
-#pragma unroll 4
-        for (int unit = warp * units + lane / lanes; unit < group.count * down_stretches;
-             unit += kConsumerWarps * units) {
-          const int token = unit / down_stretches, stretch = unit % down_stretches;
-          const int column = stretch * width + part * 4;
-          const uint2 pairs = __ldcg(reinterpret_cast<const uint2*>(
-              inner_values + static_cast<int64_t>(group.begin + token) * args.inner + column));
-          const float value[4] = {
-              __uint_as_float(pairs.x << 16), __uint_as_float(pairs.x & 0xffff0000u),
-              __uint_as_float(pairs.y << 16), __uint_as_float(pairs.y & 0xffff0000u)};
-          float most = largest_of(value[0], value[1], value[2], value[3]);
-          const uint32_t mates = units == 1 ? ~0u : lane < 16 ? 0xffffu : 0xffff0000u;
-          if (units == 1) most = fmaxf(most, __shfl_xor_sync(~0u, most, 16));
-#pragma unroll
-          for (int offset = 8; offset; offset /= 2)
-            most = fmaxf(most, __shfl_xor_sync(mates, most, offset));
-          const float scale = f8_scale(most, args.powers);
-          const int within = column % kTileStep;
-          *reinterpret_cast<uint32_t*>(resident + column / kTileStep * (kN * kTileStep) +
-                                       token * kTileStep + ((within / 16) ^ (token & 7)) * 16 +
-                                       within % 16) =
-              to_f8(value[0], value[1], value[2], value[3], 1.0f / scale);
-          if (part == 0) resident_scales[stretch * kN + token] = scale;
-        }
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-#endif
-        consumers_meet<kConsumers>();
-      }
+  Group group = {}, later = {};
+  // A lane's pairs: of neighbouring rows' lanes each has one token, and both rows' results.
+  const int own_token = 2 * t + (g & 1);
+  int64_t pair[kN / 8];
+  // Inner values of two groups in turns, where there is room.
+  const int set_bytes = down_steps * 2 * kN * kTileStep, scale_set = down_steps * 4 * kN;
+  float* quantised_scales = resident_scales;
+  int ordinal = 0;
+  for (FlowPart part(down_share(last), down_tiles); part.any(); part.next(), ++ordinal) {
+    const int index = part.index;
+    group = kFew || ordinal == 0 ? group_at(index) : later;
+    if constexpr (!kFew) later = group_at(index + 1);  // or what stands behind the last
+    // The group before may still be multiplied, and the tokens are before the first.
+    const bool must_meet = shape.sets == 1 || (kFew && ordinal == 0);
+    if (shape.sets > 1) {
+      resident = memory + shape.resident_at + (ordinal & 1) * set_bytes;
+      quantised_scales = resident_scales + (ordinal & 1) * scale_set;
     }
-    if (!mine(down_steps)) continue;
-    float total[kN / 2] = {};
-    if (args.inner_stretch == 128)
-      multiply(std::integral_constant<int, 2>(), start + shape.resident_at, down_steps,
-               down_stretches, resident_scales, total);
-    else
-      multiply(std::integral_constant<int, 4>(), start + shape.resident_at, down_steps,
-               down_stretches, resident_scales, total);
-    const int to = tile % down_tiles * kFlowRows + row;
+    if constexpr (kFew) {
+      typename PostedInner<kN, kConsumerWarps>::Asked asked;
+      posted.ask(few.place[index], warp, asked);
+      if (must_meet) consumers_meet<kConsumers>();
+      posted.quantise(few.place[index], asked, resident, quantised_scales);
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+      asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+      consumers_meet<kConsumers>();
 #pragma unroll
-    for (int j = 0; j < kN / 8; ++j)
+      for (int j = 0; j < kN / 8; ++j)
+        pair[j] = posted.pair_of(few.place[index], 8 * j + own_token);
+    } else {
 #pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        const int token = 8 * j + 2 * t + r % 2;
-        if (kFew ? pair[2 * j + r % 2] >= 0 : token < group.count)
-          reinterpret_cast<__nv_bfloat16*>(
-              args.results)[pair[2 * j + r % 2] * args.hidden + to + r / 2 * 8] =
-              __float2bfloat16_rn(total[4 * j + r]);
+      for (int j = 0; j < kN / 8; ++j) {
+        const int token = 8 * j + own_token;
+        pair[j] = token < group.count ? args.order[group.begin + token] : -1;
       }
+      if (with_up && lane == 0) {
+        int counted;
+        do {
+          asm volatile("ld.acquire.gpu.global.s32 %0, [%1];"
+                       : "=r"(counted)
+                       : "l"(args.done + index)
+                       : "memory");
+        } while (counted < up_tiles);
+      }
+      __syncwarp();
+      if (must_meet) consumers_meet<kConsumers>();
+      // A warp quantises 128 columns of a pair, or each half of it 64.
+      const int width = args.inner_stretch, lanes = width / 4, units = kWarp / lanes;
+      const int of_unit = lane % lanes;
+#pragma unroll 2
+      for (int unit = warp * units + lane / lanes; unit < group.count * down_stretches;
+           unit += kConsumerWarps * units) {
+        const int token = unit / down_stretches, stretch = unit % down_stretches;
+        const int column = stretch * width + of_unit * 4;
+        const uint2 pairs = __ldcg(reinterpret_cast<const uint2*>(
+            inner_values + static_cast<int64_t>(group.begin + token) * args.inner + column));
+        const float value[4] = {
+            __uint_as_float(pairs.x << 16), __uint_as_float(pairs.x & 0xffff0000u),
+            __uint_as_float(pairs.y << 16), __uint_as_float(pairs.y & 0xffff0000u)};
+        float most = largest_of(value[0], value[1], value[2], value[3]);
+        const uint32_t mates = units == 1 ? ~0u : lane < 16 ? 0xffffu : 0xffff0000u;
+        if (units == 1) most = fmaxf(most, __shfl_xor_sync(~0u, most, 16));
+#pragma unroll
+        for (int offset = 8; offset; offset /= 2)
+          most = fmaxf(most, __shfl_xor_sync(mates, most, offset));
+        const float scale = f8_scale(most, args.powers);
+        const int within = column % kTileStep;
+        *reinterpret_cast<uint32_t*>(resident + column / kTileStep * (kN * kTileStep) +
+                                     token * kTileStep + ((within / 16) ^ (token & 7)) * 16 +
+                                     within % 16) =
+            to_f8(value[0], value[1], value[2], value[3], 1.0f / scale);
+        if (of_unit == 0) quantised_scales[stretch * kN + token] = scale;
+      }
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+      asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+      consumers_meet<kConsumers>();
+    }
+    // All are through with the group before.
+    if (threadIdx.x == 0 && ordinal > 0) barrier_arrive(&queue.scales_empty[(ordinal - 1) & 1]);
+    barrier_wait(&queue.scales_full[ordinal & 1], ordinal / 2 & 1);
+    // All have met: so the teams' turns begin anew.
+    const FlowSlot here = at;
+    at.skip(team * down_steps, shape.stages);
+    for (int tile = part.begin + team; team < down_teams && tile < part.end; tile += down_teams) {
+      float total[kN / 2] = {};
+      const uint32_t tokens = shared_address(resident);
+      const int row_block = tile * kFlowRows / 128;
+      const float* of_weights =
+          group_scales + ((ordinal & 1) * args.hidden_blocks + row_block) * down_stretches;
+      stages(down_steps, [&](int step, uint32_t stage) {
+        const auto add = [&](auto stretches, auto steps, int first) {
+          add_stage<kN, stretches, steps, false>(
+              stage, tokens + step * (2 * kN * kTileStep), down_stretches - first,
+              quantised_scales + first * kN, of_weights + first, total);
+        };
+        // What a slice leaves empty of its last stage is not multiplied.
+        if (args.inner_stretch == 128) {
+          const int first = 2 * step;
+          first + 1 < down_stretches ? add(kInt<2>, kInt<4>, first) : add(kInt<1>, kInt<4>, first);
+        } else {
+          const int first = 4 * step;
+          first + 3 < down_stretches ? add(kInt<4>, kInt<2>, first) : add(kInt<3>, kInt<2>, first);
+        }
+      });
+      const int to = tile * kFlowRows + warp % 4 * 16 + (g & 6);
+#pragma unroll
+      for (int j = 0; j < kN / 8; ++j) {
+        // A lane keeps its own token's two sums and gets the neighbouring row's.
+        const uint32_t even = pack_bf16(total[4 * j], total[4 * j + 2]),
+                       odd = pack_bf16(total[4 * j + 1], total[4 * j + 3]);
+        const uint32_t kept = g & 1 ? odd : even;
+        const uint32_t got = __shfl_xor_sync(~0u, g & 1 ? even : odd, 4);
+        const uint32_t low = g & 1 ? got : kept, high = g & 1 ? kept : got;
+        if (pair[j] < 0) continue;
+        auto* results = reinterpret_cast<uint32_t*>(reinterpret_cast<__nv_bfloat16*>(args.results) +
+                                                    pair[j] * args.hidden + to);
+        results[0] = __byte_perm(low, high, 0x5410);
+        results[4] = __byte_perm(low, high, 0x7632);
+      }
+      at.skip((down_teams - 1) * down_steps, shape.stages);
+    }
+    at = here;
+    at.skip((part.end - part.begin) * down_steps, shape.stages);
   }
 }
 
@@ -574,7 +751,7 @@ __device__ __forceinline__ int sum_of_warp(int value) {
 // pairs, at most kFlowPairs; block t brings token t's. Bytes: T H read, P H written. Bound by
 // latency.
 constexpr int kGatherThreads = 256;
-__global__ void __launch_bounds__(kGatherThreads) sm90_experts_gather(ExpertsArgs args) {
+__global__ void __launch_bounds__(kGatherThreads, 4) sm90_experts_gather(ExpertsArgs args) {
   constexpr int kWarps = kGatherThreads / kWarp, kAhead = 6;
   constexpr int kEach = kMostExperts / kGatherThreads;  // experts of a thread
   static_assert(kFlowPairs <= 0x7fff, "two counts in an int");
