@@ -30,6 +30,7 @@ __device__ __forceinline__ uint4 load_again(const uint4* pointer) {
 struct LaneContexts {
   int token = 0, context = 0, pages = 0;
   int before = 0, all = 0;  // pages of the lanes in front, of all lanes
+  bool uneven = false;      // whether a lane's last part may be shorter than others
 
   LaneContexts() = default;
   // All lanes of a warp call it.
@@ -49,11 +50,12 @@ struct LaneContexts {
     }
     before = sum - pages;
     all = __shfl_sync(~0u, sum, kWarp - 1);
+    uneven = __any_sync(~0u, pages % least_pages(args.heads.kv) != 0);
   }
 };
 
 // All decoded contexts as one line of pages: sequence after sequence, each once for every KV head,
-// fewer than 2^32. A block has a stretch of it, and the parts that begin there.
+// fewer than 2^32. A block has a stretch of it, and the parts whose middle lies there.
 struct PartWalk {
   DecodePart of;
   unsigned at, stop;  // where the part begins, and the stretch ends
@@ -64,11 +66,13 @@ struct PartWalk {
     const unsigned heads = args.heads.kv;
     LaneContexts lanes;
     unsigned total = 0;
+    bool uneven = false;
     for (int i = 0; i < args.sequences; i += kWarp) {
       lanes = LaneContexts(args, i + lane);
       total += lanes.all * heads;
+      uneven |= lanes.uneven;
     }
-    const unsigned stretch = stretch_of(total, args.heads.kv), from = stretch * blockIdx.x;
+    const unsigned stretch = stretch_of(total, uneven, args.heads.kv), from = stretch * blockIdx.x;
     stop = min(total, from + stretch);
     at = stop;
     of.there = false;
@@ -92,7 +96,8 @@ struct PartWalk {
     divide(args);
     const unsigned within = from - before, pages = of.pages, each = of.each;
     of.head = static_cast<int>(within / pages);
-    of.part = static_cast<int>((within % pages + each - 1) / each);
+    of.part = static_cast<int>(within % pages / each);
+    if (middle(of.part) < within % pages) ++of.part;
     at = before + of.head * pages + min(pages, of.part * each);
     if (of.part * of.each >= of.pages) next_head(args);
     bound();
@@ -106,13 +111,18 @@ struct PartWalk {
   }
 
  private:
-  // Whole parts and with them often whole heads, which nobody else needs to join, if that leaves
-  // few blocks without work.
-  static __device__ __forceinline__ unsigned stretch_of(unsigned total, int kv_heads) {
+  // Where contexts are whole parts, whole ones and with them often whole heads, which nobody else
+  // needs to join, if that leaves few blocks without work.
+  static __device__ __forceinline__ unsigned stretch_of(unsigned total, bool uneven, int kv_heads) {
     const unsigned least = least_pages(kv_heads);
     const unsigned even = (total + gridDim.x - 1) / gridDim.x;
     const unsigned whole = (even + least - 1) / least * least;
-    return even < least || whole * 16 <= even * 17 ? whole : even;
+    return !uneven && (even < least || whole * 16 <= even * 17) ? whole : even;
+  }
+  // Of a part, from its context's beginning on.
+  __device__ __forceinline__ unsigned middle(int part) const {
+    const int begin = part * of.each;
+    return begin + min(of.each, of.pages - begin) / 2;
   }
   __device__ __forceinline__ void divide(const AttentionArgs& args) {
     of.pages = (of.context + kPage - 1) / kPage;
@@ -137,7 +147,7 @@ struct PartWalk {
   __device__ __forceinline__ void bound() {
     of.begin = of.part * of.each;
     of.end = min(of.pages, of.begin + of.each);
-    of.there = at < stop;
+    of.there = at - of.begin + middle(of.part) < stop;
   }
 };
 
