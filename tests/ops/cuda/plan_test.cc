@@ -343,10 +343,15 @@ TEST(AttentionPlan, ChoosesKernelsAndParts) {
                        .head_dim = 128,
                        .block_size = 16};
   shape.workspace_bytes = 1 << 30;
-  EXPECT_EQ(describe(plan_attention(shape)), "decode in up to 8 parts that join themselves");
-  shape.alone = false;
   EXPECT_EQ(describe(plan_attention(shape)), "decode in up to 8 parts");
+  shape.kv_heads = 4;
+  shape.q_heads = 24;
+  EXPECT_EQ(describe(plan_attention(shape)), "decode in up to 16 parts that join themselves");
+  shape.alone = false;
+  EXPECT_EQ(describe(plan_attention(shape)), "decode in up to 16 parts");
   shape.alone = true;
+  shape.kv_heads = 8;
+  shape.q_heads = 48;
   shape.workspace_bytes = attention_workspace_bytes(4, 2048, 48, 8, 128) - 1;
   EXPECT_EQ(describe(plan_attention(shape)), "decode in up to 1 parts");
   shape.tokens = 100;

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "ops/cuda/attention/launch.h"
 #include "ops/cuda/attention/sm80_decode_lasting.cuh"
 #include "ops/cuda/attention/sm80_prefill.cuh"
@@ -111,18 +113,28 @@ void launch_attention(void* stream, const AttentionPlan& plan, const AttentionAr
       shape.through_l1 = true;
       shape.grid =
           dim3(static_cast<unsigned>(multiprocessors() * (bf16 ? kBf16Blocks : kF8Blocks)));
-      launch(stream,
-             bf16 ? sm80_attention_decode_lasting<Bf16Page, 2, 3, kBf16Blocks>
-                  : sm80_attention_decode_lasting<F8Page, 1, 2, kF8Blocks>,
-             shape, args);
+      const auto lasting = [&]<bool kJoins>() {
+        launch(stream,
+               bf16 ? sm80_attention_decode_lasting<Bf16Page, 2, 3, kBf16Blocks, kJoins>
+                    : sm80_attention_decode_lasting<F8Page, 1, 2, kF8Blocks, kJoins>,
+               shape, args);
+      };
+      plan.join ? lasting.template operator()<true>() : lasting.template operator()<false>();
     } else {
       shape.through_l1 = true;
       launch(stream, bf16 ? sm80_attention_decode<Bf16Page> : sm80_attention_decode<F8Page>, shape,
              args);
     }
-    if (plan.splits > 1 && !plan.join)
-      launch(stream, sm80_attention_join,
-             {dim3(blocks_for(q_heads, kJoinHeads), sequences), dim3(kJoinHeads * kWarp)}, args);
+    if (plan.splits > 1 && !plan.join) {
+      // One block a multiprocessor has room beside the blocks in front. Where those would go
+      // through more than two rounds, all come as they leave.
+      const auto most = static_cast<unsigned>(multiprocessors());
+      const unsigned blocks = blocks_for(int64_t{1} * q_heads * sequences, kJoinHeads);
+      LaunchShape join{dim3(blocks <= 2 * most ? std::min(blocks, most) : blocks),
+                       dim3(kJoinHeads * kWarp)};
+      join.through_l1 = shape.through_l1;
+      launch(stream, sm80_attention_join, join, args);
+    }
   }
 }
 

@@ -20,6 +20,13 @@ constexpr bool suits_warps(int64_t sequences, int kv_heads) {
          (kv_heads == 2 || (kv_heads == 1 && (sequences < 6 || sequences > 16)));
 }
 
+// Where a second kernel, which stands ready beside the first, joins parts sooner than whoever leaves
+// the last of a head.
+bool joins_beside(const AttentionPlan& plan, const AttentionShape& shape) {
+  return plan.lasting && shape.kv_heads >= 8 &&
+         (shape.cache == DType::bf16 || shape.sequences < 16);
+}
+
 // Shorter contexts may be cut into more parts than the longest one, because parts are rounded up.
 int splits_of(int64_t max_context, int kv_heads) {
   const int most = most_splits(kv_heads), least = least_pages(kv_heads);
@@ -58,6 +65,7 @@ AttentionPlan plan_attention(const AttentionShape& shape) {
   plan.warps = plan.join && !plan.ring && shape.compute_major >= 9 &&
                suits_warps(shape.sequences, shape.kv_heads);
   plan.lasting = !plan.ring && !plan.warps && shares_out_well(shape.sequences, shape.cache);
+  if (joins_beside(plan, shape)) plan.join = false;
   return plan;
 }
 

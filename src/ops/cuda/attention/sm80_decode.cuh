@@ -284,20 +284,27 @@ __global__ void __launch_bounds__(kDecodeWarps* kWarp, 4)
   leave_part(args, of, values, kWarpFloats, totals);
 }
 
-// The same for all tokens, where the blocks of sm80_attention_decode do not. Bytes: parts * 130 * 4
-// a head.
+// The same for all tokens, where the blocks in front do not: a warp a head. It begins beside them,
+// in registers that they leave, and lets the next kernel start, which so stands ready when the last
+// parts are there. Bytes: parts * 130 * 4 a head. Bound: latency.
 constexpr int kJoinHeads = 4;
-__global__ void __launch_bounds__(kJoinHeads* kWarp) sm80_attention_join(AttentionArgs args) {
-  wait_for_previous();
+__global__ void __maxnreg__(64) sm80_attention_join(AttentionArgs args) {
   let_next_start();
-  const int q_head = blockIdx.x * kJoinHeads + threadIdx.x / kWarp, sequence = blockIdx.y;
-  if (q_head >= args.heads.q) return;
-  const int token = args.query_starts[sequence];
-  if (args.query_starts[sequence + 1] - token != 1) return;
-  const int pages = (args.context_lens[sequence] + kPage - 1) / kPage;
-  const int each = pages_per_split(pages, args.heads.kv);
-  if (each >= pages) return;  // written by its only part
-  join_parts(args, sequence, token, q_head, (pages + each - 1) / each);
+  const int rows = args.sequences * args.heads.q;
+  bool waited = false;
+  for (int row = blockIdx.x * kJoinHeads + threadIdx.x / kWarp; row < rows;
+       row += gridDim.x * kJoinHeads) {
+    const int sequence = row / args.heads.q, q_head = row % args.heads.q;
+    const int token = args.query_starts[sequence];
+    const bool decodes = args.query_starts[sequence + 1] - token == 1;
+    const int pages = decodes ? (args.context_lens[sequence] + kPage - 1) / kPage : 0;
+    const int each = pages_per_split(pages, args.heads.kv);
+    if (!waited) wait_for_previous();
+    waited = true;
+    if (each < pages)  // others are written by their only part
+      join_parts(args, sequence, token, q_head, (pages + each - 1) / each);
+  }
+  if (!waited) wait_for_previous();
 }
 
 }  // namespace m2::ops::cuda

@@ -313,8 +313,9 @@ __device__ __forceinline__ void join_all(const AttentionArgs& args, const Decode
 // parts, and pages are asked for over the parts' borders. What the kernel in front does not write,
 // all pages but the newest, is asked for before that has ended, kAhead pages a warp, those beyond
 // the first unit to L2; more would stand in the way of that kernel's end. Bound: bandwidth of
-// memory.
-template <class Page, int kUnit, int kAhead, int kBlocks>
+// memory. kJoins: blocks may be asked to join the parts; without, registers are left for those of
+// sm80_attention_join.
+template <class Page, int kUnit, int kAhead, int kBlocks, bool kJoins>
 __global__ void __launch_bounds__(kDecodeWarps* kWarp, kBlocks)
     sm80_attention_decode_lasting(AttentionArgs args) {
   using Places = typename PageUnit<Page, kUnit>::Places;
@@ -410,7 +411,7 @@ __global__ void __launch_bounds__(kDecodeWarps* kWarp, kBlocks)
     __syncthreads();
     ++run;
     const int parts = (of.pages + of.each - 1) / of.each;
-    const bool join = args.join && parts > 1;
+    const bool join = kJoins && args.join && parts > 1;
     if (!next.there) {
       store_heads(args, of, sums, kWarpFloats, totals[n % 2], warp, kDecodeWarps);
       if (!join || !complete(args, of, run, parts)) return;
