@@ -27,6 +27,9 @@ struct LaunchShape {
   int cluster = 1;          // thread blocks in a cluster, along x
   bool overlap = true;      // may start while the previous kernel of the stream drains (Hopper)
   bool through_l1 = false;  // keeps much memory in flight by loads: needs L1 for it
+  // Of a multiprocessor's memory, as shared memory; < 0: no wish. Without one a kernel that fits
+  // starts in whatever split a block in front has left, be L1 small.
+  int shared_percent = -1;
 };
 
 // The compute capability's major number of the current device.
@@ -65,7 +68,7 @@ void launch(void* stream, void (*kernel)(Parameters...), const LaunchShape& shap
   config.blockDim = shape.block;
   config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
   config.stream = static_cast<cudaStream_t>(stream);
-  cudaLaunchAttribute attributes[2];
+  cudaLaunchAttribute attributes[3];
   unsigned count = 0;
   if (shape.cluster > 1) {
     attributes[count].id = cudaLaunchAttributeClusterDimension;
@@ -79,6 +82,13 @@ void launch(void* stream, void (*kernel)(Parameters...), const LaunchShape& shap
     attributes[count].val.programmaticStreamSerializationAllowed = 1;
     ++count;
   }
+#if CUDART_VERSION >= 12080
+  if (shape.shared_percent >= 0) {
+    attributes[count].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
+    attributes[count].val.sharedMemCarveout = static_cast<unsigned>(shape.shared_percent);
+    ++count;
+  }
+#endif
   config.attrs = attributes;
   config.numAttrs = count;
   M2_CUDA(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));

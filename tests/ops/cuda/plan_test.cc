@@ -344,6 +344,13 @@ TEST(AttentionPlan, ChoosesKernelsAndParts) {
                        .block_size = 16};
   shape.workspace_bytes = 1 << 30;
   EXPECT_EQ(describe(plan_attention(shape)), "decode in up to 8 parts");
+  shape.cache = DType::f8_e4m3;
+  EXPECT_FALSE(plan_attention(shape).join);
+  shape.tokens = shape.sequences = 16;
+  EXPECT_TRUE(plan_attention(shape).join);
+  shape.cache = DType::bf16;
+  EXPECT_TRUE(plan_attention(shape).join);  // by a block a part
+  shape.tokens = shape.sequences = 4;
   shape.kv_heads = 4;
   shape.q_heads = 24;
   EXPECT_EQ(describe(plan_attention(shape)), "decode in up to 16 parts that join themselves");

@@ -20,8 +20,8 @@ constexpr bool suits_warps(int64_t sequences, int kv_heads) {
          (kv_heads == 2 || (kv_heads == 1 && (sequences < 6 || sequences > 16)));
 }
 
-// Where a second kernel, which stands ready beside the first, joins parts sooner than whoever leaves
-// the last of a head.
+// Where a second kernel, which stands ready beside the first, joins parts sooner than whoever
+// leaves the last of a head.
 bool joins_beside(const AttentionPlan& plan, const AttentionShape& shape) {
   return plan.lasting && shape.kv_heads >= 8 &&
          (shape.cache == DType::bf16 || shape.sequences < 16);
