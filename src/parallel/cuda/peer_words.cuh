@@ -2,7 +2,7 @@
 
 #include <type_traits>
 
-#include "ops/cuda/device.cuh"
+#include "ops/cuda/coded_words.cuh"
 #include "parallel/cuda/peer_sum.h"
 
 // Numbers as ranks send them to each other.
@@ -103,16 +103,7 @@ __device__ inline uint2 receive(PeerWord* from, const uint32_t* given_up) {
   return {word.x, word.z};
 }
 
-// Words of summands alone: 16 bytes of bf16 or f32, of which each four say by not being zeros that
-// they are there. What travels are complements; all ones, a NaN, travels as another one, and a sum
-// has the same bytes with any.
-__device__ inline uint32_t under_way(uint32_t bits) {
-  constexpr uint32_t kOther = 0x7fff7fff;
-  return ~(bits == ~0u ? kOther : bits);
-}
-__device__ inline uint4 under_way(uint4 bits) {
-  return {under_way(bits.x), under_way(bits.y), under_way(bits.z), under_way(bits.w)};
-}
+// Words of summands alone (ops/cuda/coded_words.cuh).
 __device__ inline void send_coded(PeerWord* to, uint4 word) {
   asm volatile("st.volatile.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(word.x),
                "r"(word.y), "r"(word.z), "r"(word.w)
@@ -121,25 +112,6 @@ __device__ inline void send_coded(PeerWord* to, uint4 word) {
 __device__ inline void clear_word(PeerWord* at) {
   asm volatile("st.global.v4.u32 [%0], {%1, %1, %1, %1};" ::"l"(at), "r"(0) : "memory");
 }
-__device__ inline uint32_t least_of(const uint4& word) {
-  return min(min(word.x, word.y), min(word.z, word.w));
-}
-// The numbers of a word that came.
-__device__ inline void read_word(const uint4& word, float (&to)[4]) {
-  to[0] = __uint_as_float(~word.x);
-  to[1] = __uint_as_float(~word.y);
-  to[2] = __uint_as_float(~word.z);
-  to[3] = __uint_as_float(~word.w);
-}
-__device__ inline void read_word(const uint4& word, float (&to)[8]) {
-  const uint32_t pairs[4] = {word.x, word.y, word.z, word.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    to[2 * i] = __uint_as_float(pairs[i] * 0xffff0000u + 0xffff0000u);  // ~pair << 16, at once
-    to[2 * i + 1] = __uint_as_float(~pairs[i] & 0xffff0000u);
-  }
-}
-
 // The words of one small sum. A word is zeros but from when a peer has sent it until it has been
 // received, so kernels may use the same words in different ways and numbers.
 struct Words {
