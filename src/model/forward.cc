@@ -123,12 +123,12 @@ ops::DecodeLayer decoded(const ForwardContext& context, const Layer& layer) {
           static_cast<float>(context.config.rms_norm_eps)};
 }
 
-// Whether a layer can be decoded as a whole, by a rank that has all of it.
+// Whether a layer can be decoded as a whole.
 bool decodes(const ForwardContext& context, size_t l, const ops::BatchLayout& layout,
-             const ops::DecodeTensors& tensors) {
-  return context.comm.size() == 1 && !context.exchange &&
+             const ops::DecodeTensors& tensors, const ops::DecodeRanks& ranks) {
+  return !context.exchange &&
          ops::decodes_layer(context.exec, decoded(context, context.weights.layers[l]),
-                            context.kv[l], layout, context.heads, tensors);
+                            context.kv[l], layout, context.heads, tensors, ranks);
 }
 
 }  // namespace
@@ -150,7 +150,9 @@ void forward(const ForwardContext& context, const ops::BatchLayout& layout) {
   const ops::DecodeTensors tensors{step.residual, step.hidden,     step.quantised_hidden,
                                    step.angles,   step.expert_ids, step.expert_weights,
                                    step.delta,    step.experts};
-  bool whole = decodes(context, 0, layout, tensors);
+  const ops::DecodeRanks ranks{comm.size(), comm.decode_peers()};
+  const bool alone = ranks.size == 1;
+  bool whole = decodes(context, 0, layout, tensors, ranks);
   std::optional<ops::DecodeBefore> before;
   for (size_t l = 0; l < weights.layers.size(); ++l) {
     const Layer& layer = weights.layers[l];
@@ -158,12 +160,14 @@ void forward(const ForwardContext& context, const ops::BatchLayout& layout) {
     const bool last = l + 1 == weights.layers.size();
     const ops::AddNorm norm{step.residual, last ? weights.norm : weights.layers[l + 1].input_norm,
                             eps, step.hidden, last ? ops::Quantised() : step.quantised_hidden};
-    const bool next_whole = !last && decodes(context, l + 1, layout, tensors);
+    const bool next_whole = !last && decodes(context, l + 1, layout, tensors, ranks);
     if (whole) {
+      // Without ranks to sum over, the next layer's kernel takes up the experts' results.
+      const bool leaves = next_whole && alone;
       ops::decode_layer(exec, decoded(context, layer), kv[l], layout, heads, tensors,
-                        before ? &*before : nullptr, next_whole ? nullptr : &norm);
+                        before ? &*before : nullptr, leaves ? nullptr : &norm, ranks);
       before.reset();
-      if (next_whole) before.emplace(layer.experts, norm.weight);
+      if (leaves) before.emplace(layer.experts, norm.weight);
     } else {
       attention(context, layer, kv[l], layout, step, owners);
       const ops::AddNorm between{step.residual, layer.post_attention_norm, eps, step.hidden,

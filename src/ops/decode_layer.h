@@ -3,6 +3,7 @@
 #include <span>
 
 #include "ops/attention.h"
+#include "ops/decode_peers.h"
 #include "ops/experts.h"
 #include "ops/linear.h"
 
@@ -37,11 +38,18 @@ struct DecodeBefore {
   Tensor norm;
 };
 
-// Whether the device has kernels that decode one token through a whole layer of this shape, and
-// take up where the layer before has left its results: a Hopper GPU with FP8 weights of the M2
-// family's shapes, all of them on one GPU.
+// Who else has a part of the layer: its heads, and of each expert as much.
+struct DecodeRanks {
+  int64_t size = 1;   // tensor ranks
+  DecodePeers peers;  // of several
+};
+
+// Whether the device has kernels that decode one token through a whole layer of this shape, and, if
+// one GPU has all of it, take up where the layer before has left its results: a Hopper GPU with FP8
+// weights of the M2 family's shapes, or what one of 2, 4 or 8 ranks has of them.
 bool decodes_layer(const Exec& exec, const DecodeLayer& layer, const KvCache& cache,
-                   const BatchLayout& layout, const HeadShape& heads, const DecodeTensors& tensors);
+                   const BatchLayout& layout, const HeadShape& heads, const DecodeTensors& tensors,
+                   const DecodeRanks& ranks = {});
 
 // linear (qkv), qk_norm_rope_store_whole, paged_attention, linear (o), add_rms_norm and
 // route_experts with `after`, to the same bytes, as two kernels and that of the sum. Without
@@ -49,8 +57,12 @@ bool decodes_layer(const Exec& exec, const DecodeLayer& layer, const KvCache& ca
 // `before`, and then first does what `after` would have: `hidden` and its quantised form are not
 // read then. Precondition: decodes_layer(). On a GPU the operation enqueued right before may write
 // residual and hidden, but neither the angles nor the layout: these are read before it has ended.
+//
+// Of several ranks, all of which call this: linear, Comm::all_reduce_qk_norm, paged_attention,
+// linear, Comm::all_reduce_norm, route_experts and Comm::all_reduce_norm for `after`, to the same
+// bytes, as three kernels. There is always an `after`, and no `before`.
 void decode_layer(const Exec& exec, const DecodeLayer& layer, const KvCache& cache,
                   const BatchLayout& layout, const HeadShape& heads, const DecodeTensors& tensors,
-                  const DecodeBefore* before, const AddNorm* after);
+                  const DecodeBefore* before, const AddNorm* after, const DecodeRanks& ranks = {});
 
 }  // namespace m2::ops

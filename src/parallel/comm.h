@@ -5,6 +5,7 @@
 
 #include "base/clock.h"
 #include "base/result.h"
+#include "ops/decode_peers.h"
 #include "ops/experts.h"
 #include "ops/qk_norm_rope.h"
 #include "tensor/exec.h"
@@ -67,6 +68,10 @@ class Comm {
   // is room to work in. The bytes are those of ops::qk_sum_squares, all_reduce of its sums and
   // ops::qk_norm_rope_store, which is what this does where nothing else is faster.
   virtual void all_reduce_qk_norm(const Exec& exec, const ops::QkNorm& work);
+
+  // Where ops::decode_layer() may sum over these ranks by itself; at first nowhere. On all ranks or
+  // on none.
+  virtual ops::DecodePeers decode_peers() const;
 
   // out = the ranks' parts one after another along axis 0.
   //   part [rows[rank], ...], out [sum of rows, ...]; part may be its own place in out

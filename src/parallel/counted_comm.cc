@@ -20,6 +20,7 @@ class CountedComm : public Comm {
   }
   void introduce(const Tensor& x) override { inner_->introduce(x); }
   ops::RowOwners row_owners(const Tensor& x) const override { return inner_->row_owners(x); }
+  ops::DecodePeers decode_peers() const override { return inner_->decode_peers(); }
   void norm_own_rows(const Exec& exec, Tensor x, const ops::AddNorm& norm,
                      NormedRows wanted) override {
     progress_.begin("norm_own_rows");

@@ -21,10 +21,13 @@ constexpr int64_t kSlotBytes = 8 << 20;
 constexpr int64_t kWholeBytes = 3 << 20;
 static_assert(kWholeBytes <= kSlotBytes);
 static_assert(cuda::kMostPeers == ops::RowOwners::kMost);
+static_assert(cuda::kMostPeers == ops::DecodePeers::kMost);
 
 // A rank's memory for sums, and where the parts of any rank's lie in it.
-constexpr int64_t kMemoryBytes =
+constexpr int64_t kDecodeAt =
     2 * kSlotBytes + cuda::kWordBytes + cuda::kPlaceBytes + cuda::kArrivalBytes + cuda::kRoundBytes;
+constexpr int64_t kMemoryBytes = kDecodeAt + ops::DecodePeers::kBytes;
+static_assert(kDecodeAt % 16 == 0);
 cuda::PeerMemory parts_of(std::byte* memory) {
   std::byte* words = memory + 2 * kSlotBytes;
   std::byte* places = words + cuda::kWordBytes;
@@ -48,14 +51,16 @@ Result<std::vector<T>> gather(Comm& host, T own) {
 
 class PeerComm : public Comm {
  public:
-  PeerComm(std::unique_ptr<Comm> inner, Comm& host, Buffer memory, const cuda::PeerSum& peers)
+  PeerComm(std::unique_ptr<Comm> inner, Comm& host, Buffer memory, const cuda::PeerSum& peers,
+           const ops::DecodePeers& decode)
       : inner_(std::move(inner)),
         host_(host),
         memory_(std::move(memory)),
         given_up_(memory_.device(), sizeof(uint32_t)),
-        peers_(peers) {
+        peers_(peers),
+        decode_(decode) {
     *word() = 0;
-    peers_.given_up = word();
+    peers_.given_up = decode_.given_up = word();
   }
 
   int64_t rank() const override { return inner_->rank(); }
@@ -159,6 +164,10 @@ class PeerComm : public Comm {
     check(work.sums);
     if (given_up() || work.sums.elements() == 0) return;
     cuda::launch_small_peer_sum_qk(exec.stream, {sum_of(work.sums), args});
+  }
+
+  ops::DecodePeers decode_peers() const override {
+    return given_up() ? ops::DecodePeers() : decode_;
   }
 
   void reduce_scatter(const Exec& exec, Tensor x, Rows rows, Tensor part) override {
@@ -274,8 +283,9 @@ class PeerComm : public Comm {
   const std::unique_ptr<Comm> inner_;
   Comm& host_;
   const Buffer memory_;
-  const HostBuffer given_up_;           // a word
-  cuda::PeerSum peers_;                 // all but what differs from sum to sum
+  const HostBuffer given_up_;  // a word
+  cuda::PeerSum peers_;        // all but what differs from sum to sum
+  ops::DecodePeers decode_;
   std::vector<std::byte*> introduced_;  // where introduce()'s tensor lies on each rank
 };
 
@@ -317,9 +327,15 @@ Result<std::unique_ptr<Comm>> sum_through_peers(std::unique_ptr<Comm> inner, Com
   peers.ranks = static_cast<int>(host.size());
   peers.rank = static_cast<int>(host.rank());
   peers.slot_bytes = kSlotBytes;
-  for (size_t r = 0; r < all.size(); ++r) peers.peers[r] = parts_of(all[r].memory);
+  ops::DecodePeers decode;
+  decode.ranks = peers.ranks;
+  decode.rank = peers.rank;
+  for (size_t r = 0; r < all.size(); ++r) {
+    peers.peers[r] = parts_of(all[r].memory);
+    decode.memory[r] = all[r].memory + kDecodeAt;
+  }
   return std::unique_ptr<Comm>(
-      std::make_unique<PeerComm>(std::move(inner), host, std::move(memory), peers));
+      std::make_unique<PeerComm>(std::move(inner), host, std::move(memory), peers, decode));
 }
 
 }  // namespace m2::parallel

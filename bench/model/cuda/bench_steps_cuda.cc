@@ -9,6 +9,9 @@
 //   bench_steps_cuda padded RANKS LAYERS BATCH...
 //                                each BATCH of such a share, recorded as the next of the usual
 //                                sizes and as what it is, in turns
+//   bench_steps_cuda layers RANKS [LAYERS [CONTEXT [TURNS]]]
+//                                a token of such a share, recorded, by kernels for the attention
+//                                half of a layer and by one for each operation, in turns
 //   bench_steps_cuda profile [RANKS]
 //                                a few steps of two layers of the first of RANKS tensor ranks,
 //                                without graphs, for a profiler
@@ -66,7 +69,7 @@ double decode_bytes(const ModelConfig& config, int64_t ranks, double batch, doub
 // Sampling reads whole rows of logits, which are made up once.
 class AbsentPeers : public parallel::Comm {
  public:
-  AbsentPeers(int64_t size, Device device) : size_(size) {
+  AbsentPeers(int64_t size, Device device, bool decodes) : size_(size), decodes_(decodes) {
     auto made = parallel::sum_through_peers(parallel::make_single_comm(), *single_, device);
     M2_CHECK(made.ok(), "{}", made.error().text);
     lone_ = *std::move(made);
@@ -86,6 +89,9 @@ class AbsentPeers : public parallel::Comm {
     if (!few(work.sums)) return Comm::all_reduce_qk_norm(exec, work);
     ++sums_;
     lone_->all_reduce_qk_norm(exec, work);
+  }
+  ops::DecodePeers decode_peers() const override {
+    return decodes_ ? lone_->decode_peers() : ops::DecodePeers();
   }
   void gather_columns(const Exec& exec, Tensor, parallel::Rows, Tensor out, int64_t) override {
     if (out.size(0) <= made_up_) return;
@@ -118,6 +124,7 @@ class AbsentPeers : public parallel::Comm {
     return x.elements() * size_of(x.dtype()) <= parallel::cuda::kSmallSumBytes;
   }
   const int64_t size_;
+  const bool decodes_;  // layers of one token, by kernels that sum for themselves
   const std::unique_ptr<Comm> single_ = parallel::make_single_comm();
   std::unique_ptr<Comm> lone_;  // whose only rank this is
   int64_t sums_ = 0, made_up_ = 0;
@@ -126,14 +133,15 @@ class AbsentPeers : public parallel::Comm {
 class Bench {
  public:
   Bench(const ModelConfig& config, int64_t context, bool graphs, int64_t ranks = 1,
-        const std::vector<int64_t>& more_sizes = {}, int64_t sequences = kSequences)
+        const std::vector<int64_t>& more_sizes = {}, int64_t sequences = kSequences,
+        bool decodes = true)
       : config_(config),
         context_(context),
         ranks_(ranks),
         most_sequences_(sequences),
         stream_(kGpu) {
     if (ranks > 1)
-      comm_ = std::make_unique<AbsentPeers>(ranks, kGpu);
+      comm_ = std::make_unique<AbsentPeers>(ranks, kGpu, decodes);
     else
       comm_ = parallel::make_single_comm();
     parallel::Topology topology;
@@ -347,6 +355,21 @@ void measure_padding(int64_t ranks, int64_t layers, const std::vector<int64_t>& 
     }
 }
 
+// A token's layers as a whole and in operations.
+void measure_layers(int64_t ranks, int64_t layers, int64_t context, int turns) {
+  const double rate = read_rate();
+  fmt::print("{}; the first of {} tensor ranks, {} layers, FP8; read {:.0f} GB/s\n",
+             describe_device(Bench::kGpu), ranks, layers, rate / 1e9);
+  const ModelConfig config = full_width(layers, 256);
+  Bench apart(config, context, true, ranks, {}, kSequences, false),
+      once(config, context, true, ranks);
+  for (Bench* bench : {&apart, &once}) bench->prefill(std::min<int64_t>(context, 2048));
+  for (int turn = 0; turn < turns; ++turn) {
+    apart.decode(1, true, rate);
+    once.decode(1, true, rate);
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -368,6 +391,11 @@ int main(int argc, char** argv) {
     for (int i = 4; i < argc; ++i) batches.push_back(std::stoll(argv[i]));
     measure_padding(static_cast<int64_t>(number(2, 4)), static_cast<int64_t>(number(3, 8)),
                     batches);
+    return 0;
+  }
+  if (first == "layers") {
+    measure_layers(static_cast<int64_t>(number(2, 4)), static_cast<int64_t>(number(3, 8)),
+                   static_cast<int64_t>(number(4, 2048)), static_cast<int>(number(5, 3)));
     return 0;
   }
   if (first == "share") {

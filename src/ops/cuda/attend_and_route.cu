@@ -3,100 +3,144 @@
 #include "ops/cuda/attention/plan.h"
 #include "ops/cuda/flow.cuh"
 #include "ops/cuda/norm_row.cuh"
+#include "ops/cuda/rank_words.cuh"
 #include "ops/cuda/route_choice.cuh"
 
-// One decoded token's way through the attention half of a layer, in one kernel. The chain of its
-// operations is long and each does little: as kernels they spend most of their time waiting for one
-// another while memory stands still. Here every multiprocessor keeps one stream of what it will
-// need (its rows of q, k and v; its pages; its rows of o; its rows of the router's gate) coming
-// into shared memory, in that order and never more than `window` bytes of it under way, since what
-// the blocks say to one another comes behind whatever has been asked for before. Between the steps,
-// blocks exchange numbers in words that carry the launch's number beside 32 bits of data (the
-// LL protocol of NCCL): whoever needs a word reads it until its number is right, so that nothing
-// needs a fence, a flag or a pause for all. Every sum has the order that the single operations give
-// it.
+// One decoded token's way through the attention half of a layer, or through what a tensor rank has
+// of it, in one kernel. The chain of its operations is long and each does little: as kernels they
+// spend most of their time waiting for one another while memory stands still. Here every
+// multiprocessor keeps one stream of what it will need (its rows of q, k and v; its pages; its rows
+// of o; its rows of the router's gate) coming into shared memory, in that order and never more than
+// `window` bytes of it under way, since what the blocks say to one another comes behind whatever
+// has been asked for before. Between the steps, blocks exchange numbers in words that carry the
+// launch's number beside 32 bits of data (the LL protocol of NCCL): whoever needs a word reads it
+// until its number is right, so that nothing needs a fence, a flag or a pause for all. Every sum
+// has the order that the single operations give it. Tensor ranks write what they sum over all of
+// them into each other's memory (rank_words.cuh): one flight a sum, and no second hop on the way to
+// the blocks.
 namespace m2::ops::cuda {
 namespace {
 
 constexpr int kHidden = AttendShape::kHidden, kRotary = AttendShape::kRotary;
-constexpr int kQHeads = AttendShape::kQHeads, kKvHeads = AttendShape::kKvHeads;
-constexpr int kGroup = kQHeads / kKvHeads, kRouted = AttendShape::kExperts;
-constexpr int kQ = kQHeads * kDim, kQkvRows = (kQHeads + 2 * kKvHeads) * kDim;
+constexpr int kGroup = AttendShape::kQHeads / AttendShape::kKvHeads;
+constexpr int kRouted = AttendShape::kExperts;
 static_assert(AttendShape::kHeadDim == kDim && AttendShape::kBlock == kPage);
 constexpr int kConsumers = kNormThreads;  // three warpgroups; a row of hidden is 8 columns a thread
 constexpr int kWarpgroups = kConsumers / 128;
 constexpr int kThreads = kConsumers + kWarp;
-
-// A block's share: rows of the matrices.
-constexpr int kBlockRows = kQkvRows / kAttendBlocks;      // 64: half a head
-constexpr int kBlockORows = kHidden / kAttendBlocks;      // 24
+constexpr int kBlockORows = kHidden / kAttendBlocks;      // 24, a block's share
 constexpr int kBlockExperts = kRouted / kAttendBlocks;    // 2
 constexpr int kStretches = kHidden / kTileStep;           // 24 of q, k and v
-constexpr int kOStretches = kQ / kTileStep;               // 48 of o
 constexpr int kRouteStretches = kHidden / kRouteStretch;  // 12
-
-// Shared memory from a 1024-byte border on. What is loaded:
-constexpr int kQkvLoad = kBlockRows * kFlowColumns, kQkvLoads = kHidden / kFlowColumns;
-constexpr int kPagesAt = 0, kFirstSlots = 8, kPageSlot = 8192;  // over the first of q, k and v
-constexpr int kOAt = kPagesAt + kFirstSlots * kPageSlot;        // and o over the rest
-constexpr int kOStretch = 8;                                    // of K a load of o
-constexpr int kOLoad = kBlockORows * kTileStep * kOStretch, kOLoads = kOStretches / kOStretch;
-// Four more pages stand where the last of o comes to lie when pages have been read.
-constexpr int kChainGroups = 3, kGroupSlots = 4, kPageSlots = kChainGroups * kGroupSlots;
-constexpr int kChainWarps = 4;  // of a group
-constexpr int kOEarly = 4;
-static_assert((kPageSlots - kFirstSlots) * kPageSlot <= (kOLoads - kOEarly) * kOLoad);
-static_assert(kFirstSlots % kGroupSlots == 0);  // a group's slots stand one behind another
-__device__ __forceinline__ int page_slot_at(int slot) {
-  return slot < kFirstSlots ? kPagesAt + slot * kPageSlot
-                            : kOAt + kOEarly * kOLoad + (slot - kFirstSlots) * kPageSlot;
-}
 // Stretches of a row of the gate, and of what it is multiplied with, begin in different banks.
 constexpr int kGateStretch = kRouteStretch * 4 + 16;
-constexpr int kGateAt = 0, kGateLoad = kBlockExperts * kHidden * 4;  // over the pages
+constexpr int kGateLoad = kBlockExperts * kHidden * 4;
 constexpr int kGateBytes = kBlockExperts * kRouteStretches * kGateStretch;
-// What blocks work in. Over the pages once they have been read:
-constexpr int kOTokensAt = 25 * 1024;                            // o's input: [18][8][128] bytes
-constexpr int kOGroups = kBlockORows * kOStretches / kFlowRows;  // 18 products of 64 x 128
-constexpr int kOPartsAt = kOTokensAt + kOGroups * 8 * kTileStep;
-constexpr int kNormedAt = kOPartsAt + kOStretches * kBlockORows * 4;
-static_assert(kNormedAt + kRouteStretches * kGateStretch <= kOAt && kGateBytes <= kOTokensAt);
-// Behind everything:
-constexpr int kWorkAt = kOAt + kOLoads * kOLoad;
-static_assert(kWorkAt >= kQkvLoads * kQkvLoad);
-constexpr int kTokensAt = kWorkAt;                       // qkv's input: [3][8][128] bytes
-constexpr int kPartsAt = kTokensAt + 3 * 8 * kTileStep;  // f32 [24][64]
-constexpr int kResidualAt = kPartsAt + kStretches * kBlockRows * 4;  // bf16 [3072]
-constexpr int kSharedBytes = kResidualAt + kHidden * 2 + 1024;
-// Over tokens and parts of q, k and v:
-constexpr int kQueryAt = kTokensAt;   // bf16 [6][128]
-constexpr int kSquaresAt = kPartsAt;  // f32 [896]
-constexpr int kJoined = 24;           // parts at once
-constexpr int kJoinAt = kPartsAt;     // f32 [24][64]
-constexpr int kSquares = (kQHeads + kKvHeads) * kDim / 8;
-static_assert(kGroup * kDim * 2 <= kPartsAt - kTokensAt && kSquares * 4 <= kResidualAt - kPartsAt &&
-              kJoined * kDim / 2 * 4 <= kResidualAt - kPartsAt);
+constexpr int kPageSlot = 8192;
+constexpr int kChainGroups = 3, kGroupSlots = 4, kPageSlots = kChainGroups * kGroupSlots;
+constexpr int kChainWarps = 4;  // of a group
+// Most bytes under way: about what memory's latency hides, since all that blocks tell one another
+// would stand behind more.
+constexpr int kWindow = 48 * 1024;
+constexpr int kPagesBesideO = 3;
+
+// What a GPU has of a layer: all of its KV heads, or as one of several tensor ranks some of them.
+template <int kKv>
+struct Share {
+  static constexpr bool kWhole = kKv == AttendShape::kKvHeads;
+  static constexpr int kMostRanks = AttendShape::kKvHeads / kKv;
+  static constexpr int kKvHeads = kKv, kQHeads = kKv * kGroup;
+  static constexpr int kQ = kQHeads * kDim, kQkvRows = (kQHeads + 2 * kKv) * kDim;
+  static constexpr int kOStretches = kQ / kTileStep;  // 48 of o
+
+  // A block's rows of q, k and v: 64, half a head. As operands of products they are places of eight
+  // rows of a stretch, as those of o are, eight of which make an instruction's 64 rows.
+  static constexpr int kBlockRows = kQkvRows / kAttendBlocks;
+  static constexpr int kQkvPlaces = kBlockRows / 8;                            // of a stretch
+  static constexpr int kQkvStretches = kQkvPlaces == 1 ? 8 : 16 / kQkvPlaces;  // of a load
+  static constexpr int kQkvLoad = kBlockRows * kTileStep * kQkvStretches;
+  static constexpr int kQkvLoads = kStretches / kQkvStretches;
+  static constexpr int kQkvGroups = kQkvStretches * kQkvPlaces / 8;  // instructions' rows of a load
+  static constexpr int kQkvAtOnce = kWindow / kQkvLoad;
+  static constexpr int kOPlaces = kBlockORows / 8;
+  static constexpr int kOStretch = kOStretches % 8 == 0 ? 8 : kOStretches;  // of K a load of o
+  static constexpr int kOLoad = kBlockORows * kTileStep * kOStretch;
+  static constexpr int kOLoads = kOStretches / kOStretch;
+  static constexpr int kOGroups = (kOPlaces * kOStretches + 7) / 8;  // the last may be part of one
+  static constexpr int kORounds = (kOGroups + kWarpgroups - 1) / kWarpgroups;
+  static constexpr int kOAtOnce = kWhole ? 2 : kORounds;
+
+  // Shared memory from a 1024-byte border on. What is loaded: of few rows all has its own place. Of
+  // more, pages stand over the first of q, k and v; and of all of a layer o over the rest, four
+  // pages where the last of o comes to lie when pages have been read, and the gate over the pages.
+  static constexpr bool kApart = kKv <= 2;  // pages have their own place
+  static constexpr int kQkvBytes = kQkvLoads * kQkvLoad;
+  static constexpr int kFirstSlots = kWhole ? 8 : kPageSlots;
+  static constexpr int kPagesAt = kApart ? kQkvBytes : 0;
+  static constexpr int kOAt = kPagesAt + kFirstSlots * kPageSlot;
+  static constexpr int kOEarly = 4;  // loads of o before pages have been read
+  static_assert(!kWhole || (kPageSlots - kFirstSlots) * kPageSlot <= (kOLoads - kOEarly) * kOLoad);
+  static_assert(kFirstSlots % kGroupSlots == 0);  // a group's slots stand one behind another
+  static constexpr int kOEnd = kOAt + kOLoads * kOLoad;
+  static constexpr int kGateAt = kWhole ? 0 : kOEnd;
+  static constexpr int page_slot_at(int slot) {
+    return slot < kFirstSlots ? kPagesAt + slot * kPageSlot
+                              : kOAt + kOEarly * kOLoad + (slot - kFirstSlots) * kPageSlot;
+  }
+  // What blocks work in. Over the pages, or q, k and v, once they have been read:
+  static constexpr int kOTokensAt = kWhole ? 25 * 1024 : 0;  // o's input: [kOGroups][8][128] bytes
+  static constexpr int kOPartsAt = kOTokensAt + kOGroups * 8 * kTileStep;
+  static constexpr int kNormedAt = kOPartsAt + kOStretches * kBlockORows * 4;
+  static_assert(kNormedAt + kRouteStretches * kGateStretch <= (kApart ? kPagesAt : kOAt) &&
+                (!kWhole || kGateBytes <= kOTokensAt));
+  // Chains of a q head are joined by blocks of so many dims each, of so many parts at once.
+  static constexpr int kJoinPieces = kApart ? 4 : 2;
+  static constexpr int kJoinDims = kDim / kJoinPieces, kJoined = 12 * kJoinPieces;
+  static constexpr int kJoinBlocks = kJoinPieces * kQHeads;
+  // Behind everything:
+  static constexpr int kWorkAt = kWhole ? kOEnd : (kGateAt + kGateBytes + 1023) / 1024 * 1024;
+  static_assert(kWorkAt >= kQkvBytes);
+  // Products of all rounds read something.
+  static_assert(kOAt + kORounds * kWarpgroups * kFlowRows * kTileStep <= kWorkAt);
+  static constexpr int kTokensAt = kWorkAt;                       // qkv's input: [3][8][128] bytes
+  static constexpr int kPartsAt = kTokensAt + 3 * 8 * kTileStep;  // f32 [24][64]
+  static constexpr int kResidualAt = kPartsAt + kJoined * kJoinDims * 4;  // bf16 [3072]
+  static constexpr int kSharedBytes = kResidualAt + kHidden * 2 + 1024;
+  // Over tokens and parts of q, k and v:
+  static constexpr int kQueryAt = kTokensAt;   // bf16 [6][128]
+  static constexpr int kSquaresAt = kPartsAt;  // f32 [896]
+  static constexpr int kJoinAt = kPartsAt;     // f32 [24][64]
+  static constexpr int kSquares = (kQHeads + kKv) * kDim / 8;
+  static_assert(kGroup * kDim * 2 <= kPartsAt - kTokensAt &&
+                kMostRanks * kSquares * 4 <= kResidualAt - kPartsAt &&
+                kStretches * kBlockRows * 4 <= kResidualAt - kPartsAt);
+  static constexpr int kMostChains = 4 * most_splits(kKv);  // of a q head
+};
+using Whole = Share<AttendShape::kKvHeads>;
 
 // A word of an exchange: data, and the launch that wrote it.
-constexpr int kMostChains = 4 * 32;        // of a q head
 constexpr int kChainWords = kDim / 2 + 1;  // uint4 of two words: values, then largest and sum
 struct Exchange {
-  unsigned finished;                    // launches
-  alignas(16) uint2 raw[kQkvRows / 2];  // the products q, k and v, pairs of bf16
-  alignas(16) uint2 squares[kSquares];  // sums of the squares of eight
-  alignas(16) uint4 chains[kQHeads][kMostChains][kChainWords];
-  alignas(16) uint2 attended[kQ / 2];    // pairs of bf16
-  alignas(16) uint2 delta[kHidden / 2];  // pairs of bf16
+  unsigned finished;                           // launches
+  alignas(16) uint2 raw[Whole::kQkvRows / 2];  // the products q, k and v, pairs of bf16
+  alignas(16) uint2 squares[Whole::kSquares];  // sums of the squares of eight
+  alignas(16) uint4 chains[Whole::kQHeads * Whole::kMostChains * kChainWords];
+  alignas(16) uint2 attended[Whole::kQ / 2];  // pairs of bf16
+  alignas(16) uint2 delta[kHidden / 2];       // pairs of bf16
+
+  // Ranks have fewer heads, of more chains.
+  template <class S>
+  __device__ __forceinline__ uint4* chains_of(int q_head) {
+    static_assert(S::kQHeads * S::kMostChains == Whole::kQHeads * Whole::kMostChains);
+    return chains + q_head * (S::kMostChains * kChainWords);
+  }
 };
 __device__ Exchange exchange;
 // How many launches have finished: the same for all threads of a launch, which ask for it early.
-__device__ __forceinline__ unsigned launches_before() {
+__device__ __forceinline__ unsigned launches_before(const unsigned* finished) {
   unsigned before = 0;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];"
-               : "=r"(before)
-               : "l"(&exchange.finished)
-               : "memory");
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(before) : "l"(finished) : "memory");
 #endif
   return before;
 }
@@ -105,14 +149,8 @@ __device__ __forceinline__ unsigned launches_before() {
 struct Launch {
   uint32_t number;
   uint64_t keep;
+  uint32_t of_ranks = 0;  // among those of the ranks
 };
-__device__ __forceinline__ uint64_t keep_policy() {
-  uint64_t policy = 0;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
-#endif
-  return policy;
-}
 __device__ __forceinline__ void put(uint2* to, uint32_t data, const Launch& launch) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("st.relaxed.gpu.global.L2::cache_hint.v2.u32 [%0], {%1, %2}, %3;" ::"l"(to),
@@ -190,6 +228,14 @@ __device__ __forceinline__ void wait_for_word(const Word* at, const Launch& laun
   while (!has(look(at, launch), launch)) __nanosleep(20);
 }
 
+// Where a rank finds what `by` tells it in a launch: columns by eights. Every other launch's words
+// have the same place, which is cleared between: a rank tells of its sums in a launch only after it
+// has heard of all ranks' squares in it, whose launches before have ended by then.
+__device__ __forceinline__ uint4* sums_of(const DecodePeers& peers, int rank, uint32_t launch,
+                                          int by) {
+  return reinterpret_cast<uint4*>(words_of(peers, rank)->sums[launch % 2][by]);
+}
+
 __device__ __forceinline__ void meet() {
   asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory");
 }
@@ -213,16 +259,17 @@ struct UnderWay {
   unsigned last[kPageSlots];  // each slot's last load, counted from 1
 };
 
+template <class S>
 struct Shared {
-  uint64_t qkv_full[kQkvLoads], qkv_empty[kQkvLoads];
+  uint64_t qkv_full[S::kQkvLoads], qkv_empty[S::kQkvLoads];
   // Of a group's first pages the values have barriers of their own.
   uint64_t page_full[kPageSlots], page_empty[kPageSlots], values_full[kPageSlots];
-  uint64_t pages_read, o_full[kOLoads], gate_full;
+  uint64_t pages_read, o_full[S::kOLoads], gate_full;
   UnderWay under_way;
   float qkv_factor[kStretches];
-  float o_scale[2][kOStretches], o_input_scale[kOStretches];
-  float squares[kWarp];      // of 256 columns each
-  float totals[kJoined][2];  // of parts that are joined
+  float o_scale[2][S::kOStretches], o_input_scale[S::kOStretches];
+  float squares[kWarp];         // of 256 columns each
+  float totals[S::kJoined][2];  // of parts that are joined
   float scratch[kWarp];
   float route[kBlockExperts][kRouteStretches];
   alignas(16) uint8_t newest[2][kDim * 2];  // the token's own key and value as the cache has them
@@ -230,18 +277,20 @@ struct Shared {
   // By every warp of consumers, some of the barriers: the threads of a warp begin theirs one after
   // another, 56 of them take 1.5 us.
   __device__ __forceinline__ void begin_barriers() {
-    static_assert(kQkvLoads == kConsumers / kWarp && kPageSlots == kConsumers / kWarp &&
-                  kOLoads + 2 <= kConsumers / kWarp);
+    static_assert(S::kQkvLoads <= kConsumers / kWarp && kPageSlots == kConsumers / kWarp &&
+                  S::kOLoads + 2 <= kConsumers / kWarp);
     const int i = threadIdx.x / kWarp;
     if (threadIdx.x % kWarp != 0 || i >= kConsumers / kWarp) return;
-    barrier_init(&qkv_full[i], 1);
-    barrier_init(&qkv_empty[i], 128);
+    if (i < S::kQkvLoads) {
+      barrier_init(&qkv_full[i], 1);
+      barrier_init(&qkv_empty[i], 128);
+    }
     barrier_init(&page_full[i], 1);
     barrier_init(&page_empty[i], kChainWarps);
     barrier_init(&values_full[i], 1);
-    if (i < kOLoads) barrier_init(&o_full[i], 1);
-    if (i == kOLoads) barrier_init(&pages_read, kChainGroups * kChainWarps);
-    if (i == kOLoads + 1) barrier_init(&gate_full, 1);
+    if (i < S::kOLoads) barrier_init(&o_full[i], 1);
+    if (i == S::kOLoads) barrier_init(&pages_read, kChainGroups * kChainWarps);
+    if (i == S::kOLoads + 1) barrier_init(&gate_full, 1);
   }
 };
 
@@ -252,6 +301,7 @@ struct Chain {
   int head, part, fourth, first, pages;
   __device__ __forceinline__ int page(int k) const { return first + 4 * k; }
 };
+template <class S>
 struct Context {
   int tokens, pages, each, parts;
   // What it is made of: asked for at once, and waited for where it is used.
@@ -260,25 +310,28 @@ struct Context {
     __device__ __forceinline__ explicit Lengths(const AttendAndRoute& args)
         : starts{args.query_starts[0], args.query_starts[1]}, tokens(args.context_lens[0]) {}
   };
+  Context() = default;
   __device__ __forceinline__ explicit Context(const Lengths& lengths) {
     const bool decodes = lengths.starts[1] - lengths.starts[0] == 1;
     tokens = decodes ? lengths.tokens : 0;
     pages = (tokens + kPage - 1) / kPage;
-    each = pages_per_split(pages, kKvHeads);
+    each = pages_per_split(pages, S::kKvHeads);
     parts = (pages + each - 1) / each;
   }
-  __device__ __forceinline__ int chains() const { return parts * 4 * kKvHeads; }
+  __device__ __forceinline__ int chains() const { return parts * 4 * S::kKvHeads; }
   __device__ __forceinline__ Chain chain(int i) const {
-    const int part = i / (4 * kKvHeads), fourth = i / kKvHeads % 4, first = part * each + fourth;
+    const int part = i / (4 * S::kKvHeads), fourth = i / S::kKvHeads % 4,
+              first = part * each + fourth;
     const int end = min(pages, part * each + each);
-    return {i % kKvHeads, part, fourth, first, i < chains() ? max(0, (end - first + 3) / 4) : 0};
+    return {i % S::kKvHeads, part, fourth, first, i < chains() ? max(0, (end - first + 3) / 4) : 0};
   }
 };
 // Three chains whose pages come in turn, for three groups of warps. A group has slots of its own,
 // so that it never waits for a phase of a barrier before it has seen the one before.
+template <class S>
 struct Turns {
   int begin[kChainGroups], pages[kChainGroups];  // ever fewer
-  __device__ __forceinline__ Turns(const Context& context, int i) {
+  __device__ __forceinline__ Turns(const Context<S>& context, int i) {
 #pragma unroll
     for (int c = 0; c < kChainGroups; ++c) {
       const Chain chain = context.chain(i + c * kAttendBlocks);
@@ -301,20 +354,23 @@ struct Turns {
 };
 
 // Asks for the keys, or the values, of a KV head's page. By one lane.
-template <class Page>
+template <class S, class Page>
 __device__ __forceinline__ void ask_for_page(const AttendAndRoute& args, uint8_t* memory, int slot,
                                              int64_t id, int head, bool values, uint64_t* full) {
   const void* cache = values ? args.cache.v : args.cache.k;
-  bulk_copy(memory + page_slot_at(slot) + (values ? Page::kBytes : 0),
-            static_cast<const uint8_t*>(cache) + (id * kKvHeads + head) * Page::kBytes,
+  bulk_copy(memory + S::page_slot_at(slot) + (values ? Page::kBytes : 0),
+            static_cast<const uint8_t*>(cache) + (id * S::kKvHeads + head) * Page::kBytes,
             Page::kBytes, full);
 }
 
 // A warp's group, its number in it, its first chain, and of that the first page that it takes.
+template <class S>
 struct OwnPage {
   int group, mine, id;  // id < 0: there is none
   Chain chain;
-  __device__ __forceinline__ OwnPage(const AttendAndRoute& args, const Context& context, int role)
+  OwnPage() = default;
+  __device__ __forceinline__ OwnPage(const AttendAndRoute& args, const Context<S>& context,
+                                     int role)
       : group(threadIdx.x / kWarp / kChainWarps),
         mine(threadIdx.x / kWarp % kChainWarps),
         id(-1),
@@ -325,21 +381,15 @@ struct OwnPage {
   // a page (200 instructions, one after another) than memory to bring it. The values later than the
   // keys, since what blocks say to one another comes behind what has been asked for before.
   template <class Page>
-  __device__ __forceinline__ void ask(const AttendAndRoute& args, Shared& shared, uint8_t* memory,
-                                      int role, bool values) const {
+  __device__ __forceinline__ void ask(const AttendAndRoute& args, Shared<S>& shared,
+                                      uint8_t* memory, int role, bool values) const {
     if (threadIdx.x % kWarp != 0 || id < 0) return;
     const int slot = threadIdx.x / kWarp;
     uint64_t* full = values ? &shared.values_full[slot] : &shared.page_full[slot];
     barrier_expect(full, Page::kBytes);
-    ask_for_page<Page>(args, memory, slot, id, role % kKvHeads, values, full);
+    ask_for_page<S, Page>(args, memory, slot, id, role % S::kKvHeads, values, full);
   }
 };
-
-// Most bytes under way: about what memory's latency hides, since all that blocks tell one another
-// would stand behind more.
-constexpr int kWindow = 48 * 1024;
-constexpr int kQkvAtOnce = kWindow / kQkvLoad;
-constexpr int kPagesBesideO = 3;
 
 // Keeps what is under way below a number of bytes.
 class Pace {
@@ -386,51 +436,72 @@ class Pace {
   int bytes_ = 0;
 };
 
+// Where the loader waits for the consumers.
+template <bool kWaits>
+__device__ __forceinline__ void queries_made() {
+  if constexpr (kWaits)
+    asm volatile("bar.sync 6, %0;" ::"n"(kThreads) : "memory");
+  else
+    asm volatile("bar.arrive 6, %0;" ::"n"(kThreads) : "memory");
+}
+
 // One warp, whose first lane asks for everything that the block will read, in the order in which it
 // will. Many steps with little code: what runs once a launch waits for its instructions.
-template <class Page>
+template <class S, class Page>
 __device__ __forceinline__ void load_all(const AttendAndRoute& args, const AttendMaps& maps,
-                                         Shared& shared, uint32_t start, uint8_t* memory,
+                                         Shared<S>& shared, uint32_t start, uint8_t* memory,
                                          int role) {
   Pace pace(shared.under_way);
   const int lane = threadIdx.x % kWarp;
-  const Context::Lengths lengths(args);
+  const typename Context<S>::Lengths lengths(args);
   if (lane == 0)
 #pragma unroll 1
-    for (int i = 0; i < kQkvLoads; ++i) {
-      if (i >= kQkvAtOnce) barrier_wait(&shared.qkv_full[i - kQkvAtOnce], 0);
-      barrier_expect(&shared.qkv_full[i], kQkvLoad);
-      tensor_copy_3d(start + i * kQkvLoad, &maps.qkv, 0, role * kBlockRows, i * 2,
-                     &shared.qkv_full[i]);
+    for (int i = 0; i < S::kQkvLoads; ++i) {
+      if (i >= S::kQkvAtOnce) barrier_wait(&shared.qkv_full[i - S::kQkvAtOnce], 0);
+      barrier_expect(&shared.qkv_full[i], S::kQkvLoad);
+      tensor_copy_3d(start + i * S::kQkvLoad, &maps.qkv, 0, role * S::kBlockRows,
+                     i * S::kQkvStretches, &shared.qkv_full[i]);
     }
   __syncwarp();
   const auto ask_for_o = [&](int i) {  // which the barrier expects already
-    tensor_copy_3d(start + kOAt + i * kOLoad, &maps.o, 0, role * kBlockORows, i * kOStretch,
-                   &shared.o_full[i]);
+    tensor_copy_3d(start + S::kOAt + i * S::kOLoad, &maps.o, 0, role * kBlockORows,
+                   i * S::kOStretch, &shared.o_full[i]);
   };
-  // Where pages have been. By the whole warp.
+  // Of all of a layer where pages have been. By the whole warp.
   const auto ask_for_gate = [&] {
     static_assert(kBlockExperts * kRouteStretches <= kWarp);
     if (lane == 0) barrier_expect(&shared.gate_full, kGateLoad);
     __syncwarp();
     if (lane < kBlockExperts * kRouteStretches)
-      bulk_copy(memory + kGateAt + lane * kGateStretch,
+      bulk_copy(memory + S::kGateAt + lane * kGateStretch,
                 args.gate + role * kBlockExperts * kHidden + lane * kRouteStretch,
                 kRouteStretch * 4, &shared.gate_full);
   };
-  const Context context(lengths);
-  const auto id_of_lane = [&](const Turns& turns, int first) {
+  const Context<S> context(lengths);
+  const auto id_of_lane = [&](const Turns<S>& turns, int first) {
     return first + lane < turns.all() ? args.block_tables[turns.page(turns.turn(first + lane))] : 0;
   };
-  Turns turns(context, role);
+  Turns<S> turns(context, role);
   int ids = id_of_lane(turns, 0);
   const int2 own_turn = turns.turn(lane);
   const int own_slot = own_turn.x * kGroupSlots + own_turn.y;
   const int asked = __popc(__ballot_sync(~0u, lane < turns.all() && own_turn.y < kGroupSlots));
 #pragma unroll 1
-  for (int i = 0; i < kQkvLoads; ++i) barrier_wait(&shared.qkv_empty[i], 0);
-  // The consumers ask for the first pages now.
+  for (int i = 0; i < S::kQkvLoads; ++i)
+    barrier_wait(S::kApart ? &shared.qkv_full[i] : &shared.qkv_empty[i], 0);
+  // The consumers ask for the first pages now, or have done so.
   if (asked == turns.all() && role + kChainGroups * kAttendBlocks >= context.chains()) {
+    if constexpr (S::kApart) {
+      // Behind the words that make queries, and beside the work on pages.
+      queries_made<true>();
+      if (lane == 0)
+        for (int i = 0; i < S::kOLoads; ++i) {
+          barrier_expect(&shared.o_full[i], S::kOLoad);
+          ask_for_o(i);
+        }
+      barrier_wait(&shared.o_full[S::kOLoads - 1], 0);
+      return ask_for_gate();
+    }
     // There are no others, as in short contexts: o's first load when few are under way, the second
     // behind the last page, then two at a time.
     const auto page_is_there = [&] { barrier_wait(&shared.values_full[own_slot], 0); };
@@ -438,16 +509,17 @@ __device__ __forceinline__ void load_all(const AttendAndRoute& args, const Atten
     if (lane < asked && !last) page_is_there();
     __syncwarp();
 #pragma unroll 1
-    for (int i = 0; i < kOLoads; ++i) {
+    for (int i = 0; i < S::kOLoads; ++i) {
       if (i == 1 && last) page_is_there();
       __syncwarp();
       if (lane != 0) continue;
-      if (i == kOEarly && turns.pages[kChainGroups - 1] > 0) barrier_wait(&shared.pages_read, 0);
+      if (S::kWhole && i == S::kOEarly && turns.pages[kChainGroups - 1] > 0)
+        barrier_wait(&shared.pages_read, 0);
       if (i > 1) barrier_wait(&shared.o_full[i - 2], 0);
-      barrier_expect(&shared.o_full[i], kOLoad);
+      barrier_expect(&shared.o_full[i], S::kOLoad);
       ask_for_o(i);
     }
-    if (lane == 0) barrier_wait(&shared.pages_read, 0);
+    if (S::kWhole && lane == 0) barrier_wait(&shared.pages_read, 0);
     return ask_for_gate();
   }
   if (lane == 0) pace.wait_for(pace.begun());
@@ -461,7 +533,7 @@ __device__ __forceinline__ void load_all(const AttendAndRoute& args, const Atten
   int before[kChainGroups] = {};  // pages of each group's chains before
 #pragma unroll 1
   for (int i = role; i < context.chains(); i += kChainGroups * kAttendBlocks) {
-    if (i > role) turns = Turns(context, i);
+    if (i > role) turns = Turns<S>(context, i);
 #pragma unroll 1
     for (int n = i > role ? 0 : asked; n < turns.all(); ++n) {
       if (n % kWarp == 0 && (n > 0 || i > role)) ids = id_of_lane(turns, n);
@@ -481,17 +553,17 @@ __device__ __forceinline__ void load_all(const AttendAndRoute& args, const Atten
       shared.under_way.last[slot] = pace.begun();
 #pragma unroll 1
       for (const bool values : {false, true})
-        ask_for_page<Page>(args, memory, slot, id, role % kKvHeads, values,
-                           &shared.page_full[slot]);
+        ask_for_page<S, Page>(args, memory, slot, id, role % S::kKvHeads, values,
+                              &shared.page_full[slot]);
     }
 #pragma unroll
     for (int c = 0; c < kChainGroups; ++c) before[c] += turns.pages[c];
   }
   if (lane == 0)
 #pragma unroll 1
-    for (int i = 0; i < kOLoads; ++i) {
-      if (i == kOEarly) barrier_wait(&shared.pages_read, 0);
-      pace.begin(&shared.o_full[i], 0, kOLoad);
+    for (int i = 0; i < S::kOLoads; ++i) {
+      if (S::kWhole && i == S::kOEarly) barrier_wait(&shared.pages_read, 0);
+      pace.begin(&shared.o_full[i], 0, S::kOLoad);
       ask_for_o(i);
     }
   ask_for_gate();
@@ -508,7 +580,8 @@ __device__ __forceinline__ float consumers_sum(float value, float* scratch) {
 
 // The weighted sum of the experts' results, added to the residual, and its norm, quantised: every
 // block makes the whole row for itself, as combine_and_norm does.
-__device__ __forceinline__ void sum_experts(const AttendAndRoute& args, Shared& shared,
+template <class S>
+__device__ __forceinline__ void sum_experts(const AttendAndRoute& args, Shared<S>& shared,
                                             uint8_t* memory, const uint4& norm, float weight_scale,
                                             int role) {
   using Pack = Pack8<__nv_bfloat16>;
@@ -547,7 +620,7 @@ __device__ __forceinline__ void sum_experts(const AttendAndRoute& args, Shared& 
       if (left.ids[i] >= 0) add(results[i * kConsumers], left.weights[i]);
   }
   const float squares = add_to_residual(kept, sum);
-  reinterpret_cast<Pack*>(memory + kResidualAt)[thread] = kept;
+  reinterpret_cast<Pack*>(memory + S::kResidualAt)[thread] = kept;
   if (role == kAttendBlocks - 1 && thread < left.top + 2) {
     left.done[thread] = 0;  // as many as clear_counters() clears
     if (thread == 0) {
@@ -573,72 +646,99 @@ __device__ __forceinline__ void sum_experts(const AttendAndRoute& args, Shared& 
   for (int offset = 8; offset; offset /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, offset));
   const float scale = f8_scale(most, args.quantised.powers), inverse = 1.0f / scale;
   const int s = thread / 16, piece = thread % 16 / 2;
-  *reinterpret_cast<uint2*>(memory + kTokensAt + s / 8 * (8 * kTileStep) + s % 8 * kTileStep +
+  *reinterpret_cast<uint2*>(memory + S::kTokensAt + s / 8 * (8 * kTileStep) + s % 8 * kTileStep +
                             (piece ^ (s % 8)) * 16 + thread % 2 * 8) = {
       to_f8(value[0], value[1], value[2], value[3], inverse),
       to_f8(value[4], value[5], value[6], value[7], inverse)};
   if (thread % 16 == 0) shared.qkv_factor[s] = scale * weight_scale;
 }
 
-// The block's 64 rows of q, k and v. Tokens stand in the eight columns of an instruction as eight
+// The block's rows of q, k and v. Tokens stand in the eight columns of an instruction as eight
 // stretches of one token: stretch s in row s % 8 of operand s / 8, so its sums are column s % 8.
-template <class Page>
-__device__ __forceinline__ void multiply_qkv(const AttendAndRoute& args, Shared& shared,
+template <class S, class Page>
+__device__ __forceinline__ void multiply_qkv(const AttendAndRoute& args, Shared<S>& shared,
                                              uint32_t start, uint8_t* memory, int role,
-                                             const OwnPage& own_page, const Launch& launch) {
+                                             const OwnPage<S>& own_page, const Launch& launch) {
   const int thread = threadIdx.x, lane = thread % kWarp, warp = thread / kWarp % 4;
   const int warpgroup = thread / 128;
-  auto* parts = reinterpret_cast<float*>(memory + kPartsAt);
+  auto* parts = reinterpret_cast<float*>(memory + S::kPartsAt);
+  constexpr int kGroups = S::kQkvGroups, kGroupStretches = S::kQkvStretches / kGroups;
 #pragma unroll 1
-  for (int i = warpgroup; i < kQkvLoads; i += kWarpgroups) {
-    // Both stretches of a load stand in the same operand of the tokens.
-    const uint32_t rows = alike(operand_low(start + i * kQkvLoad)),
-                   tokens = alike(operand_low(start + kTokensAt + i / 4 * (8 * kTileStep)));
+  for (int i = warpgroup; i < S::kQkvLoads; i += kWarpgroups) {
+    // All stretches of a load stand in the same operand of the tokens.
+    const uint32_t rows = alike(operand_low(start + i * S::kQkvLoad)),
+                   tokens = alike(operand_low(start + S::kTokensAt +
+                                              S::kQkvStretches * i / 8 * (8 * kTileStep)));
     barrier_wait(&shared.qkv_full[i], 0);
-    float d[2][4];
+    float d[kGroups][4];
     wgmma_begin();
 #pragma unroll
-    for (int half = 0; half < 2; ++half)
+    for (int half = 0; half < kGroups; ++half)
 #pragma unroll
       for (int k = 0; k < 4; ++k)
         wgmma_64xNx32<8>(d[half],
-                         operand_from(rows + (half * (kBlockRows * kTileStep) + k * 32) / 16),
+                         operand_from(rows + (half * (kFlowRows * kTileStep) + k * 32) / 16),
                          operand_from(tokens + k * 32 / 16), k > 0);
     wgmma_finish();
-    barrier_arrive(&shared.qkv_empty[i]);
+    if constexpr (!S::kApart) barrier_arrive(&shared.qkv_empty[i]);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int stretch = 2 * i + half, column = stretch % 8, row = warp * 16 + lane / 4;
-      if (lane % 4 != column / 2) continue;
-      // column % 2 == half: two stretches of a load stand side by side
-      parts[stretch * kBlockRows + row] = d[half][half];
-      parts[stretch * kBlockRows + row + 8] = d[half][2 + half];
-    }
+    for (int half = 0; half < kGroups; ++half)
+#pragma unroll
+      for (int upper = 0; upper < 2; ++upper) {
+        // The place that the warp's first or second eight rows are.
+        const int place = 2 * warp + upper;
+        const int stretch = S::kQkvStretches * i + half * kGroupStretches + place / S::kQkvPlaces;
+        const int column = stretch % 8, row = place % S::kQkvPlaces * 8 + lane / 4;
+        if (lane % 4 != column / 2) continue;
+        // Which of a thread's two columns: two stretches of a load stand side by side, or two
+        // places.
+        const int odd = S::kQkvPlaces == 8 ? half : S::kQkvPlaces == 1 ? upper : column % 2;
+        parts[stretch * S::kBlockRows + row] = odd ? d[half][2 * upper + 1] : d[half][2 * upper];
+      }
   }
   meet();
   // The last warps add up: of short contexts they have no pages.
-  if (thread < kConsumers - kBlockRows)
-    return own_page.ask<Page>(args, shared, memory, role, false);
-  const int mine = thread - (kConsumers - kBlockRows);
+  constexpr int kAdders = S::kBlockRows > kWarp ? S::kBlockRows : kWarp;
+  if (thread < kConsumers - kAdders) {
+    if constexpr (!S::kApart) own_page.template ask<Page>(args, shared, memory, role, false);
+    return;
+  }
+  const int adder = thread - (kConsumers - kAdders);
+  const int mine = kAdders == S::kBlockRows ? adder : min(adder, S::kBlockRows - 1);
   float total = 0.0f;
 #pragma unroll 8
   for (int s = 0; s < kStretches; ++s)
-    total = fmaf(parts[s * kBlockRows + mine], shared.qkv_factor[s], total);
+    total = fmaf(parts[s * S::kBlockRows + mine], shared.qkv_factor[s], total);
   const uint32_t bits = __bfloat16_as_ushort(__float2bfloat16_rn(total));
   const uint32_t next = __shfl_down_sync(~0u, bits, 1);
-  const int row = role * kBlockRows + mine;
-  if (lane % 2 == 0) put(&exchange.raw[row / 2], bits | next << 16, launch);
+  const int row = role * S::kBlockRows + mine;
+  const bool has_row = kAdders == S::kBlockRows || adder < S::kBlockRows;
+  if (has_row && lane % 2 == 0) put(&exchange.raw[row / 2], bits | next << 16, launch);
   // Squares of eight neighbours, added up as the norm's threads do.
   const float value = __uint_as_float(bits << 16);
   float squares = 0.0f;
+  if constexpr (S::kWhole) {
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const float of = __shfl_sync(~0u, value, lane / 8 * 8 + i);
-    squares = fmaf(of, of, squares);
+    for (int i = 0; i < 8; ++i) {
+      const float of = __shfl_sync(~0u, value, lane / 8 * 8 + i);
+      squares = fmaf(of, of, squares);
+    }
+    if (lane % 8 == 0 && row < S::kSquares * 8)
+      put(&exchange.squares[row / 8], __float_as_uint(squares), launch);
+    own_page.template ask<Page>(args, shared, memory, role, false);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; i += 2) {
+      const float first = __shfl_sync(~0u, value, lane / 8 * 8 + i);
+      const float second = __shfl_sync(~0u, value, lane / 8 * 8 + i + 1);
+      squares = fmaf(first, first, fmaf(second, second, squares));
+    }
+    const int rank = lane % 8;
+    if (has_row && row < S::kSquares * 8 && rank < args.peers.ranks)
+      tell_squares(&words_of(args.peers, rank)->squares[args.peers.rank * S::kSquares + row / 8],
+                   squares, launch.of_ranks, launch.keep);
+    if constexpr (!S::kApart) own_page.template ask<Page>(args, shared, memory, role, false);
   }
-  if (lane % 8 == 0 && row < kSquares * 8)
-    put(&exchange.squares[row / 8], __float_as_uint(squares), launch);
-  own_page.ask<Page>(args, shared, memory, role, false);
 }
 
 // What of the query, the key and the value a thread needs that no kernel right in front writes: two
@@ -660,6 +760,7 @@ struct Early {
 
 // Two neighbouring dims of a head, normed and turned. Dims below 64 stand in one warp, a pair a
 // lane.
+template <class S>
 __device__ __forceinline__ float2 norm_and_turn(float2 value, float factor, uint32_t weights,
                                                 const Early& early, int dim) {
   const float2 by = floats_of(weights);
@@ -668,6 +769,10 @@ __device__ __forceinline__ float2 norm_and_turn(float2 value, float factor, uint
   const float2 other = {__shfl_xor_sync(~0u, value.x, kRotary / 4),
                         __shfl_xor_sync(~0u, value.y, kRotary / 4)};
   if (dim >= kRotary) return value;
+  // Of the second half the other product is rounded where ranks sum squares (qk_row.cuh).
+  if (!S::kWhole && dim >= kRotary / 2)
+    return {__fmaf_rn(other.x, early.sine.x, __fmul_rn(value.x, early.cosine.x)),
+            __fmaf_rn(other.y, early.sine.y, __fmul_rn(value.y, early.cosine.y))};
   // The product with the other dim is rounded, in both halves: as qk_whole_kernel has it.
   const float sign = dim < kRotary / 2 ? -1.0f : 1.0f;
   return {__fmaf_rn(value.x, early.cosine.x, __fmul_rn(other.x, sign * early.sine.x)),
@@ -676,72 +781,136 @@ __device__ __forceinline__ float2 norm_and_turn(float2 value, float factor, uint
 
 // The queries of the block's KV head into shared memory; and, by who attends to the newest page,
 // the token's key and value, to the cache too.
-template <class Page>
-__device__ __forceinline__ void make_queries(const AttendAndRoute& args, Shared& shared,
+template <class S, class Page>
+__device__ __forceinline__ void make_queries(const AttendAndRoute& args, Shared<S>& shared,
                                              uint8_t* memory, int role, bool newest,
-                                             const Early& early, const OwnPage& own_page,
+                                             const Early& early, const OwnPage<S>& own_page,
                                              const Launch& launch) {
-  const int head = role % kKvHeads;
+  const int head = role % S::kKvHeads;
   const int thread = threadIdx.x, lane = thread % kWarp, warp = thread / kWarp;
   constexpr int kPairs = kDim / 2;
   const bool is_key = newest && thread < kPairs, is_value = newest && thread / kPairs == 1;
-  const int key_at = (kQHeads + head) * kPairs + thread;  // of pairs
-  const int value_at = (kQHeads + kKvHeads + head) * kPairs + thread - kPairs;
-  // What comes last are the squares of all: a thread looks for all that a block says of them.
-  constexpr int kNormedTiles = kSquares / 8;
-  uint2 word[2];
+  const int key_at = (S::kQHeads + head) * kPairs + thread;  // of pairs
+  const int value_at = (S::kQHeads + S::kKvHeads + head) * kPairs + thread - kPairs;
   const auto raw_at = [&](int i) -> const uint2* {
     if (i == 0) return &exchange.raw[head * kGroup * kPairs + thread];
     return is_key || is_value ? &exchange.raw[is_key ? key_at : value_at] : nullptr;
   };
+  uint2 word[2];  // pairs
+  float q_sum, k_sum;
+  auto* squares = reinterpret_cast<float*>(memory + S::kSquaresAt);
+  constexpr int kQSums = S::kQ / 256, kSums = (S::kSquares + kWarp - 1) / kWarp;
+  if constexpr (S::kWhole) {
+    // What comes last are the squares of all: a thread looks for all that a block says of them.
+    constexpr int kNormedTiles = S::kSquares / 8;
 #pragma unroll
-  for (int i = 0; i < 2; ++i)
-    if (const uint2* from = raw_at(i)) word[i] = look(from, launch);
-  if (thread < kNormedTiles) {
-    uint4 words[4];
-    await_late(words, launch, [&](int i) {
-      return reinterpret_cast<const uint4*>(exchange.squares) + thread * 4 + i;
-    });
-    auto* to = reinterpret_cast<uint4*>(memory + kSquaresAt) + thread * 2;
-    to[0] = {words[0].x, words[0].z, words[1].x, words[1].z};
-    to[1] = {words[2].x, words[2].z, words[3].x, words[3].z};
-  }
+    for (int i = 0; i < 2; ++i)
+      if (const uint2* from = raw_at(i)) word[i] = look(from, launch);
+    if (thread < kNormedTiles) {
+      uint4 words[4];
+      await_late(words, launch, [&](int i) {
+        return reinterpret_cast<const uint4*>(exchange.squares) + thread * 4 + i;
+      });
+      auto* to = reinterpret_cast<uint4*>(squares) + thread * 2;
+      to[0] = {words[0].x, words[0].z, words[1].x, words[1].z};
+      to[1] = {words[2].x, words[2].z, words[3].x, words[3].z};
+    }
 #pragma unroll
-  for (int i = 0; i < 2; ++i)
-    if (const uint2* from = raw_at(i))
-      while (!has(word[i], launch)) {
-        __nanosleep(20);
-        word[i] = look(from, launch);
-      }
-  own_page.ask<Page>(args, shared, memory, role, true);
-  const auto* squares = reinterpret_cast<const float*>(memory + kSquaresAt);
-  meet();
-  constexpr int kQSums = kQ / 256, kSums = kSquares / kWarp;
+    for (int i = 0; i < 2; ++i)
+      if (const uint2* from = raw_at(i))
+        while (!has(word[i], launch)) {
+          __nanosleep(20);
+          word[i] = look(from, launch);
+        }
+    own_page.template ask<Page>(args, shared, memory, role, true);
+    meet();
 #pragma unroll 1
-  for (int i = warp; i < kSums; i += kConsumers / kWarp) {
-    const float sum = warp_sum(squares[i * kWarp + lane]);
-    if (lane == 0) shared.squares[i] = sum;
+    for (int i = warp; i < kSums; i += kConsumers / kWarp) {
+      const float sum = warp_sum(squares[i * kWarp + lane]);
+      if (lane == 0) shared.squares[i] = sum;
+    }
+    meet();
+    const float of_lane = lane < kSums ? shared.squares[lane] : 0.0f;
+    q_sum = warp_sum(lane < kQSums ? of_lane : 0.0f);
+    k_sum = warp_sum(lane < kQSums ? 0.0f : of_lane);
+  } else {
+    // Of all ranks, together with the words of this one: one after another looks take a memory's
+    // latency each.
+    constexpr int kEach = (S::kMostRanks * S::kSquares + kConsumers - 1) / kConsumers;
+    const RankSquares* said_at = words_of(args.peers, args.peers.rank)->squares + thread;
+    const int count = args.peers.ranks * S::kSquares;
+    RankSquares said[kEach];
+    int looks = 0;
+    bool all, own;
+#pragma unroll 1
+    do {
+      word[0] = word[1] = look(raw_at(0), launch);
+      if (is_key || is_value) word[1] = look(raw_at(1), launch);
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) {
+        said[i].launch = launch.of_ranks;
+        if (thread + i * kConsumers < count)
+          said[i] = look_at_squares(said_at + i * kConsumers, launch.keep);
+      }
+      if constexpr (!S::kApart)
+        if (looks == 0) own_page.template ask<Page>(args, shared, memory, role, true);
+      all = own = has(word[0], launch) && has(word[1], launch);
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) all &= said[i].launch == launch.of_ranks;
+      if (++looks % kLooksAtPeers == 0 && given_up(args.peers)) all = own;
+    } while (!all);
+#pragma unroll
+    for (int i = 0; i < kEach; ++i)
+      if (const int at = thread + i * kConsumers; at < count) squares[at] = said[i].sum;
+    meet();
+    // Of each rank as qk_sum_squares_kernel adds them up, and then rank after rank.
+#pragma unroll 1
+    for (int i = warp; i < args.peers.ranks * kSums; i += kConsumers / kWarp) {
+      const int at = i % kSums * kWarp + lane;
+      const float sum = warp_sum(at < S::kSquares ? squares[i / kSums * S::kSquares + at] : 0.0f);
+      if (lane == 0) shared.squares[i] = sum;
+    }
+    meet();
+    constexpr int kLanes = kWarp / S::kMostRanks;  // of a rank
+    static_assert(kQSums <= kLanes && S::kMostRanks * kSums <= kWarp);
+    const int rank = lane / kLanes, i = lane % kLanes;
+    const float* of_rank = shared.squares + rank * kSums;
+    const bool there = rank < args.peers.ranks;
+    float q_part = there && i < kQSums ? of_rank[i] : 0.0f;
+    float k_part = there && i < kSums - kQSums ? of_rank[kQSums + i] : 0.0f;
+#pragma unroll
+    for (int offset = kLanes / 2; offset; offset /= 2) {
+      q_part += __shfl_xor_sync(~0u, q_part, offset);
+      k_part += __shfl_xor_sync(~0u, k_part, offset);
+    }
+    q_sum = __shfl_sync(~0u, q_part, 0);
+    k_sum = __shfl_sync(~0u, k_part, 0);
+#pragma unroll 1
+    for (int r = 1; r < args.peers.ranks; ++r) {
+      q_sum += __shfl_sync(~0u, q_part, r * kLanes);
+      k_sum += __shfl_sync(~0u, k_part, r * kLanes);
+    }
   }
-  meet();
-  const float of_lane = lane < kSums ? shared.squares[lane] : 0.0f;
-  const float q_sum = warp_sum(lane < kQSums ? of_lane : 0.0f);
-  const float k_sum = warp_sum(lane < kQSums ? 0.0f : of_lane);
-  const auto factor_of = [&](float sum, int width) {
-    const float mean = sum / static_cast<float>(width);
+  // Widths over all ranks.
+  const float q_width = S::kWhole ? static_cast<float>(S::kQ) : args.full_q;
+  const float k_width = S::kWhole ? static_cast<float>(S::kKvHeads * kDim) : args.full_k;
+  const auto factor_of = [&](float sum, float width) {
+    const float mean = sum / width;
     return 1.0f / sqrtf(mean + args.eps);
   };
   const int dim = thread % kPairs * 2;
-  const float2 q =
-      norm_and_turn(floats_of(word[0].x), factor_of(q_sum, kQ), early.q_weights, early, dim);
-  reinterpret_cast<uint32_t*>(memory + kQueryAt)[thread] = pack_bf16(q.x, q.y);
+  const float2 q = norm_and_turn<S>(floats_of(word[0].x), factor_of(q_sum, q_width),
+                                    early.q_weights, early, dim);
+  reinterpret_cast<uint32_t*>(memory + S::kQueryAt)[thread] = pack_bf16(q.x, q.y);
   if (newest && thread < 2 * kPairs) {
     const float2 raw = floats_of(word[1].x);
     const float2 turned =
-        norm_and_turn(raw, factor_of(k_sum, kKvHeads * kDim), early.k_weights, early, dim);
+        norm_and_turn<S>(raw, factor_of(k_sum, k_width), early.k_weights, early, dim);
     const float2 value = is_key ? turned : raw;
     const int slot = early.slot;
     const int64_t cell =
-        ((slot / kPage * int64_t{1} * kKvHeads + head) * kPage + slot % kPage) * kPairs + dim / 2;
+        ((slot / kPage * int64_t{1} * S::kKvHeads + head) * kPage + slot % kPage) * kPairs +
+        dim / 2;
     void* cache = is_key ? args.cache.k : args.cache.v;
     uint8_t* own = shared.newest[is_key ? 0 : 1];
     if (Page::kBytes == kPage * kDim * 2) {
@@ -766,28 +935,28 @@ __device__ __forceinline__ void group_meets(int group) {
 
 template <class Page>
 constexpr bool kWide = Page::kBytes == kPage* kDim * 2;  // BF16
-// The pair of dims whose sums are word `word` of the first or second half of a chain's words.
+// The pair of dims whose sums are word `word` of a chain's words.
 template <class Page>
-__device__ __forceinline__ int pair_of_word(int half, int word) {
-  const int warp = word / 8, g = word % 8;
+__device__ __forceinline__ int pair_of_word(unsigned word) {
+  const unsigned half = word / kWarp, warp = word / 8 % kChainWarps, g = word % 8;
   return kWide<Page> ? half * (kDim / 4) + g * 4 + warp : g * 8 + 2 * warp + half;
 }
 // The chains of four of twelve warps. Each takes a page's keys of four, and leaves its weights
 // where the keys were; then all take the values of the four pages, two tiles of 16 dims each. Page
 // after page in a loop: instructions that are not at hand take 45 ns for each eight of them.
-template <class Page>
-__device__ __forceinline__ void attend_chains(const AttendAndRoute& args, Shared& shared,
-                                              uint8_t* memory, const Context& context, int role,
-                                              const OwnPage& own, const Launch& launch) {
+template <class S, class Page>
+__device__ __forceinline__ void attend_chains(const AttendAndRoute& args, Shared<S>& shared,
+                                              uint8_t* memory, const Context<S>& context, int role,
+                                              const OwnPage<S>& own, const Launch& launch) {
   const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
   const int c = own.group, mine = own.mine;
   uint4 q[4] = {};
 #pragma unroll
   for (int j = 0; j < 4; ++j)
-    if (g < kGroup) q[j] = Page::load_query(memory + kQueryAt + g * kDim * 2, j);
+    if (g < kGroup) q[j] = Page::load_query(memory + S::kQueryAt + g * kDim * 2, j);
   const float log2_scale = args.scale * args.cache.k_scale * kLog2E;
   const auto read = [](const uint8_t* from) { return *reinterpret_cast<const uint4*>(from); };
-  uint8_t* slots = memory + page_slot_at(c * kGroupSlots);
+  uint8_t* slots = memory + S::page_slot_at(c * kGroupSlots);
   constexpr int kTopsAt = kWarp * 16;  // in a page's slot, behind its weights
   // The key or value of the token itself, which memory has not or not yet, to its page.
   const auto put_newest = [&](uint8_t* page, int half) {
@@ -897,7 +1066,8 @@ __device__ __forceinline__ void attend_chains(const AttendAndRoute& args, Shared
     if (2 * t < kGroup)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        uint4* to = exchange.chains[chain.head * kGroup + 2 * t + h][chain.part * 4 + chain.fourth];
+        uint4* to = exchange.chains_of<S>(chain.head * kGroup + 2 * t + h) +
+                    (chain.part * 4 + chain.fourth) * kChainWords;
         if (g == 0 && mine == 0) put(&to[kDim / 2], h ? largest.y : largest.x, sum[h], launch);
           // Pairs of neighbouring dims: of both tiles (BF16), or of a tile's rows (FP8). Lanes
           // write neighbouring words.
@@ -914,30 +1084,44 @@ __device__ __forceinline__ void attend_chains(const AttendAndRoute& args, Shared
   if (lane == 0) barrier_arrive(&shared.pages_read);
 }
 
-// Joins the chains of every part and the parts of half a q head: a warp a part, two dims a lane;
-// then a thread a dim. `half` of head `half / 2`.
-constexpr int kJoinBlocks = 2 * kQHeads;
-template <class Page>
-__device__ __forceinline__ void join(const AttendAndRoute& args, Shared& shared, uint8_t* memory,
-                                     const Context& context, int half, const Launch& launch) {
-  constexpr int kDims = kDim / 2, kAhead = 8;
-  auto* joined = reinterpret_cast<float*>(memory + kJoinAt);
+// Joins the chains of every part and the parts of a piece of a q head, two dims of a part a lane;
+// then a thread a dim. `piece` of head `piece / kJoinPieces`.
+template <class S, class Page>
+__device__ __forceinline__ void join(const AttendAndRoute& args, Shared<S>& shared, uint8_t* memory,
+                                     const Context<S>& context, int piece, const Launch& launch) {
+  constexpr int kDims = S::kJoinDims, kJoined = S::kJoined, kAhead = 8;
+  constexpr int kWords = kDims / 2, kTogether = kWarp / kWords;  // parts of a warp
+  constexpr int kTotalsAt = kDim / 2;
+  auto* joined = reinterpret_cast<float*>(memory + S::kJoinAt);
+  const int thread = threadIdx.x, lane = thread % kWarp, warp = thread / kWarp;
+  const int head = piece / S::kJoinPieces, first_word = piece % S::kJoinPieces * kWords;
   // Of threads that join parts, neighbours have neighbouring dims (FP8: pairs of them).
-  const int thread = threadIdx.x, mine = (thread / 2 % 4 * 8 + thread / 8) * 2 + thread % 2;
-  const int lane = thread % kWarp, warp = thread / kWarp;
+  constexpr int kEights = kWords / 8;
+  const int mine = (thread / 2 % kEights * 8 + thread / 2 / kEights) * 2 + thread % 2;
   float largest = -INFINITY, sum = 0.0f, value = 0.0f;
 #pragma unroll 1
   for (int first = 0; first < context.parts; first += kJoined) {
     if (first > 0) meet();
+    const int count = min(kJoined, context.parts - first);
 #pragma unroll 1
-    for (int part = warp; part < min(kJoined, context.parts - first); part += kConsumers / kWarp) {
-      const auto* from = exchange.chains[half / 2][(first + part) * 4];
-      if (lane < 4) wait_for_word(from + lane * kChainWords + kDims, launch);
+    for (int begin = warp * kTogether; begin < count; begin += kConsumers / kWarp * kTogether) {
+      const auto* chains = exchange.chains_of<S>(head) + first * 4 * kChainWords;
+      // Of ranks the chains are as long as one another, and end together: a look less then.
+      static_assert(!S::kWhole || kTogether == 1);
+      if (lane < (S::kWhole ? 4 : 1))
+        wait_for_word(chains + (begin * 4 + lane) * kChainWords + kTotalsAt, launch);
       __syncwarp();
+      const int part = begin + lane / kWords;
+      if (kTogether > 1 && part >= count) continue;
+      const auto* from = chains + part * 4 * kChainWords;
       uint4 words[8];
-      await(words, launch, [&](int w) -> const uint4* {
-        return from + w % 4 * kChainWords + (w < 4 ? half % 2 * kWarp + lane : kDims);
-      });
+      const auto word_at = [&](int w) -> const uint4* {
+        return from + w % 4 * kChainWords + (w < 4 ? first_word + lane % kWords : kTotalsAt);
+      };
+      if constexpr (S::kWhole)
+        await(words, launch, word_at);
+      else
+        await_late(words, launch, word_at);
       float top = __uint_as_float(words[4].x);
 #pragma unroll
       for (int w = 1; w < 4; ++w) top = fmaxf(top, __uint_as_float(words[4 + w].x));
@@ -950,8 +1134,8 @@ __device__ __forceinline__ void join(const AttendAndRoute& args, Shared& shared,
         both.x = fmaf(__uint_as_float(words[w].x), factor, both.x);
         both.y = fmaf(__uint_as_float(words[w].z), factor, both.y);
       }
-      reinterpret_cast<float2*>(joined + part * kDims)[lane] = both;
-      if (lane == 0) {
+      reinterpret_cast<float2*>(joined + part * kDims)[lane % kWords] = both;
+      if (lane % kWords == 0) {
         shared.totals[part][0] = top;
         shared.totals[part][1] = part_sum;
       }
@@ -964,8 +1148,8 @@ __device__ __forceinline__ void join(const AttendAndRoute& args, Shared& shared,
       continue;
     }
 #pragma unroll 1
-    for (int group = 0; group < min(kJoined, context.parts - first); group += kAhead) {
-      const int there = min(kAhead, context.parts - first - group);
+    for (int group = 0; group < count; group += kAhead) {
+      const int there = min(kAhead, count - group);
       float top = largest;
 #pragma unroll 1
       for (int i = 0; i < there; ++i) top = fmaxf(top, shared.totals[group + i][0]);
@@ -984,73 +1168,87 @@ __device__ __forceinline__ void join(const AttendAndRoute& args, Shared& shared,
   if (thread >= kDims) return;
   value = context.parts > 0 ? value * (args.cache.v_scale / sum) : 0.0f;
   const uint32_t bits = __bfloat16_as_ushort(__float2bfloat16_rn(value));
-  const uint32_t next = __shfl_down_sync(~0u, bits, 1);
+  const uint32_t next = __shfl_down_sync(kDims < kWarp ? (1u << kDims % kWarp) - 1 : ~0u, bits, 1);
   if (lane % 2 == 0)
-    put(&exchange.attended[half / 2 * kDims + pair_of_word<Page>(half % 2, mine / 2)],
+    put(&exchange.attended[head * (kDim / 2) + pair_of_word<Page>(first_word + mine / 2)],
         bits | next << 16, launch);
 }
 
 // The block's 24 rows of o. An instruction's 64 rows are eight rows of eight different places: 1 KB
 // of shared memory each, three for a stretch of 128 columns; the eight columns of its other operand
 // are the stretches of these places, and what counts of the sums are those of a place with its own
-// stretch.
-template <class Page>
-__device__ __forceinline__ void multiply_o(const AttendAndRoute& args, Shared& shared,
+// stretch. Of the last places there may be fewer than eight: what stands behind them is multiplied
+// too, and its sums are dropped.
+template <class S, class Page>
+__device__ __forceinline__ void multiply_o(const AttendAndRoute& args, Shared<S>& shared,
                                            uint32_t start, uint8_t* memory, int role,
                                            const Launch& launch) {
-  constexpr int kPlaces = kBlockORows / 8;
+  constexpr int kPlaces = S::kOPlaces;
   const int thread = threadIdx.x, lane = thread % kWarp, warp = thread / kWarp % 4;
   const int warpgroup = thread / 128;
-  // A warp has four stretches (heads), a lane four dims of each: so what it reads at once lies side
-  // by side.
-  constexpr int kEach = kOStretches / (kConsumers / kWarp);
+  // A warp has four stretches (heads), or fewer, a lane four dims of each: so what it reads at once
+  // lies side by side.
+  constexpr int kWarps = kConsumers / kWarp, kEach = (S::kOStretches + kWarps - 1) / kWarps;
+  static_assert(S::kOStretches % kEach == 0);
   const int first_stretch = thread / kWarp * kEach;
-  // Their halves are said by two blocks each.
-  if (lane < 2 * kEach) {
-    const int half = 2 * first_stretch + lane;
-    wait_for_word(
-        &exchange.attended[half / 2 * (kDim / 2) + pair_of_word<Page>(half % 2, kWarp - 1)],
-        launch);
-  }
-  __syncwarp();
-  uint4 words[kEach];
-  await(words, launch, [&](int i) -> const uint4* {
-    return reinterpret_cast<const uint4*>(exchange.attended) + (first_stretch + i) * kWarp + lane;
-  });
+  if (S::kOStretches % kWarps == 0 || first_stretch < S::kOStretches) {
+    const auto word_at = [&](int i) -> const uint4* {
+      return reinterpret_cast<const uint4*>(exchange.attended) + (first_stretch + i) * kWarp + lane;
+    };
+    uint4 words[kEach];
+    if constexpr (S::kWhole) {
+      // Their halves are said by two blocks each.
+      if (lane < 2 * kEach) {
+        const int half = 2 * first_stretch + lane;
+        wait_for_word(
+            &exchange
+                 .attended[half / 2 * (kDim / 2) + pair_of_word<Page>((half % 2 + 1) * kWarp - 1)],
+            launch);
+      }
+      __syncwarp();
+      await(words, launch, word_at);
+    } else {
+      if (lane == 0) wait_for_word(word_at(0), launch);
+      __syncwarp();
+      await_late(words, launch, word_at);
+    }
 #pragma unroll 1
-  for (int i = 0; i < kEach; ++i) {
-    const int stretch = first_stretch + i;
-    const float2 low = floats_of(words[0].x), high = floats_of(words[0].z);
+    for (int i = 0; i < kEach; ++i) {
+      const int stretch = first_stretch + i;
+      const float2 low = floats_of(words[0].x), high = floats_of(words[0].z);
 #pragma unroll
-    for (int k = 0; k + 1 < kEach; ++k) words[k] = words[k + 1];  // the next one's turn
-    // NaN counts for nothing; the bits of numbers that are not negative have the numbers' order.
-    const float most = fmaxf(largest_of(low.x, low.y, high.x, high.y), 0.0f);
-    const float scale =
-        f8_scale(__uint_as_float(warp_max(__float_as_uint(most))), args.quantised.powers);
-    if (lane == 0) shared.o_input_scale[stretch] = scale;
-    const uint32_t fours = to_f8(low.x, low.y, high.x, high.y, 1.0f / scale);
+      for (int k = 0; k + 1 < kEach; ++k) words[k] = words[k + 1];  // the next one's turn
+      // NaN counts for nothing; the bits of numbers that are not negative have the numbers' order.
+      const float most = fmaxf(largest_of(low.x, low.y, high.x, high.y), 0.0f);
+      const float scale =
+          f8_scale(__uint_as_float(warp_max(__float_as_uint(most))), args.quantised.powers);
+      if (lane == 0) shared.o_input_scale[stretch] = scale;
+      const uint32_t fours = to_f8(low.x, low.y, high.x, high.y, 1.0f / scale);
 #pragma unroll
-    for (int p = 0; p < kPlaces; ++p) {
-      const int place = stretch * kPlaces + p, column = place % 8;
-      *reinterpret_cast<uint32_t*>(memory + kOTokensAt + place / 8 * (8 * kTileStep) +
-                                   column * kTileStep + ((lane / 4) ^ column) * 16 + lane % 4 * 4) =
-          fours;
+      for (int p = 0; p < kPlaces; ++p) {
+        const int place = stretch * kPlaces + p, column = place % 8;
+        *reinterpret_cast<uint32_t*>(memory + S::kOTokensAt + place / 8 * (8 * kTileStep) +
+                                     column * kTileStep + ((lane / 4) ^ column) * 16 +
+                                     lane % 4 * 4) = fours;
+      }
     }
   }
   fence_for_products();
   meet();
-  auto* parts = reinterpret_cast<float*>(memory + kOPartsAt);
+  auto* parts = reinterpret_cast<float*>(memory + S::kOPartsAt);
   const int row = lane / 4;
-  // Two loads' products under way; the code stays short.
-  constexpr int kAtOnce = 2;
+  // Some loads' products under way; the code stays short.
+  constexpr int kAtOnce = S::kOAtOnce;
+  static_assert(S::kORounds % kAtOnce == 0);
 #pragma unroll 1
-  for (int first = 0; first < kOLoads; first += kAtOnce) {
+  for (int first = 0; first < S::kORounds; first += kAtOnce) {
     float d[kAtOnce][4];
     const int group = first * kWarpgroups + warpgroup;
-    const uint32_t rows = alike(operand_low(start + kOAt + group * (kFlowRows * kTileStep))),
-                   tokens = alike(operand_low(start + kOTokensAt + group * (8 * kTileStep)));
+    const uint32_t rows = alike(operand_low(start + S::kOAt + group * (kFlowRows * kTileStep))),
+                   tokens = alike(operand_low(start + S::kOTokensAt + group * (8 * kTileStep)));
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) barrier_wait(&shared.o_full[first + i], 0);
+    for (int i = 0; i < kAtOnce; ++i)
+      barrier_wait(&shared.o_full[(first + i) * S::kOLoads / S::kORounds], 0);
     wgmma_begin();
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i)
@@ -1066,6 +1264,9 @@ __device__ __forceinline__ void multiply_o(const AttendAndRoute& args, Shared& s
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const int place = ((first + i) * kWarpgroups + warpgroup) * 8 + 2 * warp + half;
+          if (S::kOPlaces * S::kOStretches % (8 * kWarpgroups) != 0 &&
+              place >= S::kOPlaces * S::kOStretches)
+            break;
           parts[place / kPlaces * kBlockORows + place % kPlaces * 8 + row] = d[i][3 * half];
         }
   }
@@ -1075,18 +1276,30 @@ __device__ __forceinline__ void multiply_o(const AttendAndRoute& args, Shared& s
   const float* scales = shared.o_scale[(first_row + mine) / 128 - first_row / 128];
   float total = 0.0f;
 #pragma unroll 8
-  for (int s = 0; s < kOStretches; ++s)
+  for (int s = 0; s < S::kOStretches; ++s)
     total = fmaf(parts[s * kBlockORows + mine], shared.o_input_scale[s] * scales[s], total);
   const uint32_t bits = __bfloat16_as_ushort(__float2bfloat16_rn(total));
   const uint32_t next = __shfl_down_sync(~0u, bits, 1);
-  if (lane % 2 == 0 && lane < kBlockORows)
-    put(&exchange.delta[(first_row + lane) / 2], bits | next << 16, launch);
+  if constexpr (S::kWhole) {
+    if (lane % 2 == 0 && lane < kBlockORows)
+      put(&exchange.delta[(first_row + lane) / 2], bits | next << 16, launch);
+  } else {
+    // Eight columns a word; lane 8 w + r sends word w to rank r.
+    const uint32_t pair = under_way(bits | next << 16);
+    const int w = lane / 8, rank = lane % 8;
+    const uint4 word = {__shfl_sync(~0u, pair, 8 * w), __shfl_sync(~0u, pair, 8 * w + 2),
+                        __shfl_sync(~0u, pair, 8 * w + 4), __shfl_sync(~0u, pair, 8 * w + 6)};
+    if (w < kBlockORows / 8 && rank < args.peers.ranks)
+      tell_words(sums_of(args.peers, rank, launch.of_ranks, args.peers.rank) + first_row / 8 + w,
+                 word, launch.keep);
+  }
 }
 
 // The router's scores of the block's experts: a lane a stretch of an expert, since a stretch is
 // summed column by column; four stretches of both experts a warp.
-__device__ __forceinline__ void route(const AttendAndRoute& args, Shared& shared, uint8_t* memory,
-                                      int role, float bias, bool inert) {
+template <class S>
+__device__ __forceinline__ void route(const AttendAndRoute& args, Shared<S>& shared,
+                                      uint8_t* memory, int role, float bias, bool inert) {
   const int thread = threadIdx.x, lane = thread % kWarp, warp = thread / kWarp;
   constexpr int kEach = 4;
   static_assert(kRouteStretch == 8 * kWarp);
@@ -1095,8 +1308,8 @@ __device__ __forceinline__ void route(const AttendAndRoute& args, Shared& shared
   if (lane < kEach * kBlockExperts) {
     const int expert = lane / kEach, stretch = warp * kEach + lane % kEach;
     const auto* gate = reinterpret_cast<const float4*>(
-        memory + kGateAt + (expert * kRouteStretches + stretch) * kGateStretch);
-    const auto* x = reinterpret_cast<const float4*>(memory + kNormedAt + stretch * kGateStretch);
+        memory + S::kGateAt + (expert * kRouteStretches + stretch) * kGateStretch);
+    const auto* x = reinterpret_cast<const float4*>(memory + S::kNormedAt + stretch * kGateStretch);
     float sum = 0.0f;
 #pragma unroll 8
     for (int c = 0; c < kRouteStretch / 4; ++c) {
@@ -1118,23 +1331,49 @@ __device__ __forceinline__ void route(const AttendAndRoute& args, Shared& shared
   args.scores[role * kBlockExperts + thread] = score;
 }
 
+// What was heard in the launch before makes room for the next one's.
+__device__ __forceinline__ void clear_sums(const DecodePeers& peers, int role,
+                                           const Launch& launch) {
+  constexpr int kWords = kBlockORows / 8;  // of a rank
+  const int rank = threadIdx.x / kWords, word = threadIdx.x % kWords;
+  if (rank < peers.ranks)
+    sums_of(peers, peers.rank, launch.of_ranks + 1, rank)[role * kWords + word] = {};
+}
+
 // residual += o's output, and its norm, by every block for itself, and the router's scores; each of
 // the first 24 writes 128 columns of the row.
-__device__ __forceinline__ void norm_row_and_route(const AttendAndRoute& args, Shared& shared,
+template <class S>
+__device__ __forceinline__ void norm_row_and_route(const AttendAndRoute& args, Shared<S>& shared,
                                                    uint8_t* memory, int role, float bias,
                                                    bool inert, const Launch& launch) {
   using Pack = Pack8<__nv_bfloat16>;
   const int thread = threadIdx.x;
   const uint4 norm = static_cast<const uint4*>(args.norm)[thread];
-  if (thread < kAttendBlocks)
-    wait_for_word(&exchange.delta[thread * (kBlockORows / 2) + kBlockORows / 2 - 1], launch);
-  meet();
-  uint4 words[2];
-  await(words, launch, [&](int i) -> const uint4* {
-    return reinterpret_cast<const uint4*>(exchange.delta) + thread * 2 + i;
-  });
-  Pack kept = reinterpret_cast<const Pack*>(memory + kResidualAt)[thread];
-  const uint32_t pairs[4] = {words[0].x, words[0].z, words[1].x, words[1].z};
+  uint32_t pairs[4];
+  if constexpr (S::kWhole) {
+    if (thread < kAttendBlocks)
+      wait_for_word(&exchange.delta[thread * (kBlockORows / 2) + kBlockORows / 2 - 1], launch);
+    meet();
+    uint4 words[2];
+    await(words, launch, [&](int i) -> const uint4* {
+      return reinterpret_cast<const uint4*>(exchange.delta) + thread * 2 + i;
+    });
+    pairs[0] = words[0].x;
+    pairs[1] = words[0].z;
+    pairs[2] = words[1].x;
+    pairs[3] = words[1].z;
+  } else {
+    // This rank's own words come as its peers' do, and always: so no block ends before all have
+    // begun, and know the launch's number.
+    const uint4* from = sums_of(args.peers, args.peers.rank, launch.of_ranks, 0) + thread;
+    const uint4 sum =
+        sum_of_ranks<S::kMostRanks, kHidden / 8, false>(args.peers, from, uint4{}, launch.keep);
+    pairs[0] = sum.x;
+    pairs[1] = sum.y;
+    pairs[2] = sum.z;
+    pairs[3] = sum.w;
+  }
+  Pack kept = reinterpret_cast<const Pack*>(memory + S::kResidualAt)[thread];
   float squares = 0.0f;
   auto* kept_pairs = reinterpret_cast<uint32_t*>(kept.values);
 #pragma unroll
@@ -1162,12 +1401,12 @@ __device__ __forceinline__ void norm_row_and_route(const AttendAndRoute& args, S
     normed[2 * i] = two.x;
     normed[2 * i + 1] = two.y;
   }
-  auto* to = reinterpret_cast<float4*>(memory + kNormedAt + thread / kWarp * kGateStretch) +
+  auto* to = reinterpret_cast<float4*>(memory + S::kNormedAt + thread / kWarp * kGateStretch) +
              thread % kWarp * 2;
   to[0] = {normed[0], normed[1], normed[2], normed[3]};
   to[1] = {normed[4], normed[5], normed[6], normed[7]};
   meet();
-  route(args, shared, memory, role, bias, inert);
+  route<S>(args, shared, memory, role, bias, inert);
   // What nobody waits for comes last.
   if (thread / 16 != role) return;
   static_cast<Pack*>(args.residual)[thread] = kept;
@@ -1175,15 +1414,15 @@ __device__ __forceinline__ void norm_row_and_route(const AttendAndRoute& args, S
                args.quantised);
 }
 
-// Bytes: 25.2 MB of q, k and v, 18.9 of o, 3.1 of the gate, and the live K and V. Bound: bandwidth,
-// and the latency of five exchanges. What stands before the first weights are asked for, and before
-// the wait, is short: memory does nothing then.
-template <class Page>
+// Bytes: 25.2 MB of q, k and v, 18.9 of o, and the live K and V, or a rank's share of all of them;
+// 3.1 MB of the gate. Bound: bandwidth, and the latency of five exchanges. What stands before the
+// first weights are asked for, and before the wait, is short: memory does nothing then.
+template <class S, class Page>
 __global__ void __launch_bounds__(kThreads, 1)
     sm90_attend_and_route(const __grid_constant__ AttendAndRoute args,
                           const __grid_constant__ AttendMaps maps) {
   extern __shared__ uint8_t attend_memory[];
-  __shared__ Shared shared;
+  __shared__ Shared<S> shared;
   const uint32_t start = (shared_address(attend_memory) + 1023) & ~1023u;
   uint8_t* memory = attend_memory + (start - shared_address(attend_memory));
   const int thread = threadIdx.x, role = static_cast<int>(blockIdx.x);
@@ -1197,80 +1436,116 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
   __syncthreads();
   if (thread >= kConsumers) {
-    load_all<Page>(args, maps, shared, start, memory, role);
+    load_all<S, Page>(args, maps, shared, start, memory, role);
     return;
   }
 
   // What no kernel of the step has written.
-  const int first_row = role * kBlockRows, part = first_row < kQ          ? 0
-                                                  : first_row < kQ + 1024 ? 1
-                                                                          : 2;
-  const int within = first_row - (part == 0 ? 0 : part == 1 ? kQ : kQ + kKvHeads * kDim);
+  constexpr int kKv = S::kKvHeads * kDim;
+  const int first_row = role * S::kBlockRows, part = first_row < S::kQ         ? 0
+                                                     : first_row < S::kQ + kKv ? 1
+                                                                               : 2;
+  const int within = first_row - (part == 0 ? 0 : part == 1 ? S::kQ : S::kQ + kKv);
   float weight_scale = 0.0f;
   if (thread % 16 == 0)
     weight_scale =
         __ldg(args.qkv_scale[part] + within / 128 * args.qkv_scale_stride[part] + thread / 16);
   uint4 early_norm = {};
-  if (args.before.results) early_norm = static_cast<const uint4*>(args.before.norm)[thread];
+  if constexpr (S::kWhole)
+    if (args.before.results) early_norm = static_cast<const uint4*>(args.before.norm)[thread];
   float o_scale = 0.0f;
-  if (thread < 2 * kOStretches) {
-    const int block = min(role * kBlockORows / 128 + thread / kOStretches, kHidden / 128 - 1);
-    o_scale = __ldg(args.o_scale + block * args.o_scale_stride + thread % kOStretches);
+  if (thread < 2 * S::kOStretches) {
+    const int block = min(role * kBlockORows / 128 + thread / S::kOStretches, kHidden / 128 - 1);
+    o_scale = __ldg(args.o_scale + block * args.o_scale_stride + thread % S::kOStretches);
   }
   float bias = 0.0f;
   if (thread < kBlockExperts) bias = args.bias[role * kBlockExperts + thread];
-  const Context::Lengths lengths(args);
-  const Early early(args, role % kKvHeads);
-  const unsigned before = launches_before();
-  wait_for_previous();  // and nothing that is asked for above is waited for before
+  const typename Context<S>::Lengths lengths(args);
+  const Early early(args, role % S::kKvHeads);
+  const unsigned before = launches_before(&exchange.finished);
+  unsigned of_ranks_before = 0;
+  if constexpr (!S::kWhole)
+    of_ranks_before = launches_before(&words_of(args.peers, args.peers.rank)->launches);
+  Context<S> context;
+  OwnPage<S> own_page;
+  const auto find_pages = [&] {
+    context = Context<S>(lengths);
+    if (thread < 2 * S::kOStretches)
+      shared.o_scale[thread / S::kOStretches][thread % S::kOStretches] = o_scale;
+    own_page = OwnPage<S>(args, context, role);
+  };
+  if constexpr (S::kApart) {
+    // Ranks' kernels in front leave time for it, and memory to itself.
+    find_pages();
+    own_page.template ask<Page>(args, shared, memory, role, false);
+    own_page.template ask<Page>(args, shared, memory, role, true);
+  }
+  wait_for_previous();  // of a whole layer nothing that is asked for above is waited for before
   let_next_start();
-  if (args.before.results) {
-    sum_experts(args, shared, memory, early_norm, weight_scale, role);
+  bool sums = false;
+  if constexpr (S::kWhole) sums = args.before.results != nullptr;
+  if (sums) {
+    sum_experts<S>(args, shared, memory, early_norm, weight_scale, role);
   } else {
-    reinterpret_cast<uint4*>(memory + kResidualAt)[thread] =
+    reinterpret_cast<uint4*>(memory + S::kResidualAt)[thread] =
         load_written(static_cast<const uint4*>(args.residual) + thread);
     const int s = thread / 16, piece = thread % 16 / 2;
     if (thread % 2 == 0)
-      *reinterpret_cast<uint4*>(memory + kTokensAt + s / 8 * (8 * kTileStep) + s % 8 * kTileStep +
-                                (piece ^ (s % 8)) * 16) = load_written(args.x_f8 + thread * 8);
+      *reinterpret_cast<uint4*>(memory + S::kTokensAt + s / 8 * (8 * kTileStep) +
+                                s % 8 * kTileStep + (piece ^ (s % 8)) * 16) =
+          load_written(args.x_f8 + thread * 8);
     if (thread % 16 == 0) shared.qkv_factor[s] = args.x_scales[s] * weight_scale;
   }
   fence_for_products();
   meet();
-  const Launch launch{before + 1, keep_policy()};
-  const Context context(lengths);
-  if (thread < 2 * kOStretches)
-    shared.o_scale[thread / kOStretches][thread % kOStretches] = o_scale;
-  const OwnPage own_page(args, context, role);
-  multiply_qkv<Page>(args, shared, start, memory, role, own_page, launch);
+  const Launch launch{before + 1, keep_policy(), of_ranks_before + 1};
+  if constexpr (!S::kApart) find_pages();
+  multiply_qkv<S, Page>(args, shared, start, memory, role, own_page, launch);
   meet();  // nobody reads qkv's tokens and parts any more
   if (role < context.chains()) {
     // The newest page is the last of its chain.
     const int in_part = (context.pages - 1) % context.each % 4;
-    const int chain = ((context.parts - 1) * 4 + in_part) * kKvHeads + role % kKvHeads;
-    make_queries<Page>(args, shared, memory, role, chain % kAttendBlocks == role, early, own_page,
-                       launch);
+    const int chain = ((context.parts - 1) * 4 + in_part) * S::kKvHeads + role % S::kKvHeads;
+    make_queries<S, Page>(args, shared, memory, role, chain % kAttendBlocks == role, early,
+                          own_page, launch);
   }
-  attend_chains<Page>(args, shared, memory, context, role, own_page, launch);
-  if (role < kJoinBlocks) join<Page>(args, shared, memory, context, role, launch);
+  if constexpr (S::kApart) queries_made<false>();
+  attend_chains<S, Page>(args, shared, memory, context, role, own_page, launch);
+  // Of ranks by the last blocks, which may have no chains.
+  const int piece = S::kApart ? kAttendBlocks - 1 - role : role;
+  if (piece < S::kJoinBlocks) join<S, Page>(args, shared, memory, context, piece, launch);
   meet();  // pages have been read
-  multiply_o<Page>(args, shared, start, memory, role, launch);
-  norm_row_and_route(args, shared, memory, role, bias, early.slot < 0, launch);
-  if (role == 0 && thread == 0) exchange.finished = launch.number;
+  multiply_o<S, Page>(args, shared, start, memory, role, launch);
+  norm_row_and_route<S>(args, shared, memory, role, bias, early.slot < 0, launch);
+  if constexpr (!S::kWhole) clear_sums(args.peers, role, launch);
+  if (role == 0 && thread == 0) {
+    exchange.finished = launch.number;
+    if constexpr (!S::kWhole) words_of(args.peers, args.peers.rank)->launches = launch.of_ranks;
+  }
+}
+
+template <int kKv>
+void launch_share(void* stream, const AttendAndRoute& args) {
+  using S = Share<kKv>;
+  AttendMaps maps;
+  maps.qkv = double_map(args.qkv, S::kQkvRows, kHidden, kHidden, S::kBlockRows, S::kQkvStretches);
+  maps.o = double_map(args.o, kHidden, S::kQ, S::kQ, kBlockORows, S::kOStretch);
+  LaunchShape shape{dim3(kAttendBlocks), dim3(kThreads)};
+  shape.shared_bytes = S::kSharedBytes;
+  launch(stream,
+         args.cache.dtype == DType::bf16 ? sm90_attend_and_route<S, Bf16Page>
+                                         : sm90_attend_and_route<S, F8Page>,
+         shape, args, maps);
 }
 
 }  // namespace
 
-void launch_attend_and_route(void* stream, const AttendAndRoute& args) {
-  AttendMaps maps;
-  maps.qkv = double_map(args.qkv, kQkvRows, kHidden, kHidden, kBlockRows);
-  maps.o = double_map(args.o, kHidden, kQ, kQ, kBlockORows, kOStretch);
-  LaunchShape shape{dim3(kAttendBlocks), dim3(kThreads)};
-  shape.shared_bytes = kSharedBytes;
-  launch(stream,
-         args.cache.dtype == DType::bf16 ? sm90_attend_and_route<Bf16Page>
-                                         : sm90_attend_and_route<F8Page>,
-         shape, args, maps);
+void launch_attend_and_route(void* stream, int kv_heads, const AttendAndRoute& args) {
+  if (kv_heads == Whole::kKvHeads) return launch_share<Whole::kKvHeads>(stream, args);
+  if (kv_heads == 4) return launch_share<4>(stream, args);
+  if (kv_heads == 2) return launch_share<2>(stream, args);
+  if (kv_heads == 1) return launch_share<1>(stream, args);
+  cuda_failed("attend_and_route", "no rank has so many heads");
 }
 
 }  // namespace m2::ops::cuda

@@ -557,13 +557,19 @@ bool is_dense(const Tensor& tensor, DType dtype, int64_t rows, int64_t columns) 
 // Whether attend_and_route.h's kernel knows the shapes of the layer's attention half and gate.
 bool attends_at_once(const Exec& exec, const DecodeLayer& layer, const KvCache& cache,
                      const BatchLayout& layout, const HeadShape& heads,
-                     const DecodeTensors& tensors) {
+                     const DecodeTensors& tensors, const DecodeRanks& ranks) {
   using Shape = AttendShape;
-  constexpr int64_t kHidden = Shape::kHidden, kQ = Shape::kQHeads * Shape::kHeadDim,
-                    kKv = Shape::kKvHeads * Shape::kHeadDim, kExperts = Shape::kExperts;
+  constexpr int64_t kHidden = Shape::kHidden, kExperts = Shape::kExperts;
+  const int64_t q_width = heads.q_heads * Shape::kHeadDim,
+                kv_width = heads.kv_heads * Shape::kHeadDim;
+  if (ranks.size == 1 ? heads.kv_heads != Shape::kKvHeads
+                      : ranks.peers.ranks == 0 || heads.kv_heads == Shape::kKvHeads ||
+                            ranks.peers.ranks * heads.kv_heads > Shape::kKvHeads)
+    return false;
   if (!exec.alone || compute_major() != 9 || multiprocessors() < kAttendBlocks) return false;
   if (layout.tokens() != 1 || layout.sequences() != 1 || layer.qkv.size() != 3) return false;
-  if (heads.q_heads != Shape::kQHeads || heads.kv_heads != Shape::kKvHeads ||
+  if (!cuda::attends_at_once(heads.kv_heads) ||
+      heads.q_heads * Shape::kKvHeads != heads.kv_heads * Shape::kQHeads ||
       heads.head_dim != Shape::kHeadDim || heads.rotary_dim != Shape::kRotary ||
       cache.k.size(2) != Shape::kBlock)
     return false;
@@ -575,11 +581,12 @@ bool attends_at_once(const Exec& exec, const DecodeLayer& layer, const KvCache& 
     return second.data() == static_cast<const uint8_t*>(first.data()) + first.elements();
   };
   return std::ranges::all_of(layer.qkv, whole) && whole(layer.o) &&
-         is_dense(q, DType::f8_e4m3, kQ, kHidden) && is_dense(k, DType::f8_e4m3, kKv, kHidden) &&
-         is_dense(v, DType::f8_e4m3, kKv, kHidden) && follows(k, q) && follows(v, k) &&
-         is_dense(layer.o.weight, DType::f8_e4m3, kHidden, kQ) &&
-         is_dense(layer.q_norm, DType::bf16, 1, kQ) &&
-         is_dense(layer.k_norm, DType::bf16, 1, kKv) &&
+         is_dense(q, DType::f8_e4m3, q_width, kHidden) &&
+         is_dense(k, DType::f8_e4m3, kv_width, kHidden) &&
+         is_dense(v, DType::f8_e4m3, kv_width, kHidden) && follows(k, q) && follows(v, k) &&
+         is_dense(layer.o.weight, DType::f8_e4m3, kHidden, q_width) &&
+         is_dense(layer.q_norm, DType::bf16, 1, q_width) &&
+         is_dense(layer.k_norm, DType::bf16, 1, kv_width) &&
          is_dense(layer.norm, DType::bf16, 1, kHidden) &&
          is_dense(layer.gate, DType::f32, kExperts, kHidden) &&
          is_dense(tensors.residual, DType::bf16, 1, kHidden) &&
@@ -602,32 +609,41 @@ ExpertsPlan plan_for_one(const Exec& exec, const Experts& experts, int64_t top) 
 }  // namespace
 
 bool decodes_layer(const Exec& exec, const DecodeLayer& layer, const KvCache& cache,
-                   const BatchLayout& layout, const HeadShape& heads,
-                   const DecodeTensors& tensors) {
-  if (!attends_at_once(exec, layer, cache, layout, heads, tensors)) return false;
+                   const BatchLayout& layout, const HeadShape& heads, const DecodeTensors& tensors,
+                   const DecodeRanks& ranks) {
+  if (!attends_at_once(exec, layer, cache, layout, heads, tensors, ranks)) return false;
   const ExpertsPlan plan = plan_for_one(exec, layer.experts, tensors.ids.size(1));
+  if (ranks.size > 1 && tensors.ids.size(1) != 8) return false;  // that RankExperts are of
   return plan.form == ExpertsForm::flow && experts_choose(plan, 1) && plan.fused &&
          layer.experts.count() == layer.gate.size(0) && layer.experts.first_expert == 0;
 }
 
+namespace {
+
+// What experts() of one token leave in their scratch, and the norm of it.
+ExpertsLeft left_by(const Exec& exec, const Experts& experts, const DecodeTensors& tensors,
+                    const Tensor& norm) {
+  const ExpertsPlan plan = plan_for_one(exec, experts, tensors.ids.size(1));
+  auto* base = static_cast<uint8_t*>(tensors.experts.data());
+  return {base + plan.results,
+          tensors.ids.as<int32_t>(),
+          tensors.weights.as<float>(),
+          static_cast<int>(tensors.ids.size(1)),
+          norm.data(),
+          reinterpret_cast<int32_t*>(base + plan.next_tile),
+          reinterpret_cast<int32_t*>(base + plan.done),
+          reinterpret_cast<uint32_t*>(base + plan.posted)};
+}
+
+}  // namespace
+
 void decode_layer(const Exec& exec, const DecodeLayer& layer, const KvCache& cache,
                   const BatchLayout& layout, const HeadShape& heads, const DecodeTensors& tensors,
-                  const DecodeBefore* before, const AddNorm* after) {
+                  const DecodeBefore* before, const AddNorm* after, const DecodeRanks& ranks) {
   AttendAndRoute args = {};
   args.x_f8 = static_cast<const uint8_t*>(tensors.quantised_hidden.values.data());
   args.x_scales = tensors.quantised_hidden.scales.as<float>();
-  if (before) {
-    const ExpertsPlan plan = plan_for_one(exec, before->experts, tensors.ids.size(1));
-    auto* base = static_cast<uint8_t*>(tensors.experts.data());
-    args.before = {base + plan.results,
-                   tensors.ids.as<int32_t>(),
-                   tensors.weights.as<float>(),
-                   static_cast<int>(tensors.ids.size(1)),
-                   before->norm.data(),
-                   reinterpret_cast<int32_t*>(base + plan.next_tile),
-                   reinterpret_cast<int32_t*>(base + plan.done),
-                   reinterpret_cast<uint32_t*>(base + plan.posted)};
-  }
+  if (before) args.before = left_by(exec, before->experts, tensors, before->norm);
   args.qkv = static_cast<const uint8_t*>(layer.qkv[0].weight.data());
   for (size_t i = 0; i < 3; ++i) {
     args.qkv_scale[i] = layer.qkv[i].scale.as<float>();
@@ -653,11 +669,24 @@ void decode_layer(const Exec& exec, const DecodeLayer& layer, const KvCache& cac
   args.gate = layer.gate.as<float>();
   args.bias = layer.routing_bias.as<float>();
   args.scores = static_cast<ExpertScore*>(exec.workspace);
-  launch_attend_and_route(exec.stream, args);
+  args.peers = ranks.peers;
+  args.full_q = static_cast<float>(ranks.size * heads.q_heads * heads.head_dim);
+  args.full_k = static_cast<float>(ranks.size * heads.kv_heads * heads.head_dim);
+  launch_attend_and_route(exec.stream, static_cast<int>(heads.kv_heads), args);
   RouteChoice choice;
   choice.scores = args.scores;
+  const AddNorm* fused = ranks.size == 1 ? after : nullptr;
   run_experts(exec, tensors.hidden, layer.experts, tensors.ids, tensors.weights, tensors.experts,
-              tensors.delta, tensors.quantised_hidden, after, nullptr, &choice);
+              tensors.delta, tensors.quantised_hidden, fused, nullptr, &choice);
+  if (ranks.size == 1) return;
+  RankExperts sum;
+  sum.left = left_by(exec, layer.experts, tensors, after->weight);
+  sum.residual = after->residual.data();
+  sum.eps = after->eps;
+  sum.hidden = after->out.data();
+  sum.quantised = rows_of(exec, after->quantised);
+  sum.peers = ranks.peers;
+  launch_rank_experts(exec.stream, sum);
 }
 
 // --- what the device can do --------------------------------------------------------------------

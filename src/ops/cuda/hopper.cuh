@@ -119,4 +119,13 @@ __device__ __forceinline__ void prefetch_to_l2(const void* from, int bytes) {
 #endif
 }
 
+// For accesses whose memory L2 shall keep longer than others.
+__device__ __forceinline__ uint64_t keep_policy() {
+  uint64_t policy = 0;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+#endif
+  return policy;
+}
+
 }  // namespace m2::ops::cuda

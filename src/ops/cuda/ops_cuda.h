@@ -59,10 +59,11 @@ void route_experts(const Exec& exec, Tensor x, const Routing& routing, const Exp
                    Tensor ids, Tensor weights, Tensor scratch, Tensor out,
                    const Quantised& quantised, const AddNorm* after);
 bool decodes_layer(const Exec& exec, const DecodeLayer& layer, const KvCache& cache,
-                   const BatchLayout& layout, const HeadShape& heads, const DecodeTensors& tensors);
+                   const BatchLayout& layout, const HeadShape& heads, const DecodeTensors& tensors,
+                   const DecodeRanks& ranks);
 void decode_layer(const Exec& exec, const DecodeLayer& layer, const KvCache& cache,
                   const BatchLayout& layout, const HeadShape& heads, const DecodeTensors& tensors,
-                  const DecodeBefore* before, const AddNorm* after);
+                  const DecodeBefore* before, const AddNorm* after, const DecodeRanks& ranks);
 int64_t sample_scratch_bytes(int64_t rows, int64_t vocab);
 void sample(const Exec& exec, Tensor logits, int64_t id_limit, const SampleInput& input,
             Tensor scratch, const SampleOutput& out);

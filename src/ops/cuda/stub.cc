@@ -95,11 +95,12 @@ void route_experts(const Exec&, Tensor, const Routing&, const Experts&, Tensor, 
   no_cuda();
 }
 bool decodes_layer(const Exec&, const DecodeLayer&, const KvCache&, const BatchLayout&,
-                   const HeadShape&, const DecodeTensors&) {
+                   const HeadShape&, const DecodeTensors&, const DecodeRanks&) {
   no_cuda();
 }
 void decode_layer(const Exec&, const DecodeLayer&, const KvCache&, const BatchLayout&,
-                  const HeadShape&, const DecodeTensors&, const DecodeBefore*, const AddNorm*) {
+                  const HeadShape&, const DecodeTensors&, const DecodeBefore*, const AddNorm*,
+                  const DecodeRanks&) {
   no_cuda();
 }
 double read_rate(const Exec&, Tensor) {

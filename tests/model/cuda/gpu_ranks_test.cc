@@ -11,7 +11,9 @@
 #include <tuple>
 
 #include "model/runner.h"
+#include "ops/decode_layer.h"
 #include "ops/norm.h"
+#include "ops/route.h"
 #include "parallel/hosted_comm.h"
 #include "parallel/nccl.h"
 #include "parallel/peers.h"
@@ -1075,6 +1077,240 @@ TEST_F(GpuRanks, TheSameBytesByEveryWayOfTwoRanks) {
   const auto run = [&](const Spread& spread) { return Ranks(config, spread).run(prompt); };
   EXPECT_EQ(run({2, 1, false, {}}), run({2, 1, false, {}, ExchangeKind::all_gather, SumsBy::nccl}));
   EXPECT_EQ(run({1, 2, true, {}}), run({1, 2, true, {}, ExchangeKind::all_to_all}));
+}
+
+// A rank's part of a layer of M2's shape, with narrow experts, and a token at its last position.
+struct DecodedToken {
+  static constexpr int64_t kHidden = 3072, kExperts = 256, kInner = 128, kTop = 8, kDim = 128;
+  const Exec& exec;
+  const int64_t kv_heads, q, kv;
+  const ops::HeadShape heads;
+  std::mt19937 own, all;  // what differs from rank to rank, and what does not
+  Arena arena;
+  std::vector<ops::Linear> parts;
+  ops::Linear o;
+  Tensor q_norm, k_norm, norm, gate, bias, residual, hidden, values, scales, angles, ids, weights,
+      delta, scratch, qkv, sums, attended, attended_values, attended_scales, k, v, token, positions,
+      slots, starts, lens, tables, rows;
+  ops::Experts experts;
+  std::byte* left = nullptr;  // what a token leaves begins here
+  int64_t left_bytes = 0;
+
+  DecodedToken(const Exec& where, const Buffer& memory, int64_t rank, int64_t of_heads,
+               int64_t context, DType cache)
+      : exec(where),
+        kv_heads(of_heads),
+        q(kv_heads * 6 * kDim),
+        kv(kv_heads * kDim),
+        heads{kv_heads * 6, kv_heads, kDim, 64},
+        own(static_cast<uint32_t>(100 * context + rank)),
+        all(static_cast<uint32_t>(context)),
+        arena(memory) {
+    const Tensor weight = codes({q + 2 * kv, kHidden});
+    parts = {{weight.rows(0, q), floats(own, {q / 128, 24}, 1e-4f, 4e-4f), 0, 0},
+             {weight.rows(q, kv), floats(own, {kv_heads, 24}, 1e-4f, 4e-4f), 0, 0},
+             {weight.rows(q + kv, kv), floats(own, {kv_heads, 24}, 1e-4f, 4e-4f), 0, 0}};
+    o = {codes({kHidden, q}), floats(own, {24, q / 128}, 1e-4f, 4e-4f), 0, 0};
+    q_norm = bf16(own, q);
+    k_norm = bf16(own, kv);
+    norm = bf16(all, kHidden);
+    gate = floats(all, {kExperts, kHidden}, -0.03f, 0.03f);
+    bias = floats(all, {kExperts}, -0.01f, 0.01f);
+    experts.w13 = codes({kExperts, 2 * kInner, kHidden});
+    experts.w2 = codes({kExperts, kHidden, kInner});
+    experts.w1_scale = floats(own, {kExperts, 1, 24}, 1e-4f, 4e-4f);
+    experts.w3_scale = floats(own, {kExperts, 1, 24}, 1e-4f, 4e-4f);
+    experts.w2_scale = floats(own, {kExperts, 24, 1}, 1e-4f, 4e-4f);
+    const int64_t pages = (context + 15) / 16;
+    const auto position = static_cast<int32_t>(context - 1);
+    std::vector<int32_t> table(static_cast<size_t>(pages + 2), 0);
+    for (size_t i = 0; i < static_cast<size_t>(pages); ++i) table[i] = static_cast<int32_t>(i ^ 1);
+    token = words({5});
+    positions = words({position});
+    slots = words({table[static_cast<size_t>(position / 16)] * 16 + position % 16});
+    starts = words({0, 1});
+    lens = words({static_cast<int32_t>(context)});
+    tables = words(table).reshaped({1, pages + 2});
+    rows = words({0});
+    angles = arena.place(DType::f32, {1, 64});
+    ops::rope_angles(exec, positions, 5e6f, angles);
+    scratch = arena.place(DType::u8, {ops::experts_scratch_bytes(exec.device, experts, 1, kTop)});
+    clear(exec, scratch.data(), scratch.elements());
+    qkv = arena.place(DType::bf16, {1, q + 2 * kv});
+    sums = arena.place(DType::f32, {1, 2});
+    attended = arena.place(DType::bf16, {1, q});
+    attended_values = arena.place(DType::f8_e4m3, {1, q});
+    attended_scales = arena.place(DType::f32, {1, q / 128});
+    residual = arena.place(DType::bf16, {1, kHidden});
+    left = static_cast<std::byte*>(residual.data());
+    hidden = arena.place(DType::bf16, {1, kHidden});
+    values = arena.place(DType::f8_e4m3, {1, kHidden});
+    scales = arena.place(DType::f32, {1, 24});
+    ids = arena.place(DType::i32, {1, kTop});
+    weights = arena.place(DType::f32, {1, kTop});
+    delta = arena.place(DType::bf16, {1, kHidden});
+    k = arena.place(cache, {pages + 2, kv_heads, 16, kDim});
+    v = arena.place(cache, {pages + 2, kv_heads, 16, kDim});
+    left_bytes = static_cast<std::byte*>(v.data()) + v.elements() * size_of(cache) - left;
+    synchronize(exec);
+  }
+
+  // The input, and K and V before it.
+  void begin() {
+    std::mt19937 same(7);
+    fill_bf16(same, residual);
+    fill_bf16(same, hidden);
+    ops::quantise(exec, hidden, {values, scales});
+    own.seed(8);
+    for (const Tensor& cache : {k, v})
+      cache.dtype() == DType::bf16 ? fill_bf16(own, cache) : fill_codes(cache);
+    synchronize(exec);
+  }
+
+  // kLayers of the same weights: as a whole, or in operations.
+  void run(parallel::Comm& comm, bool whole) const {
+    constexpr int kLayers = 40;
+    const float scale = k.dtype() == DType::bf16 ? 1.0f : 0.03f;
+    const ops::KvCache cache{k, v, scale, scale};
+    const ops::BatchLayout layout{token, positions, slots, starts, lens, tables, rows};
+    const ops::Quantised quantised{values, scales};
+    const ops::AddNorm next{residual, norm, 1e-6f, hidden, quantised};
+    const int64_t size = 8 / kv_heads;
+    const ops::DecodeLayer layer{parts, q_norm, k_norm, o, norm, gate, bias, experts, 1e-6f};
+    const ops::DecodeTensors tensors{residual, hidden,  quantised, angles,
+                                     ids,      weights, delta,     scratch};
+    for (int l = 0; l < kLayers; ++l) {
+      if (whole) {
+        ops::decode_layer(exec, layer, cache, layout, heads, tensors, nullptr, &next,
+                          {size, comm.decode_peers()});
+      } else {
+        const ops::Quantised small{attended_values, attended_scales};
+        ops::linear(exec, hidden, parts, qkv, quantised);
+        comm.all_reduce_qk_norm(exec, {qkv, sums, q_norm, k_norm, size * q, size * kv, 1e-6f,
+                                       angles, slots, heads, cache});
+        ops::paged_attention(exec, qkv.columns(0, q), cache, layout, heads, attended, small);
+        ops::linear(exec, attended, o, delta, small);
+        comm.all_reduce_norm(exec, delta, next);
+        ops::route_experts(exec, hidden, {gate, bias, slots}, experts, ids, weights, scratch, delta,
+                           quantised, nullptr);
+        comm.all_reduce_norm(exec, delta, next);
+      }
+    }
+  }
+
+  std::vector<std::byte> result() const {
+    std::vector<std::byte> out(static_cast<size_t>(left_bytes));
+    bring_to_host(exec, out.data(), left, left_bytes);
+    return out;
+  }
+
+ private:
+  void upload(const Tensor& to, const void* from) const {
+    copy_to_device(exec, to.data(), from, to.elements() * size_of(to.dtype()));
+  }
+  void fill_codes(const Tensor& to) {
+    // A part of it over and over.
+    const int64_t bytes = to.elements(), some = std::min<int64_t>(bytes, 1'000'003);
+    std::vector<uint8_t> codes(static_cast<size_t>(some));
+    for (uint8_t& code : codes) {
+      code = static_cast<uint8_t>(own());
+      if ((code & 0x7f) == 0x7f) --code;  // no NaN
+    }
+    for (int64_t done = 0; done < bytes; done += some)
+      copy_to_device(exec, static_cast<std::byte*>(to.data()) + done, codes.data(),
+                     std::min(some, bytes - done));
+  }
+  Tensor codes(std::initializer_list<int64_t> shape) {
+    const Tensor out = arena.place(DType::f8_e4m3, shape);
+    fill_codes(out);
+    return out;
+  }
+  void fill_bf16(std::mt19937& random, const Tensor& to) const {
+    std::normal_distribution<float> number;
+    std::vector<BF16> numbers(static_cast<size_t>(to.elements()));
+    for (BF16& one : numbers) one = to_bf16(number(random));
+    upload(to, numbers.data());
+  }
+  Tensor bf16(std::mt19937& random, int64_t count) {
+    const Tensor out = arena.place(DType::bf16, {count});
+    fill_bf16(random, out);
+    return out;
+  }
+  Tensor floats(std::mt19937& random, std::initializer_list<int64_t> shape, float least,
+                float most) {
+    const Tensor out = arena.place(DType::f32, shape);
+    std::vector<float> numbers(static_cast<size_t>(out.elements()));
+    std::uniform_real_distribution<float> number(least, most);
+    for (float& one : numbers) one = number(random);
+    upload(out, numbers.data());
+    return out;
+  }
+  Tensor words(const std::vector<int32_t>& from) {
+    const Tensor out = arena.place(DType::i32, {std::ssize(from)});
+    upload(out, from.data());
+    return out;
+  }
+};
+
+// Layers of one token by a kernel for the attention half of each, whose blocks tell all ranks what
+// they have: the bytes of the operations and the communicator's sums, launched and recorded.
+TEST_F(GpuRanks, PeersDecodeLayersAsStepByStep) {
+  each_peer([](const Peer& peer) {
+    if (peer.size() > gpus()) return;
+    const Buffer memory(peer.exec.device, int64_t{768} << 20),
+        workspace(peer.exec.device, 64 << 20);
+    Exec exec = peer.exec;
+    exec.workspace = workspace.data();
+    exec.workspace_bytes = workspace.bytes();
+    for (const int64_t kv_heads : {1, 2, 4})
+      for (const DType cache : {DType::bf16, DType::f8_e4m3})
+        for (const int64_t context : {1, 300, 2048, 40'000}) {
+          if (peer.size() * kv_heads > 8) continue;
+          DecodedToken token(exec, memory, peer.rank(), kv_heads, context, cache);
+          std::vector<std::byte> expected;
+          for (const auto& [whole, recorded] :
+               {std::pair{false, false}, {true, false}, {true, true}}) {
+            token.begin();
+            Graph graph;
+            if (recorded) graph = Graph::record(exec, [&] { token.run(peer.peers, whole); });
+            peer.host.barrier(parallel::host());
+            recorded ? graph.launch(exec) : token.run(peer.peers, whole);
+            const std::vector<std::byte> got = token.result();
+            if (!whole) expected = got;
+            EXPECT_TRUE(got == expected) << kv_heads << " KV heads, " << context << " positions"
+                                         << (recorded ? ", recorded" : "");
+            peer.host.barrier(parallel::host());
+          }
+        }
+  });
+}
+
+// A rank that does not come: abort() ends the layers under way, recorded or not, though they wait
+// in kernels of their own.
+TEST_F(GpuRanks, AbortFreesTheDeviceOfDecodedLayers) {
+  for (const bool recorded : {false, true}) {
+    const Fleet fleet(2, 1, false);
+    parallel::Comm& comm = *fleet.ranks[0].device_tensor;
+    const Device device = fleet.device(0);
+    use_device(device);
+    const Stream stream(device);
+    const Buffer memory(device, int64_t{512} << 20), workspace(device, 64 << 20);
+    Exec exec = fleet.exec(0, stream);
+    exec.workspace = workspace.data();
+    exec.workspace_bytes = workspace.bytes();
+    DecodedToken token(exec, memory, 0, 2, 300, DType::bf16);
+    token.begin();
+    Graph graph;
+    if (recorded) graph = Graph::record(exec, [&] { token.run(comm, true); });
+    recorded ? graph.launch(exec) : token.run(comm, true);
+    const std::jthread aborts([&] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(100));
+      comm.abort({Code::unavailable, "rank 1 did not finish a step", {}});
+    });
+    synchronize(exec);
+    EXPECT_EQ(comm.status().error().text, "rank 1 did not finish a step");
+    EXPECT_EQ(comm.decode_peers().ranks, 0) << "nothing waits for it any more";
+  }
 }
 
 // Prompts of so many rows that each rank norms, and chooses experts of, a share of them for all: as

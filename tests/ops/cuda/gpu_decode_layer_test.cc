@@ -1,12 +1,18 @@
 // Layers of one decoded token in two kernels each, against the operations that these stand for,
-// byte for byte. Needs a Hopper GPU; says so and skips without one.
+// byte for byte; of tensor ranks, whose peers' words the test writes, too. Needs a Hopper GPU; says
+// so and skips without one.
 #include <algorithm>
 #include <array>
+#include <atomic>
+#include <chrono>
 #include <numeric>
+#include <thread>
 
+#include "ops/cuda/attend_and_route.h"
 #include "ops/decode_layer.h"
 #include "ops/norm.h"
 #include "ops/route.h"
+#include "tensor/stream.h"
 #include "tests/ops/cuda/gpu_support.h"
 
 namespace m2::gpu_test {
@@ -193,6 +199,392 @@ TEST_F(GpuDecodeLayer, IsTheOperationsOneAfterAnother) {
       ++cases;
     }
   EXPECT_EQ(cases, 40);
+}
+
+// --- a tensor rank ------------------------------------------------------------------------------
+
+using ops::cuda::RankWords;
+
+// A rank's part of a layer, whose experts are narrow.
+struct RankLayer {
+  static constexpr int64_t kInner = 128;
+  const int64_t kv_heads, q, kv;
+  const ops::HeadShape heads;
+  OnGpu qkv, o, q_scale, k_scale, v_scale, o_scale, q_norm, k_norm, norm, input_norm, gate, bias;
+  OnGpu w13, w2, w1_scale, w3_scale, w2_scale;
+  const std::array<ops::Linear, 3> parts;
+  const ops::Experts experts;
+  const Buffer scratch_memory;
+  const Tensor scratch;
+  const ops::DecodeLayer layer;
+
+  template <class Scales>
+  RankLayer(std::mt19937& random, int64_t kv_heads_of, Scales scales)
+      : kv_heads(kv_heads_of),
+        q(kv_heads * 6 * 128),
+        kv(kv_heads * 128),
+        heads{kv_heads * 6, kv_heads, 128, 64},
+        qkv(random_numbers(random, (q + 2 * kv) * kHidden, DType::f8_e4m3), {q + 2 * kv, kHidden}),
+        o(random_numbers(random, kHidden * q, DType::f8_e4m3), {kHidden, q}),
+        q_scale(scales(q / 128 * 24), {q / 128, 24}),
+        k_scale(scales(kv_heads * 24), {kv_heads, 24}),
+        v_scale(scales(kv_heads * 24), {kv_heads, 24}),
+        o_scale(scales(24 * (q / 128)), {24, q / 128}),
+        q_norm(random_numbers(random, q, DType::bf16), {q}),
+        k_norm(random_numbers(random, kv, DType::bf16), {kv}),
+        norm(random_numbers(random, kHidden, DType::bf16), {kHidden}),
+        input_norm(random_numbers(random, kHidden, DType::bf16), {kHidden}),
+        gate(random_numbers(random, kExperts * kHidden, DType::f32, 0.02), {kExperts, kHidden}),
+        bias(random_numbers(random, kExperts, DType::f32, 0.01), {kExperts}),
+        w13(random_pages(random, kExperts * 2 * kInner * kHidden, DType::f8_e4m3),
+            {kExperts, 2 * kInner, kHidden}),
+        w2(random_pages(random, kExperts * kHidden * kInner, DType::f8_e4m3),
+           {kExperts, kHidden, kInner}),
+        w1_scale(scales(kExperts * 24), {kExperts, 1, 24}),
+        w3_scale(scales(kExperts * 24), {kExperts, 1, 24}),
+        w2_scale(scales(kExperts * 24), {kExperts, 24, 1}),
+        parts{linear(qkv.tensor().rows(0, q), q_scale), linear(qkv.tensor().rows(q, kv), k_scale),
+              linear(qkv.tensor().rows(q + kv, kv), v_scale)},
+        experts{w13, w1_scale, w3_scale, w2, w2_scale},
+        scratch_memory(gpu().device, ops::experts_scratch_bytes(gpu().device, experts, 1, kTop)),
+        scratch(scratch_memory.data(), DType::u8, {scratch_memory.bytes()}),
+        layer{parts, q_norm, k_norm, linear(o, o_scale), norm, gate, bias, experts, 1e-6f} {
+    clear(gpu(), scratch_memory.data(), scratch_memory.bytes());
+  }
+};
+
+uint16_t bf16_at(const std::vector<uint8_t>& bytes, size_t i) {
+  return static_cast<uint16_t>(bytes[2 * i] | bytes[2 * i + 1] << 8);
+}
+float float_of(uint16_t bf16) {
+  const uint32_t bits = uint32_t{bf16} << 16;
+  return std::bit_cast<float>(bits);
+}
+
+// The memory that ranks exchange words in, all of it on one GPU, and what the peers of one of them
+// bring to a launch.
+class RankWordsOnGpu {
+ public:
+  RankWordsOnGpu(int size, int rank, int64_t kv_heads)
+      : kv_heads_(kv_heads), given_up_(gpu().device, 4), sent_(gpu().device, kBytes) {
+    std::memset(given_up_.data(), 0, 4);
+    peers_.ranks = size;
+    peers_.rank = rank;
+    peers_.given_up = reinterpret_cast<const uint32_t*>(given_up_.data());
+    for (int r = 0; r < size; ++r) {
+      memory_.emplace_back(gpu().device, kBytes);
+      clear(gpu(), memory_.back().data(), kBytes);
+      peers_.memory[r] = memory_.back().data();
+    }
+    synchronize(gpu());
+  }
+  const ops::DecodePeers& peers() const { return peers_; }
+  void give_up() { std::atomic_ref(*reinterpret_cast<uint32_t*>(given_up_.data())).store(1); }
+
+  // Of the launch, from 1 on: each peer's row of q, k and v, and what its o makes and its experts
+  // (bf16).
+  void send(const Exec& exec, uint32_t launch, const std::vector<Numbers>& rows,
+            const std::vector<Numbers>& outputs, const std::vector<Numbers>& experts) {
+    auto& words = *reinterpret_cast<RankWords*>(sent_.data());
+    std::byte* own = memory_[static_cast<size_t>(peers_.rank)].data();
+    const auto eights = static_cast<size_t>(kv_heads_ * 7 * 16);
+    for (int rank = 0; rank < peers_.ranks; ++rank) {
+      if (rank == peers_.rank) continue;
+      const auto r = static_cast<size_t>(rank);
+      auto* squares = words.squares + r * eights;
+      for (size_t i = 0; i < eights; ++i) {
+        float sum = 0;
+        for (size_t c = 0; c < 8; c += 2) {
+          const float first = float_of(bf16_at(rows[r].bytes, 8 * i + c)),
+                      second = float_of(bf16_at(rows[r].bytes, 8 * i + c + 1));
+          sum = std::fma(first, first, std::fma(second, second, sum));
+        }
+        squares[i] = {sum, launch};
+      }
+      const auto code = [](const Numbers& from, uint32_t* to) {
+        for (size_t i = 0; i < kHidden / 2; ++i) {
+          const uint32_t pair =
+              bf16_at(from.bytes, 2 * i) | uint32_t{bf16_at(from.bytes, 2 * i + 1)} << 16;
+          to[i] = ~(pair == ~0u ? 0x7fff7fffu : pair);
+        }
+      };
+      auto* sums = &words.sums[launch % 2][r][0][0];
+      auto* of_experts = &words.experts[launch % 2][r][0][0];
+      code(outputs[r], sums);
+      code(experts[r], of_experts);
+      for (const auto& [at, bytes] : {std::pair<const void*, size_t>{squares, eights * 8},
+                                      {sums, kHidden * 2},
+                                      {of_experts, kHidden * 2}})
+        copy_to_device(exec, own + (static_cast<const std::byte*>(at) - sent_.data()), at,
+                       static_cast<int64_t>(bytes));
+    }
+  }
+
+  // What the rank has told the others is what it has told itself.
+  void expect_told(uint32_t launch) const {
+    std::vector<RankWords> heard(memory_.size());
+    for (size_t r = 0; r < memory_.size(); ++r)
+      copy_to_host(gpu(), &heard[r], memory_[r].data(), sizeof(RankWords));
+    synchronize(gpu());
+    const auto rank = static_cast<size_t>(peers_.rank);
+    const auto eights = static_cast<size_t>(kv_heads_ * 7 * 16);
+    const RankWords& own = heard[rank];
+    EXPECT_EQ(own.launches, launch);
+    for (const RankWords& other : heard) {
+      EXPECT_EQ(std::memcmp(own.squares + rank * eights, other.squares + rank * eights, eights * 8),
+                0);
+      EXPECT_EQ(std::memcmp(own.sums[launch % 2][rank], other.sums[launch % 2][rank], kHidden * 2),
+                0);
+    }
+    // What was there is cleared for the next launch.
+    for (size_t r = 0; r < memory_.size(); ++r)
+      for (size_t i = 0; i < kHidden / 8; ++i) {
+        ASSERT_EQ(own.sums[(launch + 1) % 2][r][i][0], 0u) << r << ", " << i;
+        for (const auto& turn : own.experts) ASSERT_EQ(turn[r][i][3], 0u) << r << ", " << i;
+      }
+  }
+
+ private:
+  static constexpr int64_t kBytes = ops::DecodePeers::kBytes;
+  const int64_t kv_heads_;
+  std::vector<Buffer> memory_;
+  HostBuffer given_up_, sent_;
+  ops::DecodePeers peers_;
+};
+
+class GpuDecodeRank : public GpuDecodeLayer {
+ protected:
+  enum class Peers { none, early, late };
+
+  RankLayer rank_layer(int64_t kv_heads) {
+    return RankLayer(random_, kv_heads, [this](int64_t count) { return scales(count); });
+  }
+
+  // Layers one after another, all of the same weights: the first launched, the others recorded if
+  // there are no peers.
+  void expect_operations(const RankLayer& of, int size, int rank, int64_t context,
+                         DType cache_dtype, Peers when) {
+    SCOPED_TRACE(testing::Message() << of.kv_heads << " KV heads, rank " << rank << " of " << size
+                                    << ", " << context << " positions, " << name_of(cache_dtype));
+    constexpr int kLayers = 3;
+    const int64_t pages = (context + 15) / 16, blocks = pages + 3, q = of.q, kv = of.kv;
+    const auto cells = {blocks, of.kv_heads, int64_t{16}, int64_t{128}};
+    const OnGpu k(random_pages(random_, blocks * kv * 16, cache_dtype), cells),
+        v(random_pages(random_, blocks * kv * 16, cache_dtype), cells);
+    const OnGpu k_once(cache_dtype, cells), v_once(cache_dtype, cells);
+    copy(k, k_once);
+    copy(v, v_once);
+    std::vector<int32_t> table(static_cast<size_t>(pages + 2));
+    std::iota(table.begin(), table.end(), 0);
+    std::shuffle(table.begin(), table.begin() + pages, random_);
+    const auto position = static_cast<int32_t>(context - 1);
+    const int32_t slot = table[static_cast<size_t>(position / 16)] * 16 + position % 16;
+    const OnGpu ids(std::vector<int32_t>{5}, {1}), positions(std::vector<int32_t>{position}, {1}),
+        slots(std::vector<int32_t>{slot}, {1}), starts(std::vector<int32_t>{0, 1}, {2}),
+        lens(std::vector<int32_t>{static_cast<int32_t>(context)}, {1}),
+        tables(table, {1, pages + 2}), rows(std::vector<int32_t>{0}, {1});
+    const ops::BatchLayout layout{ids, positions, slots, starts, lens, tables, rows};
+    const OnGpu x(random_numbers(random_, kHidden, DType::bf16), {1, kHidden});
+    const Numbers residual = random_numbers(random_, kHidden, DType::bf16, 4.0);
+    struct Step {
+      OnGpu residual, hidden, values, scales, angles, ids, weights, delta;
+      explicit Step(const Numbers& from)
+          : residual(from, {1, kHidden}),
+            hidden(DType::bf16, {1, kHidden}),
+            values(DType::f8_e4m3, {1, kHidden}),
+            scales(DType::f32, {1, 24}),
+            angles(DType::f32, {1, 64}),
+            ids(DType::i32, {1, kTop}),
+            weights(DType::f32, {1, kTop}),
+            delta(DType::bf16, {1, kHidden}) {}
+      ops::Quantised quantised() const { return {values, scales}; }
+    };
+    const Step apart(residual), once(residual);
+    for (const Step* step : {&apart, &once}) {
+      ops::rope_angles(gpu(), positions, 5e6f, step->angles);
+      copy(x, step->hidden);
+      ops::quantise(gpu(), step->hidden, step->quantised());
+    }
+    const float kv_scale = cache_dtype == DType::bf16 ? 1.0f : 0.03f;
+    const ops::KvCache cache{k, v, kv_scale, kv_scale},
+        cache_once{k_once, v_once, kv_scale, kv_scale};
+    std::vector<std::vector<Numbers>> peer_rows, peer_outputs, peer_experts;
+    for (int l = 0; l < kLayers; ++l) {
+      peer_rows.emplace_back();
+      peer_outputs.emplace_back();
+      peer_experts.emplace_back();
+      for (int r = 0; r < size; ++r) {
+        peer_rows.back().push_back(random_numbers(random_, q + 2 * kv, DType::bf16, 3.0));
+        peer_outputs.back().push_back(random_numbers(random_, kHidden, DType::bf16));
+        peer_experts.back().push_back(random_numbers(random_, kHidden, DType::bf16));
+      }
+    }
+
+    const int64_t ranks = 8 / of.kv_heads;
+    const OnGpu out(DType::bf16, {1, q + 2 * kv}), sums(DType::f32, {1, 2}),
+        attended(DType::bf16, {1, q}), attended_f8(DType::f8_e4m3, {1, q}),
+        attended_scales(DType::f32, {1, q / 128});
+    for (int l = 0; l < kLayers; ++l) {
+      const auto layer = static_cast<size_t>(l);
+      const auto of_all = [&](const auto& own, const auto& of_peer) {
+        auto total = rank == 0 ? own : of_peer(0);
+        for (int r = 1; r < size; ++r) {
+          const auto part = r == rank ? own : of_peer(r);
+          for (size_t i = 0; i < total.size(); ++i) total[i] += part[i];
+        }
+        return total;
+      };
+      const auto floats = [](const std::vector<double>& values) {
+        return std::vector<float>(values.begin(), values.end());
+      };
+      ops::linear(gpu(), apart.hidden, of.parts, out, apart.quantised());
+      ops::qk_sum_squares(gpu(), out, of.heads, sums);
+      const std::vector<float> all_sums = of_all(floats(sums.values()), [&](int r) {
+        const OnGpu row(peer_rows[layer][static_cast<size_t>(r)], {1, q + 2 * kv}),
+            part(DType::f32, {1, 2});
+        ops::qk_sum_squares(gpu(), row, of.heads, part);
+        return floats(part.values());
+      });
+      ops::qk_norm_rope_store(gpu(), out, OnGpu(all_sums, {1, 2}), of.q_norm, of.k_norm, ranks * q,
+                              ranks * kv, 1e-6f, apart.angles, slots, of.heads, cache);
+      ops::paged_attention(gpu(), out.tensor().columns(0, q), cache, layout, of.heads, attended,
+                           {attended_f8, attended_scales});
+      ops::linear(gpu(), attended, of.layer.o, apart.delta, {attended_f8, attended_scales});
+      const auto sum_into_norm = [&](const std::vector<Numbers>& of_peers, const Tensor& norm) {
+        const std::vector<float> all = of_all(floats(apart.delta.values()), [&](int r) {
+          return floats(of_peers[static_cast<size_t>(r)].values);
+        });
+        Numbers total{DType::bf16, {}, {}};
+        for (const float value : all) {
+          const BF16 rounded = to_bf16(value);
+          total.bytes.push_back(static_cast<uint8_t>(rounded.bits & 0xff));
+          total.bytes.push_back(static_cast<uint8_t>(rounded.bits >> 8));
+        }
+        ops::add_rms_norm(gpu(), apart.residual, OnGpu(total, {1, kHidden}), norm, 1e-6f,
+                          apart.hidden, apart.quantised());
+        synchronize(gpu());
+      };
+      sum_into_norm(peer_outputs[layer], of.norm);
+      ops::route_experts(gpu(), apart.hidden, {of.gate, of.bias, slots}, of.experts, apart.ids,
+                         apart.weights, of.scratch, apart.delta, apart.quantised(), nullptr);
+      sum_into_norm(peer_experts[layer], of.input_norm);
+    }
+
+    RankWordsOnGpu words(size, rank, of.kv_heads);
+    const ops::DecodeTensors tensors{once.residual, once.hidden,  once.quantised(), once.angles,
+                                     once.ids,      once.weights, once.delta,       of.scratch};
+    const ops::DecodeRanks all_ranks{ranks, words.peers()};
+    if (!ops::decodes_layer(gpu(), of.layer, cache_once, layout, of.heads, tensors, all_ranks))
+      GTEST_SKIP() << "this GPU has too few multiprocessors for the kernel";
+    const ops::AddNorm after{once.residual, of.input_norm, 1e-6f, once.hidden, once.quantised()};
+    const auto decode = [&] {
+      ops::decode_layer(gpu(), of.layer, cache_once, layout, of.heads, tensors, nullptr, &after,
+                        all_ranks);
+    };
+    if (when == Peers::none) {
+      decode();
+      synchronize(gpu());
+      const Graph graph = Graph::record(gpu(), [&] {
+        for (int l = 1; l < kLayers; ++l) decode();
+      });
+      graph.launch(gpu());
+    } else {
+      const Stream other(gpu().device);
+      const Exec sending{gpu().device, nullptr, other.handle()};
+      for (int l = 0; l < kLayers; ++l) {
+        if (when == Peers::late) {
+          decode();
+          std::this_thread::sleep_for(std::chrono::milliseconds(2));
+        }
+        words.send(sending, static_cast<uint32_t>(l + 1), peer_rows[static_cast<size_t>(l)],
+                   peer_outputs[static_cast<size_t>(l)], peer_experts[static_cast<size_t>(l)]);
+        synchronize(sending);
+        if (when == Peers::early) decode();
+        synchronize(gpu());
+      }
+    }
+    synchronize(gpu());
+    words.expect_told(kLayers);
+    EXPECT_EQ(differing(apart.residual, once.residual), 0) << "residual";
+    EXPECT_EQ(differing(apart.hidden, once.hidden), 0) << "hidden";
+    EXPECT_EQ(differing(apart.values, once.values), 0) << "values";
+    EXPECT_EQ(differing(apart.scales, once.scales), 0) << "scales";
+    EXPECT_EQ(differing(apart.ids, once.ids), 0) << "ids";
+    EXPECT_EQ(differing(apart.weights, once.weights), 0) << "weights";
+    EXPECT_EQ(differing(k, k_once), 0) << "k";
+    EXPECT_EQ(differing(v, v_once), 0) << "v";
+    for (const double value : once.hidden.values()) ASSERT_TRUE(std::isfinite(value));
+    ++cases_;
+  }
+
+  int cases_ = 0;
+};
+
+TEST_F(GpuDecodeRank, AloneIsTheOperationsOneAfterAnother) {
+  for (const int64_t kv_heads : {2, 1, 4}) {
+    const RankLayer layer = rank_layer(kv_heads);
+    for (const DType dtype : {DType::bf16, DType::f8_e4m3})
+      for (const int64_t context : {1,   2,    15,   16,   17,   100,  127,  128,  129,   300,
+                                    512, 1000, 2047, 2048, 2049, 4100, 8192, 8193, 20000, 70001})
+        expect_operations(layer, 1, 0, context, dtype, Peers::none);
+  }
+  EXPECT_EQ(cases_, 120);
+}
+
+TEST_F(GpuDecodeRank, WithPeersIsTheOperationsAndTheirSums) {
+  for (const int64_t kv_heads : {2, 1, 4}) {
+    const RankLayer layer = rank_layer(kv_heads);
+    for (int size = 2; size <= 8 / kv_heads; ++size)
+      for (const Peers when : {Peers::early, Peers::late})
+        expect_operations(layer, size, (size * 5 + 1) % size, size % 2 ? 2048 : 1000 * size,
+                          size % 2 ? DType::bf16 : DType::f8_e4m3, when);
+  }
+  EXPECT_EQ(cases_, 22);
+}
+
+// Short enough for a sanitizer.
+TEST_F(GpuDecodeRank, OneOfTwoIsTheOperationsAndTheirSums) {
+  expect_operations(rank_layer(1), 2, 1, 300, DType::bf16, Peers::early);
+}
+
+// Peers that never come end in nothing, and leave nothing behind.
+TEST_F(GpuDecodeRank, EndsWhenPeersAreGivenUp) {
+  const RankLayer of = rank_layer(2);
+  const OnGpu cache(random_numbers(random_, 64 * 2 * 16 * 128, DType::bf16), {64, 2, 16, 128});
+  std::vector<int32_t> table(64);
+  std::iota(table.begin(), table.end(), 0);
+  const OnGpu ids(std::vector<int32_t>{5}, {1}), positions(std::vector<int32_t>{999}, {1}),
+      slots(std::vector<int32_t>{999}, {1}), starts(std::vector<int32_t>{0, 1}, {2}),
+      lens(std::vector<int32_t>{1000}, {1}), tables(table, {1, 64}),
+      rows(std::vector<int32_t>{0}, {1});
+  const ops::BatchLayout layout{ids, positions, slots, starts, lens, tables, rows};
+  const OnGpu residual(random_numbers(random_, kHidden, DType::bf16), {1, kHidden}),
+      hidden(random_numbers(random_, kHidden, DType::bf16), {1, kHidden}),
+      values(DType::f8_e4m3, {1, kHidden}), scales_of(DType::f32, {1, 24}),
+      angles(DType::f32, {1, 64}), chosen(DType::i32, {1, kTop}), weights(DType::f32, {1, kTop}),
+      delta(DType::bf16, {1, kHidden});
+  ops::rope_angles(gpu(), positions, 5e6f, angles);
+  ops::quantise(gpu(), hidden, {values, scales_of});
+  RankWordsOnGpu words(3, 1, 2);
+  const ops::DecodeTensors tensors{residual, hidden, {values, scales_of}, angles, chosen,
+                                   weights,  delta,  of.scratch};
+  const ops::DecodeRanks ranks{4, words.peers()};
+  const ops::KvCache both{cache, cache};
+  if (!ops::decodes_layer(gpu(), of.layer, both, layout, of.heads, tensors, ranks))
+    GTEST_SKIP() << "this GPU has too few multiprocessors for the kernel";
+  const ops::AddNorm after{residual, of.input_norm, 1e-6f, hidden, {values, scales_of}};
+  const auto decode = [&] {
+    ops::decode_layer(gpu(), of.layer, both, layout, of.heads, tensors, nullptr, &after, ranks);
+  };
+  decode();
+  decode();
+  std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  words.give_up();
+  synchronize(gpu());
+  decode();
+  synchronize(gpu());
+  expect_operations(of, 1, 0, 1000, DType::bf16, Peers::none);
+  expect_operations(of, 3, 2, 1000, DType::bf16, Peers::late);
 }
 
 }  // namespace
