@@ -288,7 +288,7 @@ __global__ void __launch_bounds__(kDecodeWarps* kWarp, 4)
 // in registers that they leave, and lets the next kernel start, which so stands ready when the last
 // parts are there. Bytes: parts * 130 * 4 a head. Bound: latency.
 constexpr int kJoinHeads = 4;
-__global__ void __maxnreg__(64) sm80_attention_join(AttentionArgs args) {
+__global__ void M2_MOST_REGISTERS(64) sm80_attention_join(AttentionArgs args) {
   let_next_start();
   const int rows = args.sequences * args.heads.q;
   bool waited = false;

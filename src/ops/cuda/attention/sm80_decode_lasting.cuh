@@ -316,7 +316,7 @@ __device__ __forceinline__ void join_all(const AttentionArgs& args, const Decode
 // memory. kJoins: blocks may be asked to join the parts; without, registers are left for those of
 // sm80_attention_join.
 template <class Page, int kUnit, int kAhead, int kBlocks, bool kJoins>
-__global__ void __maxnreg__(kJoins ? (kBlocks == 2 ? 255 : 512 / kBlocks) : 448 / kBlocks)
+__global__ void M2_MOST_REGISTERS(kJoins ? (kBlocks == 2 ? 255 : 512 / kBlocks) : 448 / kBlocks)
     sm80_attention_decode_lasting(AttentionArgs args) {
   using Places = typename PageUnit<Page, kUnit>::Places;
   constexpr int kWarpFloats = 8 * (kDim + 4);

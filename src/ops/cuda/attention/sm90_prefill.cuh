@@ -48,11 +48,6 @@ __device__ __forceinline__ void store_shared(uint32_t to, uint4 value) {
                "r"(value.z), "r"(value.w)
                : "memory");
 }
-__device__ __forceinline__ void wgmma_commit() {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-#endif
-}
 // What is computed of the numbers stays on its side of this point: the compiler does not know that
 // wgmma works on while it waits for nothing.
 __device__ __forceinline__ void pin(float (&numbers)[64]) {

@@ -128,17 +128,6 @@ constexpr int experts_beside() {
   return static_cast<int>(sizeof(TileQueue) + (kFew ? groups : 0));
 }
 
-__device__ __forceinline__ void wgmma_commit() {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-#endif
-}
-__device__ __forceinline__ void wgmma_wait_for_all() {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-#endif
-}
-
 template <int kValue>
 constexpr std::integral_constant<int, kValue> kInt;
 
