@@ -339,9 +339,7 @@ struct Turns {
       pages[c] = chain.pages;
     }
   }
-  __device__ __forceinline__ int all() const {
-    return pages[0] + pages[1] + pages[2];
-  }
+  __device__ __forceinline__ int all() const { return pages[0] + pages[1] + pages[2]; }
   // The group that the n-th page in the order in which they come is for, and which of its chain.
   __device__ __forceinline__ int2 turn(int n) const {
     const int m = n - 3 * pages[2], two = 2 * (pages[1] - pages[2]);
@@ -934,7 +932,7 @@ __device__ __forceinline__ void group_meets(int group) {
 }
 
 template <class Page>
-constexpr bool kWide = Page::kBytes == kPage* kDim * 2;  // BF16
+constexpr bool kWide = Page::kBytes == kPage * kDim * 2;  // BF16
 // The pair of dims whose sums are word `word` of a chain's words.
 template <class Page>
 __device__ __forceinline__ int pair_of_word(unsigned word) {
@@ -990,8 +988,7 @@ __device__ __forceinline__ void attend_chains(const AttendAndRoute& args, Shared
         Page page;
         page.load_keys(at, read);
         float logits[4] = {};
-        multiply_keys(
-            page, [&](int j) { return q[j]; }, logits);
+        multiply_keys(page, [&](int j) { return q[j]; }, logits);
         const int valid = context.tokens - chain.page(first + mine) * kPage;
 #pragma unroll
         for (int r = 0; r < 4; ++r)

@@ -16,8 +16,8 @@ namespace m2::ops::cuda {
     if (m2_status != cudaSuccess) cuda_failed(#call, cudaGetErrorString(m2_status)); \
   } while (0)
 
-// Of a kernel: at most so many registers a thread. Before CUDA 12.4 there is no word for it, and the
-// kernel may take more than leaves room for what should stand beside it.
+// Of a kernel: at most so many registers a thread. Before CUDA 12.4 there is no word for it, and
+// the kernel may take more than leaves room for what should stand beside it.
 #if CUDART_VERSION >= 12040
 #define M2_MOST_REGISTERS(count) __maxnreg__(count)
 #else
