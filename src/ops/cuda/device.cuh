@@ -34,7 +34,7 @@ struct LaunchShape {
   int shared_bytes = 0;
   int cluster = 1;          // thread blocks in a cluster, along x
   bool overlap = true;      // may start while the previous kernel of the stream drains (Hopper)
-  bool through_l1 = false;  // keeps much memory in flight by loads: needs L1 for it
+  bool through_l1 = false;  // keeps much memory in flight by loads: does not want it all shared
   // Of a multiprocessor's memory, as shared memory; < 0: no wish. Without one a kernel that fits
   // starts in whatever split a block in front has left, be L1 small.
   int shared_percent = -1;

@@ -1,23 +1,19 @@
 #pragma once
 
 #include "ops/cuda/attention/sm80_decode.cuh"
+#include "ops/cuda/coded_words.cuh"
 
 namespace m2::ops::cuda {
 
 // Parts of contexts on their way from who makes them to who joins them, as ranks send each other
-// numbers (parallel/cuda/peer_words.cuh): no fence, no count. What is sent is the complement of
-// floats, so that zeros mean that nothing has come; all ones, a NaN, goes as another one. Who joins
-// puts zeros back. A row has one q head's share of a part, four dims a word, and then largest logit
-// and sum of weights, twice, since a sector written by halves is read first. Only for who is alone
-// on the GPU (Exec::alone).
+// numbers (coded_words.cuh): no fence, no count. Who joins puts zeros back. A row has one q head's
+// share of a part, four dims a word, and then largest logit and sum of weights, twice, since a
+// sector written by halves is read first. Only for who is alone on the GPU (Exec::alone).
 constexpr int kSentRows = 24 << 10, kSentWords = kDim / 4 + 2;
 __device__ uint4 sent_parts[kSentRows * kSentWords];
 
 __device__ __forceinline__ void send_part_word(uint4* to, float a, float b, float c, float d) {
-  const auto coded = [](float number) {
-    const uint32_t bits = __float_as_uint(number);
-    return ~(bits == ~0u ? 0x7fffffffu : bits);
-  };
+  const auto coded = [](float number) { return under_way(__float_as_uint(number)); };
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 700
   asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(coded(a)),
                "r"(coded(b)), "r"(coded(c)), "r"(coded(d))
@@ -35,7 +31,7 @@ __device__ __forceinline__ uint4 look_at_part(const uint4* from) {
   return word;
 }
 __device__ __forceinline__ bool has_come(const uint4& word) {
-  return min(min(word.x, word.y), min(word.z, word.w)) != 0;
+  return least_of(word) != 0;
 }
 
 // What join_sent() knows of a head's parts, at most 32 at a time, the lane's one.
