@@ -154,10 +154,12 @@ const Command& run_batch_command() {
     return out;
   }();
   static const Command command{
-      "run-batch", "[MODEL]",
+      "run-batch",
+      "[MODEL]",
       "Answer a file of requests in OpenAI's batch format, with a model or a server (--url).",
       "Requests that fail have their line too. A run that was stopped goes on where it was.",
-      options};
+      options,
+      serve_options().size()};
   return command;
 }
 

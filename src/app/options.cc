@@ -441,7 +441,8 @@ std::string help_text(const Command& command, std::string_view group) {
   std::string_view heading;
   const bool is_group = std::any_of(command.options.begin(), command.options.end(),
                                     [&](const Option& o) { return in_group(o, group); });
-  for (const Option& option : command.options) {
+  const size_t hidden = group.empty() ? command.borrowed : 0;
+  for (const Option& option : command.options.first(command.options.size() - hidden)) {
     const bool named = option.name.find(group) != std::string_view::npos;
     if (!(is_group ? in_group(option, group) : named)) continue;
     if (option.group != heading) {
@@ -457,6 +458,8 @@ std::string help_text(const Command& command, std::string_view group) {
     if (!option.environment.empty()) out += fmt::format(" (${})", option.environment);
     out += '\n';
   }
+  if (hidden > 0)
+    out += fmt::format("\nAll options of m2 serve are taken too: m2 {} --help=all\n", command.name);
   if (!command.details.empty()) out += fmt::format("\n{}\n", command.details);
   return out;
 }

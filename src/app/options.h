@@ -45,6 +45,7 @@ struct Command {
   std::string_view summary;      // one line
   std::string_view details;      // paragraphs after the options; may be empty
   std::span<const Option> options;
+  size_t borrowed = 0;  // so many of the options, the last, are those of `m2 serve`
 };
 
 // What one command line said. Values are kept as text and read by kind.
@@ -88,8 +89,8 @@ std::optional<int64_t> parse_human_integer(std::string_view text);
 // The group of --help=GROUP among the words; "" for --help and -h; nothing if none is there.
 std::optional<std::string> help_asked(std::span<const std::string> words);
 
-// --help: usage, options by group, details. `group`, if not empty and not "all": only the groups
-// that begin so, or where there is none, the options with that in their names.
+// --help: usage, options by group, details. `group`: empty for all but what is borrowed, "all", or
+// only the groups that begin so, or where there is none, the options with that in their names.
 std::string help_text(const Command& command, std::string_view group);
 
 }  // namespace m2::app

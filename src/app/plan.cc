@@ -288,7 +288,8 @@ const Command& plan_command() {
     all.insert(all.end(), serve.begin(), serve.end());
     return all;
   }();
-  static const Command command{"plan", "MODEL",
+  static const Command command{"plan",
+                               "MODEL",
                                "Say what a model needs and gives on some GPUs, from its "
                                "config.json alone. MODEL is a folder, a "
                                "name in the local Hugging Face cache, or a config.json.",
@@ -297,9 +298,10 @@ const Command& plan_command() {
                                "graphs\nand activations. The floor is bytes read over the "
                                "datasheet's bandwidth; collectives are "
                                "not counted.\nRows with fp8 KV are what --kv-cache-dtype fp8 "
-                               "gives; rows with 4-bit experts show what that format would "
-                               "give.",
-                               options};
+                               "gives; rows with int4 experts show what that format would "
+                               "give,\nwhich m2 does not serve yet.",
+                               options,
+                               serve_options().size()};
   return command;
 }
 
@@ -353,7 +355,7 @@ Result<std::string> plan_text(const Values& values) {
   out += fmt::format(
       "\nPer rank: weights, activations of a step of {} tokens, KV. Over all: KV tokens, "
       "sequences of the longest context, and\nthe floor of a decoding step of {:.0f} "
-      "after {:.0f} tokens.\n",
+      "after {:.0f} tokens. int4: what it would give; m2 does not serve it yet.\n",
       request.step_tokens, batch, context);
   for (const std::string& name : machines) {
     const Shown* row = best(rows, name, fp8_kv);

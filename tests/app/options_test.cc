@@ -138,6 +138,19 @@ TEST(Options, HelpNamesEveryOptionWithItsDefault) {
   EXPECT_EQ(help_text(command, "cache").find("--port"), std::string::npos);
 }
 
+TEST(Options, HelpLeavesBorrowedOptionsToAll) {
+  static constexpr Option kOptions[] = {
+      {"own", "", "eval", OptionKind::flag, "", "Its own."},
+      {"port", "", "server", OptionKind::integer, "", "Somebody else's."}};
+  const Command command{"eval", "", "Ask it.", "", kOptions, 1};
+  const std::string help = help_text(command, "");
+  EXPECT_NE(help.find("--own"), std::string::npos);
+  EXPECT_EQ(help.find("--port"), std::string::npos);
+  EXPECT_NE(help.find("m2 eval --help=all"), std::string::npos);
+  for (const char* group : {"all", "server", "port"})
+    EXPECT_NE(help_text(command, group).find("--port"), std::string::npos) << group;
+}
+
 TEST(Options, DefaultsAreOfTheirKind) {
   for (const Option& option : serve_options()) {
     if (option.fallback.empty()) continue;

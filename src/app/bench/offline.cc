@@ -174,9 +174,12 @@ Result<void> save(const Values& values, const Json& numbers) {
 
 const Command& latency_command() {
   static const std::vector<Option> options = with_serving(kLatencyOptions);
-  static const Command command{"bench latency", "[MODEL]",
+  static const Command command{"bench latency",
+                               "[MODEL]",
                                "Loads a model and times one batch of requests, again and again.",
-                               "Every option of m2 serve is read too.", options};
+                               "",
+                               options,
+                               options.size() - std::size(kLatencyOptions)};
   return command;
 }
 
@@ -215,9 +218,12 @@ Result<void> run_latency(const Values& values) {
 
 const Command& throughput_command() {
   static const std::vector<Option> options = with_serving(kThroughputOptions);
-  static const Command command{"bench throughput", "[MODEL]",
+  static const Command command{"bench throughput",
+                               "[MODEL]",
                                "Loads a model and times many requests at once.",
-                               "Every option of m2 serve is read too.", options};
+                               "",
+                               options,
+                               options.size() - std::size(kThroughputOptions)};
   return command;
 }
 

@@ -268,10 +268,10 @@ const Command& doctor_command() {
   // clang-format on
   static constexpr Command kCommand{
       "doctor", "[MODEL]", "Can this machine run the model, and does it compute what it should?",
-      "Names driver, devices and memory, measures what they read and multiply and how GPUs reach "
-      "each other, runs every operation against double precision, a small model against the CPU, "
-      "and a checkpoint with goldens (m2-micro, or MODEL if it has a golden.json) against "
-      "transformers' logits. With MODEL it also reads the weights' files from their disk. Exits 1 "
+      "Names driver, devices and memory; measures what they read and multiply, and how GPUs reach "
+      "each other; runs\nevery operation against double precision, a small model against the CPU, "
+      "and a checkpoint with goldens (m2-micro,\nor MODEL if it has a golden.json) against "
+      "transformers' logits. With MODEL it also reads the weights' files from\ntheir disk. Exits 1 "
       "if anything is wrong.",
       kOptions};
   return kCommand;

@@ -138,12 +138,14 @@ const Command& eval_command() {
     return out;
   }();
   static const Command command{
-      "eval", "[URL-or-MODEL [FILE-or-FOLDER...]]",
+      "eval",
+      "[URL-or-MODEL [FILE-or-FOLDER...]]",
       "Ask a server or a model the questions of files and print how many answers are right.",
       "Without files: the sets in the model's own folder `eval`, or m2-micro's. Without anything: "
       "m2-micro.\nA file has a JSON object a line: {\"question\": ..., \"answer\": ...}, or "
       "{\"messages\": [...], \"ideal\": ...};\nsee docs/eval.md.",
-      options};
+      options,
+      serve_options().size()};
   return command;
 }
 
