@@ -511,75 +511,108 @@ Result<bool> SchemaGrammar::disjoint(const Json& a, const Json& b) {
   return false;
 }
 
-// Both at once; false if that is plainly impossible.
-Result<Json> SchemaGrammar::merge(const Json& a, const Json& b) {
-  if (a.empty()) return b;
-  if (b.empty()) return a;
-  Json out = a;
-  const auto both = [](const Json& x, const Json& y) {
-    if (x == y || y == Json(true)) return x;
-    if (x == Json(true)) return y;
-    if (x == Json(false) || y == Json(false)) return Json(false);
-    return Json{{"allOf", Json::array({x, y})}};
-  };
-  const auto schema_for = [](const Json& schema, const std::string& name) -> Json {
-    const Json* properties = find(schema, "properties");
-    if (const Json* own = properties ? find(*properties, name.c_str()) : nullptr) return *own;
-    const Json* additional = find(schema, "additionalProperties");
-    return additional ? *additional : Json(true);
-  };
-  for (const auto& [key, value] : b.items()) {
-    const Json* mine = find(a, key.c_str());
-    if (key == "properties" || key == "additionalProperties") continue;
-    if (!mine || *mine == value) {
-      out[key] = value;
-    } else if (key == "type") {
-      M2_TRY(const auto x, types_of(a));
-      M2_TRY(const auto y, types_of(b));
-      Json types = Json::array();
-      for (const auto& t : x)
-        for (const auto& u : y) {
-          if (t == u) types.push_back(t);
-          if ((t == "integer" && u == "number") || (t == "number" && u == "integer"))
-            types.push_back("integer");
-        }
-      if (types.empty()) return Json(false);
-      out[key] = types;
-    } else if (key == "enum" && mine->is_array() && value.is_array()) {
-      Json kept = Json::array();
-      for (const Json& one : *mine)
-        if (std::ranges::count(value, one) > 0) kept.push_back(one);
-      if (kept.empty()) return Json(false);
-      out[key] = kept;
-    } else if (key == "const") {
-      return Json(false);
-    } else if (key == "required" && mine->is_array() && value.is_array()) {
-      for (const Json& name : value)
-        if (std::ranges::count(out[key], name) == 0) out[key].push_back(name);
-    } else if (mine->is_number() && value.is_number() && key != "multipleOf") {
-      const bool keeps_larger = key.starts_with("min") || key == "exclusiveMinimum";
-      out[key] = (mine->get<double>() > value.get<double>()) == keeps_larger ? *mine : value;
-    } else if (key == "items" && !a.contains("prefixItems") && !b.contains("prefixItems")) {
-      out[key] = both(*mine, value);
-    } else if (key == "uniqueItems") {
-      out[key] = true;
-    } else {
-      M2_TRY_VOID(unsupported(key, "in more than one part of an 'allOf' or '$ref'"));
+namespace {
+
+// Two schemas of the same value, as one.
+Json both(const Json& x, const Json& y) {
+  if (x == y || y == Json(true)) return x;
+  if (x == Json(true)) return y;
+  if (x == Json(false) || y == Json(false)) return Json(false);
+  return Json{{"allOf", Json::array({x, y})}};
+}
+
+// What an object's schema says of the member `name`.
+Json member_schema(const Json& schema, const std::string& name) {
+  const Json* properties = find(schema, "properties");
+  if (const Json* own = properties ? find(*properties, name.c_str()) : nullptr) return *own;
+  const Json* additional = find(schema, "additionalProperties");
+  return additional ? *additional : Json(true);
+}
+
+// Types that are of both lists; an integer is a number.
+Json common_types(const std::vector<std::string>& x, const std::vector<std::string>& y) {
+  Json out = Json::array();
+  for (const auto& t : x)
+    for (const auto& u : y) {
+      if (t == u) out.push_back(t);
+      if ((t == "integer" && u == "number") || (t == "number" && u == "integer"))
+        out.push_back("integer");
     }
+  return out;
+}
+
+}  // namespace
+
+// A keyword that both have and say different things with; nothing if no value fits both.
+Result<std::optional<Json>> SchemaGrammar::merge_keyword(const Json& a, const Json& b,
+                                                         const std::string& key) {
+  const std::optional<Json> impossible;
+  const Json &mine = a.at(key), &value = b.at(key);
+  if (key == "type") {
+    M2_TRY(const auto x, types_of(a));
+    M2_TRY(const auto y, types_of(b));
+    Json types = common_types(x, y);
+    return types.empty() ? impossible : std::optional(std::move(types));
   }
+  if (key == "enum" && mine.is_array() && value.is_array()) {
+    Json kept = Json::array();
+    for (const Json& one : mine)
+      if (std::ranges::count(value, one) > 0) kept.push_back(one);
+    return kept.empty() ? impossible : std::optional(std::move(kept));
+  }
+  if (key == "const") return impossible;
+  if (key == "required" && mine.is_array() && value.is_array()) {
+    Json names = mine;
+    for (const Json& name : value)
+      if (std::ranges::count(names, name) == 0) names.push_back(name);
+    return std::optional(std::move(names));
+  }
+  if (mine.is_number() && value.is_number() && key != "multipleOf") {
+    const bool keeps_larger = key.starts_with("min") || key == "exclusiveMinimum";
+    return std::optional((mine.get<double>() > value.get<double>()) == keeps_larger ? mine : value);
+  }
+  if (key == "items" && !a.contains("prefixItems") && !b.contains("prefixItems"))
+    return std::optional(both(mine, value));
+  if (key == "uniqueItems") return std::optional(Json(true));
+  M2_TRY_VOID(unsupported(key, "in more than one part of an 'allOf' or '$ref'"));
+  return std::optional(mine);
+}
+
+// Refuses what one schema says of members or items that the other has not in mind.
+Result<void> SchemaGrammar::check_merge(const Json& a, const Json& b) {
   if (a.contains("patternProperties") != b.contains("patternProperties") &&
       (a.contains("properties") || b.contains("properties")))
     M2_TRY_VOID(unsupported("patternProperties", "in an 'allOf' with properties"));
   if (a.contains("items") != b.contains("items") &&
       (a.contains("prefixItems") || b.contains("prefixItems")))
     M2_TRY_VOID(unsupported("prefixItems", "in an 'allOf' with items"));
+  return {};
+}
+
+// Both at once; false if that is plainly impossible.
+Result<Json> SchemaGrammar::merge(const Json& a, const Json& b) {
+  if (a.empty()) return b;
+  if (b.empty()) return a;
+  Json out = a;
+  for (const auto& [key, value] : b.items()) {
+    if (key == "properties" || key == "additionalProperties") continue;
+    const Json* mine = find(a, key.c_str());
+    if (!mine || *mine == value) {
+      out[key] = value;
+      continue;
+    }
+    M2_TRY(std::optional<Json> one, merge_keyword(a, b, key));
+    if (!one) return Json(false);
+    out[key] = std::move(*one);
+  }
+  M2_TRY_VOID(check_merge(a, b));
   if (a.contains("properties") || b.contains("properties")) {
     Json properties = Json::object();
     for (const Json* from : {&a, &b})
       if (const Json* own = find(*from, "properties"); own && own->is_object())
         for (const auto& [name, schema] : own->items())
           if (!properties.contains(name))
-            properties[name] = both(schema_for(a, name), schema_for(b, name));
+            properties[name] = both(member_schema(a, name), member_schema(b, name));
     out["properties"] = properties;
   }
   const Json *x = find(a, "additionalProperties"), *y = find(b, "additionalProperties");
@@ -1031,121 +1064,102 @@ Result<Language> SchemaGrammar::objects(const Json& schema) {
   return Language(rules_.add("\"{\" " + blank_ + " " + *inside + " \"}\""));
 }
 
-Result<Language> SchemaGrammar::members(const Json& schema) {
-  static const Json none = Json::object();
-  const Json* properties = find(schema, "properties");
-  if (!properties) properties = &none;
-  if (!properties->is_object()) return malformed("properties", "an object");
-  std::set<std::string> required;
-  if (const Json* names = find(schema, "required")) {
-    if (!names->is_array()) return malformed("required", "a list of strings");
-    for (const Json& name : *names) {
-      if (!name.is_string()) return malformed("required", "a list of strings");
-      required.insert(name);
-    }
-  }
-  M2_TRY(const int64_t least, count_of(schema, "minProperties", 0));
-  M2_TRY(const int64_t most, count_of(schema, "maxProperties", INT64_MAX));
-  if (least > most) return Language();
+namespace {
 
-  // The names that are not declared.
-  const Json* additional = find(schema, "additionalProperties");
-  const Json* patterns = find(schema, "patternProperties");
-  const Json* names = find(schema, "propertyNames");
-  if (names && *names == Json(true)) names = nullptr;
-  if (patterns && patterns->is_object() && patterns->empty()) patterns = nullptr;
-  if (names && !properties->empty()) {
-    M2_TRY_VOID(unsupported("propertyNames", "beside 'properties'"));
-    names = nullptr;
+Result<std::set<std::string>> required_names(const Json& schema) {
+  std::set<std::string> out;
+  const Json* names = find(schema, "required");
+  if (!names) return out;
+  if (!names->is_array()) return malformed("required", "a list of strings");
+  for (const Json& name : *names) {
+    if (!name.is_string()) return malformed("required", "a list of strings");
+    out.insert(name);
   }
-  const Json open = true;
-  Json by_pattern;
+  return out;
+}
+
+}  // namespace
+
+// `pattern` is room for a schema of names, which the result may point to.
+Result<SchemaGrammar::OtherMembers> SchemaGrammar::other_members(const Json& schema,
+                                                                 const Json& properties,
+                                                                 Json& pattern) {
+  static const Json open = true;
+  OtherMembers out{find(schema, "additionalProperties"), find(schema, "propertyNames")};
+  const Json* patterns = find(schema, "patternProperties");
+  if (out.names && *out.names == Json(true)) out.names = nullptr;
+  if (patterns && patterns->is_object() && patterns->empty()) patterns = nullptr;
+  if (out.names && !properties.empty()) {
+    M2_TRY_VOID(unsupported("propertyNames", "beside 'properties'"));
+    out.names = nullptr;
+  }
   if (patterns) {
     if (!patterns->is_object()) return malformed("patternProperties", "an object");
-    const bool alone = patterns->size() == 1 && properties->empty() && !names;
+    const bool alone = patterns->size() == 1 && properties.empty() && !out.names;
     if (!alone) M2_TRY_VOID(unsupported("patternProperties", "beside others or 'properties'"));
     if (alone) {
-      by_pattern = Json{{"pattern", patterns->begin().key()}};
-      names = &by_pattern;
-      additional = &patterns->begin().value();
+      pattern = Json{{"pattern", patterns->begin().key()}};
+      out = {&patterns->begin().value(), &pattern};
     }
   }
-  if (!additional && properties->empty()) additional = &open;
+  if (!out.values && properties.empty()) out.values = &open;
+  return out;
+}
 
-  struct Member {
-    std::string text;
-    bool required;
+// Those that `properties` declares, then those that are required without being declared, as what
+// the rest of the schema says of such names. Nothing if no object can have them all; `others` is
+// what is left beside them.
+Result<std::optional<std::vector<SchemaGrammar::Member>>> SchemaGrammar::declared_members(
+    const Json& properties, std::set<std::string> required, OtherMembers& others) {
+  static const Json open = true;
+  const std::optional<std::vector<Member>> impossible;
+  std::vector<Member> out;
+  const auto add = [&](const std::string& key, const std::string& value, bool needed) {
+    out.push_back({rules_.add(ebnf_literal(key + ":") + " " + gap_ + " " + value), needed});
   };
-  std::vector<Member> declared;
-  for (const auto& [name, value] : properties->items()) {
+  for (const auto& [name, value] : properties.items()) {
     const bool needed = required.erase(name) > 0;
     const std::string key = python_json(Json(name));
     M2_TRY(Language language, values(value));
     if (options_.spelling == Spelling::json_value && has_tag(key)) language.reset();
-    if (!language && needed) return Language();
-    if (language)
-      declared.push_back(
-          {rules_.add(ebnf_literal(key + ":") + " " + gap_ + " " + *language), needed});
+    if (!language && needed) return impossible;
+    if (language) add(key, *language, needed);
   }
-  // Required but not declared: declared now, as what the rest of the schema says of such names.
   for (const std::string& name : required) {
-    if (additional && *additional == Json(false)) return Language();
-    if (names)
+    if (others.values && others.none()) return impossible;
+    if (others.names)
       M2_TRY_VOID(unsupported("required", "beside 'propertyNames' or 'patternProperties'"));
-    M2_TRY(const Language language, values(additional ? *additional : open));
-    if (!language) return Language();
-    declared.push_back(
-        {rules_.add(ebnf_literal(python_json(Json(name)) + ":") + " " + gap_ + " " + *language),
-         true});
+    M2_TRY(const Language language, values(others.values ? *others.values : open));
+    if (!language) return impossible;
+    add(python_json(Json(name)), *language, true);
   }
-  if (!required.empty() && additional && *additional != Json(false)) {
+  if (!required.empty() && !others.none()) {
     // Names not declared could be these again.
-    if (properties->empty())
-      additional = nullptr;
+    if (properties.empty())
+      others.values = nullptr;
     else
       M2_TRY_VOID(unsupported("required", "of undeclared names beside 'additionalProperties'"));
   }
+  return std::optional(std::move(out));
+}
 
-  std::string map;
-  if (additional && *additional != Json(false)) {
-    M2_TRY(map, map_members(schema, *additional, names));
+// Members in the order of their declaration, of which `first_required` is the first that has to be
+// there, then any number of others.
+std::string SchemaGrammar::in_order(const std::vector<Member>& declared, size_t first_required,
+                                    const std::string& next_map) {
+  std::string out;
+  for (size_t i = 0; i < first_required; ++i) out += "(" + declared[i].text + " " + comma() + ")? ";
+  out += declared[first_required].text;
+  for (size_t i = first_required + 1; i < declared.size(); ++i) {
+    const std::string part = rules_.add(comma() + " " + declared[i].text);
+    out += " " + part + (declared[i].required ? "" : "?");
   }
-  const auto needed = static_cast<int64_t>(
-      std::ranges::count_if(declared, [](const Member& m) { return m.required; }));
-  const auto all = static_cast<int64_t>(declared.size());
-  if (most < needed) return Language();
-  if (map.empty() && least > all) return Language();
+  return out + (next_map.empty() ? "" : " " + next_map + "*") + " " + blank_;
+}
 
-  const std::string next_map = map.empty() ? "" : rules_.add(comma() + " " + map);
-  if (declared.empty()) {
-    if (map.empty() || most == 0) return least > 0 ? Language() : Language("\"\"");
-    if (least > 1) M2_TRY_VOID(unsupported("minProperties", "above 1 where names are free"));
-    const std::string some =
-        map + " " +
-        rules_.times(next_map, 0, most == INT64_MAX ? -1 : std::min(most, kMostCounted) - 1) + " " +
-        blank_;
-    return Language(least > 0 ? some : "(" + some + ")?");
-  }
-  if (least > needed && !(least == 1 && needed == 0 && map.empty()) && least > 1)
-    M2_TRY_VOID(unsupported("minProperties", "above the number of required properties"));
-  if (most < all || (!map.empty() && most != INT64_MAX))
-    M2_TRY_VOID(unsupported("maxProperties", "below the number of properties"));
-  const bool some_needed = least >= 1 && needed == 0;
-  const std::string tail = next_map.empty() ? "" : " " + next_map + "*";
-
-  std::string body;
-  const auto first = std::ranges::find_if(declared, [](const Member& m) { return m.required; });
-  if (first != declared.end()) {
-    for (auto at = declared.begin(); at != first; ++at)
-      body += "(" + at->text + " " + comma() + ")? ";
-    body += first->text;
-    for (auto at = first + 1; at != declared.end(); ++at) {
-      const std::string part = rules_.add(comma() + " " + at->text);
-      body += " " + part + (at->required ? "" : "?");
-    }
-    return Language(body + tail + " " + blank_);
-  }
-  // All optional: begin with any of them, go on with those after it.
+// The same where none has to be there: begin with any of them, go on with those after it.
+std::string SchemaGrammar::any_of_them(const std::vector<Member>& declared, const std::string& map,
+                                       const std::string& next_map) {
   std::string after = map.empty() ? "\"\"" : rules_.add(next_map + "*");
   std::vector<std::string> starts;
   if (!map.empty()) starts.push_back(map + " " + after);
@@ -1154,8 +1168,52 @@ Result<Language> SchemaGrammar::members(const Json& schema) {
     after = rules_.add("(" + comma() + " " + declared[i].text + ")? " + after);
   }
   std::ranges::reverse(starts);
-  body = alternatives(starts) + " " + blank_;
-  return Language(some_needed ? body : "(" + body + ")?");
+  return alternatives(starts) + " " + blank_;
+}
+
+Result<Language> SchemaGrammar::members(const Json& schema) {
+  static const Json none = Json::object();
+  const Json* properties = find(schema, "properties");
+  if (!properties) properties = &none;
+  if (!properties->is_object()) return malformed("properties", "an object");
+  M2_TRY(const std::set<std::string> required, required_names(schema));
+  M2_TRY(const int64_t least, count_of(schema, "minProperties", 0));
+  M2_TRY(const int64_t most, count_of(schema, "maxProperties", INT64_MAX));
+  if (least > most) return Language();
+
+  Json pattern;
+  M2_TRY(OtherMembers others, other_members(schema, *properties, pattern));
+  M2_TRY(const auto may_declare, declared_members(*properties, required, others));
+  if (!may_declare) return Language();
+  const std::vector<Member>& declared = *may_declare;
+  std::string map;
+  if (!others.none()) {
+    M2_TRY(map, map_members(schema, *others.values, others.names));
+  }
+  const auto is_required = [](const Member& member) { return member.required; };
+  const auto needed = static_cast<int64_t>(std::ranges::count_if(declared, is_required));
+  const auto all = static_cast<int64_t>(declared.size());
+  if (most < needed) return Language();
+  if (map.empty() && least > all) return Language();
+
+  const std::string next_map = map.empty() ? "" : rules_.add(comma() + " " + map);
+  if (declared.empty()) {
+    if (map.empty() || most == 0) return least > 0 ? Language() : Language("\"\"");
+    if (least > 1) M2_TRY_VOID(unsupported("minProperties", "above 1 where names are free"));
+    const int64_t more = most == INT64_MAX ? -1 : std::min(most, kMostCounted) - 1;
+    const std::string some = map + " " + rules_.times(next_map, 0, more) + " " + blank_;
+    return Language(least > 0 ? some : "(" + some + ")?");
+  }
+  if (least > 1 && least > needed)
+    M2_TRY_VOID(unsupported("minProperties", "above the number of required properties"));
+  if (most < all || (!map.empty() && most != INT64_MAX))
+    M2_TRY_VOID(unsupported("maxProperties", "below the number of properties"));
+  if (needed > 0) {
+    const auto first = std::ranges::find_if(declared, is_required) - declared.begin();
+    return Language(in_order(declared, static_cast<size_t>(first), next_map));
+  }
+  const std::string some = any_of_them(declared, map, next_map);
+  return Language(least > 0 ? some : "(" + some + ")?");
 }
 
 // ---- anything

@@ -98,6 +98,8 @@ class SchemaGrammar {
   Result<std::vector<Json>> branches(const Json& list, const std::string& keyword, int depth);
   Result<bool> disjoint(const Json& a, const Json& b);
   Result<Json> merge(const Json& a, const Json& b);
+  Result<std::optional<Json>> merge_keyword(const Json& a, const Json& b, const std::string& key);
+  Result<void> check_merge(const Json& a, const Json& b);
 
   Result<Language> rule_of(const Json& schema);
   Result<Language> union_of(const Json& list);
@@ -110,6 +112,27 @@ class SchemaGrammar {
   Result<Language> arrays(const Json& schema);
   Result<Language> objects(const Json& schema);
   Result<std::string> map_members(const Json& schema, const Json& value_schema, const Json* key);
+
+  // A declared member, "key": value.
+  struct Member {
+    std::string text;
+    bool required;
+  };
+  // What the schema says of names that are not declared: schemas of their values and of the names
+  // themselves; null: no such member, or any name.
+  struct OtherMembers {
+    const Json* values = nullptr;
+    const Json* names = nullptr;
+    bool none() const { return !values || *values == Json(false); }
+  };
+  Result<OtherMembers> other_members(const Json& schema, const Json& properties, Json& pattern);
+  Result<std::optional<std::vector<Member>>> declared_members(const Json& properties,
+                                                              std::set<std::string> required,
+                                                              OtherMembers& others);
+  std::string in_order(const std::vector<Member>& declared, size_t first_required,
+                       const std::string& next_map);
+  std::string any_of_them(const std::vector<Member>& declared, const std::string& map,
+                          const std::string& next_map);
   Result<Language> members(const Json& schema);
   std::string blanks();
   std::string comma() { return "\",\" " + gap_; }
