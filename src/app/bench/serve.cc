@@ -613,6 +613,72 @@ void allow_sockets(const ServeBench& bench) {
                 limit);
 }
 
+// Asks once for an answer, if a limit of time says so.
+Result<void> ask_if_ready(const ServeBench& bench, const BenchRequest& request) {
+  if (bench.ready_seconds <= 0) {
+    say("Skipping endpoint ready check.");
+    return {};
+  }
+  say("Starting initial single prompt test run...");
+  M2_TRY_VOID(check_ready(bench, request));
+  say("Initial test run completed.");
+  return {};
+}
+
+// Requests like `run`'s, all with one prompt, which do not count.
+Result<void> warm_up(const ServeBench& bench, const BenchRequest& request, LoadGenerator& generator,
+                     const LoadGenerator::Run& run) {
+  if (bench.num_warmups <= 0) return {};
+  say(fmt::format("Warming up with {} requests...", bench.num_warmups));
+  LoadGenerator::Run warm = run;
+  warm.count = static_cast<size_t>(bench.num_warmups);
+  warm.body = [&](size_t) { return request_body(bench, request); };
+  warm.request_id = [&](size_t index) {
+    return bench.request_id_prefix + "warmup-" + std::to_string(index);
+  };
+  M2_TRY_VOID(generator.run(warm));
+  say("Warmup run completed.");
+  return {};
+}
+
+// What servers do not say: prompts' lengths, and tokens of answers that came without a count.
+void count_tokens(std::span<const BenchRequest> requests, const TextTools& tools,
+                  std::span<RequestResult> results) {
+  for (size_t i = 0; i < requests.size(); ++i) {
+    RequestResult& result = results[i];
+    result.prompt_len = requests[i].prompt_len;
+    if (result.success && result.output_tokens == 0)
+      result.output_tokens =
+          std::ssize(tools.tokenizer->encode(result.text, text::AddedTokens::all));
+  }
+}
+
+void say_failures(std::span<const RequestResult> results) {
+  constexpr int64_t kMostShown = 10;
+  say(fmt::format("Failed requests during benchmark run detected (capping to {}):", kMostShown));
+  int64_t shown = 0;
+  for (const RequestResult& result : results) {
+    if (!result.success && shown < kMostShown)
+      say(fmt::format("Error {}: {}", shown++, result.error));
+  }
+}
+
+// What the server has drafted since `before`, if anything.
+std::optional<Speculation> speculation_since(const ServeBench& bench, const std::string& key,
+                                             const std::optional<Speculation>& before) {
+  if (!before) return std::nullopt;
+  const auto after = fetch_speculation(bench, key);
+  if (!after || after->drafts <= before->drafts) return std::nullopt;
+  return difference(*after, *before);
+}
+
+void say_own_cost(const LoadReport& report) {
+  std::fprintf(
+      stderr, "load generator: %lld events, %.2f us of CPU per event on one thread\n",
+      static_cast<long long>(report.events),
+      report.events > 0 ? report.cpu_seconds / static_cast<double>(report.events) * 1e6 : 0.0);
+}
+
 }  // namespace
 
 Result<void> run_serve_bench(const Values& values) {
@@ -635,29 +701,13 @@ Result<void> run_serve_bench(const Values& values) {
         "default will be determined on the server side and can be model/API specific. For the old "
         "behavior, include --temperature=0.");
 
-  if (bench.ready_seconds > 0) {
-    say("Starting initial single prompt test run...");
-    M2_TRY_VOID(check_ready(bench, requests[0]));
-    say("Initial test run completed.");
-  } else {
-    say("Skipping endpoint ready check.");
-  }
+  M2_TRY_VOID(ask_if_ready(bench, requests[0]));
   allow_sockets(bench);
   LoadGenerator generator(bench.target, bench.max_concurrency.value_or(0));
   LoadGenerator::Run run;
   run.body = [&](size_t index) { return request_body(bench, requests[index]); };
   run.request_id = [&](size_t index) { return bench.request_id_prefix + std::to_string(index); };
-  if (bench.num_warmups > 0) {
-    say(fmt::format("Warming up with {} requests...", bench.num_warmups));
-    LoadGenerator::Run warm = run;
-    warm.count = static_cast<size_t>(bench.num_warmups);
-    warm.body = [&](size_t) { return request_body(bench, requests[0]); };
-    warm.request_id = [&](size_t index) {
-      return bench.request_id_prefix + "warmup-" + std::to_string(index);
-    };
-    M2_TRY_VOID(generator.run(warm));
-    say("Warmup run completed.");
-  }
+  M2_TRY_VOID(warm_up(bench, requests[0], generator, run));
 
   say("Starting main benchmark run...");
   describe_traffic(bench);
@@ -672,36 +722,16 @@ Result<void> run_serve_bench(const Values& values) {
   M2_TRY(LoadReport report, generator.run(run));
   bar.finish();
 
-  for (size_t i = 0; i < requests.size(); ++i) {
-    RequestResult& result = report.results[i];
-    result.prompt_len = requests[i].prompt_len;
-    if (result.success && result.output_tokens == 0)
-      result.output_tokens =
-          std::ssize(tools.tokenizer->encode(result.text, text::AddedTokens::all));
-  }
-  ReportOptions options{bench.max_concurrency, bench.arrivals.rate, bench.metrics, bench.percents};
+  count_tokens(requests, tools, report.results);
+  const ReportOptions options{bench.max_concurrency, bench.arrivals.rate, bench.metrics,
+                              bench.percents};
   const Summary summary = summarise(report.results, report.duration, bench.percents, bench.levels);
-  if (summary.failed > 0) {
-    constexpr int64_t kMostShown = 10;
-    say(fmt::format("Failed requests during benchmark run detected (capping to {}):", kMostShown));
-    int64_t shown = 0;
-    for (const RequestResult& result : report.results) {
-      if (!result.success && shown < kMostShown)
-        say(fmt::format("Error {}: {}", shown++, result.error));
-    }
-  }
-  std::optional<Speculation> speculation;
-  if (before) {
-    if (const auto after = fetch_speculation(bench, key); after && after->drafts > before->drafts)
-      speculation = difference(*after, *before);
-  }
+  if (summary.failed > 0) say_failures(report.results);
+  const std::optional<Speculation> speculation = speculation_since(bench, key, before);
   say("tip: install termplotlib and gnuplot to plot the metrics");
   std::fputs(result_table(summary, options, speculation).c_str(), stdout);
   std::fflush(stdout);
-  std::fprintf(
-      stderr, "load generator: %lld events, %.2f us of CPU per event on one thread\n",
-      static_cast<long long>(report.events),
-      report.events > 0 ? report.cpu_seconds / static_cast<double>(report.events) * 1e6 : 0.0);
+  say_own_cost(report);
   if (values.flag("save-result") || values.flag("append-result")) {
     const JsonDetail detail{report.results, values.flag("save-detailed"),
                             rps_changes(bench.arrivals, send_at, started)};

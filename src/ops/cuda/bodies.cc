@@ -429,6 +429,45 @@ ExpertsShape shape_of(const Exec& exec, const Tensor& x, const Experts& experts,
   return shape;
 }
 
+void set_weights(ExpertsArgs& args, const Experts& experts) {
+  args.w13 = experts.w13.data();
+  args.w2 = experts.w2.data();
+  args.weight_dtype = experts.w13.dtype();
+  args.experts = static_cast<int>(experts.count());
+  args.inner = static_cast<int>(experts.inner());
+  args.hidden = static_cast<int>(experts.hidden());
+  args.first_expert = static_cast<int>(experts.first_expert);
+  args.first_inner = static_cast<int>(experts.first_inner);
+  args.scale_row = static_cast<int>(experts.scale_row);
+  if (experts.w1_scale.empty()) return;
+  args.w1_scale = experts.w1_scale.as<float>();
+  args.w3_scale = experts.w3_scale.as<float>();
+  args.w2_scale = experts.w2_scale.as<float>();
+  args.inner_blocks = static_cast<int>(experts.w1_scale.size(1));
+  args.hidden_blocks = static_cast<int>(experts.w1_scale.size(2));
+}
+
+// Where the plan has put what in the scratch.
+void set_scratch(ExpertsArgs& args, const ExpertsPlan& plan, uint8_t* base) {
+  args.offsets = reinterpret_cast<int32_t*>(base + plan.offsets);
+  args.active = reinterpret_cast<int32_t*>(base + plan.active);
+  args.groups = reinterpret_cast<int32_t*>(base + plan.groups);
+  args.order = reinterpret_cast<int32_t*>(base + plan.order);
+  args.inner_values = base + plan.inner;
+  args.results = reinterpret_cast<float*>(base + plan.results);
+  if (plan.form == ExpertsForm::tiles)
+    args.position = reinterpret_cast<int32_t*>(base + plan.position);
+  if (plan.form == ExpertsForm::flow) {
+    args.done = reinterpret_cast<int32_t*>(base + plan.done);
+    args.next_tile = reinterpret_cast<int32_t*>(base + plan.next_tile);
+    args.posted = reinterpret_cast<uint32_t*>(base + plan.posted);
+  }
+  args.x_f8 = base + plan.x_f8;
+  args.x_scales = reinterpret_cast<float*>(base + plan.x_scales);
+  args.inner_f8 = base + plan.inner_f8;
+  args.inner_scales = reinterpret_cast<float*>(base + plan.inner_scales);
+}
+
 void run_experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Tensor weights,
                  Tensor scratch, Tensor out, const Quantised& quantised, const AddNorm* after,
                  const Route* route, const RouteChoice* choice = nullptr,
@@ -454,43 +493,10 @@ void run_experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids,
     launch_route(exec.stream, *route);
   }
   args.top = static_cast<int>(top);
-  args.w13 = experts.w13.data();
-  args.w2 = experts.w2.data();
-  args.weight_dtype = experts.w13.dtype();
-  args.experts = static_cast<int>(experts.count());
-  args.inner = static_cast<int>(experts.inner());
-  args.hidden = static_cast<int>(experts.hidden());
-  args.first_expert = static_cast<int>(experts.first_expert);
-  args.first_inner = static_cast<int>(experts.first_inner);
-  args.scale_row = static_cast<int>(experts.scale_row);
-  if (!experts.w1_scale.empty()) {
-    args.w1_scale = experts.w1_scale.as<float>();
-    args.w3_scale = experts.w3_scale.as<float>();
-    args.w2_scale = experts.w2_scale.as<float>();
-    args.inner_blocks = static_cast<int>(experts.w1_scale.size(1));
-    args.hidden_blocks = static_cast<int>(experts.w1_scale.size(2));
-  }
-  auto* base = static_cast<uint8_t*>(scratch.data());
-  args.offsets = reinterpret_cast<int32_t*>(base + plan.offsets);
-  args.active = reinterpret_cast<int32_t*>(base + plan.active);
-  args.groups = reinterpret_cast<int32_t*>(base + plan.groups);
-  args.order = reinterpret_cast<int32_t*>(base + plan.order);
-  args.inner_values = base + plan.inner;
-  args.results = reinterpret_cast<float*>(base + plan.results);
-
-  if (plan.form == ExpertsForm::tiles)
-    args.position = reinterpret_cast<int32_t*>(base + plan.position);
-  if (plan.form == ExpertsForm::flow) {
-    args.done = reinterpret_cast<int32_t*>(base + plan.done);
-    args.next_tile = reinterpret_cast<int32_t*>(base + plan.next_tile);
-    args.posted = reinterpret_cast<uint32_t*>(base + plan.posted);
-  }
+  set_weights(args, experts);
+  set_scratch(args, plan, static_cast<uint8_t*>(scratch.data()));
   args.group_pairs = static_cast<int>(plan.group_pairs);
   args.inner_stretch = plan.inner_stretch;
-  args.x_f8 = base + plan.x_f8;
-  args.x_scales = reinterpret_cast<float*>(base + plan.x_scales);
-  args.inner_f8 = base + plan.inner_f8;
-  args.inner_scales = reinterpret_cast<float*>(base + plan.inner_scales);
   args.powers = powers(exec);
 
   const auto norm_of = [&](int64_t first, int64_t count) {
@@ -555,9 +561,9 @@ bool is_dense(const Tensor& tensor, DType dtype, int64_t rows, int64_t columns) 
 }
 
 // Whether attend_and_route.h's kernel knows the shapes of the layer's attention half and gate.
-bool attends_at_once(const Exec& exec, const DecodeLayer& layer, const KvCache& cache,
-                     const BatchLayout& layout, const HeadShape& heads,
-                     const DecodeTensors& tensors, const DecodeRanks& ranks) {
+bool layer_fits(const Exec& exec, const DecodeLayer& layer, const KvCache& cache,
+                const BatchLayout& layout, const HeadShape& heads, const DecodeTensors& tensors,
+                const DecodeRanks& ranks) {
   using Shape = AttendShape;
   constexpr int64_t kHidden = Shape::kHidden, kExperts = Shape::kExperts;
   const int64_t q_width = heads.q_heads * Shape::kHeadDim,
@@ -568,7 +574,7 @@ bool attends_at_once(const Exec& exec, const DecodeLayer& layer, const KvCache& 
     return false;
   if (!exec.alone || compute_major() != 9 || multiprocessors() < kAttendBlocks) return false;
   if (layout.tokens() != 1 || layout.sequences() != 1 || layer.qkv.size() != 3) return false;
-  if (!cuda::attends_at_once(heads.kv_heads) ||
+  if (!attends_at_once(heads.kv_heads) ||
       heads.q_heads * Shape::kKvHeads != heads.kv_heads * Shape::kQHeads ||
       heads.head_dim != Shape::kHeadDim || heads.rotary_dim != Shape::kRotary ||
       cache.k.size(2) != Shape::kBlock)
@@ -611,7 +617,7 @@ ExpertsPlan plan_for_one(const Exec& exec, const Experts& experts, int64_t top) 
 bool decodes_layer(const Exec& exec, const DecodeLayer& layer, const KvCache& cache,
                    const BatchLayout& layout, const HeadShape& heads, const DecodeTensors& tensors,
                    const DecodeRanks& ranks) {
-  if (!attends_at_once(exec, layer, cache, layout, heads, tensors, ranks)) return false;
+  if (!layer_fits(exec, layer, cache, layout, heads, tensors, ranks)) return false;
   const ExpertsPlan plan = plan_for_one(exec, layer.experts, tensors.ids.size(1));
   if (ranks.size > 1 && tensors.ids.size(1) != 8) return false;  // that RankExperts are of
   return plan.form == ExpertsForm::flow && experts_choose(plan, 1) && plan.fused &&
