@@ -110,22 +110,6 @@ __device__ __forceinline__ void store_few(const ChoiceTable& table, const Expert
   weights[lane] = score / (sum > 0.0f ? sum : 1.0f);
 }
 
-// By a whole warp, of whose lanes each has `count` < 16 of something: how many come in lanes before
-// this one, and in all.
-struct LanePlaces {
-  int before, all;
-};
-__device__ __forceinline__ LanePlaces lane_places(int count, uint32_t lanes_before) {
-  LanePlaces out = {};
-#pragma unroll
-  for (int bit = 0; bit < 4; ++bit) {
-    const uint32_t lanes = __ballot_sync(~0u, count >> bit & 1);
-    out.before += __popc(lanes & lanes_before) << bit;
-    out.all += __popc(lanes) << bit;
-  }
-  return out;
-}
-
 // choose() by a whole warp, in fewer steps: with every lane's largest key, the `top`-th largest of
 // those is a bound that few keys reach, and these are compared each with each. Lane l returns the
 // l-th of the chosen in ascending order of id, which table.largest has too; past the last, -1.
@@ -157,7 +141,13 @@ __device__ __forceinline__ int choose_few(ChoiceTable& table, int top) {
   uint32_t mine = 0;
 #pragma unroll
   for (int i = 0; i < kEach; ++i) mine |= key[i] >= bound ? 1u << i : 0;
-  auto [place, all] = lane_places(__popc(mine), before);
+  int count = __popc(mine), place = 0, all = 0;
+#pragma unroll
+  for (int bit = 0; bit < 4; ++bit) {
+    const uint32_t lanes = __ballot_sync(~0u, count >> bit & 1);
+    place += __popc(lanes & before) << bit;
+    all += __popc(lanes) << bit;
+  }
   uint32_t chosen = 0;  // of the lane's
   if (all <= kWarp) {
 #pragma unroll
@@ -193,7 +183,11 @@ __device__ __forceinline__ int choose_few(ChoiceTable& table, int top) {
     if (first / kEach == static_cast<uint32_t>(lane)) chosen |= 1u << first % kEach;
   }
   __syncwarp();
-  place = lane_places(__popc(chosen), before).before;
+  count = __popc(chosen);
+  place = 0;
+#pragma unroll
+  for (int bit = 0; bit < 4; ++bit)
+    place += __popc(__ballot_sync(~0u, count >> bit & 1) & before) << bit;
 #pragma unroll
   for (int i = 0; i < kEach; ++i)
     if (chosen >> i & 1) table.largest[place++] = lane * kEach + i;
@@ -238,7 +232,14 @@ __device__ __forceinline__ int2 choose_one(ChoiceTable& table,
   uint32_t mine = 0;
 #pragma unroll
   for (int i = 0; i < kEach; ++i) mine |= key[i] >= bound ? 1u << i : 0;
-  auto [place, all] = lane_places(__popc(mine), before);
+  const int count = __popc(mine);
+  int place = 0, all = 0;
+#pragma unroll
+  for (int bit = 0; bit < 4; ++bit) {
+    const uint32_t lanes = __ballot_sync(~0u, count >> bit & 1);
+    place += __popc(lanes & before) << bit;
+    all += __popc(lanes) << bit;
+  }
   if (all > kWarp) {  // hardly ever
 #pragma unroll
     for (int i = 0; i < kEach; ++i) table.keys[lane * kEach + i] = key[i];
