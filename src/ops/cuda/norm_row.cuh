@@ -72,22 +72,6 @@ __device__ __forceinline__ Pack8<T> normed(const Pack8<T>& kept, const float (&b
   return pack;
 }
 
-// The scale of 128 columns, of which half a warp has 8 a thread. `together`: the lanes that call
-// it.
-__device__ __forceinline__ float half_warp_scale(const float (&value)[8], bool powers,
-                                                 unsigned together) {
-  float most = fmaxf(largest_of(value[0], value[1], value[2], value[3]),
-                     largest_of(value[4], value[5], value[6], value[7]));
-#pragma unroll
-  for (int offset = 8; offset; offset /= 2)
-    most = fmaxf(most, __shfl_xor_sync(together, most, offset));
-  return f8_scale(most, powers);
-}
-__device__ __forceinline__ uint2 eight_in_f8(const float (&value)[8], float inverse) {
-  return {to_f8(value[0], value[1], value[2], value[3], inverse),
-          to_f8(value[4], value[5], value[6], value[7], inverse)};
-}
-
 // 8 columns in FP8, and the scale of the 128 that half a warp has, which all call this.
 struct PackF8 {
   uint2 values;
@@ -98,8 +82,15 @@ __device__ __forceinline__ PackF8 in_f8(const Pack8<T>& pack, bool powers) {
   float value[8];
 #pragma unroll
   for (int i = 0; i < 8; ++i) value[i] = to_float(pack.values[i]);
-  const float scale = half_warp_scale(value, powers, 0xffffu << (threadIdx.x & 16));
-  return {eight_in_f8(value, 1.0f / scale), scale};
+  float most = fmaxf(largest_of(value[0], value[1], value[2], value[3]),
+                     largest_of(value[4], value[5], value[6], value[7]));
+#pragma unroll
+  for (int offset = 8; offset; offset /= 2)
+    most = fmaxf(most, __shfl_xor_sync(0xffffu << (threadIdx.x & 16), most, offset));
+  const float scale = f8_scale(most, powers), inverse = 1.0f / scale;
+  return {{to_f8(value[0], value[1], value[2], value[3], inverse),
+           to_f8(value[4], value[5], value[6], value[7], inverse)},
+          scale};
 }
 
 // Writes pack p of a row, normed, and quantised if wanted.

@@ -106,10 +106,15 @@ __device__ __forceinline__ void norm_eight(const NormedTo& to, const RowSum<kPar
   if (has) to.out[pack] = normed;
   if (!to.quantised) return;
   as_floats(normed, value);
-  const float scale = half_warp_scale(value, to.powers, ~0u);
-  const float inverse = 1.0f / scale;
+  float most = fmaxf(largest_of(value[0], value[1], value[2], value[3]),
+                     largest_of(value[4], value[5], value[6], value[7]));
+#pragma unroll
+  for (int offset = 8; offset; offset /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, offset));
+  const float scale = f8_scale(most, to.powers), inverse = 1.0f / scale;
   if (!has) return;
-  reinterpret_cast<uint2*>(to.quantised)[pack] = eight_in_f8(value, inverse);
+  reinterpret_cast<uint2*>(to.quantised)[pack] = {
+      to_f8(value[0], value[1], value[2], value[3], inverse),
+      to_f8(value[4], value[5], value[6], value[7], inverse)};
   if (thread % 16 == 0) to.scales[pack / 16] = scale;
 }
 
