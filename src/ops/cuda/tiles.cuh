@@ -255,18 +255,7 @@ struct ClusterQueue {
   }
 };
 
-// The ring's stages of kHalves halves of 128 rows, two boxes of tokens in front of their weights;
-// and the scales of a stage.
-template <int kHalves>
-constexpr int kTileStageBytes = (2 + 2 * kHalves) * kTileBoxBytes;
-template <int kHalves>
-constexpr int kTileStages = kTileRing / kTileStageBytes<kHalves>;
-constexpr int kTileScaleStage = 2 * kTileScaleBytes;
-static_assert(kTileStages<1> <= kTileMaxStages);
-template <TileShare kShare>
-constexpr int kTileBlocks = kShare == TileShare::nothing ? 1 : 2;  // of a cluster
-
-// What run_tiles() asks of Work:
+// Runs tiles of Work: blockIdx.x, blockIdx.x + gridDim.x, ..., or those that its queue gives.
 //   kHalfRows                                rows from the first half's to the second's
 //   int tiles, columns                       how many, and K
 //   int* next                                a zero, to count tiles in; null: in turn
@@ -282,307 +271,14 @@ constexpr int kTileBlocks = kShare == TileShare::nothing ? 1 : 2;  // of a clust
 //                                            so that they do not cost as much as 64; they need
 //   void store_few(place, group, total, turn)  two pieces of 64 rows of the warpgroup's half, as
 //                                            wgmma_64xNx32 leaves them
-
-// Which tile is a block's `count`-th.
-template <class Work>
-__device__ __forceinline__ int tile_at(ClusterQueue& queue, int count) {
-  return Work::kQueued ? queue.wait(count)
-                       : static_cast<int>(blockIdx.x) + count * static_cast<int>(gridDim.x);
-}
-
-// The step's tokens and weights on their way into a stage at `to`, `done` when they are there. One
-// thread's.
-template <TileShare kShare, class Work>
-__device__ __forceinline__ void ask_for_step(const Work& work, const TilePlace& place, int rank,
-                                             int token_boxes, uint32_t to, int column,
-                                             uint64_t* done) {
-  const TileShare share = kShare == TileShare::either ? place.share : kShare;
-  if (share == TileShare::tokens) {
-    if (rank < token_boxes)
-      tensor_copy_to_all(to + rank * kTileBoxBytes, work.tokens, column,
-                         place.token + rank * kTileBox, done, 3);
-  } else {
-    for (int box = 0; box < token_boxes; ++box)
-      tensor_copy(to + box * kTileBoxBytes, work.tokens, column, place.token + box * kTileBox,
-                  done);
-  }
-  for (int half = 0; half < place.halves; ++half) {
-    const uint32_t weights = to + (2 + 2 * half) * kTileBoxBytes;
-    const int upper = place.upper_row + half * Work::kHalfRows;
-    const int lower = place.lower_row + half * Work::kHalfRows;
-    if (share == TileShare::weights) {
-      tensor_copy_to_all(weights + rank * kTileBoxBytes, work.weights, column,
-                         rank == 0 ? upper : lower, done, 3);
-    } else {
-      tensor_copy(weights, work.weights, column, upper, done);
-      tensor_copy(weights + kTileBoxBytes, work.weights, column, lower, done);
-    }
-  }
-}
-
-// One warp's: all tiles' places and numbers into the ring.
-template <int kHalves, int kStretches, TileShare kShare, class Work>
-__device__ __forceinline__ void bring_tiles(Work& work, uint32_t base, int steps,
-                                            uint64_t (&full)[kTileMaxStages],
-                                            uint64_t (&empty)[kTileMaxStages],
-                                            TilePlace (&places)[kTilePlaces], ClusterQueue& queue,
-                                            int lane) {
-  constexpr int kBlocks = kTileBlocks<kShare>;
-  const int rank = kBlocks > 1 ? blockIdx.x % kBlocks : 0;
-  int slot = 0, round = 0;
-  if (Work::kQueued && rank == 0 && lane == 0) queue.template take<kBlocks>(work.next, 0);
-  for (int count = 0;; ++count) {
-    const int tile = tile_at<Work>(queue, count);
-    if (tile >= work.tiles) {  // the consumers hear of it as they do of a tile
-      if (lane != 0) break;
-      if (round > 0) barrier_wait(&empty[slot], (round - 1) & 1);
-      places[count % kTilePlaces].matrix = -1;
-      barrier_arrive(&full[slot]);
-      break;
-    }
-    if (Work::kQueued && rank == 0 && lane == 0) queue.template take<kBlocks>(work.next, count + 1);
-    __syncwarp();
-    const TilePlace place = work.place(tile);
-    if (lane != 0) continue;
-    const int token_boxes = (place.tokens + kTileBox - 1) / kTileBox;
-    const int bytes = (token_boxes + 2 * place.halves) * kTileBoxBytes;
-    for (int step = 0; step < steps; ++step) {
-      if (round > 0) barrier_wait(&empty[slot], (round - 1) & 1);
-      if (step == 0) places[count % kTilePlaces] = place;
-      uint64_t* const done = &full[slot];
-      const uint32_t to = base + slot * kTileStageBytes<kHalves>;
-      const int column = step * kTileStep;
-      barrier_expect(done, bytes);
-      ask_for_step<kShare>(work, place, rank, token_boxes, to, column, done);
-      if (++slot == kTileStages<kHalves>) {
-        slot = 0;
-        ++round;
-      }
-    }
-  }
-}
-
-// Another's: their scales.
-template <int kHalves, int kStretches, TileShare kShare, class Work>
-__device__ __forceinline__ void bring_tile_scales(Work& work, uint32_t base, int steps,
-                                                  uint64_t (&full)[kTileMaxStages],
-                                                  uint64_t (&empty)[kTileMaxStages],
-                                                  ClusterQueue& queue, int lane) {
-  extern __shared__ uint8_t tile_memory[];
-  int slot = 0, round = 0;
-  const int stretches = work.stretches();
-  for (int count = 0;; ++count) {
-    const int tile = tile_at<Work>(queue, count);
-    if (tile >= work.tiles) {
-      if (round > 0) barrier_wait(&empty[slot], (round - 1) & 1);
-      arrive_when_copied(&full[slot]);
-      break;
-    }
-    const TilePlace place = work.place(tile);
-    const float* of_token[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) of_token[i] = work.token_scales(place, i * kWarp + lane);
-    const float* of_weights = work.weight_scales(place, lane / 2 % kHalves, lane % 2);
-    for (int step = 0; step < steps; ++step) {
-      if (round > 0) barrier_wait(&empty[slot], (round - 1) & 1);
-#pragma unroll
-      for (int s = 0; s < kStretches; ++s) {
-        const int stretch = step * kStretches + s;
-        const bool there = stretch < stretches;  // else all is zero
-        auto* to =
-            reinterpret_cast<float*>(tile_memory + (base - shared_address(tile_memory)) +
-                                     kTileRing + slot * kTileScaleStage + s * kTileScaleBytes);
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          copy_float(to + i * kWarp + lane, of_token[i] + (there ? stretch : 0), there);
-        if (lane < 2 * kHalves)
-          copy_float(to + kTileTokens + lane, of_weights + (there ? work.weight_scale(stretch) : 0),
-                     there);
-      }
-      arrive_when_copied(&full[slot]);
-      if (++slot == kTileStages<kHalves>) {
-        slot = 0;
-        ++round;
-      }
-    }
-  }
-}
-
-// The two warpgroups'.
-template <int kHalves, int kStretches, TileShare kShare, class Work>
-__device__ __forceinline__ void multiply_tiles(Work& work, uint32_t base, int steps,
-                                               uint64_t (&full)[kTileMaxStages],
-                                               uint64_t (&empty)[kTileMaxStages],
-                                               TilePlace (&places)[kTilePlaces], int warp,
-                                               int lane) {
-  constexpr int kBlocks = kTileBlocks<kShare>;
-  const int group = __shfl_sync(~0u, warp / 4, 0);
-  // Addresses, once and for all.
-  uint32_t full_at, empty_at;
-  asm volatile("mov.u32 %0, %1;" : "=r"(full_at) : "r"(shared_address(full)));
-  asm volatile("mov.u32 %0, %1;" : "=r"(empty_at) : "r"(shared_address(empty)));
-  if constexpr (kBlocks > 1) empty_at = address_in_block(empty_at, lane % kBlocks);
-  uint32_t slot = 0, parity = 0;
-  int turn = 0;  // counts tiles at whose ends the warpgroups may have to meet
-  for (int count = 0;; ++count) {
-    barrier_wait(full_at + slot * 8, parity);  // with a tile's first stage comes its place
-    const TilePlace place = places[count % kTilePlaces];
-    if (place.matrix < 0) break;
-    const auto next_slot = [&] {
-      const bool last = slot == kTileStages<kHalves> - 1;
-      slot = last ? 0 : slot + 1;
-      parity ^= last ? 1 : 0;
-    };
-    const auto hand_back = [&] {
-      if (lane < kBlocks) arrive_in_cluster(empty_at + slot * 8);
-    };
-    if constexpr (Work::kTurnsFew) {
-      if (__shfl_sync(~0u, place.tokens, 0) <= kTileFew) {
-        // Few tokens: a half for each warpgroup, its rows as the side of 64.
-        const bool mine = group < __shfl_sync(~0u, place.halves, 0);
-        const uint32_t rows_low =
-            __shfl_sync(~0u, operand_low(base + (2 + 2 * group) * kTileBoxBytes), 0);
-        const uint32_t few_low = __shfl_sync(~0u, operand_low(base), 0);
-        const uint32_t few_scales = base + kTileRing + lane % 4 * 8;
-        const uint32_t own_scales = base + kTileRing + (kTileTokens + 2 * group) * 4;
-        float few[2][16] = {};
-#pragma unroll 1
-        for (int step = 0; step < steps; ++step) {
-          barrier_wait(full_at + slot * 8, parity);
-          const uint32_t stage = slot * (kTileStageBytes<kHalves> / 16),
-                         scales = slot * kTileScaleStage;
-          if (mine) {
-            float2 of_few[kStretches][4], by[kStretches];
-#pragma unroll
-            for (int s = 0; s < kStretches; ++s) {
-#pragma unroll
-              for (int j = 0; j < 4; ++j)
-                of_few[s][j] = shared_float2(few_scales + scales + s * kTileScaleBytes + j * 32);
-              by[s] = shared_float2(own_scales + scales + s * kTileScaleBytes);
-            }
-#pragma unroll
-            for (int s = 0; s < kStretches; ++s) {
-              float d[2][16];
-              wgmma_begin();
-#pragma unroll
-              for (int k = 0; k < 4 / kStretches; ++k) {
-                const int offset = (s * (4 / kStretches) + k) * 2;
-#pragma unroll
-                for (int i = 0; i < 2; ++i)
-                  wgmma_64xNx32<32>(
-                      d[i], operand_from(rows_low + stage + (i * (kTileBoxBytes / 16) + offset)),
-                      operand_from(few_low + stage + offset), k > 0);
-              }
-              wgmma_finish();
-#pragma unroll
-              for (int i = 0; i < 2; ++i) {
-                const float w = i == 0 ? by[s].x : by[s].y;
-                float(&sum)[16] = few[i];
-#pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                  const float f0 = of_few[s][j].x * w, f1 = of_few[s][j].y * w;
-                  sum[4 * j] = fmaf(d[i][4 * j], f0, sum[4 * j]);
-                  sum[4 * j + 1] = fmaf(d[i][4 * j + 1], f1, sum[4 * j + 1]);
-                  sum[4 * j + 2] = fmaf(d[i][4 * j + 2], f0, sum[4 * j + 2]);
-                  sum[4 * j + 3] = fmaf(d[i][4 * j + 3], f1, sum[4 * j + 3]);
-                }
-              }
-            }
-          }
-          __syncwarp();
-          hand_back();
-          next_slot();
-        }
-        ++turn;
-        if (mine) work.store_few(place, group, few, turn);
-        continue;
-      }
-    }
-    // Of 64 tokens and fewer each warpgroup takes a half, of more 64 tokens.
-    const bool narrow = kHalves == 2 && place.tokens <= kTileBox;
-    const int box = narrow ? 0 : group, first = narrow ? group : 0;
-    const int halves = __shfl_sync(~0u,
-                                   box * kTileBox >= place.tokens ? 0
-                                   : narrow                       ? (group < place.halves ? 1 : 0)
-                                                                  : place.halves,
-                                   0);
-    const int row = box * kTileBox + warp % 4 * 16 + lane / 4;  // and row + 8
-    const uint32_t tokens_low = __shfl_sync(~0u, operand_low(base + box * kTileBoxBytes), 0);
-    const uint32_t weights_low =
-        __shfl_sync(~0u, operand_low(base + (2 + 2 * first) * kTileBoxBytes), 0);
-    const uint32_t row_scales = base + kTileRing + row * 4;
-    const uint32_t weight_scales = base + kTileRing + (kTileTokens + 2 * first) * 4;
-    float total[kHalves][64] = {};
-    const auto multiply = [&]<int kUnits>(std::integral_constant<int, kUnits>) {
-#pragma unroll 1
-      for (int step = 0; step < steps; ++step) {
-        barrier_wait(full_at + slot * 8, parity);
-        const uint32_t stage = slot * (kTileStageBytes<kHalves> / 16),
-                       scales = slot * kTileScaleStage;
-        float row0[kStretches], row1[kStretches];
-        float2 weight[kStretches][kUnits];
-#pragma unroll
-        for (int s = 0; s < kStretches; ++s) {
-          row0[s] = shared_float(row_scales + scales + s * kTileScaleBytes);
-          row1[s] = shared_float(row_scales + scales + s * kTileScaleBytes + 32);
-#pragma unroll
-          for (int half = 0; half < kUnits; ++half)
-            weight[s][half] =
-                shared_float2(weight_scales + scales + s * kTileScaleBytes + half * 8);
-        }
-#pragma unroll
-        for (int half = 0; half < kUnits; ++half) {
-#pragma unroll
-          for (int s = 0; s < kStretches; ++s) {
-            float d[64];
-            wgmma_begin();
-#pragma unroll
-            for (int k = 0; k < 4 / kStretches; ++k) {
-              const int offset = (s * (4 / kStretches) + k) * 2;
-              wgmma_64x128x32(
-                  d, operand_from(tokens_low + stage + offset),
-                  operand_from(weights_low + stage + (half * (2 * kTileBoxBytes / 16) + offset)),
-                  k > 0);
-            }
-            wgmma_finish();
-            if (s == kStretches - 1 && half == kUnits - 1) hand_back();
-            const float2 w = weight[s][half];
-            const float f00 = row0[s] * w.x, f10 = row1[s] * w.x;
-            const float f01 = row0[s] * w.y, f11 = row1[s] * w.y;
-            float(&sum)[64] = total[half];
-#pragma unroll
-            for (int j = 0; j < 16; ++j) {
-              sum[4 * j] = fmaf(d[4 * j], j < 8 ? f00 : f01, sum[4 * j]);
-              sum[4 * j + 1] = fmaf(d[4 * j + 1], j < 8 ? f00 : f01, sum[4 * j + 1]);
-              sum[4 * j + 2] = fmaf(d[4 * j + 2], j < 8 ? f10 : f11, sum[4 * j + 2]);
-              sum[4 * j + 3] = fmaf(d[4 * j + 3], j < 8 ? f10 : f11, sum[4 * j + 3]);
-            }
-          }
-        }
-        next_slot();
-      }
-    };
-    if (kHalves == 2 && halves == 2) {
-      multiply(std::integral_constant<int, kHalves>());
-    } else if (halves == 1) {
-      multiply(std::integral_constant<int, 1>());
-    } else {
-      for (int step = 0; step < steps; ++step) {
-        barrier_wait(full_at + slot * 8, parity);
-        hand_back();
-        next_slot();
-      }
-    }
-    if (narrow) ++turn;
-    work.template store<kHalves>(place, first, halves, row, total, turn);
-  }
-}
-
-// Runs tiles of Work: blockIdx.x, blockIdx.x + gridDim.x, ..., or those that its queue gives.
 // kStretches: stretches of K a step of 128 has, 1 or 2.
 template <int kHalves, int kStretches, TileShare kShare, class Work>
 __device__ __forceinline__ void run_tiles(Work& work) {
-  constexpr int kBlocks = kTileBlocks<kShare>;
+  constexpr int kStageBytes = (2 + 2 * kHalves) * kTileBoxBytes;
+  constexpr int kStages = kTileRing / kStageBytes;
+  constexpr int kBlocks = kShare == TileShare::nothing ? 1 : 2;
+  constexpr int kScaleStage = 2 * kTileScaleBytes;
+  static_assert(kStages <= kTileMaxStages);
   extern __shared__ uint8_t tile_memory[];
   __shared__ uint64_t full[kTileMaxStages], empty[kTileMaxStages];
   __shared__ TilePlace places[kTilePlaces];
@@ -590,7 +286,7 @@ __device__ __forceinline__ void run_tiles(Work& work) {
   const uint32_t base = (shared_address(tile_memory) + 1023) & ~1023u;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   if (threadIdx.x == 0) {
-    for (int i = 0; i < kTileStages<kHalves>; ++i) {
+    for (int i = 0; i < kStages; ++i) {
       barrier_init(&full[i], 1 + kWarp);
       barrier_init(&empty[i], kBlocks * kTileConsumers / kWarp);
     }
@@ -602,17 +298,268 @@ __device__ __forceinline__ void run_tiles(Work& work) {
   __syncthreads();
   if constexpr (kBlocks > 1) meet_cluster();
   const int steps = (work.columns + kTileStep - 1) / kTileStep;
+  const auto tile_at = [&](int count) {
+    return Work::kQueued ? queue.wait(count)
+                         : static_cast<int>(blockIdx.x) + count * static_cast<int>(gridDim.x);
+  };
 
   if (warp >= kTileConsumers / kWarp) {
     give_registers<40>();
     if (warp == kTileConsumers / kWarp) {
-      bring_tiles<kHalves, kStretches, kShare>(work, base, steps, full, empty, places, queue, lane);
+      const int rank = kBlocks > 1 ? blockIdx.x % kBlocks : 0;
+      int slot = 0, round = 0;
+      if (Work::kQueued && rank == 0 && lane == 0) queue.template take<kBlocks>(work.next, 0);
+      for (int count = 0;; ++count) {
+        const int tile = tile_at(count);
+        if (tile >= work.tiles) {  // the consumers hear of it as they do of a tile
+          if (lane != 0) break;
+          if (round > 0) barrier_wait(&empty[slot], (round - 1) & 1);
+          places[count % kTilePlaces].matrix = -1;
+          barrier_arrive(&full[slot]);
+          break;
+        }
+        if (Work::kQueued && rank == 0 && lane == 0)
+          queue.template take<kBlocks>(work.next, count + 1);
+        __syncwarp();
+        const TilePlace place = work.place(tile);
+        if (lane != 0) continue;
+        const TileShare share = kShare == TileShare::either ? place.share : kShare;
+        const int token_boxes = (place.tokens + kTileBox - 1) / kTileBox;
+        const int bytes = (token_boxes + 2 * place.halves) * kTileBoxBytes;
+        for (int step = 0; step < steps; ++step) {
+          if (round > 0) barrier_wait(&empty[slot], (round - 1) & 1);
+          if (step == 0) places[count % kTilePlaces] = place;
+          uint64_t* const done = &full[slot];
+          const uint32_t to = base + slot * kStageBytes;
+          const int column = step * kTileStep;
+          barrier_expect(done, bytes);
+          if (share == TileShare::tokens) {
+            if (rank < token_boxes)
+              tensor_copy_to_all(to + rank * kTileBoxBytes, work.tokens, column,
+                                 place.token + rank * kTileBox, done, 3);
+          } else {
+            for (int box = 0; box < token_boxes; ++box)
+              tensor_copy(to + box * kTileBoxBytes, work.tokens, column,
+                          place.token + box * kTileBox, done);
+          }
+          for (int half = 0; half < place.halves; ++half) {
+            const uint32_t weights = to + (2 + 2 * half) * kTileBoxBytes;
+            const int upper = place.upper_row + half * Work::kHalfRows;
+            const int lower = place.lower_row + half * Work::kHalfRows;
+            if (share == TileShare::weights) {
+              tensor_copy_to_all(weights + rank * kTileBoxBytes, work.weights, column,
+                                 rank == 0 ? upper : lower, done, 3);
+            } else {
+              tensor_copy(weights, work.weights, column, upper, done);
+              tensor_copy(weights + kTileBoxBytes, work.weights, column, lower, done);
+            }
+          }
+          if (++slot == kStages) {
+            slot = 0;
+            ++round;
+          }
+        }
+      }
     } else if (warp == kTileConsumers / kWarp + 1) {
-      bring_tile_scales<kHalves, kStretches, kShare>(work, base, steps, full, empty, queue, lane);
+      // This warp brings the scales.
+      int slot = 0, round = 0;
+      const int stretches = work.stretches();
+      for (int count = 0;; ++count) {
+        const int tile = tile_at(count);
+        if (tile >= work.tiles) {
+          if (round > 0) barrier_wait(&empty[slot], (round - 1) & 1);
+          arrive_when_copied(&full[slot]);
+          break;
+        }
+        const TilePlace place = work.place(tile);
+        const float* of_token[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) of_token[i] = work.token_scales(place, i * kWarp + lane);
+        const float* of_weights = work.weight_scales(place, lane / 2 % kHalves, lane % 2);
+        for (int step = 0; step < steps; ++step) {
+          if (round > 0) barrier_wait(&empty[slot], (round - 1) & 1);
+#pragma unroll
+          for (int s = 0; s < kStretches; ++s) {
+            const int stretch = step * kStretches + s;
+            const bool there = stretch < stretches;  // else all is zero
+            auto* to =
+                reinterpret_cast<float*>(tile_memory + (base - shared_address(tile_memory)) +
+                                         kTileRing + slot * kScaleStage + s * kTileScaleBytes);
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+              copy_float(to + i * kWarp + lane, of_token[i] + (there ? stretch : 0), there);
+            if (lane < 2 * kHalves)
+              copy_float(to + kTileTokens + lane,
+                         of_weights + (there ? work.weight_scale(stretch) : 0), there);
+          }
+          arrive_when_copied(&full[slot]);
+          if (++slot == kStages) {
+            slot = 0;
+            ++round;
+          }
+        }
+      }
     }
   } else {
     take_registers<232>();
-    multiply_tiles<kHalves, kStretches, kShare>(work, base, steps, full, empty, places, warp, lane);
+    const int group = __shfl_sync(~0u, warp / 4, 0);
+    // Addresses, once and for all.
+    uint32_t full_at, empty_at;
+    asm volatile("mov.u32 %0, %1;" : "=r"(full_at) : "r"(shared_address(full)));
+    asm volatile("mov.u32 %0, %1;" : "=r"(empty_at) : "r"(shared_address(empty)));
+    if constexpr (kBlocks > 1) empty_at = address_in_block(empty_at, lane % kBlocks);
+    uint32_t slot = 0, parity = 0;
+    int turn = 0;  // counts tiles at whose ends the warpgroups may have to meet
+    for (int count = 0;; ++count) {
+      barrier_wait(full_at + slot * 8, parity);  // with a tile's first stage comes its place
+      const TilePlace place = places[count % kTilePlaces];
+      if (place.matrix < 0) break;
+      const auto next_slot = [&] {
+        const bool last = slot == kStages - 1;
+        slot = last ? 0 : slot + 1;
+        parity ^= last ? 1 : 0;
+      };
+      const auto hand_back = [&] {
+        if (lane < kBlocks) arrive_in_cluster(empty_at + slot * 8);
+      };
+      if constexpr (Work::kTurnsFew) {
+        if (__shfl_sync(~0u, place.tokens, 0) <= kTileFew) {
+          // Few tokens: a half for each warpgroup, its rows as the side of 64.
+          const bool mine = group < __shfl_sync(~0u, place.halves, 0);
+          const uint32_t rows_low =
+              __shfl_sync(~0u, operand_low(base + (2 + 2 * group) * kTileBoxBytes), 0);
+          const uint32_t few_low = __shfl_sync(~0u, operand_low(base), 0);
+          const uint32_t few_scales = base + kTileRing + lane % 4 * 8;
+          const uint32_t own_scales = base + kTileRing + (kTileTokens + 2 * group) * 4;
+          float few[2][16] = {};
+#pragma unroll 1
+          for (int step = 0; step < steps; ++step) {
+            barrier_wait(full_at + slot * 8, parity);
+            const uint32_t stage = slot * (kStageBytes / 16), scales = slot * kScaleStage;
+            if (mine) {
+              float2 of_few[kStretches][4], by[kStretches];
+#pragma unroll
+              for (int s = 0; s < kStretches; ++s) {
+#pragma unroll
+                for (int j = 0; j < 4; ++j)
+                  of_few[s][j] = shared_float2(few_scales + scales + s * kTileScaleBytes + j * 32);
+                by[s] = shared_float2(own_scales + scales + s * kTileScaleBytes);
+              }
+#pragma unroll
+              for (int s = 0; s < kStretches; ++s) {
+                float d[2][16];
+                wgmma_begin();
+#pragma unroll
+                for (int k = 0; k < 4 / kStretches; ++k) {
+                  const int offset = (s * (4 / kStretches) + k) * 2;
+#pragma unroll
+                  for (int i = 0; i < 2; ++i)
+                    wgmma_64xNx32<32>(
+                        d[i], operand_from(rows_low + stage + (i * (kTileBoxBytes / 16) + offset)),
+                        operand_from(few_low + stage + offset), k > 0);
+                }
+                wgmma_finish();
+#pragma unroll
+                for (int i = 0; i < 2; ++i) {
+                  const float w = i == 0 ? by[s].x : by[s].y;
+                  float(&sum)[16] = few[i];
+#pragma unroll
+                  for (int j = 0; j < 4; ++j) {
+                    const float f0 = of_few[s][j].x * w, f1 = of_few[s][j].y * w;
+                    sum[4 * j] = fmaf(d[i][4 * j], f0, sum[4 * j]);
+                    sum[4 * j + 1] = fmaf(d[i][4 * j + 1], f1, sum[4 * j + 1]);
+                    sum[4 * j + 2] = fmaf(d[i][4 * j + 2], f0, sum[4 * j + 2]);
+                    sum[4 * j + 3] = fmaf(d[i][4 * j + 3], f1, sum[4 * j + 3]);
+                  }
+                }
+              }
+            }
+            __syncwarp();
+            hand_back();
+            next_slot();
+          }
+          ++turn;
+          if (mine) work.store_few(place, group, few, turn);
+          continue;
+        }
+      }
+      // Of 64 tokens and fewer each warpgroup takes a half, of more 64 tokens.
+      const bool narrow = kHalves == 2 && place.tokens <= kTileBox;
+      const int box = narrow ? 0 : group, first = narrow ? group : 0;
+      const int halves = __shfl_sync(~0u,
+                                     box * kTileBox >= place.tokens ? 0
+                                     : narrow                       ? (group < place.halves ? 1 : 0)
+                                                                    : place.halves,
+                                     0);
+      const int row = box * kTileBox + warp % 4 * 16 + lane / 4;  // and row + 8
+      const uint32_t tokens_low = __shfl_sync(~0u, operand_low(base + box * kTileBoxBytes), 0);
+      const uint32_t weights_low =
+          __shfl_sync(~0u, operand_low(base + (2 + 2 * first) * kTileBoxBytes), 0);
+      const uint32_t row_scales = base + kTileRing + row * 4;
+      const uint32_t weight_scales = base + kTileRing + (kTileTokens + 2 * first) * 4;
+      float total[kHalves][64] = {};
+      const auto multiply = [&]<int kUnits>(std::integral_constant<int, kUnits>) {
+#pragma unroll 1
+        for (int step = 0; step < steps; ++step) {
+          barrier_wait(full_at + slot * 8, parity);
+          const uint32_t stage = slot * (kStageBytes / 16), scales = slot * kScaleStage;
+          float row0[kStretches], row1[kStretches];
+          float2 weight[kStretches][kUnits];
+#pragma unroll
+          for (int s = 0; s < kStretches; ++s) {
+            row0[s] = shared_float(row_scales + scales + s * kTileScaleBytes);
+            row1[s] = shared_float(row_scales + scales + s * kTileScaleBytes + 32);
+#pragma unroll
+            for (int half = 0; half < kUnits; ++half)
+              weight[s][half] =
+                  shared_float2(weight_scales + scales + s * kTileScaleBytes + half * 8);
+          }
+#pragma unroll
+          for (int half = 0; half < kUnits; ++half) {
+#pragma unroll
+            for (int s = 0; s < kStretches; ++s) {
+              float d[64];
+              wgmma_begin();
+#pragma unroll
+              for (int k = 0; k < 4 / kStretches; ++k) {
+                const int offset = (s * (4 / kStretches) + k) * 2;
+                wgmma_64x128x32(
+                    d, operand_from(tokens_low + stage + offset),
+                    operand_from(weights_low + stage + (half * (2 * kTileBoxBytes / 16) + offset)),
+                    k > 0);
+              }
+              wgmma_finish();
+              if (s == kStretches - 1 && half == kUnits - 1) hand_back();
+              const float2 w = weight[s][half];
+              const float f00 = row0[s] * w.x, f10 = row1[s] * w.x;
+              const float f01 = row0[s] * w.y, f11 = row1[s] * w.y;
+              float(&sum)[64] = total[half];
+#pragma unroll
+              for (int j = 0; j < 16; ++j) {
+                sum[4 * j] = fmaf(d[4 * j], j < 8 ? f00 : f01, sum[4 * j]);
+                sum[4 * j + 1] = fmaf(d[4 * j + 1], j < 8 ? f00 : f01, sum[4 * j + 1]);
+                sum[4 * j + 2] = fmaf(d[4 * j + 2], j < 8 ? f10 : f11, sum[4 * j + 2]);
+                sum[4 * j + 3] = fmaf(d[4 * j + 3], j < 8 ? f10 : f11, sum[4 * j + 3]);
+              }
+            }
+          }
+          next_slot();
+        }
+      };
+      if (kHalves == 2 && halves == 2) {
+        multiply(std::integral_constant<int, kHalves>());
+      } else if (halves == 1) {
+        multiply(std::integral_constant<int, 1>());
+      } else {
+        for (int step = 0; step < steps; ++step) {
+          barrier_wait(full_at + slot * 8, parity);
+          hand_back();
+          next_slot();
+        }
+      }
+      if (narrow) ++turn;
+      work.template store<kHalves>(place, first, halves, row, total, turn);
+    }
   }
   // Nobody leaves while the other block still copies into it or hands stages back.
   if constexpr (kBlocks > 1) meet_cluster();
