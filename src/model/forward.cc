@@ -138,9 +138,9 @@ void forward(const ForwardContext& context, const ops::BatchLayout& layout) {
   const auto eps = static_cast<float>(config.rms_norm_eps);
   const Scratch step = first_rows(scratch, layout.tokens());
 
-  ops::embed(exec, layout.token_ids, weights.embedding, weights.first_id, step.residual);
+  ops::embed_and_angles(exec, layout.token_ids, weights.embedding, weights.first_id, step.residual,
+                        layout.positions, static_cast<float>(config.rope_theta), step.angles);
   comm.all_reduce(exec, step.residual);
-  ops::rope_angles(exec, layout.positions, static_cast<float>(config.rope_theta), step.angles);
   ops::rms_norm(exec, step.residual, weights.layers[0].input_norm, eps, step.hidden,
                 step.quantised_hidden);
 
@@ -187,15 +187,18 @@ void forward(const ForwardContext& context, const ops::BatchLayout& layout) {
   }
 }
 
-Tensor logits(const ForwardContext& context, Tensor rows) {
+Tensor logits(const ForwardContext& context, const ops::BatchLayout& layout, int64_t first,
+              int64_t count) {
   const Scratch& scratch = context.scratch;
-  const Tensor last = scratch.last.rows(0, rows.size(0));
-  const Tensor out = scratch.logits.rows(0, rows.size(0));
-  ops::gather_rows(context.exec, scratch.hidden, rows, last);
+  const Tensor rows = layout.logit_rows.rows(first, count);
+  const Tensor out = scratch.logits.rows(0, count);
+  // Of one token there is nothing to gather.
+  const bool only = layout.tokens() == 1 && count == 1;
+  const Tensor last = (only ? scratch.hidden : scratch.last).rows(0, count);
+  if (!only) ops::gather_rows(context.exec, scratch.hidden, rows, last);
   ops::linear(context.exec, last, context.weights.head, out);
   if (context.comm.size() == 1) return out;
-  const Tensor all =
-      scratch.all_logits.empty() ? Tensor() : scratch.all_logits.rows(0, rows.size(0));
+  const Tensor all = scratch.all_logits.empty() ? Tensor() : scratch.all_logits.rows(0, count);
   context.comm.gather_columns(context.exec, out, context.weights.vocabulary_rows, all, 0);
   return all;
 }

@@ -68,8 +68,9 @@ struct ForwardContext {
 // scratch.hidden.
 void forward(const ForwardContext& context, const ops::BatchLayout& layout);
 
-// Logits of `rows` (i32 [n], tokens of the step; n <= R) after forward(): f32 [n, V] on the first
-// tensor rank, empty on the others.
-Tensor logits(const ForwardContext& context, Tensor rows);
+// Logits of the step's logit rows [first, first + count) (count <= R) after forward(): f32 [count,
+// V] on the first tensor rank, empty on the others.
+Tensor logits(const ForwardContext& context, const ops::BatchLayout& layout, int64_t first,
+              int64_t count);
 
 }  // namespace m2::model

@@ -86,7 +86,7 @@ class Runner : public StepModel {
     M2_TRY_VOID(groups_status());
     for (int64_t first = 0; first < sizes.rows; first += plan_.limits.logit_rows) {
       const int64_t count = std::min(plan_.limits.logit_rows, sizes.rows - first);
-      const Tensor slice = logits(context(), layout.logit_rows.rows(first, count));
+      const Tensor slice = logits(context(), layout, first, count);
       M2_TRY_VOID(groups_status());
       if (slice.empty()) continue;
       M2_TRY(const Tensor here, on_host(slice));
@@ -207,6 +207,7 @@ class Runner : public StepModel {
           input.block_tables, input.logit_rows})
       append(values);
     append(sampling.rows);
+    if (posts_samples()) name_places(mail, to, sampling.rows.size());
     const int64_t words = ops::packed_step_words(sizes);
     M2_CHECK(to == mail.packed.data() + words * 4, "a step's arrays do not fit together");
     const Tensor packed = arrays_.packed.rows(0, words);
@@ -215,6 +216,22 @@ class Runner : public StepModel {
     if (!sampling.masks.empty()) send_to(arrays_.masks, mail.masks, sampling.masks);
     ops::unpack_step(exec_, sizes, packed, arrays_.samples, padded, arrays_.layout,
                      arrays_.sample_rows);
+  }
+
+  // Whether the device writes samples to the host itself: a copy of them, behind the step, is what
+  // the next one would wait for. Where several ranks sample for one another they are copied.
+  bool posts_samples() const { return samples_ && groups_.tensor.size() == 1; }
+
+  // Tells the last `count` rows before `end` where in the mailbox their samples belong.
+  static void name_places(const Mailbox& mail, std::byte* end, size_t count) {
+    std::byte* at = end - count * sizeof(ops::SampleRow);
+    for (size_t r = 0; r < count; ++r, at += sizeof(ops::SampleRow)) {
+      const auto place =
+          reinterpret_cast<uint64_t>(mail.samples.data() + r * sizeof(ops::SampledRow));
+      auto* row = reinterpret_cast<ops::SampleRow*>(at);
+      row->also_low = static_cast<uint32_t>(place);
+      row->also_high = static_cast<uint32_t>(place >> 32);
+    }
   }
 
   template <class T>
@@ -231,7 +248,7 @@ class Runner : public StepModel {
     const Tensor masks = arrays_.masks;
     for (int64_t first = 0; first < rows; first += plan_.limits.logit_rows) {
       const int64_t count = std::min(plan_.limits.logit_rows, rows - first);
-      const Tensor slice = logits(context(), layout.logit_rows.rows(first, count));
+      const Tensor slice = logits(context(), layout, first, count);
       if (slice.empty()) continue;
       ops::sample(exec_, slice, id_limit_,
                   {arrays_.sample_rows.rows(first, count), arrays_.edits, masks}, arrays_.scratch,
@@ -251,7 +268,7 @@ class Runner : public StepModel {
       const Tensor part = from.rows(0, rows);
       copy_to_host(exec_, to.data(), part.data(), part.elements() * 4);
     };
-    if (rows > 0) fetch(mail.samples, arrays_.samples);
+    if (rows > 0 && !posts_samples()) fetch(mail.samples, arrays_.samples);
     if (mail.has_tops) {
       fetch(mail.top_ids, arrays_.top_ids);
       fetch(mail.top_logprobs, arrays_.top_logprobs);

@@ -13,6 +13,13 @@ namespace m2::ops {
 // Precondition: every id is >= 0.
 void embed(const Exec& exec, Tensor ids, Tensor table, int64_t first_id, Tensor out);
 
+// embed() and rope_angles() (qk_norm_rope.h) of the same tokens: on a GPU one kernel instead of two
+// that wait for one another.
+//   positions  i32 [T]
+//   angles     f32 [T, rotary_dim]
+void embed_and_angles(const Exec& exec, Tensor ids, Tensor table, int64_t first_id, Tensor out,
+                      Tensor positions, float theta, Tensor angles);
+
 // out[r, :] = x[rows[r], :].   x [T, H], rows i32 [R], out [R, H]; one dtype, f32 | bf16 | i32.
 void gather_rows(const Exec& exec, Tensor x, Tensor rows, Tensor out);
 

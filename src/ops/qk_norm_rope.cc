@@ -38,11 +38,15 @@ void check_qk_norm(const QkNorm& work) {
   M2_CHECK(work.full_q > 0 && work.full_k > 0);
 }
 
-void rope_angles(const Exec& exec, Tensor positions, float theta, Tensor out) {
+void check_angles(Tensor positions, Tensor out) {
   M2_CHECK(positions.rank() == 1 && out.rank() == 2 && out.size(1) % 2 == 0);
   check_tensor("positions", positions, {DType::i32}, {positions.size(0)});
   check_tensor("out", out, {DType::f32}, {positions.size(0), out.size(1)});
   check_dense("out", out);
+}
+
+void rope_angles(const Exec& exec, Tensor positions, float theta, Tensor out) {
+  check_angles(positions, out);
   if (positions.size(0) == 0) return;
   if (exec.device.kind == DeviceKind::cuda) return cuda::rope_angles(exec, positions, theta, out);
   cpu::rope_angles(exec, positions, theta, out);

@@ -21,6 +21,8 @@ struct HeadShape {
 //   positions  i32 [T]
 //   out        f32 [T, rotary_dim]: cosines, then sines
 void rope_angles(const Exec& exec, Tensor positions, float theta, Tensor out);
+// Fails unless they are as rope_angles() wants them.
+void check_angles(Tensor positions, Tensor out);
 
 // The two numbers per token that the QK norm needs from every rank (model.md 6.3): the sums of
 // squares of this rank's q and k channels, in FP32.

@@ -19,6 +19,8 @@ struct SampleRow {
   int32_t first_edit = 0;  // its edits, ascending in id, no id twice
   int32_t edits = 0;
   int32_t mask = -1;  // its row of the masks; -1: every id is allowed
+  // Address in host memory where the SampledRow is written once more; 0: nowhere.
+  uint32_t also_low = 0, also_high = 0;
 };
 constexpr int64_t kSampleRowWords = sizeof(SampleRow) / 4;
 

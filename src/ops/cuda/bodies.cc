@@ -87,6 +87,13 @@ void embed(const Exec& exec, Tensor ids, Tensor table, int64_t first_id, Tensor 
   launch_embed(exec.stream, ids.as<int32_t>(), matrix(table), first_id, matrix(out));
 }
 
+void embed_and_angles(const Exec& exec, Tensor ids, Tensor table, int64_t first_id, Tensor out,
+                      Tensor positions, float theta, Tensor angles) {
+  launch_embed_and_angles(exec.stream, ids.as<int32_t>(), matrix(table), first_id, matrix(out),
+                          positions.as<int32_t>(), static_cast<int>(angles.size(1)), theta,
+                          angles.as<float>());
+}
+
 void gather_rows(const Exec& exec, Tensor x, Tensor rows, Tensor out) {
   launch_gather_rows(exec.stream, matrix(x), rows.as<int32_t>(), matrix(out));
 }

@@ -54,6 +54,9 @@ struct LaunchNeeds {
 void prepare_kernel(const void* kernel, const LaunchNeeds& needs);
 
 void launch_embed(void* stream, const int32_t* ids, Matrix table, int64_t first_id, Matrix out);
+void launch_embed_and_angles(void* stream, const int32_t* ids, Matrix table, int64_t first_id,
+                             Matrix out, const int32_t* positions, int rotary, float theta,
+                             float* angles);
 void launch_gather_rows(void* stream, Matrix x, const int32_t* rows, Matrix out);
 // rows [out.rows, most]
 void launch_sum_rows(void* stream, Matrix x, const int32_t* rows, int most, Matrix out);

@@ -23,6 +23,8 @@
 namespace m2::ops::cuda {
 
 void embed(const Exec& exec, Tensor ids, Tensor table, int64_t first_id, Tensor out);
+void embed_and_angles(const Exec& exec, Tensor ids, Tensor table, int64_t first_id, Tensor out,
+                      Tensor positions, float theta, Tensor angles);
 void gather_rows(const Exec& exec, Tensor x, Tensor rows, Tensor out);
 void sum_rows(const Exec& exec, Tensor x, Tensor rows, Tensor out);
 bool wants_quantised();

@@ -1,4 +1,4 @@
-#include "ops/cuda/device.cuh"
+#include "ops/cuda/rope_angle.cuh"
 
 namespace m2::ops::cuda {
 namespace {
@@ -12,14 +12,7 @@ __global__ void rope_angles_kernel(const int32_t* positions, int64_t tokens, int
   if (item >= tokens * half) return;
   const int64_t token = item / half;
   const int i = static_cast<int>(item % half);
-  // The inverse frequency is rounded once from double; the angle is then a product of floats.
-  const float inverse =
-      static_cast<float>(pow(static_cast<double>(theta), -2.0 * i / static_cast<double>(rotary)));
-  const float angle = static_cast<float>(positions[token]) * inverse;
-  float sine, cosine;
-  sincosf(angle, &sine, &cosine);
-  out[token * rotary + i] = cosine;
-  out[token * rotary + half + i] = sine;
+  store_angle(positions[token], rope_frequency(i, rotary, theta), i, rotary, out + token * rotary);
 }
 
 // This thread's share of the sum of squares of `width` numbers from element `begin` on.

@@ -839,7 +839,10 @@ __device__ void Chooser::report(SampleStatus status, int token) {
     args_.top_logprobs[top + i] =
         there ? static_cast<float>(static_cast<double>(logit_of(shared_.keys[i])) - log_sum) : 0.0f;
   }
-  if (threadIdx.x == 0) args_.out[blockIdx.x] = out;
+  if (threadIdx.x != 0) return;
+  args_.out[blockIdx.x] = out;
+  const uint64_t also = static_cast<uint64_t>(row_.also_high) << 32 | row_.also_low;
+  if (also) *reinterpret_cast<SampledRow*>(also) = out;
 }
 
 __device__ void Chooser::run() {

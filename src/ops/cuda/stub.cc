@@ -15,6 +15,9 @@ namespace {
 void embed(const Exec&, Tensor, Tensor, int64_t, Tensor) {
   no_cuda();
 }
+void embed_and_angles(const Exec&, Tensor, Tensor, int64_t, Tensor, Tensor, float, Tensor) {
+  no_cuda();
+}
 void gather_rows(const Exec&, Tensor, Tensor, Tensor) {
   no_cuda();
 }

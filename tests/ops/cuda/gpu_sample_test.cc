@@ -5,6 +5,7 @@
 
 #include "ops/sample.h"
 #include "ops/unpack_step.h"
+#include "tensor/stream.h"
 #include "tests/ops/cuda/gpu_support.h"
 #include "tests/ops/naive_sample.h"
 
@@ -48,10 +49,19 @@ struct Sampled {
   std::vector<double> top_logprobs;
 };
 
+// Every second row's result is written to the host, too.
 Sampled sample(const Batch& batch) {
   const auto rows = static_cast<int64_t>(batch.rows.size());
   const OnGpu logits(batch.logits, {rows, batch.vocab});
-  const OnGpu input(words_of(batch.rows), {rows, ops::kSampleRowWords});
+  const HostBuffer also(gpu().device, rows * static_cast<int64_t>(sizeof(SampledRow)));
+  std::memset(also.data(), 0x7f, static_cast<size_t>(also.bytes()));
+  std::vector<SampleRow> asked = batch.rows;
+  for (size_t r = 1; r < asked.size(); r += 2) {
+    const auto place = reinterpret_cast<uint64_t>(also.data() + r * sizeof(SampledRow));
+    asked[r].also_low = static_cast<uint32_t>(place);
+    asked[r].also_high = static_cast<uint32_t>(place >> 32);
+  }
+  const OnGpu input(words_of(asked), {rows, ops::kSampleRowWords});
   const auto edit_words = words_of(batch.edits), mask_words = words_of(batch.masks);
   const OnGpu edits(edit_words, {static_cast<int64_t>(edit_words.size())});
   const OnGpu masks(mask_words, {static_cast<int64_t>(mask_words.size())});
@@ -63,6 +73,11 @@ Sampled sample(const Batch& batch) {
   const std::vector<uint8_t> bytes = out.bytes();
   result.rows.resize(batch.rows.size());
   std::memcpy(result.rows.data(), bytes.data(), bytes.size());
+  std::vector<uint8_t> expected(bytes.size(), 0x7f), written(bytes.size());
+  for (size_t at = sizeof(SampledRow); at < bytes.size(); at += 2 * sizeof(SampledRow))
+    std::memcpy(&expected[at], &bytes[at], sizeof(SampledRow));
+  std::memcpy(written.data(), also.data(), written.size());
+  EXPECT_EQ(written, expected);
   for (const double id : ids.values()) result.top_ids.push_back(static_cast<int32_t>(id));
   result.top_logprobs = logprobs.values();
   return result;

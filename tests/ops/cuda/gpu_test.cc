@@ -76,6 +76,25 @@ TEST_F(Gpu, Embed) {
   }
 }
 
+TEST_F(Gpu, EmbedAndAnglesAreTheOperationsApart) {
+  for (const DType dtype : {DType::bf16, DType::f32})
+    for (const int64_t width : {63, 256, 3072})
+      for (const int64_t rotary : {6, 64, 1024}) {
+        constexpr int64_t kTokens = 5;
+        const Numbers table = random_numbers(random_, 10 * width, dtype);
+        const OnGpu table_gpu(table, {10, width});
+        const OnGpu ids(std::vector<int32_t>{5, 14, 4, 15, 9}, {kTokens});
+        const OnGpu positions(std::vector<int32_t>{0, 1, 77, 2047, 196000}, {kTokens});
+        const OnGpu out(dtype, {kTokens, width}), angles(DType::f32, {kTokens, rotary});
+        const OnGpu expected(dtype, {kTokens, width}), turns(DType::f32, {kTokens, rotary});
+        cuda::embed(gpu(), ids, table_gpu, 5, expected);
+        cuda::rope_angles(gpu(), positions, 5e6f, turns);
+        cuda::embed_and_angles(gpu(), ids, table_gpu, 5, out, positions, 5e6f, angles);
+        EXPECT_EQ(out.bytes(), expected.bytes()) << width;
+        EXPECT_EQ(angles.bytes(), turns.bytes()) << rotary;
+      }
+}
+
 TEST_F(Gpu, SumRows) {
   for (const DType dtype : {DType::bf16, DType::f32})
     for (const int64_t width : {1, 63, 3072}) {
