@@ -44,6 +44,13 @@ constexpr int kChainWarps = 4;  // of a group
 constexpr int kWindow = 48 * 1024;
 constexpr int kPagesBesideO = 3;
 
+// The thread's place in the block, as a number that is not negative, for all that the compiler can
+// see: so divisions by powers of two are shifts, with which a launch is 290 instructions shorter.
+__device__ __forceinline__ int own_thread() {
+  static_assert(kThreads <= 512);
+  return static_cast<int>(threadIdx.x % 512);
+}
+
 // What a GPU has of a layer: all of its KV heads, or as one of several tensor ranks some of them.
 template <int kKv>
 struct Share {
@@ -314,7 +321,7 @@ struct Context {
   __device__ __forceinline__ explicit Context(const Lengths& lengths) {
     const bool decodes = lengths.starts[1] - lengths.starts[0] == 1;
     tokens = decodes ? lengths.tokens : 0;
-    pages = (tokens + kPage - 1) / kPage;
+    pages = static_cast<int>((static_cast<unsigned>(tokens) + kPage - 1) / kPage);
     each = pages_per_split(pages, S::kKvHeads);
     parts = (pages + each - 1) / each;
   }
@@ -323,9 +330,19 @@ struct Context {
     const int part = i / (4 * S::kKvHeads), fourth = i / S::kKvHeads % 4,
               first = part * each + fourth;
     const int end = min(pages, part * each + each);
-    return {i % S::kKvHeads, part, fourth, first, i < chains() ? max(0, (end - first + 3) / 4) : 0};
+    const bool any = i < chains() && first < end;
+    const int count = any ? static_cast<int>(static_cast<unsigned>(end - first + 3) / 4) : 0;
+    return {i % S::kKvHeads, part, fourth, first, count};
   }
 };
+// Whether the block has the chain that ends with the newest page, the last of its chain.
+template <class S>
+__device__ __forceinline__ bool has_newest(const Context<S>& context, int role) {
+  if (role >= context.chains()) return false;
+  const int in_part = (context.pages - 1) % context.each % 4;
+  const int chain = ((context.parts - 1) * 4 + in_part) * S::kKvHeads + role % S::kKvHeads;
+  return chain % kAttendBlocks == role;
+}
 // Three chains whose pages come in turn, for three groups of warps. A group has slots of its own,
 // so that it never waits for a phase of a barrier before it has seen the one before.
 template <class S>
@@ -501,7 +518,7 @@ __device__ __forceinline__ void load_all(const AttendAndRoute& args, const Atten
       return ask_for_gate();
     }
     // There are no others, as in short contexts: o's first load when few are under way, the second
-    // behind the last page, then two at a time.
+    // behind the last page, then one at a time, since blocks now wait for one another's words.
     const auto page_is_there = [&] { barrier_wait(&shared.values_full[own_slot], 0); };
     const bool last = lane < asked && lane + kPagesBesideO >= asked;
     if (lane < asked && !last) page_is_there();
@@ -513,7 +530,7 @@ __device__ __forceinline__ void load_all(const AttendAndRoute& args, const Atten
       if (lane != 0) continue;
       if (S::kWhole && i == S::kOEarly && turns.pages[kChainGroups - 1] > 0)
         barrier_wait(&shared.pages_read, 0);
-      if (i > 1) barrier_wait(&shared.o_full[i - 2], 0);
+      if (i > 0) barrier_wait(&shared.o_full[i - 1], 0);
       barrier_expect(&shared.o_full[i], S::kOLoad);
       ask_for_o(i);
     }
@@ -585,7 +602,7 @@ __device__ __forceinline__ void sum_experts(const AttendAndRoute& args, Shared<S
   using Pack = Pack8<__nv_bfloat16>;
   constexpr int kTop = 8;  // of M2
   const ExpertsLeft& left = args.before;
-  const int thread = threadIdx.x;
+  const int thread = own_thread();
   const auto* results = static_cast<const uint4*>(left.results) + thread;
   Pack kept = static_cast<const Pack*>(args.residual)[thread];
   float sum[8] = {};
@@ -657,7 +674,7 @@ template <class S, class Page>
 __device__ __forceinline__ void multiply_qkv(const AttendAndRoute& args, Shared<S>& shared,
                                              uint32_t start, uint8_t* memory, int role,
                                              const OwnPage<S>& own_page, const Launch& launch) {
-  const int thread = threadIdx.x, lane = thread % kWarp, warp = thread / kWarp % 4;
+  const int thread = own_thread(), lane = thread % kWarp, warp = thread / kWarp % 4;
   const int warpgroup = thread / 128;
   auto* parts = reinterpret_cast<float*>(memory + S::kPartsAt);
   constexpr int kGroups = S::kQkvGroups, kGroupStretches = S::kQkvStretches / kGroups;
@@ -684,7 +701,7 @@ __device__ __forceinline__ void multiply_qkv(const AttendAndRoute& args, Shared<
 #pragma unroll
       for (int upper = 0; upper < 2; ++upper) {
         // The place that the warp's first or second eight rows are.
-        const int place = 2 * warp + upper;
+        const unsigned place = 2 * warp + upper;
         const int stretch = S::kQkvStretches * i + half * kGroupStretches + place / S::kQkvPlaces;
         const int column = stretch % 8, row = place % S::kQkvPlaces * 8 + lane / 4;
         if (lane % 4 != column / 2) continue;
@@ -785,7 +802,7 @@ __device__ __forceinline__ void make_queries(const AttendAndRoute& args, Shared<
                                              const Early& early, const OwnPage<S>& own_page,
                                              const Launch& launch) {
   const int head = role % S::kKvHeads;
-  const int thread = threadIdx.x, lane = thread % kWarp, warp = thread / kWarp;
+  const int thread = own_thread(), lane = thread % kWarp, warp = thread / kWarp;
   constexpr int kPairs = kDim / 2;
   const bool is_key = newest && thread < kPairs, is_value = newest && thread / kPairs == 1;
   const int key_at = (S::kQHeads + head) * kPairs + thread;  // of pairs
@@ -1090,7 +1107,7 @@ __device__ __forceinline__ void join(const AttendAndRoute& args, Shared<S>& shar
   constexpr int kWords = kDims / 2, kTogether = kWarp / kWords;  // parts of a warp
   constexpr int kTotalsAt = kDim / 2;
   auto* joined = reinterpret_cast<float*>(memory + S::kJoinAt);
-  const int thread = threadIdx.x, lane = thread % kWarp, warp = thread / kWarp;
+  const int thread = own_thread(), lane = thread % kWarp, warp = thread / kWarp;
   const int head = piece / S::kJoinPieces, first_word = piece % S::kJoinPieces * kWords;
   // Of threads that join parts, neighbours have neighbouring dims (FP8: pairs of them).
   constexpr int kEights = kWords / 8;
@@ -1181,7 +1198,7 @@ __device__ __forceinline__ void multiply_o(const AttendAndRoute& args, Shared<S>
                                            uint32_t start, uint8_t* memory, int role,
                                            const Launch& launch) {
   constexpr int kPlaces = S::kOPlaces;
-  const int thread = threadIdx.x, lane = thread % kWarp, warp = thread / kWarp % 4;
+  const int thread = own_thread(), lane = thread % kWarp, warp = thread / kWarp % 4;
   const int warpgroup = thread / 128;
   // A warp has four stretches (heads), or fewer, a lane four dims of each: so what it reads at once
   // lies side by side.
@@ -1297,7 +1314,7 @@ __device__ __forceinline__ void multiply_o(const AttendAndRoute& args, Shared<S>
 template <class S>
 __device__ __forceinline__ void route(const AttendAndRoute& args, Shared<S>& shared,
                                       uint8_t* memory, int role, float bias, bool inert) {
-  const int thread = threadIdx.x, lane = thread % kWarp, warp = thread / kWarp;
+  const int thread = own_thread(), lane = thread % kWarp, warp = thread / kWarp;
   constexpr int kEach = 4;
   static_assert(kRouteStretch == 8 * kWarp);
   if (warp >= kRouteStretches / kEach) return;
@@ -1344,7 +1361,7 @@ __device__ __forceinline__ void norm_row_and_route(const AttendAndRoute& args, S
                                                    uint8_t* memory, int role, float bias,
                                                    bool inert, const Launch& launch) {
   using Pack = Pack8<__nv_bfloat16>;
-  const int thread = threadIdx.x;
+  const int thread = own_thread();
   const uint4 norm = static_cast<const uint4*>(args.norm)[thread];
   uint32_t pairs[4];
   if constexpr (S::kWhole) {
@@ -1413,7 +1430,7 @@ __device__ __forceinline__ void norm_row_and_route(const AttendAndRoute& args, S
 
 // Bytes: 25.2 MB of q, k and v, 18.9 of o, and the live K and V, or a rank's share of all of them;
 // 3.1 MB of the gate. Bound: bandwidth, and the latency of five exchanges. What stands before the
-// first weights are asked for, and before the wait, is short: memory does nothing then.
+// first weights are asked for is short: memory does nothing then.
 template <class S, class Page>
 __global__ void __launch_bounds__(kThreads, 1)
     sm90_attend_and_route(const __grid_constant__ AttendAndRoute args,
@@ -1422,7 +1439,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   __shared__ Shared<S> shared;
   const uint32_t start = (shared_address(attend_memory) + 1023) & ~1023u;
   uint8_t* memory = attend_memory + (start - shared_address(attend_memory));
-  const int thread = threadIdx.x, role = static_cast<int>(blockIdx.x);
+  const int thread = own_thread(), role = static_cast<int>(blockIdx.x % kAttendBlocks);
   if (thread == kConsumers) {
     prefetch_map(&maps.qkv);
     prefetch_map(&maps.o);
@@ -1463,21 +1480,17 @@ __global__ void __launch_bounds__(kThreads, 1)
   unsigned of_ranks_before = 0;
   if constexpr (!S::kWhole)
     of_ranks_before = launches_before(&words_of(args.peers, args.peers.rank)->launches);
-  Context<S> context;
-  OwnPage<S> own_page;
-  const auto find_pages = [&] {
-    context = Context<S>(lengths);
-    if (thread < 2 * S::kOStretches)
-      shared.o_scale[thread / S::kOStretches][thread % S::kOStretches] = o_scale;
-    own_page = OwnPage<S>(args, context, role);
-  };
+  const Context<S> context(lengths);
+  const OwnPage<S> own_page(args, context, role);
+  if (thread < 2 * S::kOStretches)
+    shared.o_scale[thread / S::kOStretches][thread % S::kOStretches] = o_scale;
+  const bool newest = has_newest(context, role);
   if constexpr (S::kApart) {
-    // Ranks' kernels in front leave time for it, and memory to itself.
-    find_pages();
+    // Ranks' kernels in front leave memory to itself.
     own_page.template ask<Page>(args, shared, memory, role, false);
     own_page.template ask<Page>(args, shared, memory, role, true);
   }
-  wait_for_previous();  // of a whole layer nothing that is asked for above is waited for before
+  wait_for_previous();
   let_next_start();
   bool sums = false;
   if constexpr (S::kWhole) sums = args.before.results != nullptr;
@@ -1496,16 +1509,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   fence_for_products();
   meet();
   const Launch launch{before + 1, keep_policy(), of_ranks_before + 1};
-  if constexpr (!S::kApart) find_pages();
   multiply_qkv<S, Page>(args, shared, start, memory, role, own_page, launch);
   meet();  // nobody reads qkv's tokens and parts any more
-  if (role < context.chains()) {
-    // The newest page is the last of its chain.
-    const int in_part = (context.pages - 1) % context.each % 4;
-    const int chain = ((context.parts - 1) * 4 + in_part) * S::kKvHeads + role % S::kKvHeads;
-    make_queries<S, Page>(args, shared, memory, role, chain % kAttendBlocks == role, early,
-                          own_page, launch);
-  }
+  if (role < context.chains())
+    make_queries<S, Page>(args, shared, memory, role, newest, early, own_page, launch);
   if constexpr (S::kApart) queries_made<false>();
   attend_chains<S, Page>(args, shared, memory, context, role, own_page, launch);
   // Of ranks by the last blocks, which may have no chains.

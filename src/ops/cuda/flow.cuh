@@ -48,14 +48,12 @@ __host__ __device__ constexpr bool flow_resident(int tokens) {
 // behind it, and its sums are dropped.
 constexpr int kFlowRows = 64;
 
-// By the whole block: nth(i, arrivals) is the i-th of `count` barriers. A few for each warp, since
-// the threads of a warp begin theirs one after another (40 of them take a microsecond), in a loop,
-// since instructions that run once come from far.
+// By warp `index` of `warps`: its share of the barriers, of which others know when they have met.
 template <class Nth>
-__device__ __forceinline__ void begin_barriers(int count, Nth nth) {
+__device__ __forceinline__ void begin_some_barriers(int index, int warps, int count, Nth nth) {
   if (threadIdx.x % kWarp == 0)
 #pragma unroll 1
-    for (int i = threadIdx.x / kWarp; i < count; i += blockDim.x / kWarp) {
+    for (int i = index; i < count; i += warps) {
       int arrivals;
       uint64_t* barrier = nth(i, arrivals);
       barrier_init(barrier, arrivals);
@@ -63,6 +61,13 @@ __device__ __forceinline__ void begin_barriers(int count, Nth nth) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
+}
+// By the whole block: nth(i, arrivals) is the i-th of `count` barriers. A few for each warp, since
+// the threads of a warp begin theirs one after another (40 of them take a microsecond), in a loop,
+// since instructions that run once come from far.
+template <class Nth>
+__device__ __forceinline__ void begin_barriers(int count, Nth nth) {
+  begin_some_barriers(threadIdx.x / kWarp, blockDim.x / kWarp, count, nth);
   __syncthreads();
 }
 

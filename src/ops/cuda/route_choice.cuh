@@ -200,10 +200,10 @@ __device__ __noinline__ inline int choose_among_many(ChoiceTable& table, int top
   return choose_few(table, top);
 }
 
-// The same of keys that a warp holds, lane l those of experts 8 l .. 8 l + 7, in as few
-// instructions as can be: every block does it before it can ask for weights, and none of them is at
-// hand then. A lane returns the expert it has chosen, or -1, and its place among the chosen in
-// ascending order of id, in which table.largest has them too.
+// The same of keys that a warp holds, lane l those of experts 8 l .. 8 l + 7, in as few steps that
+// wait for one another as can be: every block does it before it can ask for weights. A lane returns
+// the expert it has chosen, or -1, and its place among the chosen in ascending order of id, in
+// which table.largest has them too.
 __device__ __forceinline__ int2 choose_one(ChoiceTable& table,
                                            const uint32_t (&key)[ChoiceTable::kEach], int top) {
   constexpr int kEach = ChoiceTable::kEach;
@@ -220,7 +220,7 @@ __device__ __forceinline__ int2 choose_one(ChoiceTable& table,
   table.largest[lane] = largest / 2;
   __syncwarp();
   int above = 0, more = 0;
-#pragma unroll 2
+#pragma unroll
   for (int i = 0; i < kWarp; i += 4) {
     const int4 four = *reinterpret_cast<const int4*>(&table.largest[i]);
     above += (halved - four.x) >> 31;
@@ -254,12 +254,16 @@ __device__ __forceinline__ int2 choose_one(ChoiceTable& table,
   // Each with each; they stand in ascending order of id, and the first of equals comes first.
   const uint2 own = table.candidates[lane];
   int rank = 0;
+  // Past the last there are zeros.
+  constexpr int kAtOnce = 8;
 #pragma unroll 1
-  for (int i = 0; i < all; i += 2) {
-    const uint4 two = *reinterpret_cast<const uint4*>(&table.candidates[i]);
-    rank += two.x >= (i < lane ? own.x : own.x + 1);
-    rank += two.z >= (i + 1 < lane ? own.x : own.x + 1);
-  }
+  for (int first = 0; first < all; first += kAtOnce)
+#pragma unroll
+    for (int i = first; i < first + kAtOnce; i += 2) {
+      const uint4 two = *reinterpret_cast<const uint4*>(&table.candidates[i]);
+      rank += two.x >= (i < lane ? own.x : own.x + 1);
+      rank += two.z >= (i + 1 < lane ? own.x : own.x + 1);
+    }
   const bool wins = lane < all && rank < top;
   const uint32_t winners = __ballot_sync(~0u, wins);
   const int of_winners = __popc(winners & before);

@@ -217,15 +217,31 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
   if constexpr (kFew && !kOne) few.clear();
   // As many as there may be, since how many there are is not at hand yet.
   constexpr int kStages = kExpertsStages<kN, kFew>, kRingBarriers = FlowBarriers::count(kStages);
-  begin_barriers(kRingBarriers + TileQueue::kCount + 1, [&](int i, int& arrivals) {
+  constexpr int kBarriers = kRingBarriers + TileQueue::kCount + 1;
+  const auto nth_barrier = [&](int i, int& arrivals) {
     constexpr int kTeamWarps = kFlowConsumers / kWarp;
     if (i < kRingBarriers) return barriers.nth(i, kStages, arrivals, kTeamWarps);
     i -= kRingBarriers;
     if (i < TileQueue::kCount) return queue.nth(i, kConsumerWarps + (kFew ? 1 : 2), arrivals);
     arrivals = kTeamWarps;
     return &tokens_there;
-  });
-  if (threadIdx.x == kConsumers) {
+  };
+  // The warp that asks for weights may have to choose first, and does that while the others begin
+  // the barriers.
+  const auto barriers_begun = [&] {
+    if (warp == kConsumerWarps)
+      asm volatile("bar.sync 3, %0;" ::"n"(kExpertsFlowThreads) : "memory");
+    else
+      asm volatile("bar.arrive 3, %0;" ::"n"(kExpertsFlowThreads) : "memory");
+  };
+  if constexpr (!kOne) {
+    begin_barriers(kBarriers, nth_barrier);
+  } else if (warp != kConsumerWarps) {
+    constexpr int kOthers = kExpertsFlowThreads / kWarp - 1;
+    begin_some_barriers(warp - (warp > kConsumerWarps), kOthers, kBarriers, nth_barrier);
+    barriers_begun();
+  }
+  if (threadIdx.x == kConsumers + kWarp) {
     prefetch_map(&maps.w13);
     prefetch_map(&maps.x);
     prefetch_map(&maps.w2);
@@ -273,6 +289,7 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
         if (warp == kConsumerWarps) {
           find_groups_of_one(args, table, few);
           __syncwarp();
+          barriers_begun();
           asm volatile("bar.arrive 2, %0;" ::"n"(kThreads) : "memory");
           if (lane == 0 && counted && own_group < few.count) {
             early = min(kEarly, up_steps);
@@ -295,6 +312,7 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
       }
     } else {
       if constexpr (kOne) {
+        if (warp == kConsumerWarps) barriers_begun();
         few.clear();
         __syncthreads();
       }
@@ -473,17 +491,18 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
       }
       arrive_when_copied(&barriers.scales_full[buffer]);
     }
-    // Of w2, each group's at once.
+    // Of w2, those of a group's tiles at once.
     const FlowShare down = down_share(tile);
-    const int count = args.hidden_blocks * down_stretches;
+    const int count = args.hidden_blocks * down_stretches;  // of a whole group
     int ordinal = 0;
     for (FlowPart part(down, down_tiles); part.any(); part.next(), ++ordinal) {
       const int set = ordinal & 1;
       if (ordinal > 1) barrier_wait(&queue.scales_empty[set], (ordinal / 2 - 1) & 1);
       const float* from = args.w2_scale + static_cast<int64_t>(group_at(part.index).expert) *
                                               args.hidden_blocks * args.inner_blocks;
+      const int end = (part.end * kFlowRows + 127) / 128 * down_stretches;
 #pragma unroll 1
-      for (int i = lane; i < count; i += kWarp) {
+      for (int i = part.begin * kFlowRows / 128 * down_stretches + lane; i < end; i += kWarp) {
         const int block = i / down_stretches, stretch = i % down_stretches;
         copy_float(group_scales + set * count + i,
                    from + block * args.inner_blocks +
