@@ -255,6 +255,36 @@ struct ClusterQueue {
   }
 };
 
+// The step's tokens and weights on their way into a stage at `to`, `done` when they are there. One
+// thread's.
+template <TileShare kShare, class Work>
+__device__ __forceinline__ void ask_for_step(const Work& work, const TilePlace& place, int rank,
+                                             int token_boxes, uint32_t to, int column,
+                                             uint64_t* done) {
+  const TileShare share = kShare == TileShare::either ? place.share : kShare;
+  if (share == TileShare::tokens) {
+    if (rank < token_boxes)
+      tensor_copy_to_all(to + rank * kTileBoxBytes, work.tokens, column,
+                         place.token + rank * kTileBox, done, 3);
+  } else {
+    for (int box = 0; box < token_boxes; ++box)
+      tensor_copy(to + box * kTileBoxBytes, work.tokens, column, place.token + box * kTileBox,
+                  done);
+  }
+  for (int half = 0; half < place.halves; ++half) {
+    const uint32_t weights = to + (2 + 2 * half) * kTileBoxBytes;
+    const int upper = place.upper_row + half * Work::kHalfRows;
+    const int lower = place.lower_row + half * Work::kHalfRows;
+    if (share == TileShare::weights) {
+      tensor_copy_to_all(weights + rank * kTileBoxBytes, work.weights, column,
+                         rank == 0 ? upper : lower, done, 3);
+    } else {
+      tensor_copy(weights, work.weights, column, upper, done);
+      tensor_copy(weights + kTileBoxBytes, work.weights, column, lower, done);
+    }
+  }
+}
+
 // Runs tiles of Work: blockIdx.x, blockIdx.x + gridDim.x, ..., or those that its queue gives.
 //   kHalfRows                                rows from the first half's to the second's
 //   int tiles, columns                       how many, and K
@@ -323,7 +353,6 @@ __device__ __forceinline__ void run_tiles(Work& work) {
         __syncwarp();
         const TilePlace place = work.place(tile);
         if (lane != 0) continue;
-        const TileShare share = kShare == TileShare::either ? place.share : kShare;
         const int token_boxes = (place.tokens + kTileBox - 1) / kTileBox;
         const int bytes = (token_boxes + 2 * place.halves) * kTileBoxBytes;
         for (int step = 0; step < steps; ++step) {
@@ -333,27 +362,7 @@ __device__ __forceinline__ void run_tiles(Work& work) {
           const uint32_t to = base + slot * kStageBytes;
           const int column = step * kTileStep;
           barrier_expect(done, bytes);
-          if (share == TileShare::tokens) {
-            if (rank < token_boxes)
-              tensor_copy_to_all(to + rank * kTileBoxBytes, work.tokens, column,
-                                 place.token + rank * kTileBox, done, 3);
-          } else {
-            for (int box = 0; box < token_boxes; ++box)
-              tensor_copy(to + box * kTileBoxBytes, work.tokens, column,
-                          place.token + box * kTileBox, done);
-          }
-          for (int half = 0; half < place.halves; ++half) {
-            const uint32_t weights = to + (2 + 2 * half) * kTileBoxBytes;
-            const int upper = place.upper_row + half * Work::kHalfRows;
-            const int lower = place.lower_row + half * Work::kHalfRows;
-            if (share == TileShare::weights) {
-              tensor_copy_to_all(weights + rank * kTileBoxBytes, work.weights, column,
-                                 rank == 0 ? upper : lower, done, 3);
-            } else {
-              tensor_copy(weights, work.weights, column, upper, done);
-              tensor_copy(weights + kTileBoxBytes, work.weights, column, lower, done);
-            }
-          }
+          ask_for_step<kShare>(work, place, rank, token_boxes, to, column, done);
           if (++slot == kStages) {
             slot = 0;
             ++round;

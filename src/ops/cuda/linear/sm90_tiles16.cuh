@@ -58,6 +58,24 @@ struct LinearTiles16 : LinearStore {
   }
 };
 
+// The step's tokens and weights on their way into a stage at `to`, `done` when they are there. One
+// thread's.
+template <bool kShares>
+__device__ __forceinline__ void ask_for_step16(const LinearTiles16& work, const Tile16Place& place,
+                                               int rank, int token_boxes, uint32_t to, int column,
+                                               uint64_t* done) {
+  for (int box = 0; box < token_boxes; ++box)
+    tensor_copy(to + box * kTileBoxBytes, work.tokens, column, place.token + box * kTileBox, done);
+  for (int box = rank; box < 2 * place.halves; box += kShares ? 2 : 1) {
+    const uint32_t weights = to + (2 + box) * kTileBoxBytes;
+    const int row = place.row + box * kTileBox;
+    if (kShares)
+      tensor_copy_to_all(weights, work.weights, column, row, done, 3);
+    else
+      tensor_copy(weights, work.weights, column, row, done);
+  }
+}
+
 // Runs tiles blockIdx.x, blockIdx.x + gridDim.x, ... kShares: the two blocks of a cluster have the
 // same weight rows, of which each copies half into both.
 template <int kHalves, bool kShares>
@@ -111,17 +129,7 @@ __device__ __forceinline__ void run_tiles16(LinearTiles16& work) {
           const uint32_t to = base + slot * kStageBytes;
           const int column = step * kTileStep;
           barrier_expect(done, bytes);
-          for (int box = 0; box < token_boxes; ++box)
-            tensor_copy(to + box * kTileBoxBytes, work.tokens, column, place.token + box * kTileBox,
-                        done);
-          for (int box = rank; box < 2 * place.halves; box += kBlocks) {
-            const uint32_t weights = to + (2 + box) * kTileBoxBytes;
-            const int row = place.row + box * kTileBox;
-            if (kShares)
-              tensor_copy_to_all(weights, work.weights, column, row, done, 3);
-            else
-              tensor_copy(weights, work.weights, column, row, done);
-          }
+          ask_for_step16<kShares>(work, place, rank, token_boxes, to, column, done);
           next_slot();
         }
       }
