@@ -305,58 +305,89 @@ const Command& plan_command() {
   return command;
 }
 
+namespace {
+
+// What is planned for: the model, and the decoding step whose floor is shown.
+struct Asked {
+  const std::string& model;
+  const model::ModelConfig& config;
+  PlanRequest request;
+  double batch, context;
+};
+
+Asked asked_for(const Values& values, const std::string& model, const model::ModelConfig& config) {
+  Asked out{model, config, {}, 0, 0};
+  out.request.memory_utilization = *values.number("gpu-memory-utilization");
+  const int64_t length = values.integer("max-model-len").value_or(-1);
+  out.request.max_model_len = length > 0 ? length : config.max_position_embeddings;
+  out.request.step_tokens =
+      values.integer("max-num-batched-tokens").value_or(out.request.step_tokens);
+  out.batch = number(std::max<int64_t>(1, *values.integer("batch")));
+  out.context = number(std::max<int64_t>(0, *values.integer("context")));
+  return out;
+}
+
+// Every arrangement of every machine, in every pair of formats.
+Result<std::vector<Shown>> rows_for(const Values& values, const Asked& asked,
+                                    const std::vector<std::string>& machines) {
+  std::vector<Shown> rows;
+  for (const std::string& name : machines) {
+    M2_TRY(const Gpus gpus, parse_gpus(name));
+    M2_TRY(const auto spreads, shapes(values, asked.config, gpus.count));
+    for (const parallel::Topology& shape : spreads)
+      for (const PlanFormats formats :
+           {PlanFormats{}, PlanFormats{true, false}, PlanFormats{true, true}})
+        rows.push_back(
+            {name, gpus, plan_row(asked.config, shape, gpus, formats, asked.request),
+             decode_floor(asked.config, shape, gpus, formats, asked.batch, asked.context)});
+  }
+  return rows;
+}
+
+std::string rows_as_json(const std::vector<Shown>& rows, const Asked& asked) {
+  Json out{{"model", asked.model},
+           {"weight_bytes", rows.front().row.all_weights},
+           {"kv_bytes_per_token", kv_bytes(asked.config, {}, {})},
+           {"max_model_len", asked.request.max_model_len},
+           {"rows", Json::array()}};
+  for (const Shown& row : rows) out["rows"].push_back(as_json(row, asked.config, asked.batch));
+  return out.dump(2) + "\n";
+}
+
+std::string rows_as_table(const std::vector<Shown>& rows, const Asked& asked) {
+  const double kv = kv_bytes(asked.config, {}, {}), weights = rows.front().row.all_weights;
+  std::string out = fmt::format(
+      "weights {:.2f} GB ({:.2f} GiB); KV {:.0f} B per token in BF16: {:.1f} GB per 1M tokens; "
+      "longest context {}\n\n",
+      weights / 1e9, weights / kGiB, kv, kv / 1e3, grouped(asked.request.max_model_len));
+  out += fmt::format("{:<10} {:<14} {:<10} {:>8} {:>8} {:>9} {:>12} {:>8} {:>8} {:>8}\n", "GPUS",
+                     "FLAGS", "W/KV", "W GB", "ACT GB", "KV B/TOK", "KV TOKENS", "x FULL",
+                     "STEP ms", "TOK/S");
+  for (const Shown& row : rows) out += as_line(row, asked.config, asked.batch);
+  return out + fmt::format(
+                   "\nPer rank: weights, activations of a step of {} tokens, KV. Over all: KV "
+                   "tokens, sequences of the longest context, and\nthe floor of a decoding step "
+                   "of {:.0f} after {:.0f} tokens. int4: what it would give; m2 does not serve it "
+                   "yet.\n",
+                   asked.request.step_tokens, asked.batch, asked.context);
+}
+
+}  // namespace
+
 Result<std::string> plan_text(const Values& values) {
   if (values.positionals().size() != 1)
     return fail(Code::invalid_argument,
                 "usage: m2 plan MODEL [--gpus 4x96GiB] (see m2 plan --help)");
   const std::string& model = values.positionals()[0];
   M2_TRY(const model::ModelConfig config, config_of(model, values));
-  PlanRequest request;
-  request.memory_utilization = *values.number("gpu-memory-utilization");
-  const int64_t asked = values.integer("max-model-len").value_or(-1);
-  request.max_model_len = asked > 0 ? asked : config.max_position_embeddings;
-  request.step_tokens = values.integer("max-num-batched-tokens").value_or(request.step_tokens);
-  const double batch = number(std::max<int64_t>(1, *values.integer("batch")));
-  const double context = number(std::max<int64_t>(0, *values.integer("context")));
+  const Asked asked = asked_for(values, model, config);
   M2_TRY(const DType kv_dtype, read_kv_dtype(values));
   const bool fp8_kv = kv_dtype == DType::f8_e4m3;
   std::vector<std::string> machines = values.list("gpus");
   if (machines.empty()) machines = {"4x96G"};
-  std::vector<Shown> rows;
-  for (const std::string& name : machines) {
-    M2_TRY(const Gpus gpus, parse_gpus(name));
-    M2_TRY(const auto spreads, shapes(values, config, gpus.count));
-    for (const parallel::Topology& shape : spreads)
-      for (const PlanFormats formats :
-           {PlanFormats{}, PlanFormats{true, false}, PlanFormats{true, true}})
-        rows.push_back({name, gpus, plan_row(config, shape, gpus, formats, request),
-                        decode_floor(config, shape, gpus, formats, batch, context)});
-  }
-  const double kv = kv_bytes(config, {}, {});
-  const double weights = rows.front().row.all_weights;
-  if (values.flag("json")) {
-    Json out{{"model", model},
-             {"weight_bytes", weights},
-             {"kv_bytes_per_token", kv},
-             {"max_model_len", request.max_model_len},
-             {"rows", Json::array()}};
-    for (const Shown& row : rows) out["rows"].push_back(as_json(row, config, batch));
-    return out.dump(2) + "\n";
-  }
-  std::string out = fmt::format(
-      "weights {:.2f} GB ({:.2f} GiB); KV {:.0f} B per token in BF16: {:.1f} GB per 1M tokens; "
-      "longest "
-      "context {}\n\n",
-      weights / 1e9, weights / kGiB, kv, kv / 1e3, grouped(request.max_model_len));
-  out += fmt::format("{:<10} {:<14} {:<10} {:>8} {:>8} {:>9} {:>12} {:>8} {:>8} {:>8}\n", "GPUS",
-                     "FLAGS", "W/KV", "W GB", "ACT GB", "KV B/TOK", "KV TOKENS", "x FULL",
-                     "STEP ms", "TOK/S");
-  for (const Shown& row : rows) out += as_line(row, config, batch);
-  out += fmt::format(
-      "\nPer rank: weights, activations of a step of {} tokens, KV. Over all: KV tokens, "
-      "sequences of the longest context, and\nthe floor of a decoding step of {:.0f} "
-      "after {:.0f} tokens. int4: what it would give; m2 does not serve it yet.\n",
-      request.step_tokens, batch, context);
+  M2_TRY(const std::vector<Shown> rows, rows_for(values, asked, machines));
+  if (values.flag("json")) return rows_as_json(rows, asked);
+  std::string out = rows_as_table(rows, asked);
   for (const std::string& name : machines) {
     const Shown* row = best(rows, name, fp8_kv);
     out += row ? fmt::format("{}: m2 serve {} {}{}\n", name, model, flags_of(row->row.shape),
