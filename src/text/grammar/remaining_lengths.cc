@@ -112,53 +112,53 @@ bool RemainingLengths::find_closures() {
   return true;
 }
 
-// Which nodes can end after how many more characters, from 0 on; and so, at which lengths.
-void RemainingLengths::find_lengths(const xgrammar::Grammar& grammar, int32_t rule) {
-  const auto& automaton = grammar->per_rule_fsms[static_cast<size_t>(rule)]->GetFsm();
+RemainingLengths::Ways RemainingLengths::ways_back() const {
   const size_t count = names_.size();
-  struct Ways {
-    std::vector<Nodes> same, next;  // by node, backwards: no character begins there, or one does
-  } back{std::vector<Nodes>(count), std::vector<Nodes>(count)};
+  Ways out{std::vector<Nodes>(count), std::vector<Nodes>(count)};
   for (size_t node = 0; node < count; ++node) {
     const auto from = static_cast<int32_t>(node);
     for (const int32_t to : free_[node])
-      if (to != from) back.same[static_cast<size_t>(to)].push_back(from);
+      if (to != from) out.same[static_cast<size_t>(to)].push_back(from);
     for (const Edge& edge : edges_[node]) {
-      Nodes& ways = (edge.begins ? back.next : back.same)[static_cast<size_t>(edge.to)];
+      Nodes& ways = (edge.begins ? out.next : out.same)[static_cast<size_t>(edge.to)];
       if (ways.empty() || ways.back() != from) ways.push_back(from);
     }
   }
+  return out;
+}
+
+// After how many more characters, from 0 on, each node can end; `layer`: those that can at once.
+std::vector<RemainingLengths::Words> RemainingLengths::lengths_to_end(Nodes layer) const {
+  const size_t count = names_.size();
+  const Ways back = ways_back();
   std::vector<int64_t> met_at(count, -1);  // the last step a node was met at
-  const auto spread = [&](Nodes& layer, int64_t step) {
-    for (size_t i = 0; i < layer.size(); ++i)
-      for (const int32_t from : back.same[static_cast<size_t>(layer[i])])
-        if (std::exchange(met_at[static_cast<size_t>(from)], step) != step) layer.push_back(from);
+  const auto meet = [&](const std::vector<Nodes>& ways, int32_t node, int64_t step, Nodes& met) {
+    for (const int32_t from : ways[static_cast<size_t>(node)])
+      if (std::exchange(met_at[static_cast<size_t>(from)], step) != step) met.push_back(from);
   };
-  std::vector<Words> ends(count, Words(static_cast<size_t>(counted_ / 64 + 1)));
-  Nodes layer, next;
-  for (size_t node = 0; node < count; ++node)
-    if (automaton.IsEndState(names_[node].first)) {
-      layer.push_back(static_cast<int32_t>(node));
-      met_at[node] = 0;
-    }
+  const auto spread = [&](Nodes& nodes, int64_t step) {
+    for (size_t i = 0; i < nodes.size(); ++i) meet(back.same, nodes[i], step, nodes);
+  };
+  for (const int32_t node : layer) met_at[static_cast<size_t>(node)] = 0;
   spread(layer, 0);
+  std::vector<Words> out(count, Words(static_cast<size_t>(counted_ / 64 + 1)));
+  Nodes next;
   for (int64_t after = 0; after <= counted_; ++after) {
     if (after == counted_ && most_ == TextLimit::kAny)  // this many or more
       for (size_t i = 0; i < layer.size(); ++i)
-        for (const auto* ways : {&back.same, &back.next})
-          for (const int32_t from : (*ways)[static_cast<size_t>(layer[i])])
-            if (std::exchange(met_at[static_cast<size_t>(from)], after) != after)
-              layer.push_back(from);
-    for (const int32_t node : layer) set(ends[static_cast<size_t>(node)], after);
+        for (const auto* ways : {&back.same, &back.next}) meet(*ways, layer[i], after, layer);
+    for (const int32_t node : layer) set(out[static_cast<size_t>(node)], after);
     next.clear();
-    for (const int32_t node : layer)
-      for (const int32_t from : back.next[static_cast<size_t>(node)])
-        if (std::exchange(met_at[static_cast<size_t>(from)], after + 1) != after + 1)
-          next.push_back(from);
+    for (const int32_t node : layer) meet(back.next, node, after + 1, next);
     std::swap(layer, next);
     spread(layer, after + 1);
   }
-  // A text of n characters can end after those from max(least - n, 0) on, up to most - n.
+  return out;
+}
+
+// A text of n characters can end after those from max(least - n, 0) on, up to most - n.
+void RemainingLengths::set_lengths(const std::vector<Words>& to_end) {
+  const size_t count = names_.size();
   can_end_.assign(count, Words(length_words()));
   std::vector<int64_t> nearest(static_cast<size_t>(counted_) + 2);  // end from here on
   constexpr int64_t kNever = TextLimit::kAny;
@@ -166,7 +166,7 @@ void RemainingLengths::find_lengths(const xgrammar::Grammar& grammar, int32_t ru
     nearest.back() = kNever;
     for (int64_t after = counted_; after >= 0; --after)
       nearest[static_cast<size_t>(after)] =
-          has(ends[node], after) ? after : nearest[static_cast<size_t>(after) + 1];
+          has(to_end[node], after) ? after : nearest[static_cast<size_t>(after) + 1];
     for (int64_t length = 0; length <= counted_; ++length) {
       const int64_t first = nearest[static_cast<size_t>(std::max<int64_t>(least_ - length, 0))];
       const int64_t last = most_ == TextLimit::kAny ? counted_ : most_ - length;
@@ -175,6 +175,14 @@ void RemainingLengths::find_lengths(const xgrammar::Grammar& grammar, int32_t ru
     if (most_ == TextLimit::kAny && has(can_end_[node], counted_))
       for (int64_t more = 1; more <= longest_; ++more) set(can_end_[node], counted_ + more);
   }
+}
+
+void RemainingLengths::find_lengths(const xgrammar::Grammar& grammar, int32_t rule) {
+  const auto& automaton = grammar->per_rule_fsms[static_cast<size_t>(rule)]->GetFsm();
+  Nodes ends;
+  for (size_t node = 0; node < names_.size(); ++node)
+    if (automaton.IsEndState(names_[node].first)) ends.push_back(static_cast<int32_t>(node));
+  set_lengths(lengths_to_end(std::move(ends)));
 }
 
 RemainingLengths::Nodes RemainingLengths::step(const Nodes& from, uint8_t byte) const {

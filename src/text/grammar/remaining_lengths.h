@@ -64,6 +64,13 @@ class RemainingLengths {
   void add_edges(int32_t from, uint8_t first, uint8_t last, int32_t state);
   bool find_closures();
   void find_lengths(const xgrammar::Grammar& grammar, int32_t rule);
+  // The edges backwards, by node: where no character begins, or where one does.
+  struct Ways {
+    std::vector<Nodes> same, next;
+  };
+  Ways ways_back() const;
+  std::vector<Words> lengths_to_end(Nodes ends) const;
+  void set_lengths(const std::vector<Words>& to_end);
   size_t length_words() const { return static_cast<size_t>((counted_ + longest_) / 64 + 2); }
 
   bool in_json_;
