@@ -75,6 +75,7 @@ void moe(const ForwardContext& context, const Layer& layer, const ops::BatchLayo
          NormedRows wanted) {
   const auto& [exec, comm, config, weights, caches, scratch, heads, exchange] = context;
   const bool alone = comm.size() == 1;
+  ops::UnsummedExperts left;
   if (owners.ranks > 0) {
     const int64_t first = owners.first[owners.rank], count = owners.count[owners.rank];
     ops::route(exec, step.hidden.rows(first, count), layer.gate, layer.routing_bias,
@@ -86,9 +87,12 @@ void moe(const ForwardContext& context, const Layer& layer, const ops::BatchLayo
   } else {
     ops::route_experts(exec, step.hidden, {layer.gate, layer.routing_bias, layout.slots},
                        layer.experts, step.expert_ids, step.expert_weights, step.experts,
-                       step.delta, step.quantised_hidden, alone ? &norm : nullptr);
+                       step.delta, step.quantised_hidden, alone ? &norm : nullptr,
+                       !alone && comm.takes_experts(step.delta, norm) ? &left : nullptr);
   }
-  if (!alone) comm.norm_own_rows(exec, step.delta, norm, wanted);
+  if (alone) return;
+  if (left.results) return comm.all_reduce_experts_norm(exec, step.delta, left, norm);
+  comm.norm_own_rows(exec, step.delta, norm, wanted);
 }
 
 // The same where engines share experts: tokens go to the ranks that hold their experts and back,

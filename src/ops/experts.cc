@@ -99,13 +99,14 @@ bool experts_read_quantised(const Exec& exec, const Tensor& x, const Experts& ex
 
 void route_experts(const Exec& exec, Tensor x, const Routing& routing, const Experts& experts,
                    Tensor ids, Tensor weights, Tensor scratch, Tensor delta,
-                   const Quantised& quantised, const AddNorm* after) {
+                   const Quantised& quantised, const AddNorm* after, UnsummedExperts* left) {
+  M2_CHECK(!after || !left);
   check_route(x, routing.gate, routing.bias, ids, weights, routing.slots);
   check_tensors(exec, x, experts, ids, weights, scratch, delta, quantised, after);
   if (x.size(0) == 0) return;
   if (exec.device.kind == DeviceKind::cuda)
     return cuda::route_experts(exec, x, routing, experts, ids, weights, scratch, delta, quantised,
-                               after);
+                               after, left);
   cpu::route(exec, x, routing.gate, routing.bias, routing.slots, ids, weights);
   cpu::experts(exec, x, experts, ids, weights, scratch, delta);
   if (after)

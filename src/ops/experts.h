@@ -2,6 +2,7 @@
 
 #include "ops/quantised.h"
 #include "ops/row_owners.h"
+#include "ops/unsummed_experts.h"
 #include "tensor/exec.h"
 #include "tensor/tensor.h"
 
@@ -70,8 +71,11 @@ struct Routing {
 //   ids, weights  written, as by route()
 //   delta         f32 | bf16 [T, H], the residual's dtype: experts()' output; where `after` is
 //                 given, room for it, which may or may not be there afterwards
+//   left          given instead of `after` by who can sum the results on their way: where kernels
+//                 can leave them, what they left, and delta is not written; else nothing
 void route_experts(const Exec& exec, Tensor x, const Routing& routing, const Experts& experts,
                    Tensor ids, Tensor weights, Tensor scratch, Tensor delta,
-                   const Quantised& quantised, const AddNorm* after);
+                   const Quantised& quantised, const AddNorm* after,
+                   UnsummedExperts* left = nullptr);
 
 }  // namespace m2::ops

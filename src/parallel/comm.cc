@@ -9,6 +9,14 @@ void Comm::all_reduce_norm(const Exec& exec, Tensor x, const ops::AddNorm& norm)
   ops::add_rms_norm(exec, norm.residual, x, norm.weight, norm.eps, norm.out, norm.quantised);
 }
 
+bool Comm::takes_experts(const Tensor&, const ops::AddNorm&) const {
+  return false;
+}
+void Comm::all_reduce_experts_norm(const Exec&, Tensor, const ops::UnsummedExperts&,
+                                   const ops::AddNorm&) {
+  M2_CHECK(false, "experts are to be summed first");
+}
+
 // Every rank looks after all rows.
 void Comm::introduce(const Tensor&) {}
 ops::RowOwners Comm::row_owners(const Tensor&) const {

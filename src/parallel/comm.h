@@ -43,6 +43,16 @@ class Comm {
   // what this does where nothing else is faster.   x f32 | bf16 [T, H]
   virtual void all_reduce_norm(const Exec& exec, Tensor x, const ops::AddNorm& norm);
 
+  // Whether all_reduce_experts_norm() takes what experts() of x's shape have left: a matter of
+  // shapes, the same on every rank. At first never.
+  virtual bool takes_experts(const Tensor& x, const ops::AddNorm& norm) const;
+
+  // all_reduce_norm() of x as it would be if `experts`, of which there are some, had been summed
+  // into it: to the same bytes. Precondition: takes_experts(). x is room.
+  virtual void all_reduce_experts_norm(const Exec& exec, Tensor x,
+                                       const ops::UnsummedExperts& experts,
+                                       const ops::AddNorm& norm);
+
   // Tells the ranks where x lies, of whose rows row_owners() may be asked then, and which has room
   // for as many more rows as there are ranks. Every rank calls this at the same time.
   virtual void introduce(const Tensor& x);

@@ -18,6 +18,14 @@ class CountedComm : public Comm {
     progress_.begin("all_reduce_norm");
     inner_->all_reduce_norm(exec, x, norm);
   }
+  bool takes_experts(const Tensor& x, const ops::AddNorm& norm) const override {
+    return inner_->takes_experts(x, norm);
+  }
+  void all_reduce_experts_norm(const Exec& exec, Tensor x, const ops::UnsummedExperts& experts,
+                               const ops::AddNorm& norm) override {
+    progress_.begin("all_reduce_experts_norm");
+    inner_->all_reduce_experts_norm(exec, x, experts, norm);
+  }
   void introduce(const Tensor& x) override { inner_->introduce(x); }
   ops::RowOwners row_owners(const Tensor& x) const override { return inner_->row_owners(x); }
   ops::DecodePeers decode_peers() const override { return inner_->decode_peers(); }

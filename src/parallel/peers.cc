@@ -80,15 +80,18 @@ class PeerComm : public Comm {
   // Here and in all_reduce_qk_norm() all ranks take the same way: their tensors lie alike.
   void all_reduce_norm(const Exec& exec, Tensor x, const ops::AddNorm& norm) override {
     check(x);
-    const int64_t columns = x.size(1), bytes = x.elements() * size_of(x.dtype());
-    const bool fits = x.dtype() == DType::bf16 && norm.weight.dtype() == DType::bf16 &&
-                      reinterpret_cast<uintptr_t>(norm.weight.data()) % 16 == 0 &&
-                      x.size(0) <= cuda::kWordRows && columns <= cuda::kSumNormColumns &&
-                      bytes * (size() - 1) <= kWholeBytes &&
-                      columns % (norm.quantised.empty() ? 8 : 128) == 0;
-    if (!fits) return Comm::all_reduce_norm(exec, x, norm);
-    if (given_up() || bytes == 0) return;
+    if (!fits(x, norm)) return Comm::all_reduce_norm(exec, x, norm);
+    if (given_up() || x.elements() == 0) return;
     cuda::launch_small_peer_sum_norm(exec.stream, sum_norm_of(exec, x, norm));
+  }
+  bool takes_experts(const Tensor& x, const ops::AddNorm& norm) const override {
+    return fits(x, norm) && !given_up();
+  }
+  // Also when peers have been given up since: the experts' counters have to be left as they belong.
+  void all_reduce_experts_norm(const Exec& exec, Tensor x, const ops::UnsummedExperts& experts,
+                               const ops::AddNorm& norm) override {
+    check(x);
+    cuda::launch_small_peer_experts_norm(exec.stream, {sum_norm_of(exec, x, norm), experts});
   }
 
   void introduce(const Tensor& x) override {
@@ -244,6 +247,14 @@ class PeerComm : public Comm {
 
   bool given_up() const { return std::atomic_ref(*word()).load() != 0; }
 
+  // Whether a sum of x can be sent, on its way into the norm.
+  bool fits(const Tensor& x, const ops::AddNorm& norm) const {
+    return x.dtype() == DType::bf16 && norm.weight.dtype() == DType::bf16 &&
+           reinterpret_cast<uintptr_t>(norm.weight.data()) % 16 == 0 &&
+           x.size(0) <= cuda::kWordRows && x.size(1) <= cuda::kSumNormColumns &&
+           x.elements() * size_of(x.dtype()) * (size() - 1) <= kWholeBytes &&
+           x.size(1) % (norm.quantised.empty() ? 8 : 128) == 0;
+  }
   static void check(const Tensor& x) {
     M2_CHECK(x.dense() && (x.dtype() == DType::f32 || x.dtype() == DType::bf16), "a sum of {}",
              x.describe());

@@ -14,6 +14,13 @@ class WholeRowsComm : public Comm {
   void all_reduce_norm(const Exec& exec, Tensor x, const ops::AddNorm& norm) override {
     group_.all_reduce_norm(exec, x, norm);
   }
+  bool takes_experts(const Tensor& x, const ops::AddNorm& norm) const override {
+    return group_.takes_experts(x, norm);
+  }
+  void all_reduce_experts_norm(const Exec& exec, Tensor x, const ops::UnsummedExperts& experts,
+                               const ops::AddNorm& norm) override {
+    group_.all_reduce_experts_norm(exec, x, experts, norm);
+  }
   void all_reduce_qk_norm(const Exec& exec, const ops::QkNorm& work) override {
     group_.all_reduce_qk_norm(exec, work);
   }

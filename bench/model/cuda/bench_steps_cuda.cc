@@ -85,6 +85,14 @@ class AbsentPeers : public parallel::Comm {
     ++sums_;
     lone_->all_reduce_norm(exec, x, norm);
   }
+  bool takes_experts(const Tensor& x, const ops::AddNorm& norm) const override {
+    return few(x) && lone_->takes_experts(x, norm);
+  }
+  void all_reduce_experts_norm(const Exec& exec, Tensor x, const ops::UnsummedExperts& experts,
+                               const ops::AddNorm& norm) override {
+    ++sums_;
+    lone_->all_reduce_experts_norm(exec, x, experts, norm);
+  }
   void all_reduce_qk_norm(const Exec& exec, const ops::QkNorm& work) override {
     if (!few(work.sums)) return Comm::all_reduce_qk_norm(exec, work);
     ++sums_;

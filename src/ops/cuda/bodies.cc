@@ -478,7 +478,7 @@ void set_scratch(ExpertsArgs& args, const ExpertsPlan& plan, uint8_t* base) {
 void run_experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Tensor weights,
                  Tensor scratch, Tensor out, const Quantised& quantised, const AddNorm* after,
                  const Route* route, const RouteChoice* choice = nullptr,
-                 const RowOwners& owners = {}) {
+                 const RowOwners& owners = {}, UnsummedExperts* left = nullptr) {
   const int64_t tokens = x.size(0), top = ids.size(1);
   if (tokens == 0) return;
   const ExpertsPlan plan = plan_experts(shape_of(exec, x, experts, top));
@@ -516,6 +516,11 @@ void run_experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids,
   };
   const bool grouped = plan.form == ExpertsForm::flow || plan.form == ExpertsForm::tiles;
   const bool fused = after && grouped && experts_norm_fits(norm_of(0, tokens), args.hidden);
+  const bool leaves = left && !after && plan.form == ExpertsForm::flow && tokens <= plan.batch &&
+                      top == UnsummedExperts::kTop && args.hidden % 8 == 0 && ids.dense() &&
+                      weights.dense() && aligned16(ids.data(), top, DType::i32) &&
+                      aligned16(weights.data(), top, DType::f32);
+  args.leave |= leaves;
   for (int64_t first = 0; first < tokens; first += plan.batch) {
     const int64_t count = std::min(plan.batch, tokens - first);
     args.x = matrix(x.rows(first, count));
@@ -530,6 +535,16 @@ void run_experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids,
     if (fused) args.after = norm_of(first, count);
     launch_experts(exec.stream, plan, args, owners.from(first));
   }
+  if (leaves)
+    *left = {args.results,
+             args.ids,
+             args.weights,
+             args.first_expert,
+             args.experts,
+             args.next_tile,
+             args.done,
+             counted_groups(args.experts, static_cast<int>(tokens * top), args.group_pairs),
+             args.posted};
   if (after && !fused)
     cuda::add_rms_norm(exec, after->residual, out, after->weight, after->eps, after->out,
                        after->quantised);
@@ -552,10 +567,11 @@ bool experts_read_quantised(const Exec& exec, const Tensor& x, const Experts& ex
 
 void route_experts(const Exec& exec, Tensor x, const Routing& routing, const Experts& experts,
                    Tensor ids, Tensor weights, Tensor scratch, Tensor out,
-                   const Quantised& quantised, const AddNorm* after) {
+                   const Quantised& quantised, const AddNorm* after, UnsummedExperts* left) {
   if (x.size(0) == 0) return;
   const Route route = route_args(exec, x, routing.gate, routing.bias, routing.slots, ids, weights);
-  run_experts(exec, x, experts, ids, weights, scratch, out, quantised, after, &route);
+  run_experts(exec, x, experts, ids, weights, scratch, out, quantised, after, &route, nullptr, {},
+              left);
 }
 
 // --- a layer of one token ----------------------------------------------------------------------

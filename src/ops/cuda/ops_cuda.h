@@ -59,7 +59,8 @@ void experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids, Ten
 bool experts_read_quantised(const Exec& exec, const Tensor& x, const Experts& experts, int64_t top);
 void route_experts(const Exec& exec, Tensor x, const Routing& routing, const Experts& experts,
                    Tensor ids, Tensor weights, Tensor scratch, Tensor out,
-                   const Quantised& quantised, const AddNorm* after);
+                   const Quantised& quantised, const AddNorm* after,
+                   UnsummedExperts* left = nullptr);
 bool decodes_layer(const Exec& exec, const DecodeLayer& layer, const KvCache& cache,
                    const BatchLayout& layout, const HeadShape& heads, const DecodeTensors& tensors,
                    const DecodeRanks& ranks);

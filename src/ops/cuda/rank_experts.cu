@@ -1,3 +1,6 @@
+#include <climits>
+
+#include "ops/cuda/expert_results.cuh"
 #include "ops/cuda/rank_words.cuh"
 #include "ops/cuda/row_sum.cuh"
 
@@ -8,37 +11,7 @@ namespace {
 // experts and to have begun before these have ended. The sum has the order of combine_pairs, that
 // over ranks and the norm those of Comm::all_reduce_norm. Bytes: 16 results of a column read, a row
 // each way over every link. Bound: latency.
-constexpr int kParts = 4, kThreads = kNormThreads / kParts, kTop = 8;
-
-// The thread's columns of all results, asked for at once.
-struct Results {
-  uint4 result[kTop], ids[2], weights[2];
-  __device__ __forceinline__ Results(const ExpertsLeft& left, unsigned thread) {
-    const auto* results = static_cast<const uint4*>(left.results) + thread;
-#pragma unroll
-    for (int i = 0; i < kTop; ++i) result[i] = load_written(results + i * kNormThreads);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      ids[i] = load_written(left.ids + 4 * i);
-      weights[i] = load_written(left.weights + 4 * i);
-    }
-  }
-  __device__ __forceinline__ uint4 sum() const {
-    const uint32_t id[kTop] = {ids[0].x, ids[0].y, ids[0].z, ids[0].w,
-                               ids[1].x, ids[1].y, ids[1].z, ids[1].w};
-    const uint32_t weight[kTop] = {weights[0].x, weights[0].y, weights[0].z, weights[0].w,
-                                   weights[1].x, weights[1].y, weights[1].z, weights[1].w};
-    float sum[8] = {}, value[8];
-#pragma unroll
-    for (int i = 0; i < kTop; ++i) {
-      if (static_cast<int>(id[i]) < 0) continue;  // a padding token has chosen none
-      as_floats(result[i], value);
-#pragma unroll
-      for (int c = 0; c < 8; ++c) sum[c] = fmaf(__uint_as_float(weight[i]), value[c], sum[c]);
-    }
-    return as_bf16(sum);
-  }
-};
+constexpr int kParts = 4, kThreads = kNormThreads / kParts;
 
 template <int kMost>
 __global__ void __launch_bounds__(kThreads)
@@ -49,7 +22,8 @@ __global__ void __launch_bounds__(kThreads)
   const unsigned thread = blockIdx.x * kThreads + threadIdx.x;
   const uint4 by = static_cast<const uint4*>(args.left.norm)[thread];
   wait_for_previous();
-  const Results results(args.left, thread);
+  const ExpertColumns results(static_cast<const uint4*>(args.left.results) + thread, kNormThreads,
+                              args.left.ids, args.left.weights);
   auto* residual = static_cast<uint4*>(args.residual) + thread;
   uint4 kept = load_written(residual);
   // Counted by the kernel of the layer's first half.
@@ -59,7 +33,7 @@ __global__ void __launch_bounds__(kThreads)
   // behind them.
   let_next_start();
   const uint64_t keep = keep_policy();
-  const uint4 own = under_way(results.sum());
+  const uint4 own = under_way(results.sum(0, INT_MAX));
   // Where a rank finds what another tells it.
   const auto place = [&](int rank, int by_rank) {
     return reinterpret_cast<uint4*>(words_of(peers, rank)->experts[turn][by_rank]) + thread;
@@ -81,7 +55,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int r = 0; r < kMost; ++r)
     if (r < peers.ranks && r != peers.rank) *place(peers.rank, r) = {};
-  if (thread < kTop + 2) args.left.done[thread] = 0;
+  if (thread < ExpertColumns::kTop + 2) args.left.done[thread] = 0;
   if (thread == 0) {
     *args.left.next_tile = 0;
     atomicAdd(args.left.posted, 1u);

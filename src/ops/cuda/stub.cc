@@ -94,7 +94,7 @@ bool experts_read_quantised(const Exec&, const Tensor&, const Experts&, int64_t)
   no_cuda();
 }
 void route_experts(const Exec&, Tensor, const Routing&, const Experts&, Tensor, Tensor, Tensor,
-                   Tensor, const Quantised&, const AddNorm*) {
+                   Tensor, const Quantised&, const AddNorm*, UnsummedExperts*) {
   no_cuda();
 }
 bool decodes_layer(const Exec&, const DecodeLayer&, const KvCache&, const BatchLayout&,

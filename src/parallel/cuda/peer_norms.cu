@@ -1,17 +1,58 @@
-#include "ops/cuda/qk_row.cuh"
+#include "ops/cuda/expert_results.cuh"
 #include "ops/cuda/row_sum.cuh"
 #include "parallel/cuda/peer_words.cuh"
 
 namespace m2::parallel::cuda {
 namespace {
 
+// What a rank brings to a sum: its numbers in memory,
+struct OwnNumbers {
+  static constexpr bool kLetsNextFirst = true;
+  uint4 own = {};
+  __device__ __forceinline__ OwnNumbers(const PeerSumNorm& work, const ops::UnsummedExperts&,
+                                        unsigned, unsigned, unsigned pack, bool has) {
+    if (has) own = static_cast<const uint4*>(work.sum.x)[pack];
+  }
+  __device__ __forceinline__ uint4 numbers(const ops::UnsummedExperts&) const { return own; }
+  static __device__ __forceinline__ void finish(const ops::UnsummedExperts&) {}
+};
+
+// or what its experts have left, which is one kernel less than a sum of it in memory. The kernel
+// after this one asks for its weights at once, and what is read here would come behind them: so it
+// starts when all has been asked for.
+struct OwnExperts {
+  static constexpr bool kLetsNextFirst = false;
+  ops::cuda::ExpertColumns columns;
+  __device__ __forceinline__ OwnExperts(const PeerSumNorm&, const ops::UnsummedExperts& left,
+                                        unsigned row, unsigned packs, unsigned pack, bool has)
+      : columns(
+            static_cast<const uint4*>(left.results) + (has ? pack + row * (kTop - 1) * packs : 0),
+            packs, left.ids + row * kTop, left.weights + row * kTop) {}
+  __device__ __forceinline__ uint4 numbers(const ops::UnsummedExperts& left) const {
+    return columns.sum(left.first_expert, left.experts);
+  }
+  // As clear_counters() does.
+  static __device__ __forceinline__ void finish(const ops::UnsummedExperts& left) {
+    if (blockIdx.x != 0) return;
+    for (int i = threadIdx.x; i < left.counts; i += blockDim.x) left.done[i] = 0;
+    if (threadIdx.x != 0) return;
+    *left.next_tile = 0;
+    atomicAdd(left.posted, 1u);
+  }
+
+ private:
+  static constexpr unsigned kTop = ops::UnsummedExperts::kTop;
+};
+
 // A cluster of kParts blocks a row, whose threads together are those of rms_norm_kernel
 // (ops/cuda/norm.cu), to the same bytes; 8 columns of a thread are a word, which comes over the
-// link instead of from memory. Bytes: 6 of a column read, as many written, and a row each way over
-// every link. Bound: latency, to which a row's words on one multiprocessor would add.
-template <int kRanks, int kParts>
+// link instead of from memory. Bytes: 6 of a column read (of experts 20), as many written, and a
+// row each way over every link. Bound: latency, to which a row's words on one multiprocessor would
+// add.
+template <int kRanks, int kParts, class Own>
 __global__ void __launch_bounds__(kNormThreads / kParts)
-    small_sum_norm_kernel(const __grid_constant__ PeerSumNorm work) {
+    small_sum_norm_kernel(const __grid_constant__ PeerSumNorm work,
+                          const __grid_constant__ ops::UnsummedExperts experts) {
   using T = __nv_bfloat16;
   constexpr int kThreads = kNormThreads / kParts;
   static_assert(kThreads % kWarp == 0 && kSumNormColumns == 8 * kNormThreads);
@@ -23,18 +64,17 @@ __global__ void __launch_bounds__(kNormThreads / kParts)
   const unsigned pack = row * packs + thread;
   const bool has = thread < packs;
   Summands<kRanks> words(work.sum);
-  uint4 weights = {}, own = {}, kept = {};
+  uint4 weights = {}, kept = {};
   if (has) weights = static_cast<const uint4*>(work.weight)[thread];
   wait_for_previous();
-  let_next_start();
+  if (Own::kLetsNextFirst) let_next_start();
   // Asked for before the account of rounds is waited for.
-  if (has) {
-    own = static_cast<const uint4*>(work.sum.x)[pack];
-    kept = static_cast<const uint4*>(work.residual)[pack];
-  }
+  const Own brought(work, experts, row, packs, pack, has);
+  if (has) kept = static_cast<const uint4*>(work.residual)[pack];
   words.begin(row);
+  if (!Own::kLetsNextFirst) let_next_start();
   if (has) {
-    own = under_way(own);
+    const uint4 own = under_way(brought.numbers(experts));
     words.send_to_all(pack, own);
     const Group<T> change = words.template sum_of_all<T>(pack, own);
     kept = sum_of_eight(kept, reinterpret_cast<const uint4&>(change));
@@ -44,6 +84,7 @@ __global__ void __launch_bounds__(kNormThreads / kParts)
              row_sum, kept, weights, work.eps, static_cast<int>(columns), static_cast<int>(thread),
              pack, has);
   if (part == 0 && threadIdx.x < kWarp) words.count(row, gridDim.x / kParts);
+  Own::finish(experts);
 }
 
 // A block a token, 8 dims of q, k or v a thread; a word a token and rank. The sums of squares are
@@ -118,19 +159,23 @@ void launch_small_peer_sum_qk(void* stream, const PeerQkNorm& work) {
 }
 
 namespace {
-template <int kParts>
-void launch_parts(void* stream, const PeerSumNorm& work) {
+template <int kParts, class Own>
+void launch_parts(void* stream, const PeerSumNorm& work, const ops::UnsummedExperts& experts) {
   LaunchShape shape{dim3(static_cast<unsigned>(work.sum.count / work.columns * kParts)),
                     dim3(kNormThreads / kParts)};
   shape.cluster = kParts;
   with_ranks(work.sum.ranks, [&](auto ranks) {
-    launch(stream, small_sum_norm_kernel<ranks, kParts>, shape, work);
+    launch(stream, small_sum_norm_kernel<ranks, kParts, Own>, shape, work, experts);
   });
 }
 }  // namespace
 
 void launch_small_peer_sum_norm(void* stream, const PeerSumNorm& work) {
-  device_major() >= 9 ? launch_parts<4>(stream, work) : launch_parts<1>(stream, work);
+  device_major() >= 9 ? launch_parts<4, OwnNumbers>(stream, work, {})
+                      : launch_parts<1, OwnNumbers>(stream, work, {});
+}
+void launch_small_peer_experts_norm(void* stream, const PeerExpertsNorm& work) {
+  launch_parts<4, OwnExperts>(stream, work.norm, work.experts);  // Hopper's leave their results
 }
 
 }  // namespace m2::parallel::cuda

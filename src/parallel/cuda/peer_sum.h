@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "ops/cuda/kernels.h"
+#include "ops/unsummed_experts.h"
 #include "tensor/dtype.h"
 
 // What nvcc compiles for parallel/peers.cc: plain pointers and sizes.
@@ -92,6 +93,13 @@ struct PeerSumNorm {
   bool powers = false;
 };
 void launch_small_peer_sum_norm(void* stream, const PeerSumNorm& work);
+
+// The same of what this rank's experts have left, at least one token's: sum.x is not read.
+struct PeerExpertsNorm {
+  PeerSumNorm norm;
+  ops::UnsummedExperts experts;
+};
+void launch_small_peer_experts_norm(void* stream, const PeerExpertsNorm& work);
 
 // The same for many rows, of which each rank norms a share for all: rows [first, first + count) are
 // this rank's, and of residual no others are read or written. sum.x has everyone's numbers of them,

@@ -26,6 +26,9 @@ void launch_peer_broadcast(void*, const PeerSum&, int) {
 void launch_peer_columns(void*, const PeerColumns&) {
   refuse();
 }
+void launch_small_peer_experts_norm(void*, const PeerExpertsNorm&) {
+  no_cuda();
+}
 void launch_small_peer_sum_norm(void*, const PeerSumNorm&) {
   refuse();
 }

@@ -390,6 +390,113 @@ TEST_F(SharedGpu, PeersSumIntoNormsAsStepByStep) {
   each_peer(check, kMostInTests);
 }
 
+// Random weights and tokens for experts(), of which the rank holds 160 of 256; some tokens pad.
+struct SomeExperts {
+  static constexpr int64_t kHidden = 3072, kInner = 64, kAll = 256, kHeld = 160, kTop = 8;
+  static constexpr int64_t kMostRows = 128;
+  ops::Experts experts;
+  Tensor gate, bias, slots, x, values, scales, ids, weights, scratch, delta;
+
+  SomeExperts(const Exec& exec, Arena& arena, int64_t rank) {
+    std::mt19937 random(static_cast<uint32_t>(rank));
+    const auto filled = [&](DType dtype, std::initializer_list<int64_t> shape, auto next) {
+      const Tensor out = arena.place(dtype, shape);
+      std::vector<decltype(next())> numbers(static_cast<size_t>(out.elements()));
+      std::ranges::generate(numbers, next);
+      copy_to_device(exec, out.data(), numbers.data(), out.elements() * size_of(dtype));
+      return out;
+    };
+    const auto code = [&] {
+      const auto bits = static_cast<uint8_t>(random());
+      return static_cast<uint8_t>((bits & 0x7f) == 0x7f ? bits - 1 : bits);  // no NaN
+    };
+    std::uniform_real_distribution<float> number(-1, 1), scale(1e-3f, 4e-3f);
+    const auto some = [&] { return number(random); };
+    const auto factor = [&] { return scale(random); };
+    experts.w13 = filled(DType::f8_e4m3, {kHeld, 2 * kInner, kHidden}, code);
+    experts.w2 = filled(DType::f8_e4m3, {kHeld, kHidden, kInner}, code);
+    experts.w1_scale = filled(DType::f32, {kHeld, 1, kHidden / 128}, factor);
+    experts.w3_scale = filled(DType::f32, {kHeld, 1, kHidden / 128}, factor);
+    experts.w2_scale = filled(DType::f32, {kHeld, kHidden / 128, 1}, factor);
+    experts.first_expert = 50;
+    gate = filled(DType::f32, {kAll, kHidden}, [&] { return 0.1f * some(); });
+    bias = filled(DType::f32, {kAll}, some);
+    slots = filled(DType::i32, {kMostRows}, [&] { return static_cast<int32_t>(random() % 8) - 1; });
+    x = filled(DType::bf16, {kMostRows, kHidden}, [&] { return to_bf16(some()); });
+    values = arena.place(DType::f8_e4m3, {kMostRows, kHidden});
+    scales = arena.place(DType::f32, {kMostRows, kHidden / 128});
+    ops::quantise(exec, x, {values, scales});
+    ids = arena.place(DType::i32, {kMostRows, kTop});
+    weights = arena.place(DType::f32, {kMostRows, kTop});
+    const int64_t bytes = ops::experts_scratch_bytes(exec.device, experts, kMostRows, kTop);
+    scratch = arena.place(DType::u8, {bytes});
+    clear(exec, scratch.data(), bytes);
+    delta = arena.place(DType::bf16, {kMostRows, kHidden});
+  }
+
+  void run(const Exec& exec, int64_t rows, ops::UnsummedExperts* left) const {
+    ops::route_experts(exec, x.rows(0, rows), {gate, bias, slots.rows(0, rows)}, experts,
+                       ids.rows(0, rows), weights.rows(0, rows), scratch, delta.rows(0, rows),
+                       ops::Quantised{values.rows(0, rows), scales.rows(0, rows)}, nullptr, left);
+  }
+};
+
+// A sum that takes up what experts have left leaves the bytes of their sum, its sum over ranks and
+// the norm, and the experts' counters as the next call wants them.
+TEST_F(SharedGpu, PeersSumExpertsIntoNormsAsStepByStep) {
+  const auto check = [](const Peer& peer) {
+    Exec exec = peer.exec;
+    exec.alone = peer.size() <= gpus();
+    parallel::Comm& comm = peer.peers;
+    constexpr int64_t kHidden = SomeExperts::kHidden, kMost = SomeExperts::kMostRows;
+    const Buffer memory(exec.device, 128 << 20), workspace(exec.device, 16 << 20);
+    exec.workspace = workspace.data();
+    exec.workspace_bytes = workspace.bytes();
+    peer.host.barrier(parallel::host());
+    Arena arena(memory);
+    const SomeExperts some(exec, arena, peer.rank());
+    const Tensor norm = arena.place(DType::bf16, {kHidden});
+    const Tensor residual = arena.place(DType::bf16, {kMost, kHidden});
+    const Tensor out = arena.place(DType::bf16, {kMost, kHidden});
+    const ops::Quantised quantised{arena.place(DType::f8_e4m3, {kMost, kHidden}),
+                                   arena.place(DType::f32, {kMost, kHidden / 128})};
+    const int64_t bytes = static_cast<std::byte*>(quantised.scales.data()) +
+                          quantised.scales.elements() * 4 -
+                          static_cast<std::byte*>(residual.data());
+    const auto old = parallel::numbers<BF16>(9, kMost * kHidden, 1);
+    const auto weight = parallel::numbers<BF16>(10, kHidden, 1);
+    copy_to_device(exec, norm.data(), weight.data(), kHidden * 2);
+    for (const int64_t rows : {1, 2, 3, 8, 10, 16, 17, 64, 100, 128, 5}) {
+      const Tensor delta = some.delta.rows(0, rows);
+      const ops::AddNorm into{residual.rows(0, rows), norm, 1e-6f, out.rows(0, rows),
+                              quantised.rows(0, rows)};
+      if (!comm.takes_experts(delta, into)) {
+        EXPECT_GT(rows * kHidden * 2 * (peer.size() - 1), 3 << 20);
+        continue;
+      }
+      std::vector<std::byte> expected;
+      for (const bool leaves : {false, true, true, false}) {
+        clear(exec, residual.data(), bytes);
+        copy_to_device(exec, residual.data(), old.data(), rows * kHidden * 2);
+        ops::UnsummedExperts left;
+        some.run(exec, rows, leaves ? &left : nullptr);
+        // Blocks of a shared GPU's experts need room that those of a peer's sum might have.
+        synchronize(exec);
+        peer.host.barrier(parallel::host());
+        EXPECT_EQ(left.results != nullptr, leaves) << rows << " rows";
+        left.results ? comm.all_reduce_experts_norm(exec, delta, left, into)
+                     : comm.all_reduce_norm(exec, delta, into);
+        std::vector<std::byte> got(static_cast<size_t>(bytes));
+        bring_to_host(exec, got.data(), residual.data(), bytes);
+        if (expected.empty()) expected = got;
+        EXPECT_TRUE(got == expected) << rows << " rows, experts " << (leaves ? "left" : "summed");
+        peer.host.barrier(parallel::host());
+      }
+    }
+  };
+  each_peer(check, kMostInTests);
+}
+
 // Where ranks bring rows: to the owner, behind what ranks before bring it.
 TEST_F(SharedGpu, PeersKnowWhereRowsGo) {
   each_peer([](const Peer& peer) {

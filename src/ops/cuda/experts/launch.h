@@ -53,6 +53,11 @@ struct ExpertsArgs {
   NormAfter after;    // flow, tiles: follows the sum of the results, which `out` then does not get
 };
 
+// Groups of the flow form that `done` counts, at most.
+constexpr int counted_groups(int experts, int pairs, int group_pairs) {
+  return (experts < pairs ? experts : pairs) + pairs / group_pairs + 1;
+}
+
 // Whether `after` can be part of experts() of these columns.
 bool experts_norm_fits(const NormAfter& after, int hidden);
 

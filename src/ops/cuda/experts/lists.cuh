@@ -204,7 +204,7 @@ constexpr int kCombineThreads = 128;
 __device__ __forceinline__ void clear_counters(const ExpertsArgs& args) {
   if (!args.done || blockIdx.x != 0 || blockIdx.y != 0) return;
   const int pairs = static_cast<int>(args.x.rows) * args.top;
-  const int groups = min(args.experts, pairs) + pairs / args.group_pairs + 1;
+  const int groups = counted_groups(args.experts, pairs, args.group_pairs);
   for (int i = threadIdx.x; i < groups; i += blockDim.x) args.done[i] = 0;
   if (!args.next_tile || threadIdx.x != 0) return;
   *args.next_tile = 0;
