@@ -85,6 +85,11 @@ struct Share {
   static constexpr int kFirstSlots = kWhole ? 8 : kPageSlots;
   static constexpr int kPagesAt = kApart ? kQkvBytes : 0;
   static constexpr int kOAt = kPagesAt + kFirstSlots * kPageSlot;
+  // How many of the slots stand where all is multiplied before the last loads of q, k and v come.
+  static constexpr int kReadBefore = (kQkvLoads - kWarpgroups) * kQkvLoad / kPageSlot;
+  static constexpr int kEarlySlots = kApart                      ? 0
+                                     : kReadBefore < kFirstSlots ? kReadBefore
+                                                                 : kFirstSlots;
   static constexpr int kOEarly = 4;  // loads of o before pages have been read
   static_assert(!kWhole || (kPageSlots - kFirstSlots) * kPageSlot <= (kOLoads - kOEarly) * kOLoad);
   static_assert(kFirstSlots % kGroupSlots == 0);  // a group's slots stand one behind another
@@ -504,7 +509,7 @@ __device__ __forceinline__ void load_all(const AttendAndRoute& args, const Atten
 #pragma unroll 1
   for (int i = 0; i < S::kQkvLoads; ++i)
     barrier_wait(S::kApart ? &shared.qkv_full[i] : &shared.qkv_empty[i], 0);
-  // The consumers ask for the first pages now, or have done so.
+  // The consumers ask for the first pages about now, or have done so.
   if (asked == turns.all() && role + kChainGroups * kAttendBlocks >= context.chains()) {
     if constexpr (S::kApart) {
       // Behind the words that make queries, and beside the work on pages.
@@ -684,6 +689,11 @@ __device__ __forceinline__ void multiply_qkv(const AttendAndRoute& args, Shared<
     const uint32_t rows = alike(operand_low(start + i * S::kQkvLoad)),
                    tokens = alike(operand_low(start + S::kTokensAt +
                                               S::kQkvStretches * i / 8 * (8 * kTileStep)));
+    if (i + kWarpgroups >= S::kQkvLoads && thread / kWarp < S::kEarlySlots) {
+      // The keys come right behind the last loads, before blocks wait for one another's words.
+      if (lane == 0) barrier_wait(&shared.qkv_empty[thread / kWarp * kPageSlot / S::kQkvLoad], 0);
+      own_page.template ask<Page>(args, shared, memory, role, false);
+    }
     barrier_wait(&shared.qkv_full[i], 0);
     float d[kGroups][4];
     wgmma_begin();
@@ -712,12 +722,12 @@ __device__ __forceinline__ void multiply_qkv(const AttendAndRoute& args, Shared<
       }
   }
   meet();
+  if constexpr (!S::kApart)
+    if (thread / kWarp >= S::kEarlySlots)
+      own_page.template ask<Page>(args, shared, memory, role, false);
   // The last warps add up: of short contexts they have no pages.
   constexpr int kAdders = S::kBlockRows > kWarp ? S::kBlockRows : kWarp;
-  if (thread < kConsumers - kAdders) {
-    if constexpr (!S::kApart) own_page.template ask<Page>(args, shared, memory, role, false);
-    return;
-  }
+  if (thread < kConsumers - kAdders) return;
   const int adder = thread - (kConsumers - kAdders);
   const int mine = kAdders == S::kBlockRows ? adder : min(adder, S::kBlockRows - 1);
   float total = 0.0f;
@@ -740,7 +750,6 @@ __device__ __forceinline__ void multiply_qkv(const AttendAndRoute& args, Shared<
     }
     if (lane % 8 == 0 && row < S::kSquares * 8)
       put(&exchange.squares[row / 8], __float_as_uint(squares), launch);
-    own_page.template ask<Page>(args, shared, memory, role, false);
   } else {
 #pragma unroll
     for (int i = 0; i < 8; i += 2) {
@@ -752,7 +761,6 @@ __device__ __forceinline__ void multiply_qkv(const AttendAndRoute& args, Shared<
     if (has_row && row < S::kSquares * 8 && rank < args.peers.ranks)
       tell_squares(&words_of(args.peers, rank)->squares[args.peers.rank * S::kSquares + row / 8],
                    squares, launch.of_ranks, launch.keep);
-    if constexpr (!S::kApart) own_page.template ask<Page>(args, shared, memory, role, false);
   }
 }
 
