@@ -10,7 +10,7 @@ namespace {
 
 // Blocks that last, a multiprocessor: each warp has 16 KB under way, over FP8 4.
 constexpr int kBf16Blocks = 2, kF8Blocks = 4;
-// What they, and four blocks a part over bf16, want as shared memory, for 100 and 164 KB.
+// What they, and four blocks of a part over bf16, want as shared memory, for 100 and 164 KB.
 constexpr int kBf16Shared = 44, kF8Shared = 72;
 
 constexpr int kAnyWarps = 4;
@@ -125,9 +125,8 @@ void launch_attention(void* stream, const AttentionPlan& plan, const AttentionAr
       plan.join ? lasting.template operator()<true>() : lasting.template operator()<false>();
     } else {
       shape.through_l1 = true;
-      shape.shared_percent = bf16 ? kBf16Shared : kF8Shared;
-      launch(stream, bf16 ? sm80_attention_decode<Bf16Page> : sm80_attention_decode<F8Page>, shape,
-             args);
+      shape.shared_percent = kBf16Shared;
+      launch(stream, sm80_attention_decode<Bf16Page>, shape, args);
     }
     if (plan.splits > 1 && !plan.join) {
       // One block a multiprocessor has room beside the blocks in front. Where those would go

@@ -182,13 +182,12 @@ struct HeadSums {
   }
 };
 
-// They become the part's share of the output, or the output, of heads first, first + step, ...: a
-// warp a head.
+// They become the part's share of the output, or the output: a warp a head.
 __device__ __forceinline__ void store_heads(const AttentionArgs& args, const DecodePart& of,
                                             const float* values, int warp_floats,
-                                            const WarpTotals& totals, int first, int step) {
+                                            const WarpTotals& totals) {
   const int lane = threadIdx.x % kWarp, group = args.heads.q / args.heads.kv, dim = lane * 4;
-  for (int h = first; h < group; h += step) {
+  for (int h = threadIdx.x / kWarp; h < group; h += kDecodeWarps) {
     HeadSums head(values, warp_floats, totals, h);
     auto& [largest, sum, value] = head;
     const int q_head = of.head * group + h;
@@ -216,7 +215,7 @@ __device__ __forceinline__ void leave_part(const AttentionArgs& args, const Deco
                                            const float* values, int warp_floats,
                                            const WarpTotals& totals) {
   const int warp = threadIdx.x / kWarp, group = args.heads.q / args.heads.kv;
-  store_heads(args, of, values, warp_floats, totals, warp, kDecodeWarps);
+  store_heads(args, of, values, warp_floats, totals);
   if (!args.join || of.each >= of.pages) return;
 
   __shared__ bool last;
@@ -234,59 +233,141 @@ __device__ __forceinline__ void leave_part(const AttentionArgs& args, const Deco
     join_parts(args, of.sequence, of.token, of.head * group + h, parts);
 }
 
+// 16 bytes of the cache, which are read once: what is written and read again stays in L2.
+__device__ __forceinline__ uint4 load_once(const uint8_t* pointer) {
+  uint4 value = {};
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  constexpr uint64_t kEvictFirst = 0x12F0000000000000;  // as createpolicy makes it
+  asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(pointer), "l"(kEvictFirst)
+               : "memory");
+#endif
+  return value;
+}
+
+// From shared memory each time, where the compiler would keep registers.
+__device__ __forceinline__ uint4 load_again(const uint4* pointer) {
+  uint4 value;
+  asm volatile("ld.volatile.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(pointer))));
+  return value;
+}
+
+// Pages that a warp attends to one after the other, and asks for at once: every fourth of a part.
+template <class Page, int kUnit>
+struct PageUnit {
+  Page page[kUnit];
+
+  // Where pages' keys and values begin, in bytes; < 0: there is no such page.
+  using Places = int64_t[kUnit];
+
+  __device__ __forceinline__ void ask_keys(const Cache& cache, const Places& places) {
+#pragma unroll
+    for (int u = 0; u < kUnit; ++u)
+      if (places[u] >= 0)
+        page[u].load_keys(static_cast<const uint8_t*>(cache.k) + places[u], load_once);
+  }
+  __device__ __forceinline__ void ask_values(const Cache& cache, const Places& places) {
+#pragma unroll
+    for (int u = 0; u < kUnit; ++u)
+      if (places[u] >= 0)
+        page[u].load_values(static_cast<const uint8_t*>(cache.v) + places[u], load_once);
+  }
+
+  // Attends to a context's pages from `number` on, before `end`, and asks for the unit at `next` as
+  // soon as the keys, and then the values, have been multiplied.
+  __device__ __forceinline__ void attend(const AttentionArgs& args, int context,
+                                         const uint4 (&query)[4][kWarp], int number, int end,
+                                         const Places& next, Running& state) {
+    const auto there = [&](int u) { return u == 0 || number + u * kDecodeWarps < end; };
+    float logits[kUnit][4] = {};
+#pragma unroll
+    for (int u = 0; u < kUnit; ++u)
+      if (there(u))
+        multiply_keys(
+            page[u], [&](int j) { return load_again(&query[j][threadIdx.x % kWarp]); }, logits[u]);
+    ask_keys(args.cache, next);
+    const float log2_scale = args.scale * args.cache.k_scale * kLog2E;
+#pragma unroll
+    for (int u = 0; u < kUnit; ++u) {
+      if (!there(u)) continue;
+      const int valid = context - (number + u * kDecodeWarps) * kPage;
+      if (valid < kPage) page[u].clear_values_from(valid);
+      float factor[2];
+      uint32_t weights[2];
+      weigh<Page>(logits[u], valid, log2_scale, state, factor, weights);
+      add_values(page[u], factor, weights, state);
+    }
+    ask_values(args.cache, next);
+  }
+};
+
 // Decoded tokens (sequences with one token in this step): one block a (KV head, part of the
-// context, sequence), parts that are there first, so that each has a multiprocessor to itself, the
-// KV head's q heads packed as mma's 8 columns. Each warp takes every fourth page. Parts, pages and
-// their order depend on the token's own context alone. Bytes: S ctx kv 2 * 256 (FP8: 128), FLOPs: 4
-// S ctx q 128. Bound: bandwidth of memory.
+// context, sequence), the KV head's q heads packed as mma's 8 columns. Each warp takes every fourth
+// page; K and V are asked for anew as soon as they have been multiplied, the first page, if it is
+// not the newest token's, before the kernel in front has ended. Parts, pages and their order depend
+// on the token's own context alone. Parts are left in the workspace. Bytes: S ctx kv 2 * 256 (FP8:
+// 128), FLOPs: 4 S ctx q 128. Bound: bandwidth of memory, if a page's chain of instructions has no
+// registers spilled.
 template <class Page>
 __global__ void __launch_bounds__(kDecodeWarps* kWarp, 4)
     sm80_attention_decode(AttentionArgs args) {
   constexpr int kWarpFloats = 8 * (kDim + 4);
   __shared__ __align__(16) float values[kDecodeWarps * kWarpFloats];
+  __shared__ uint4 query[4][kWarp];
+  __shared__ WarpTotals totals;
+  const DecodePart of(args);
+  if (!of.there) {
+    // No kernel may end before the one in front of it has: its first block sees to that.
+    if (of.part == 0 && of.head == 0 && of.sequence == 0) wait_for_previous();
+    return;
+  }
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, first = of.begin + warp;
+
+  // The id of the warp's lane-th page from the i-th on; < 0: there is none.
+  const auto ids_from = [&](int i) {
+    const int page = first + (i + lane) * kDecodeWarps;
+    return page < of.end ? args.block_tables[of.sequence * args.table_stride + page] : -1;
+  };
+  int ids = ids_from(0);
+  PageUnit<Page, 1> unit;
+  typename PageUnit<Page, 1>::Places places;
+  const auto place = [&](int i) {
+    const int id = __shfl_sync(~0u, ids, i % kWarp);
+    places[0] = id < 0 ? -1 : (int64_t{1} * id * args.heads.kv + of.head) * Page::kBytes;
+  };
+  const auto ask = [&] {
+    unit.ask_keys(args.cache, places);
+    unit.ask_values(args.cache, places);
+  };
+  place(0);
+  const bool early = first < min(of.end, of.pages - 1);
+  if (early) ask();
   wait_for_previous();
   let_next_start();
-  const DecodePart of(args);
-  if (!of.there) return;
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-
-  // The ids of the warp's first pages are asked for before the query, then group after group.
-  const int32_t* table = args.block_tables + of.sequence * args.table_stride;
-  const auto page_of_lane = [&](int base) {
-    const int mine = base + lane * kDecodeWarps;
-    return mine < of.end ? table[mine] : 0;
-  };
-  int page_id = page_of_lane(of.begin + warp);
-  uint32_t q[8][2] = {};
-  load_queries<Page>(args, of, q);
+  const uint4 piece = load_queries<Page>(args, of, warp);
+  if (!early) ask();
+  query[warp][lane] = piece;
+  __syncthreads();
 
   Running state;
-  const float log2_scale = args.scale * args.cache.k_scale * kLog2E;
-  for (int base = of.begin + warp; base < of.end; base += kDecodeWarps * kWarp) {
-    if (base != of.begin + warp) page_id = page_of_lane(base);
-    for (int i = 0; i < kWarp; ++i) {
-      const int page = base + i * kDecodeWarps;
-      if (page >= of.end) break;
-      const int64_t at =
-          (int64_t{1} * __shfl_sync(~0u, page_id, i) * args.heads.kv + of.head) * Page::kBytes;
-      Page registers;
-      load_page(registers, static_cast<const uint8_t*>(args.cache.k) + at,
-                static_cast<const uint8_t*>(args.cache.v) + at,
-                [](const uint8_t* from) { return load_written(from); });
-      const int valid = of.context - page * kPage;
-      if (valid < kPage) registers.clear_values_from(valid);
-      attend_page(registers, q, valid, log2_scale, state);
-    }
+  int i = 0;
+  for (int page = first; page < of.end; page += kDecodeWarps) {
+    ++i;
+    if (i % kWarp == 0) ids = ids_from(i);
+    place(i);
+    unit.attend(args, of.context, query, page, of.end, places, state);
   }
-  __shared__ WarpTotals totals;
   hand_over<Page>(state, values, kWarpFloats, totals);
   __syncthreads();
-  leave_part(args, of, values, kWarpFloats, totals);
+  store_heads(args, of, values, kWarpFloats, totals);
 }
 
-// The same for all tokens, where the blocks in front do not: a warp a head. It begins beside them,
-// in registers that they leave, and lets the next kernel start, which so stands ready when the last
-// parts are there. Bytes: parts * 130 * 4 a head. Bound: latency.
+// Joins the parts that were left: a warp a head. It begins beside the blocks in front, where they
+// leave registers, and lets the next kernel start, which so stands ready when the last parts are
+// there. Bytes: parts * 130 * 4 a head. Bound: latency.
 constexpr int kJoinHeads = 4;
 __global__ void M2_MOST_REGISTERS(64) sm80_attention_join(AttentionArgs args) {
   let_next_start();

@@ -4,28 +4,6 @@
 
 namespace m2::ops::cuda {
 
-// 16 bytes of the cache, which are read once: what is written and read again stays in L2.
-__device__ __forceinline__ uint4 load_once(const uint8_t* pointer) {
-  uint4 value = {};
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  constexpr uint64_t kEvictFirst = 0x12F0000000000000;  // as createpolicy makes it
-  asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
-               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-               : "l"(pointer), "l"(kEvictFirst)
-               : "memory");
-#endif
-  return value;
-}
-
-// From shared memory each time, where the compiler would keep registers.
-__device__ __forceinline__ uint4 load_again(const uint4* pointer) {
-  uint4 value;
-  asm volatile("ld.volatile.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(pointer))));
-  return value;
-}
-
 // Of 32 sequences, one a lane: those that decode, and their contexts.
 struct LaneContexts {
   int token = 0, context = 0, pages = 0;
@@ -148,55 +126,6 @@ struct PartWalk {
     of.begin = of.part * of.each;
     of.end = min(of.pages, of.begin + of.each);
     of.there = at - of.begin + middle(of.part) < stop;
-  }
-};
-
-// Pages that a warp attends to one after the other, and asks for at once: every fourth of a part.
-template <class Page, int kUnit>
-struct PageUnit {
-  Page page[kUnit];
-
-  // Where pages' keys and values begin, in bytes; < 0: there is no such page.
-  using Places = int64_t[kUnit];
-
-  __device__ __forceinline__ void ask_keys(const Cache& cache, const Places& places) {
-#pragma unroll
-    for (int u = 0; u < kUnit; ++u)
-      if (places[u] >= 0)
-        page[u].load_keys(static_cast<const uint8_t*>(cache.k) + places[u], load_once);
-  }
-  __device__ __forceinline__ void ask_values(const Cache& cache, const Places& places) {
-#pragma unroll
-    for (int u = 0; u < kUnit; ++u)
-      if (places[u] >= 0)
-        page[u].load_values(static_cast<const uint8_t*>(cache.v) + places[u], load_once);
-  }
-
-  // Attends to a context's pages from `number` on, before `end`, and asks for the unit at `next` as
-  // soon as the keys, and then the values, have been multiplied.
-  __device__ __forceinline__ void attend(const AttentionArgs& args, int context,
-                                         const uint4 (&query)[4][kWarp], int number, int end,
-                                         const Places& next, Running& state) {
-    const auto there = [&](int u) { return u == 0 || number + u * kDecodeWarps < end; };
-    float logits[kUnit][4] = {};
-#pragma unroll
-    for (int u = 0; u < kUnit; ++u)
-      if (there(u))
-        multiply_keys(
-            page[u], [&](int j) { return load_again(&query[j][threadIdx.x % kWarp]); }, logits[u]);
-    ask_keys(args.cache, next);
-    const float log2_scale = args.scale * args.cache.k_scale * kLog2E;
-#pragma unroll
-    for (int u = 0; u < kUnit; ++u) {
-      if (!there(u)) continue;
-      const int valid = context - (number + u * kDecodeWarps) * kPage;
-      if (valid < kPage) page[u].clear_values_from(valid);
-      float factor[2];
-      uint32_t weights[2];
-      weigh<Page>(logits[u], valid, log2_scale, state, factor, weights);
-      add_values(page[u], factor, weights, state);
-    }
-    ask_values(args.cache, next);
   }
 };
 
@@ -413,7 +342,7 @@ __global__ void M2_MOST_REGISTERS(kJoins ? (kBlocks == 2 ? 255 : 512 / kBlocks) 
     const int parts = (of.pages + of.each - 1) / of.each;
     const bool join = kJoins && args.join && parts > 1;
     if (!next.there) {
-      store_heads(args, of, sums, kWarpFloats, totals[n % 2], warp, kDecodeWarps);
+      store_heads(args, of, sums, kWarpFloats, totals[n % 2]);
       if (!join || !complete(args, of, run, parts)) return;
       if (parts <= 8) {
         join_at_once<2, 8>(args, of, warp, parts);
@@ -426,7 +355,7 @@ __global__ void M2_MOST_REGISTERS(kJoins ? (kBlocks == 2 ? 255 : 512 / kBlocks) 
     const bool ends = next_head != head || next.sequence != of.sequence;
     uint4 piece = {};
     if (ends) piece = load_queries<Page>(args, next, warp);
-    store_heads(args, of, sums, kWarpFloats, totals[n % 2], warp, kDecodeWarps);
+    store_heads(args, of, sums, kWarpFloats, totals[n % 2]);
     if (ends) {
       if (join && complete(args, of, run, parts)) join_all(args, of, parts);
       run = 0;
