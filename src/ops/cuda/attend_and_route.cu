@@ -380,7 +380,7 @@ __device__ __forceinline__ void ask_for_page(const AttendAndRoute& args, uint8_t
   const void* cache = values ? args.cache.v : args.cache.k;
   bulk_copy(memory + S::page_slot_at(slot) + (values ? Page::kBytes : 0),
             static_cast<const uint8_t*>(cache) + (id * S::kKvHeads + head) * Page::kBytes,
-            Page::kBytes, full);
+            Page::kBytes, full, once_policy());
 }
 
 // A warp's group, its number in it, its first chain, and of that the first page that it takes.
@@ -480,12 +480,12 @@ __device__ __forceinline__ void load_all(const AttendAndRoute& args, const Atten
       if (i >= S::kQkvAtOnce) barrier_wait(&shared.qkv_full[i - S::kQkvAtOnce], 0);
       barrier_expect(&shared.qkv_full[i], S::kQkvLoad);
       tensor_copy_3d(start + i * S::kQkvLoad, &maps.qkv, 0, role * S::kBlockRows,
-                     i * S::kQkvStretches, &shared.qkv_full[i]);
+                     i * S::kQkvStretches, &shared.qkv_full[i], once_policy());
     }
   __syncwarp();
   const auto ask_for_o = [&](int i) {  // which the barrier expects already
     tensor_copy_3d(start + S::kOAt + i * S::kOLoad, &maps.o, 0, role * kBlockORows,
-                   i * S::kOStretch, &shared.o_full[i]);
+                   i * S::kOStretch, &shared.o_full[i], once_policy());
   };
   // Of all of a layer where pages have been. By the whole warp.
   const auto ask_for_gate = [&] {
@@ -495,7 +495,7 @@ __device__ __forceinline__ void load_all(const AttendAndRoute& args, const Atten
     if (lane < kBlockExperts * kRouteStretches)
       bulk_copy(memory + S::kGateAt + lane * kGateStretch,
                 args.gate + role * kBlockExperts * kHidden + lane * kRouteStretch,
-                kRouteStretch * 4, &shared.gate_full);
+                kRouteStretch * 4, &shared.gate_full, once_policy());
   };
   const Context<S> context(lengths);
   const auto id_of_lane = [&](const Turns<S>& turns, int first) {

@@ -96,7 +96,7 @@ struct FlowBarriers {
     begin_barriers(count(stages), [&](int i, int& arrivals) { return nth(i, stages, arrivals); });
   }
 };
-// Asks for both boxes of a stage: `joined` says that the map is a double_map.
+// Asks for both boxes of a stage: `joined` says that the map is a double_map. Tokens;
 __device__ __forceinline__ void copy_boxes(uint32_t to, int box_bytes, const CUtensorMap* map,
                                            bool joined, int step, int row, uint64_t* barrier) {
   if (joined) {
@@ -105,6 +105,18 @@ __device__ __forceinline__ void copy_boxes(uint32_t to, int box_bytes, const CUt
   }
   tensor_copy(to, map, step * kFlowColumns, row, barrier);
   tensor_copy(to + box_bytes, map, step * kFlowColumns + kTileStep, row, barrier);
+}
+
+// or weights.
+__device__ __forceinline__ void copy_weights(uint32_t to, int box_bytes, const CUtensorMap* map,
+                                             bool joined, int step, int row, uint64_t* barrier) {
+  const uint64_t once = once_policy();
+  if (joined) {
+    tensor_copy_3d(to, map, 0, row, step * 2, barrier, once);
+    return;
+  }
+  tensor_copy(to, map, step * kFlowColumns, row, barrier, once);
+  tensor_copy(to + box_bytes, map, step * kFlowColumns + kTileStep, row, barrier, once);
 }
 
 // A place in the ring that moves on.

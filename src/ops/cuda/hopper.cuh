@@ -95,6 +95,18 @@ __device__ __forceinline__ void bulk_copy(void* to, const void* from, int bytes,
 #endif
 }
 
+// The same with a policy of L2's.
+__device__ __forceinline__ void bulk_copy(void* to, const void* from, int bytes, uint64_t* barrier,
+                                          uint64_t policy) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+      "[%1], %2, [%3], %4;" ::"r"(shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
+      : "memory");
+#endif
+}
+
 // One float to shared memory, or zero, without waiting for it.
 __device__ __forceinline__ void copy_float(float* to, const float* from, bool there) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
@@ -124,6 +136,16 @@ __device__ __forceinline__ uint64_t keep_policy() {
   uint64_t policy = 0;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+#endif
+  return policy;
+}
+// For what a step reads once, as it reads weights, and K and V of one sequence: L2 lets go of it
+// first. Of a step's gigabytes nothing would be left for the next; norms, scales and words between
+// blocks are small, and stay if the rest asks for no place.
+__device__ __forceinline__ uint64_t once_policy() {
+  uint64_t policy = 0;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
 #endif
   return policy;
 }

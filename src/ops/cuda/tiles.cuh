@@ -162,12 +162,35 @@ __device__ __forceinline__ void tensor_copy_3d(uint32_t to, const CUtensorMap* m
 #endif
 }
 __device__ __forceinline__ void tensor_copy_5d(uint32_t to, const CUtensorMap* map, int c0, int c1,
-                                               int c2, int c3, int c4, uint64_t* barrier) {
+                                               int c2, int c3, int c4, uint64_t* barrier,
+                                               uint64_t policy) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile(
-      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, "
-      "%3, %4, %5, %6}], [%7];" ::"r"(to),
-      "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4), "r"(shared_address(barrier))
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%2, %3, %4, %5, %6}], [%7], %8;" ::"r"(to),
+      "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4), "r"(shared_address(barrier)),
+      "l"(policy)
+      : "memory");
+#endif
+}
+// With a policy of L2's, too.
+__device__ __forceinline__ void tensor_copy(uint32_t to, const CUtensorMap* map, int column,
+                                            int row, uint64_t* barrier, uint64_t policy) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+      "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier)), "l"(policy)
+      : "memory");
+#endif
+}
+__device__ __forceinline__ void tensor_copy_3d(uint32_t to, const CUtensorMap* map, int c0, int c1,
+                                               int c2, uint64_t* barrier, uint64_t policy) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(to),
+      "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(shared_address(barrier)), "l"(policy)
       : "memory");
 #endif
 }

@@ -267,7 +267,7 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
   // A stage of it, and of the tokens from `first` on, where they come with it.
   const auto ask_for_up = [&](uint32_t to, uint32_t tokens, int row, int step, int first,
                               bool with_tokens, uint64_t* full) {
-    tensor_copy_5d(to, &maps.w13, 0, 0, 0, row, step * 2, full);
+    tensor_copy_5d(to, &maps.w13, 0, 0, 0, row, step * 2, full, once_policy());
     if (with_tokens) copy_boxes(tokens, kN * kTileStep, &maps.x, true, step, first, full);
   };
   constexpr int kEarly = 3;  // no more than are under way at any time
@@ -439,7 +439,7 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
       for (tile = part.begin; tile < part.end; ++tile, row += kFlowRows)
         for (int step = 0; step < down_steps; ++step) {
           const uint32_t to = next_slot(2 * kWeightBox);
-          copy_boxes(to, kWeightBox, &maps.w2, joined, step, row, &barriers.full[at.slot]);
+          copy_weights(to, kWeightBox, &maps.w2, joined, step, row, &barriers.full[at.slot]);
           at.next(shape.stages);
         }
     }

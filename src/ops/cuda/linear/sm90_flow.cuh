@@ -109,8 +109,8 @@ __global__ void __launch_bounds__(kFlowThreads, 1)
     LinearFlowPlace place = flow_place(args, shape.rows, begin);
     const auto ask_weights = [&](int slot) {
       barrier_expect(&barriers.full[slot], shape.stage_bytes());
-      copy_boxes(start + slot * shape.stage_bytes(), weight_box, &maps.weight[place.part], joined,
-                 step, place.row, &barriers.full[slot]);
+      copy_weights(start + slot * shape.stage_bytes(), weight_box, &maps.weight[place.part], joined,
+                   step, place.row, &barriers.full[slot]);
       if (++step < steps) return;
       step = 0;
       ++tile;

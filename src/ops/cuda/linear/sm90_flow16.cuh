@@ -70,8 +70,8 @@ __global__ void __launch_bounds__(kGroups * 128 + kWarp, 1)
     };
     const auto ask_weights = [&](int slot) {
       barrier_expect(&full[slot], stage_bytes);
-      copy_boxes(start + slot * stage_bytes, weight_box, &maps.weight[at.part], true, step, at.row,
-                 &full[slot]);
+      copy_weights(start + slot * stage_bytes, weight_box, &maps.weight[at.part], true, step,
+                   at.row, &full[slot]);
     };
     const auto ask_tokens = [&](int slot) {
       copy_boxes(start + slot * stage_bytes + 2 * weight_box, kN * kTileStep, &maps.x, true, step,

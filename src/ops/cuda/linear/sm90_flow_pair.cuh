@@ -45,8 +45,8 @@ __global__ void __launch_bounds__(kFlowThreads, 1)
     if (lane != 0) return;
     const auto ask = [&](int i, int slot) {
       barrier_expect(&barriers.full[slot], shape.stage_bytes());
-      copy_boxes(start + slot * shape.stage_bytes(), weight_box, &maps.weight[place.part], true,
-                 first_step + i, first_row, &barriers.full[slot]);
+      copy_weights(start + slot * shape.stage_bytes(), weight_box, &maps.weight[place.part], true,
+                   first_step + i, first_row, &barriers.full[slot]);
     };
     // Weights alone, so nothing in front is waited for.
     FlowSlot at, coming;
