@@ -325,7 +325,10 @@ __device__ __forceinline__ int id_of(uint64_t key) {
   return static_cast<int>(~static_cast<uint32_t>(key));
 }
 
-// One row's block at work. `value(id)` is the logit of the row, raw or processed.
+// One row's block at work. `value(id)` is the logit of the row, raw or processed. kPlain: of a
+// plain row, as long as the first list will do. Behind the head none of the instructions is at
+// hand, and each jump waits for memory: so what such a row needs stands together.
+template <bool kPlain>
 class Chooser {
  public:
   __device__ Chooser(const Sample& args, ChooseShared& shared)
@@ -335,14 +338,23 @@ class Chooser {
         logits_(args.logits + blockIdx.x * args.stride),
         shared_(shared) {}
 
-  __device__ void run();
+  // Whether the row asks for what most do: a token of the likeliest, and nothing else.
+  __device__ bool is_plain() const {
+    return !is_edited(row_) && row_.given < 0 && row_.logprobs < 0 &&
+           (!has_top_k(row_, args_.id_limit) || row_.top_k <= kMostWanted) &&
+           groups_of(args_.id_limit) <= kHeldGroups;
+  }
+  // Whether it has chosen, which it has unless kPlain.
+  __device__ bool run();
 
  private:
   __device__ float raw(int id) const { return logits_[id]; }
-  __device__ float value(int id) const { return processed(args_, row_, id, logits_[id]); }
+  __device__ float value(int id) const {
+    return kPlain ? logits_[id] : processed(args_, row_, id, logits_[id]);
+  }
 
   __device__ bool wants_list() const {
-    return row_.given < 0 && !is_greedy(row_) && !is_unlimited(row_, args_.id_limit) &&
+    return (kPlain || row_.given < 0) && !is_greedy(row_) && !is_unlimited(row_, args_.id_limit) &&
            !(has_top_k(row_, args_.id_limit) && row_.top_k > kMostWanted);
   }
   __device__ void join_chunks();
@@ -399,7 +411,8 @@ class Chooser {
 };
 
 // Every warp for itself: there are few chunks.
-__device__ void Chooser::join_chunks() {
+template <bool kPlain>
+__device__ void Chooser<kPlain>::join_chunks() {
   const int count = static_cast<int>(chunks_of(args_.id_limit)), lane = threadIdx.x % kWarp;
   int nan = 0;
   float raw_max = -INFINITY;
@@ -419,8 +432,8 @@ __device__ void Chooser::join_chunks() {
   raw_max_ = raw_max;
   max_ = best.score;
   max_id_ = best.id;
-  const bool scored = row_.logprobs >= 0, summed = wants_sum(row_, args_.id_limit);
-  const bool raced = is_unlimited(row_, args_.id_limit) && row_.given < 0;
+  const bool scored = !kPlain && row_.logprobs >= 0, summed = wants_sum(row_, args_.id_limit);
+  const bool raced = is_unlimited(row_, args_.id_limit) && (kPlain || row_.given < 0);
   if (!scored && !summed && !raced) return;
   const float scale = scale_of(row_);
   Best race{-INFINITY, args_.id_limit};
@@ -448,8 +461,10 @@ __device__ void Chooser::join_chunks() {
 // Bits of the `count`-th largest of value(0 .. size - 1), ordered, from the first on, eight a pass:
 // all of them, or as many as leave no more than `enough` numbers that are not smaller. `ties`: how
 // many of those equal in these bits belong to the `count` largest. Precondition: count <= size.
+template <bool kPlain>
 template <class Value>
-__device__ Chooser::Bound Chooser::kth(int64_t size, int count, const Value& value, int enough) {
+__device__ typename Chooser<kPlain>::Bound Chooser<kPlain>::kth(int64_t size, int count,
+                                                                const Value& value, int enough) {
   __syncthreads();
   for (int i = threadIdx.x; i < 4 * 256; i += kChooseThreads) shared_.histograms[0][i] = 0;
   __syncthreads();
@@ -496,8 +511,9 @@ __device__ Chooser::Bound Chooser::kth(int64_t size, int count, const Value& val
 }
 
 // Counts the groups that `wanted(g)` wants, the first ones into `hits`. Nothing is listed then.
+template <bool kPlain>
 template <class Wanted>
-__device__ void Chooser::collect_groups(const Wanted& wanted) {
+__device__ void Chooser<kPlain>::collect_groups(const Wanted& wanted) {
   __syncthreads();
   if (threadIdx.x == 0) shared_.hit = shared_.listed = 0;
   __syncthreads();
@@ -512,8 +528,9 @@ __device__ void Chooser::collect_groups(const Wanted& wanted) {
 
 // Ids of the groups in `hits` whose value reaches the floor go into `keys`, as far as there is
 // room.
+template <bool kPlain>
 template <class Value>
-__device__ void Chooser::look_into_groups(const Value& value, float floor) {
+__device__ void Chooser<kPlain>::look_into_groups(const Value& value, float floor) {
   constexpr int kAtOnce = 8;
   const int ids = shared_.hit * kGroup;
   for (int base = threadIdx.x; base < ids; base += kAtOnce * kChooseThreads) {
@@ -537,7 +554,8 @@ __device__ void Chooser::look_into_groups(const Value& value, float floor) {
 }
 
 // Descending.
-__device__ void Chooser::sort_listed(int listed) {
+template <bool kPlain>
+__device__ void Chooser<kPlain>::sort_listed(int listed) {
   if (listed <= kMostRanked) {
     // Eight lanes count the keys above one; no two are equal.
     constexpr int kLanes = 8, kAtOnce = kChooseThreads / kLanes;
@@ -587,8 +605,9 @@ __device__ void Chooser::sort_listed(int listed) {
 // Lists the `count` likeliest ids, sorted, as keys; returns how many there are (fewer if fewer are
 // above -infinity), or -1 if the groups leave too many to look at. `maximum(g)` is that of group g.
 // Precondition: count <= 1024.
+template <bool kPlain>
 template <class Value, class Maximum>
-__device__ int Chooser::list(const Value& value, const Maximum& maximum, int count) {
+__device__ int Chooser<kPlain>::list(const Value& value, const Maximum& maximum, int count) {
   const int groups = static_cast<int>(groups_of(args_.id_limit));
   // As a rule a bound of few bits will do: it lets a few more be looked at.
   for (int enough = count + kGroup;; enough = 0) {
@@ -612,7 +631,8 @@ __device__ int Chooser::list(const Value& value, const Maximum& maximum, int cou
 }
 
 // How many raw logits are larger. Few groups have any as a rule; a token of low rank sees the row.
-__device__ int Chooser::count_above(float chosen) {
+template <bool kPlain>
+__device__ int Chooser<kPlain>::count_above(float chosen) {
   collect_groups([&](int i) { return scratch_.raw_maxima[i] > chosen; });
   int greater = 0;
   if (shared_.hit <= kMostRanked) {
@@ -630,8 +650,9 @@ __device__ int Chooser::count_above(float chosen) {
 }
 
 // The id of the `count`-th of the ids, ascending, whose value is `tie`.
+template <bool kPlain>
 template <class Value>
-__device__ int Chooser::id_of_tie(const Value& value, float tie, int count) {
+__device__ int Chooser<kPlain>::id_of_tie(const Value& value, float tie, int count) {
   int before = 0;
   for (int base = 0; base < args_.id_limit; base += kChooseThreads) {
     const int id = base + static_cast<int>(threadIdx.x);
@@ -654,7 +675,8 @@ __device__ int Chooser::id_of_tie(const Value& value, float tie, int count) {
 
 // The listed candidates, of as many as were asked for, hold all that may be chosen, or enough of
 // the nucleus: -1 if they do not.
-__device__ int Chooser::choose_listed(int listed, int asked) {
+template <bool kPlain>
+__device__ int Chooser<kPlain>::choose_listed(int listed, int asked) {
   const float scale = scale_of(row_);
   const bool limited = has_top_k(row_, args_.id_limit);
   if (row_.min_p > 0) {
@@ -679,7 +701,8 @@ __device__ int Chooser::choose_listed(int listed, int asked) {
 }
 
 // The sum of the weights. Every warp for itself, in block_total()'s order.
-__device__ double Chooser::listed_total(int listed) const {
+template <bool kPlain>
+__device__ double Chooser<kPlain>::listed_total(int listed) const {
   const int lane = threadIdx.x % kWarp;
   double total = 0;
   for (int base = 0; base < min(listed, kChooseThreads); base += kWarp) {
@@ -692,7 +715,8 @@ __device__ double Chooser::listed_total(int listed) const {
 
 // How many of the likeliest weigh top_p of `total`, at least one; -1 if all that are listed do not
 // and are not the whole. Every thread for itself, sums in the order of the list.
-__device__ int Chooser::nucleus(int listed, double total, bool whole) const {
+template <bool kPlain>
+__device__ int Chooser<kPlain>::nucleus(int listed, double total, bool whole) const {
   constexpr int kAtOnce = 8;
   const double wanted = static_cast<double>(row_.top_p) * total;
   double sum = 0;
@@ -712,7 +736,8 @@ __device__ int Chooser::nucleus(int listed, double total, bool whole) const {
 }
 
 // The winner of the first `listed`, in double as the few deserve.
-__device__ int Chooser::race(int listed) {
+template <bool kPlain>
+__device__ int Chooser<kPlain>::race(int listed) {
   double best = -1;
   int winner = args_.id_limit;
   const auto join = [&](double score, int id) {
@@ -746,7 +771,8 @@ __device__ int Chooser::race(int listed) {
 
 // Passes over the whole row. What may be chosen: above `tie`, or equal to it with an id up to
 // `last_tie`.
-__device__ int Chooser::choose_widely() {
+template <bool kPlain>
+__device__ int Chooser<kPlain>::choose_widely() {
   const float scale = scale_of(row_);
   const auto here = [&](int id) { return value(id); };
   float tie = -INFINITY;
@@ -796,31 +822,37 @@ __device__ int Chooser::choose_widely() {
   return block_reduce(best, shared_.best, better).id;
 }
 
-__device__ int Chooser::choose() {
-  if (row_.given >= 0) return row_.given;
-  if (is_greedy(row_)) return max_id_;
-  if (is_unlimited(row_, args_.id_limit)) return race_id_;
-  if (!wants_list()) return choose_widely();
+template <bool kPlain>
+__device__ int Chooser<kPlain>::choose() {
   const int groups = static_cast<int>(groups_of(args_.id_limit));
   const bool limited = has_top_k(row_, args_.id_limit);
   const auto here = [&](int id) { return value(id); };
+  if (!kPlain && row_.given >= 0) return row_.given;
+  if (is_greedy(row_)) return max_id_;
+  if (is_unlimited(row_, args_.id_limit)) return race_id_;
+  if constexpr (kPlain) {
+    const int asked = limited ? row_.top_k : kFirstList;
+    const int listed = list(here, [&](int i) { return shared_.maxima[i]; }, asked);
+    return listed > 0 ? choose_listed(listed, asked) : -1;
+  }
+  if (!wants_list()) return choose_widely();
   for (int asked = limited ? row_.top_k : kFirstList;; asked = kMostWanted) {
     const int listed = groups <= kHeldGroups
                            ? list(
                                  here, [&](int i) { return shared_.maxima[i]; }, asked)
-                           : list(
-                                 here, [&](int i) { return scratch_.maxima[i]; }, asked);
+                           : list(here, [&](int i) { return scratch_.maxima[i]; }, asked);
     const int token = listed > 0 ? choose_listed(listed, asked) : -1;
     if (token >= 0) return token;
     if (limited || listed <= 0 || asked == kMostWanted) return choose_widely();
   }
 }
 
-__device__ void Chooser::report(SampleStatus status, int token) {
-  const bool scored = status == SampleStatus::ok && row_.logprobs >= 0;
+template <bool kPlain>
+__device__ void Chooser<kPlain>::report(SampleStatus status, int token) {
+  const bool scored = !kPlain && status == SampleStatus::ok && row_.logprobs >= 0;
   SampledRow out = {status, token, 0.0f, 0};
   const int64_t top = static_cast<int64_t>(blockIdx.x) * args_.most;
-  const double log_sum = static_cast<double>(raw_max_) + log(raw_sum_);
+  const double log_sum = scored ? static_cast<double>(raw_max_) + log(raw_sum_) : 0.0;
   int listed = 0;
   if (scored) {
     const float chosen = raw(token);
@@ -845,11 +877,12 @@ __device__ void Chooser::report(SampleStatus status, int token) {
   if (also) *reinterpret_cast<SampledRow*>(also) = out;
 }
 
-__device__ void Chooser::run() {
+template <bool kPlain>
+__device__ bool Chooser<kPlain>::run() {
   // The maxima come while the chunks are joined.
   constexpr int kEarly = 8;
   const int groups = static_cast<int>(groups_of(args_.id_limit));
-  const bool held = wants_list() && groups <= kHeldGroups;
+  const bool held = wants_list() && (kPlain || groups <= kHeldGroups);
   float early[kEarly];
   if (held)
 #pragma unroll
@@ -858,9 +891,14 @@ __device__ void Chooser::run() {
       early[i] = group < groups ? scratch_.maxima[group] : 0.0f;
     }
   join_chunks();
-  if (has_nan_ || !(raw_max_ > -INFINITY) || raw_max_ == INFINITY)
-    return report(SampleStatus::not_finite, -1);
-  if (max_ == -INFINITY && row_.given < 0) return report(SampleStatus::all_masked, -1);
+  if (has_nan_ || !(raw_max_ > -INFINITY) || raw_max_ == INFINITY) {
+    report(SampleStatus::not_finite, -1);
+    return true;
+  }
+  if (max_ == -INFINITY && row_.given < 0) {
+    report(SampleStatus::all_masked, -1);
+    return true;
+  }
   if (held) {
 #pragma unroll
     for (int i = 0; i < kEarly; ++i) {
@@ -871,18 +909,28 @@ __device__ void Chooser::run() {
       shared_.maxima[i] = scratch_.maxima[i];
     // list() begins with a barrier.
   }
-  report(SampleStatus::ok, choose());
+  const int token = choose();
+  if (kPlain && token < 0) return false;
+  report(SampleStatus::ok, token);
+  return true;
+}
+
+// What the usual rows do not need, out of their way.
+__device__ __noinline__ void choose_otherwise(const Sample& args, ChooseShared& shared) {
+  Chooser<false> chooser(args, shared);
+  chooser.run();
 }
 
 // One block a row. Bytes: a 64th of the row and a few groups; the row itself where a rank or a wide
 // nucleus is asked for. Bound by latency.
 __global__ void __launch_bounds__(kChooseThreads) sample_choose(Sample args) {
   extern __shared__ uint4 shared16[];
+  auto& shared = *reinterpret_cast<ChooseShared*>(shared16);
   // The row was there before the scan.
-  Chooser chooser(args, *reinterpret_cast<ChooseShared*>(shared16));
+  Chooser<true> chooser(args, shared);
   wait_for_previous();
   let_next_start();
-  chooser.run();
+  if (!chooser.is_plain() || !chooser.run()) choose_otherwise(args, shared);
 }
 
 }  // namespace
