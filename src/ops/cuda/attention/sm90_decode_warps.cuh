@@ -165,10 +165,10 @@ __global__ void __launch_bounds__(kDecodeWarps* kWarp, 2)
       uint8_t* to = ring + slot * 2 * Page::kBytes;
       const int64_t at = (int64_t{1} * id * args.heads.kv + part.head) * Page::kBytes;
       barrier_expect(&full[warp][slot], 2 * Page::kBytes);
-      bulk_copy(to, static_cast<const uint8_t*>(args.cache.k) + at, Page::kBytes,
-                &full[warp][slot]);
+      bulk_copy(to, static_cast<const uint8_t*>(args.cache.k) + at, Page::kBytes, &full[warp][slot],
+                once_policy());
       bulk_copy(to + Page::kBytes, static_cast<const uint8_t*>(args.cache.v) + at, Page::kBytes,
-                &full[warp][slot]);
+                &full[warp][slot], once_policy());
     }
     ++asked;
   };
