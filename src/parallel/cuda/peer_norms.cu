@@ -91,6 +91,7 @@ __global__ void __launch_bounds__(kNormThreads / kParts)
 // added up as qk_sum_squares_kernel does (ops/cuda/qk_norm_rope.cu). Bytes: T (q + 2 kv) 128 * 2
 // read, as many written, and a word each way over every link. Bound: latency.
 constexpr int kMostQkThreads = 512;
+constexpr unsigned kFewTokens = 64;
 __global__ void __launch_bounds__(kMostQkThreads)
     small_sum_qk_kernel(const __grid_constant__ PeerQkNorm work) {
   __shared__ float shares[2][kMostQkThreads / kWarp];
@@ -99,8 +100,13 @@ __global__ void __launch_bounds__(kMostQkThreads)
   const int64_t token = blockIdx.x;
   QkPiece mine(work.qk, token);
   Words words(work.sum);
+  // Attention takes longer to start than this does, and has pages to ask for; but those of many
+  // contexts would stand in the way. What it reads before its own wait, tables and older pages, was
+  // there before the norm in front of q, k and v began.
+  const bool few = gridDim.x <= kFewTokens;
+  if (few) let_next_start();
   wait_for_previous();
-  let_next_start();
+  if (!few) let_next_start();
   mine.load();
   words.begin(blockIdx.x);
 

@@ -306,7 +306,7 @@ TEST(AttentionPlan, ChoosesByTheNumberOfSequences) {
       EXPECT_EQ(plan(sequences, cache).ring, sequences <= 2);
       EXPECT_EQ(plan(sequences, cache).lasting, sequences > 2 && cache != DType::bf16) << sequences;
     }
-  // A rank's few KV heads have short parts, which warps take on their own.
+  // Of a rank's few KV heads a grid has more blocks without a part.
   AttentionShape rank{.tokens = 3,
                       .sequences = 3,
                       .max_context = 2048,
@@ -315,19 +315,19 @@ TEST(AttentionPlan, ChoosesByTheNumberOfSequences) {
                       .head_dim = 128,
                       .block_size = 16,
                       .workspace_bytes = 1 << 30};
-  EXPECT_TRUE(plan_attention(rank).warps);
-  EXPECT_FALSE(plan_attention(rank).lasting);
-  rank.alone = false;
-  EXPECT_FALSE(plan_attention(rank).warps);
-  EXPECT_TRUE(plan_attention(rank).lasting);
-  rank.alone = true;
-  rank.q_heads = 6;
-  rank.kv_heads = 1;
-  EXPECT_TRUE(plan_attention(rank).warps);
-  rank.tokens = rank.sequences = 10;
-  EXPECT_TRUE(plan_attention(rank).lasting);
-  rank.tokens = rank.sequences = 64;
-  EXPECT_TRUE(plan_attention(rank).warps);
+  for (const int kv_heads : {1, 2, 4}) {
+    rank.q_heads = 6 * kv_heads;
+    rank.kv_heads = kv_heads;
+    for (const int64_t sequences : {3, 32 * kv_heads, 32 * kv_heads + 1, 256}) {
+      rank.tokens = rank.sequences = sequences;
+      rank.cache = DType::bf16;
+      EXPECT_EQ(plan_attention(rank).lasting, sequences > 32 * kv_heads);
+      EXPECT_FALSE(plan_attention(rank).join);
+      rank.cache = DType::f8_e4m3;
+      EXPECT_TRUE(plan_attention(rank).lasting);
+      EXPECT_EQ(plan_attention(rank).join, kv_heads == 4 && sequences >= 16);
+    }
+  }
   EXPECT_FALSE(plan(1, DType::bf16, 8).ring);
   EXPECT_FALSE(plan(1, DType::bf16, 8).lasting);
 }
@@ -346,12 +346,13 @@ TEST(AttentionPlan, ChoosesKernelsAndParts) {
   EXPECT_FALSE(plan_attention(shape).join);
   shape.tokens = shape.sequences = 16;
   EXPECT_TRUE(plan_attention(shape).join);
+  EXPECT_EQ(describe(plan_attention(shape)), "decode in up to 8 parts that join themselves");
   shape.cache = DType::bf16;
   EXPECT_FALSE(plan_attention(shape).join);
   shape.tokens = shape.sequences = 4;
   shape.kv_heads = 4;
   shape.q_heads = 24;
-  EXPECT_EQ(describe(plan_attention(shape)), "decode in up to 16 parts that join themselves");
+  EXPECT_EQ(describe(plan_attention(shape)), "decode in up to 16 parts");
   shape.alone = false;
   EXPECT_EQ(describe(plan_attention(shape)), "decode in up to 16 parts");
   shape.alone = true;

@@ -3,7 +3,7 @@
 #include "ops/cuda/attention/launch.h"
 #include "ops/cuda/attention/sm80_decode_lasting.cuh"
 #include "ops/cuda/attention/sm80_prefill.cuh"
-#include "ops/cuda/attention/sm90_decode_warps.cuh"
+#include "ops/cuda/attention/sm90_decode.cuh"
 
 namespace m2::ops::cuda {
 namespace {
@@ -105,12 +105,6 @@ void launch_attention(void* stream, const AttentionPlan& plan, const AttentionAr
       shape.shared_bytes = kDecodeRings;
       launch(stream, bf16 ? sm90_attention_decode<Bf16Page> : sm90_attention_decode<F8Page>, shape,
              args);
-    } else if (plan.warps) {
-      shape.shared_bytes = kDecodeRings;
-      shape.grid = dim3(static_cast<unsigned>(2 * multiprocessors()));
-      launch(stream,
-             bf16 ? sm90_attention_decode_warps<Bf16Page> : sm90_attention_decode_warps<F8Page>,
-             shape, args);
     } else if (plan.lasting) {
       shape.through_l1 = true;
       shape.shared_percent = bf16 ? kBf16Shared : kF8Shared;

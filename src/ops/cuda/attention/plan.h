@@ -23,7 +23,6 @@ struct AttentionPlan {
   bool matrix_units = false;  // otherwise one block a token and head, any shape and dtype
   bool decode = false;        // run the kernel for sequences of one token in this step
   bool ring = false;          // the decode kernel with bulk copies
-  bool warps = false;         // the one whose warps take parts on their own
   bool lasting = false;       // the one whose blocks go through many parts
   bool prefill = false;       // run the kernel for sequences of several
   bool tiles = false;         // which is the one with wgmma
@@ -38,8 +37,6 @@ constexpr int kPage = 16;
 constexpr int kMostSplits = 256;  // by one KV head
 // Sequences times KV heads of a step whose parts can be counted.
 constexpr int kMostJoins = 8192;
-// Sequences whose parts warps take on their own.
-constexpr int kMostLined = 256;
 #ifdef __CUDACC__
 #define M2_BOTH __host__ __device__
 #else

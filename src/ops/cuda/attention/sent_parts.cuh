@@ -9,7 +9,7 @@ namespace m2::ops::cuda {
 // numbers (coded_words.cuh): no fence, no count. Who joins puts zeros back. A row has one q head's
 // share of a part, four dims a word, and then largest logit and sum of weights, twice, since a
 // sector written by halves is read first. Only for who is alone on the GPU (Exec::alone).
-constexpr int kSentRows = 24 << 10, kSentWords = kDim / 4 + 2;
+constexpr int kSentRows = 3 << 10, kSentWords = kDim / 4 + 2;
 __device__ uint4 sent_parts[kSentRows * kSentWords];
 
 __device__ __forceinline__ void send_part_word(uint4* to, float a, float b, float c, float d) {
@@ -34,7 +34,7 @@ __device__ __forceinline__ bool has_come(const uint4& word) {
   return least_of(word) != 0;
 }
 
-// What join_sent() knows of a head's parts, at most 32 at a time, the lane's one.
+// What join_few_sent() knows of a head's parts, at most 32, the lane's one.
 struct SentTotals {
   static constexpr int kAhead = 8;  // parts under one largest logit
   float sum, top, factor;
@@ -57,67 +57,8 @@ struct SentTotals {
   }
 };
 
-// Joins the parts of a head that are sent to rows first, first + step, ... to the bytes of
-// join_parts(). By a warp. Its instructions come from far when they are first run: so a loop of
-// eight parts, the next ones asked for while these are added up. Looks at the totals alone until
-// all have come, since many may wait.
-__device__ __forceinline__ void join_sent(const AttentionArgs& args, int64_t token, int q_head,
-                                          int first, int step, int parts) {
-  constexpr int kAhead = SentTotals::kAhead;
-  const int lane = threadIdx.x % kWarp, row = step * kSentWords;
-  const uint4 none = {~0u, ~0u, ~0u, ~0u};
-  float largest = -INFINITY, sum = 0.0f, value[4] = {};
-#pragma unroll 1
-  for (int begin = 0; begin < parts; begin += kWarp) {
-    const int count = min(kWarp, parts - begin);
-    uint4* const rows = sent_parts + int64_t{1} * (first + begin * step) * kSentWords;
-    uint4* const own_total = rows + lane * row + kDim / 4;
-    uint4 total = none, word[kAhead], ahead[kAhead];
-    const auto look = [&](int from, uint4(&to)[kAhead]) {
-#pragma unroll
-      for (int i = 0; i < kAhead; ++i)
-        to[i] = from + i < count ? look_at_part(rows + (from + i) * row + lane) : none;
-    };
-    do {
-      if (lane < count) total = look_at_part(own_total);
-    } while (!__all_sync(~0u, has_come(total)));
-    look(0, word);
-    if (lane < count) own_total[0] = own_total[1] = {};
-    const SentTotals totals(total, lane < count, largest);
-#pragma unroll 1
-    for (int i = 0; i < count; i += kAhead) {
-      look(i + kAhead, ahead);
-      while (true) {
-        bool there = true;
-#pragma unroll
-        for (int k = 0; k < kAhead; ++k) there &= has_come(word[k]);
-        if (__all_sync(~0u, there)) break;
-        look(i, word);
-      }
-      const float here = __shfl_sync(~0u, totals.top, i), before = exp2f(largest - here);
-      largest = here;
-      sum *= before;
-#pragma unroll
-      for (float& number : value) number *= before;
-#pragma unroll
-      for (int k = 0; k < kAhead; ++k) {
-        if (i + k < count) rows[(i + k) * row + lane] = {};
-        const float weight = __shfl_sync(~0u, totals.factor, i + k);
-        sum = fmaf(__shfl_sync(~0u, totals.sum, i + k), weight, sum);
-        value[0] = fmaf(__uint_as_float(~word[k].x), weight, value[0]);
-        value[1] = fmaf(__uint_as_float(~word[k].y), weight, value[1]);
-        value[2] = fmaf(__uint_as_float(~word[k].z), weight, value[2]);
-        value[3] = fmaf(__uint_as_float(~word[k].w), weight, value[3]);
-        word[k] = ahead[k];
-      }
-    }
-  }
-#pragma unroll
-  for (float& number : value) number *= args.cache.v_scale / sum;
-  store_dims(args, token, q_head, lane * 4, value);
-}
-
-// The same of at most kParts parts, all asked for at once: for few that wait.
+// Joins the parts of a head, at most kParts, that are sent to rows from `first` on, to the bytes of
+// join_parts(). By a warp. All are asked for at once, for few wait.
 template <int kParts>
 __device__ __forceinline__ void join_few_sent(const AttentionArgs& args, int64_t token, int q_head,
                                               int first, int parts) {
