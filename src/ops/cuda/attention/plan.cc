@@ -20,8 +20,7 @@ constexpr bool suits_blocks(const AttentionShape& shape) {
 // leaves the last of a head.
 bool joins_beside(const AttentionPlan& plan, const AttentionShape& shape) {
   if (plan.ring) return false;
-  return !plan.lasting || shape.cache == DType::bf16 || shape.kv_heads <= 2 ||
-         shape.sequences < 16;
+  return !plan.lasting || shape.cache == DType::bf16 || shape.kv_heads <= 2 || shape.sequences < 16;
 }
 
 // Shorter contexts may be cut into more parts than the longest one, because parts are rounded up.
