@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <type_traits>
 
 #include "ops/cuda/attention/launch.h"
 #include "ops/cuda/attention/sm80_decode_lasting.cuh"
@@ -111,9 +112,10 @@ void launch_attention(void* stream, const AttentionPlan& plan, const AttentionAr
       shape.grid =
           dim3(static_cast<unsigned>(multiprocessors() * (bf16 ? kBf16Blocks : kF8Blocks)));
       const auto lasting = [&]<bool kJoins>() {
+        using F8 = std::conditional_t<kJoins, F8PageFromOne, F8Page>;
         launch(stream,
                bf16 ? sm80_attention_decode_lasting<Bf16Page, 2, 3, kBf16Blocks, kJoins>
-                    : sm80_attention_decode_lasting<F8Page, 1, 2, kF8Blocks, kJoins>,
+                    : sm80_attention_decode_lasting<F8, 1, 2, kF8Blocks, kJoins>,
                shape, args);
       };
       plan.join ? lasting.template operator()<true>() : lasting.template operator()<false>();
