@@ -22,7 +22,7 @@ namespace m2::engine {
 namespace {
 
 // Microseconds of a decoding step at 2k of context by its rows, on H200s (steps-cuda.md; between
-// the sizes measured whole by the shape of shares of 8 layers, notes.md).
+// the sizes measured whole by the shape of shares of 8 layers, notes/ranks.md).
 struct Machine {
   const char* name;
   std::vector<std::pair<double, double>> times;

@@ -39,8 +39,8 @@ struct GraphChoice {
 // FULL, FULL_DECODE_ONLY and FULL_AND_PIECEWISE record decoding steps whole, attention and sampling
 // included. Steps with prompts are launched kernel by kernel in every mode: pieces between
 // attentions, as vLLM records them, would save host time that is hidden behind the step before, and
-// lose the kernels' overlap at two borders a layer (bench/results/notes.md). So PIECEWISE records
-// nothing.
+// lose the kernels' overlap at two borders a layer (bench/results/notes/steps.md). So PIECEWISE
+// records nothing.
 Result<GraphChoice> choose_graphs(const Values& values, int64_t max_num_seqs,
                                   int64_t max_num_batched_tokens);
 
