@@ -139,8 +139,9 @@ __device__ __forceinline__ uint64_t keep_policy() {
 #endif
   return policy;
 }
-// For what a step reads once, as it reads weights, K and V: L2 lets go of it first. Of a step's gigabytes nothing would be left for the next; norms, scales and words between
-// blocks are small, and stay if the rest asks for no place.
+// For what a step reads once, as it reads weights, K and V: L2 lets go of it first. Of a step's
+// gigabytes nothing would be left for the next; norms, scales and words between blocks are small,
+// and stay if the rest asks for no place.
 __device__ __forceinline__ uint64_t once_policy() {
   uint64_t policy = 0;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
