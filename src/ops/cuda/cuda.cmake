@@ -54,8 +54,12 @@ string(REPLACE ";" "," architectures "${CMAKE_CUDA_ARCHITECTURES}")
 set_source_files_properties(${CMAKE_SOURCE_DIR}/src/tensor/cuda_device.cc PROPERTIES
     COMPILE_DEFINITIONS M2_CUDA_ARCHITECTURES="${architectures}")
 
+# What stands in for all this without M2_CUDA has to keep compiling, too.
 if(M2_TESTS)
   enable_testing()
+  add_library(m2_cuda_stubs OBJECT ${CMAKE_SOURCE_DIR}/src/ops/cuda/stub.cc ${CMAKE_SOURCE_DIR}/src/parallel/cuda/stub.cc
+      ${CMAKE_SOURCE_DIR}/src/tensor/cuda_device_stub.cc)
+  target_link_libraries(m2_cuda_stubs PRIVATE m2_ops)
 endif()
 add_subdirectory(${CMAKE_SOURCE_DIR}/tests/ops/cuda ${CMAKE_BINARY_DIR}/tests/ops/cuda)
 add_subdirectory(${CMAKE_SOURCE_DIR}/tests/model/cuda ${CMAKE_BINARY_DIR}/tests/model/cuda)

@@ -27,7 +27,7 @@ void launch_peer_columns(void*, const PeerColumns&) {
   refuse();
 }
 void launch_small_peer_experts_norm(void*, const PeerExpertsNorm&) {
-  no_cuda();
+  refuse();
 }
 void launch_small_peer_sum_norm(void*, const PeerSumNorm&) {
   refuse();
