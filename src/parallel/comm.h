@@ -44,7 +44,7 @@ class Comm {
   virtual void all_reduce_norm(const Exec& exec, Tensor x, const ops::AddNorm& norm);
 
   // Whether all_reduce_experts_norm() takes what experts() of x's shape have left: a matter of
-  // shapes, the same on every rank. At first never.
+  // shapes, the same on every rank until one has given up waiting. At first never.
   virtual bool takes_experts(const Tensor& x, const ops::AddNorm& norm) const;
 
   // all_reduce_norm() of x as it would be if `experts`, of which there are some, had been summed

@@ -213,12 +213,12 @@ __device__ __forceinline__ void await(Word (&words)[kCount], const Launch& launc
 #pragma unroll
   for (int i = 0; i < kCount; ++i) missing |= !has(words[i], launch);
   while (missing) [[unlikely]] {
-    missing = false;
+      missing = false;
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) words[i] = look(at(i), launch);
+      for (int i = 0; i < kCount; ++i) words[i] = look(at(i), launch);
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) missing |= !has(words[i], launch);
-  }
+      for (int i = 0; i < kCount; ++i) missing |= !has(words[i], launch);
+    }
 }
 
 // The same where they will have to wait.
@@ -361,7 +361,9 @@ struct Turns {
       pages[c] = chain.pages;
     }
   }
-  __device__ __forceinline__ int all() const { return pages[0] + pages[1] + pages[2]; }
+  __device__ __forceinline__ int all() const {
+    return pages[0] + pages[1] + pages[2];
+  }
   // The group that the n-th page in the order in which they come is for, and which of its chain.
   __device__ __forceinline__ int2 turn(int n) const {
     const int m = n - 3 * pages[2], two = 2 * (pages[1] - pages[2]);
@@ -957,7 +959,7 @@ __device__ __forceinline__ void group_meets(int group) {
 }
 
 template <class Page>
-constexpr bool kWide = Page::kBytes == kPage * kDim * 2;  // BF16
+constexpr bool kWide = Page::kBytes == kPage* kDim * 2;  // BF16
 // The pair of dims whose sums are word `word` of a chain's words.
 template <class Page>
 __device__ __forceinline__ int pair_of_word(unsigned word) {
@@ -1013,7 +1015,8 @@ __device__ __forceinline__ void attend_chains(const AttendAndRoute& args, Shared
         Page page;
         page.load_keys(at, read);
         float logits[4] = {};
-        multiply_keys(page, [&](int j) { return q[j]; }, logits);
+        multiply_keys(
+            page, [&](int j) { return q[j]; }, logits);
         const int valid = context.tokens - chain.page(first + mine) * kPage;
 #pragma unroll
         for (int r = 0; r < 4; ++r)

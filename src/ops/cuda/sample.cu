@@ -832,7 +832,8 @@ __device__ int Chooser<kPlain>::choose() {
   if (is_unlimited(row_, args_.id_limit)) return race_id_;
   if constexpr (kPlain) {
     const int asked = limited ? row_.top_k : kFirstList;
-    const int listed = list(here, [&](int i) { return shared_.maxima[i]; }, asked);
+    const int listed = list(
+        here, [&](int i) { return shared_.maxima[i]; }, asked);
     return listed > 0 ? choose_listed(listed, asked) : -1;
   }
   if (!wants_list()) return choose_widely();
@@ -840,7 +841,8 @@ __device__ int Chooser<kPlain>::choose() {
     const int listed = groups <= kHeldGroups
                            ? list(
                                  here, [&](int i) { return shared_.maxima[i]; }, asked)
-                           : list(here, [&](int i) { return scratch_.maxima[i]; }, asked);
+                           : list(
+                                 here, [&](int i) { return scratch_.maxima[i]; }, asked);
     const int token = listed > 0 ? choose_listed(listed, asked) : -1;
     if (token >= 0) return token;
     if (limited || listed <= 0 || asked == kMostWanted) return choose_widely();

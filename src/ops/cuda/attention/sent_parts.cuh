@@ -39,12 +39,12 @@ struct SentTotals {
   static constexpr int kAhead = 8;  // parts under one largest logit
   float sum, top, factor;
 
-  // total: the lane's part's; `largest` of the parts before.
-  __device__ __forceinline__ SentTotals(const uint4& total, bool there, float largest) {
+  // total: the lane's part's.
+  __device__ __forceinline__ SentTotals(const uint4& total, bool there) {
     const int lane = threadIdx.x % kWarp;
     const float of_part = there ? __uint_as_float(~total.x) : -INFINITY;
     sum = there ? __uint_as_float(~total.y) : 0.0f;
-    top = fmaxf(of_part, largest);
+    top = fmaxf(of_part, -INFINITY);  // of what is no number too
 #pragma unroll
     for (int offset = 1; offset < kAhead; offset *= 2)
       top = fmaxf(top, __shfl_xor_sync(~0u, top, offset));
@@ -83,7 +83,7 @@ __device__ __forceinline__ void join_few_sent(const AttentionArgs& args, int64_t
 #pragma unroll
   for (int i = 0; i < kParts; ++i)
     if (i < parts) rows[i * kSentWords + lane] = {};
-  const SentTotals totals(total, lane < parts, -INFINITY);
+  const SentTotals totals(total, lane < parts);
   float largest = -INFINITY, sum = 0.0f, value[4] = {};
 #pragma unroll
   for (int i = 0; i < kParts; ++i) {

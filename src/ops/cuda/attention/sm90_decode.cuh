@@ -48,6 +48,30 @@ __device__ __forceinline__ void for_joined_heads(const AttentionArgs& args, cons
     if (warp == kDecodeWarps - 1 - h / parts % kDecodeWarps) use(h);
 }
 
+// What the block's warps have handed over is left as its part, and the block that leaves the last
+// one joins all of them. values: of each warp [8][kDim + 4], warp_floats apart.
+__device__ __forceinline__ void leave_part(const AttentionArgs& args, const DecodePart& of,
+                                           const float* values, int warp_floats,
+                                           const WarpTotals& totals) {
+  const int warp = threadIdx.x / kWarp, group = args.heads.q / args.heads.kv;
+  store_heads(args, of, values, warp_floats, totals);
+  if (!args.join || of.each >= of.pages) return;
+
+  __shared__ bool last;
+  const int parts = (of.pages + of.each - 1) / of.each;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    fence();
+    last = atomicInc(&parts_left[of.sequence * args.heads.kv + of.head],
+                     static_cast<unsigned>(parts - 1)) == static_cast<unsigned>(parts - 1);
+    fence();
+  }
+  __syncthreads();
+  if (!last) return;
+  for (int h = warp; h < group; h += kDecodeWarps)
+    join_parts(args, of.sequence, of.token, of.head * group + h, parts);
+}
+
 // sm80_attention_decode, to the same bytes, with pages brought to shared memory by bulk copies some
 // ahead: so few warps have enough under way, and pages are asked for before the kernel in front has
 // ended, which writes nothing but the query and the newest token's page. Bound: bandwidth; for few

@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kFlowThreads, 1)
   if (!second) {
 #pragma unroll
     for (int j = 0; j < kN / 8; ++j)
-      hand_to(sums[threadIdx.x][j], reinterpret_cast<float (&)[4]>(total[4 * j]), &handed, 1);
+      hand_to(sums[threadIdx.x][j], reinterpret_cast<float(&)[4]>(total[4 * j]), &handed, 1);
     return;
   }
 #pragma unroll
