@@ -77,10 +77,61 @@ Result<text::GrammarText> regex_grammar(const Json& regex) {
   return text::GrammarText("root ::= " + text::regex_terminal(*pattern));
 }
 
+// Where the attributes of a rule end that begin at grammar[at], as in `name[capture="x"] ::=`; `at`
+// if a character class begins there.
+size_t end_of_attributes(std::string_view grammar, size_t at) {
+  bool quoted = false;
+  size_t end = at + 1;
+  for (; end < grammar.size() && grammar[end] != '\n' && (quoted || grammar[end] != ']'); ++end)
+    if (grammar[end] == '"') quoted = !quoted;
+  const size_t next = std::min(grammar.find_first_not_of(" \t", end + 1), grammar.size());
+  return grammar.substr(next).starts_with("::=") ? end : at;
+}
+
+// What of an EBNF text is structure, as xgrammar's lexer has it: literals, character classes,
+// attributes of rules and comments stand as blanks.
+std::string structure_of(std::string_view grammar) {
+  std::string out;
+  for (size_t i = 0; i < grammar.size(); ++i) {
+    const char opening = grammar[i];
+    size_t end = opening == '[' ? end_of_attributes(grammar, i) : i;
+    if (end == i && opening == '#') {
+      end = grammar.find_first_of("\r\n", i);
+    } else if (end == i && (opening == '"' || opening == '[')) {
+      const char closing = opening == '"' ? '"' : ']';
+      for (++end; end < grammar.size() && grammar[end] != closing; ++end)
+        if (grammar[end] == '\\') ++end;
+    } else if (end == i) {
+      out += opening;
+      continue;
+    }
+    out += ' ';
+    i = std::min(end, grammar.size());
+  }
+  return out;
+}
+
+// A counted repetition of a counted repetition multiplies; all counts of the text together, at
+// most 10^9.
+int64_t product_of_counts(std::string_view structure) {
+  int64_t product = 1;
+  for (size_t at = structure.find('{'); at != std::string::npos; at = structure.find('{', at + 1)) {
+    int64_t count = 0, largest = 1;
+    for (size_t i = at + 1; i < structure.size() && structure[i] != '}'; ++i) {
+      const char c = structure[i];
+      count = c >= '0' && c <= '9' ? std::min<int64_t>(count * 10 + (c - '0'), 1'000'000) : 0;
+      largest = std::max(largest, count);
+    }
+    product = std::min<int64_t>(product * largest, 1'000'000'000);
+  }
+  return product;
+}
+
 // A grammar as sent: bounded before anything reads it recursively.
 Result<text::GrammarText> user_grammar(const Json& sent) {
   constexpr size_t kMaxBytes = 64 << 10;
   constexpr int kMaxDepth = 64;
+  constexpr int64_t kMaxProduct = 10'000;
   if (!sent.is_string()) return invalid("structured_outputs", "grammar should be a string");
   const std::string& grammar = sent.get_ref<const std::string&>();
   if (grammar.find_first_not_of(" \t\r\n") == std::string::npos)
@@ -89,8 +140,9 @@ Result<text::GrammarText> user_grammar(const Json& sent) {
     return invalid("structured_outputs",
                    fmt::format("The grammar has {} bytes, at most {} are allowed.", grammar.size(),
                                kMaxBytes));
+  const std::string structure = structure_of(grammar);
   int depth = 0, deepest = 0;
-  for (const char c : grammar) {
+  for (const char c : structure) {
     if (c == '(') deepest = std::max(deepest, ++depth);
     if (c == ')') --depth;
   }
@@ -100,20 +152,10 @@ Result<text::GrammarText> user_grammar(const Json& sent) {
   if (grammar.find("::=") == std::string::npos)
     return invalid("structured_outputs",
                    "The grammar should be EBNF, of rules such as root ::= \"a\".");
-  // A counted repetition of a counted repetition multiplies.
-  int64_t product = 1;
-  for (size_t at = grammar.find('{'); at != std::string::npos; at = grammar.find('{', at + 1)) {
-    int64_t count = 0, largest = 1;
-    for (size_t i = at + 1; i < grammar.size() && grammar[i] != '}'; ++i) {
-      const char c = grammar[i];
-      count = c >= '0' && c <= '9' ? std::min<int64_t>(count * 10 + (c - '0'), 1'000'000) : 0;
-      largest = std::max(largest, count);
-    }
-    product = std::min<int64_t>(product * largest, 1'000'000'000);
-  }
-  if (product > 10'000)
-    return invalid("structured_outputs",
-                   "The repetition counts of the grammar multiply to more than 10000.");
+  if (product_of_counts(structure) > kMaxProduct)
+    return invalid(
+        "structured_outputs",
+        fmt::format("The repetition counts of the grammar multiply to more than {}.", kMaxProduct));
   return text::GrammarText(grammar);
 }
 

@@ -98,7 +98,10 @@ class Constrained(unittest.TestCase):
     def test_patterns_choices_and_grammars(self):
         for extra, pattern in (({"regex": "[a-f]{3}-[0-9]{2}"}, "[a-f]{3}-[0-9]{2}"),
                                ({"choice": ["yes", "no, never"]}, "yes|no, never"),
-                               ({"grammar": 'root ::= "x" [0-9] | "y"'}, "x[0-9]|y")):
+                               ({"grammar": 'root ::= "x" [0-9] | "y"'}, "x[0-9]|y"),
+                               # What stands in literals, classes and comments is no structure.
+                               ({"grammar": 'root ::= "{" [0-9]{1,200} "}" | [({] [)}] # {2000}'},
+                                r"\{[0-9]{1,200}\}|[({][)}]")):
             for seed in SEEDS:
                 choice = self.chat(seed, extra={"structured_outputs": extra}).choices[0]
                 self.assertEqual(choice.finish_reason, "stop")

@@ -165,6 +165,16 @@ class Texts(ServerCase):
                  "structured_outputs"),
                 ({"structured_outputs": {"grammar": " "}},
                  "structured_outputs.grammar cannot be an empty string", "structured_outputs"),
+                ({"structured_outputs": {"grammar": 'root ::= "' + ")" * 70 + '" ' + "(" * 65 +
+                                         '"a"' + ")" * 65}},
+                 "The grammar is nested more than 64 deep.", "structured_outputs"),
+                ({"structured_outputs": {"grammar": 'root[capture="]"] ::= ' + "(" * 65 + '"a"' + ")" * 65}},
+                 "The grammar is nested more than 64 deep.", "structured_outputs"),
+                ({"structured_outputs": {"grammar": '# )\rroot ::= [\\])"]' + "(" * 65 + '"a"' + ")" * 65}},
+                 "The grammar is nested more than 64 deep.", "structured_outputs"),
+                ({"structured_outputs": {"grammar": 'root ::= ("a"{1,200}){1,200} [{] # {9}'}},
+                 "The repetition counts of the grammar multiply to more than 10000.",
+                 "structured_outputs"),
                 ({"structured_outputs": {"regex": "a", "json_object": True}},
                  "You can only use one kind of constraints for structured outputs ('json', 'regex' "
                  "or 'choice').", "structured_outputs"),
