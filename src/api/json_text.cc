@@ -76,6 +76,12 @@ void append_json_number(std::string& out, double value) {
   if (text.find_first_of(".e") == std::string_view::npos) out += ".0";
 }
 
+Json own_json(std::string_view text) {
+  Json out = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  M2_CHECK(!out.is_discarded(), "this program has printed {} bytes that are not JSON", text.size());
+  return out;
+}
+
 void append_json_array(std::string& out, std::span<const int32_t> values) {
   out += '[';
   for (size_t i = 0; i < values.size(); ++i) {

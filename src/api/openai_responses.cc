@@ -590,8 +590,7 @@ namespace {
 
 Json output_text(std::string_view text, std::string_view logprobs) {
   Json part = {{"type", "output_text"}, {"text", text}, {"annotations", Json::array()}};
-  auto list = parse_json(fmt::format("[{}]", logprobs));
-  part["logprobs"] = list ? std::move(*list) : Json::array();
+  part["logprobs"] = own_json(fmt::format("[{}]", logprobs));
   return part;
 }
 

@@ -1,5 +1,6 @@
 #include <utility>
 
+#include "api/json_text.h"
 #include "server/chat_answers.h"
 #include "server/logprobs.h"
 
@@ -152,10 +153,7 @@ class ChatAnswer : public Answer {
     for (Choice& choice : choices_) {
       api::ChatReplyChoice out;
       out.message = message_of(choice);
-      if (chat_.logprobs) {
-        auto items = parse_json("{\"content\":[" + choice.logprobs + "]}");
-        if (items) out.logprobs = std::move(*items);
-      }
+      if (chat_.logprobs) out.logprobs = api::own_json("{\"content\":[" + choice.logprobs + "]}");
       out.finish = choice.finish;
       if (setup_.return_token_ids) out.token_ids = choice.token_ids;
       reply.choices.push_back(std::move(out));

@@ -1,4 +1,5 @@
-// Covers: server/chat_answers, server/response_answer, server/message_answer, server/turn_reader
+// Covers: server/chat_answers, server/chat_answer, server/response_answer, server/message_answer,
+// server/turn_reader
 #include "server/chat_answers.h"
 
 #include <gtest/gtest.h>
@@ -21,6 +22,7 @@ struct Written {
   std::string name, text;
   text::ReaderOptions reader;
   bool cut = false;
+  bool logprobs = false;
 };
 
 // The goldens of the output reader that both parsers read by default.
@@ -45,7 +47,7 @@ std::string fixed_call_id() {
   return "call";
 }
 
-enum class Surface { responses, messages };
+enum class Surface { chat, responses, messages };
 
 std::unique_ptr<Answer> answer_for(Surface surface, const Written& written, bool stream,
                                    TurnStore* store = nullptr) {
@@ -60,9 +62,12 @@ std::unique_ptr<Answer> answer_for(Surface surface, const Written& written, bool
   chat.turn.make_call_id = fixed_call_id;
   chat.turn.store = store;
   chat.turn.opening = "opening";
+  chat.logprobs = written.logprobs;
+  if (surface == Surface::chat) return make_chat_answer(std::move(setup), std::move(chat));
   if (surface == Surface::messages) return make_message_answer(std::move(setup), std::move(chat));
   ResponseAnswerSetup response;
   response.head.id = "resp";
+  response.logprobs = written.logprobs;
   return make_response_answer(std::move(setup), std::move(chat), std::move(response));
 }
 
@@ -167,6 +172,36 @@ TEST(ResponseAnswer, TheStreamIsTheResponse) {
           item.contains("arguments") ? item["arguments"] : item["content"][0]["text"];
       EXPECT_EQ(streamed[i][1], text);
     }
+  }
+}
+
+// The logprobs of a long answer are more JSON than a client may send: they are all there.
+TEST(ChatAnswers, LogprobsOfLongAnswersAreWhole) {
+  constexpr size_t kTokens = 10'000;
+  engine::Logprobs logprobs{{65, -1, 1}, {}};
+  for (int32_t i = 0; i < 20; ++i) logprobs.top.push_back({65 + i, -1.0f - float(i), i + 1});
+  Written written;
+  written.reader.starts_in_reasoning = false;
+  written.logprobs = true;
+  const api::Finish finish{"length", {}};
+  for (const Surface surface : {Surface::chat, Surface::responses}) {
+    const auto answer = answer_for(surface, written, false);
+    std::string out;
+    answer->begin(out);
+    for (size_t i = 0; i < kTokens; ++i) {
+      Step step;
+      step.text = "A";
+      step.token = 65;
+      step.logprobs = &logprobs;
+      if (i + 1 == kTokens) step.finish = &finish;
+      answer->step(0, step, out);
+    }
+    const Json reply = Json::parse(answer->end());
+    const Json& items = surface == Surface::chat ? reply["choices"][0]["logprobs"]["content"]
+                                                 : reply["output"][0]["content"][0]["logprobs"];
+    ASSERT_EQ(items.size(), kTokens);
+    EXPECT_EQ(items.back()["top_logprobs"].size(), 20u);
+    EXPECT_EQ(items.back()["token"], "A");
   }
 }
 
