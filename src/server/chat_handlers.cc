@@ -4,6 +4,7 @@
 #include <charconv>
 #include <utility>
 
+#include "api/json_text.h"
 #include "base/log.h"
 #include "server/completion.h"
 #include "server/event_follower.h"
@@ -46,10 +47,9 @@ HttpReply deleted(const HandlerCall& call, const std::string& id) {
 // `running` as it is from now on; what it has written so far is put in its place a little later.
 StoredResponse cancelled_one(const StoredResponse& running) {
   StoredResponse out = running;
-  if (auto response = parse_json(running.json)) {
-    (*response)["status"] = "cancelled";
-    out.json = to_text(*response);
-  }
+  Json response = api::own_json(running.json);
+  response["status"] = "cancelled";
+  out.json = to_text(response);
   out.running = false;
   out.cancel = nullptr;
   return out;
@@ -151,7 +151,9 @@ void handle_response(const HandlerCall& call) {
   if (!found) return call.exchange->send(no_such_response(id));
   const auto asked = asked_events(request.query);
   if (!asked) return call.exchange->send(error_reply(query_error(asked.error())));
-  if (!asked->stream) return call.exchange->send(json_reply(found->json));
+  // HEAD: no events may follow, and whole answers are those that end with their head.
+  if (!asked->stream || request.method == "HEAD")
+    return call.exchange->send(json_reply(found->json));
   if (!found->events)
     return call.exchange->send(error_reply(
         {400, "invalid_request_error",

@@ -6,6 +6,8 @@
 #include <netinet/tcp.h>
 #include <sched.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -52,9 +54,22 @@ std::string peer_name(const Endpoint& endpoint) {
   return "unix";
 }
 
+// Takes away the socket that an earlier run left at a path: one that nobody listens on. Anything
+// else that stands there stays, and bind() says so.
+void remove_dead_socket(const std::string& path, asio::io_context& io) {
+  struct stat status {};
+  if (::lstat(path.c_str(), &status) != 0 || !S_ISSOCK(status.st_mode)) return;
+  ErrorCode error;
+  asio::local::stream_protocol::socket(io).connect(path, error);
+  if (error == asio::error::connection_refused) ::unlink(path.c_str());
+}
+
 Result<Endpoint> endpoint_of(const ServerOptions& options, asio::io_context& io) {
   if (!options.uds.empty()) {
-    ::unlink(options.uds.c_str());  // a socket left by an earlier run
+    if (options.uds.size() >= sizeof(sockaddr_un::sun_path))
+      return fail(Code::invalid_argument, "--uds {}: a socket's path has at most {} bytes",
+                  options.uds, sizeof(sockaddr_un::sun_path) - 1);
+    remove_dead_socket(options.uds, io);
     return Endpoint(asio::local::stream_protocol::endpoint(options.uds));
   }
   ErrorCode error;

@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import shutil
+import socket
 import ssl
 import tempfile
 import time
@@ -140,6 +141,26 @@ class UnixSocket(unittest.TestCase):
                     reply = client.post("/v1/completions", json={
                         "prompt": "script:plain;<fim_middle>", "max_tokens": 2}).json()
                     self.assertEqual(reply["choices"][0]["text"], "one two")
+                    # A second server leaves the first its path.
+                    with self.assertRaises(RuntimeError), Server(uds=path):
+                        pass
+                    self.assertEqual(client.get("/health").status_code, 200)
+
+    def test_what_stands_at_the_path(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "m2.sock")
+            left = socket.socket(socket.AF_UNIX)
+            left.bind(path)
+            left.close()  # as a server that was killed leaves it
+            with Server(uds=path):
+                pass
+            file = os.path.join(folder, "notes.txt")
+            with open(file, "w") as out:
+                out.write("precious")
+            with self.assertRaises(RuntimeError), Server(uds=file):
+                pass
+            with open(file) as kept:
+                self.assertEqual(kept.read(), "precious")
 
 
 class Cors(ServerCase):
@@ -208,6 +229,14 @@ class Tenants(ServerCase):
                              (404, f"Response with id '{name}' not found."))
         self.assertIn(self.ask("one", "GET", path)[2]["status"], ("queued", "in_progress"))
         self.assertEqual(self.ask("one", "POST", path + "/cancel", "{}")[2]["status"], "cancelled")
+        # Of events a HEAD has no more than of an answer: what came would be read as the next answer.
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=20)
+        for where in ("", "?stream=true"):
+            connection.request("HEAD", path + where, headers={"Authorization": "Bearer one"})
+            self.assertEqual(connection.getresponse().read(), b"")
+            connection.request("GET", path, headers={"Authorization": "Bearer one"})
+            self.assertEqual(json.loads(connection.getresponse().read())["id"], name)
+        connection.close()
         done = self.ask("one", "POST", "/v1/responses", {"input": "script:hello;"})[2]["id"]
         follow = {"input": "script:hello;", "previous_response_id": done}
         self.assertEqual(self.ask("two", "POST", "/v1/responses", follow)[0], 404)
