@@ -37,7 +37,8 @@ bool is_billing_header(std::string_view text) {
 bool is_token_count(std::string_view text) {
   constexpr std::string_view kOpen = "<total_tokens>", kClose = "</total_tokens>";
   text = trimmed(text);
-  return text.starts_with(kOpen) && text.find(kClose) == text.size() - kClose.size();
+  return text.starts_with(kOpen) && text.ends_with(kClose) &&
+         text.find(kClose) + kClose.size() == text.size();
 }
 
 // A note of the client, not of its user, that stands beside tool results.

@@ -90,12 +90,13 @@ TEST(MessagesRequest, BlocksBecomeChatMessages) {
         {"type":"tool_result","tool_use_id":"c2","content":"bad","is_error":true},
         {"type":"text","text":"<system-reminder>mind</system-reminder>"}]},
       {"role":"system","content":"<total_tokens>181234 tokens left</total_tokens>"},
+      {"role":"system","content":"<total_tokens>"},
       {"role":"system","content":[{"type":"text","text":"late"}]},
       {"role":"user","content":[{"type":"tool_result","tool_use_id":"c3"},
         {"type":"text","text":"<total_tokens>1 tokens left</total_tokens>"}]}])");
   ASSERT_TRUE(read.ok()) << read.error().text;
   const auto& m = read->messages;
-  ASSERT_EQ(m.size(), 8u);
+  ASSERT_EQ(m.size(), 9u);
   EXPECT_EQ(m[0].content, "You code.\n\nAnd test.");
   EXPECT_EQ(m[2].reasoning, "t");
   EXPECT_EQ(m[2].content, "a");
@@ -104,10 +105,11 @@ TEST(MessagesRequest, BlocksBecomeChatMessages) {
   EXPECT_EQ(m[3].content, "o\n[image: this model reads text only]");
   EXPECT_EQ(m[4].content, "Error: bad\n\n<system-reminder>mind</system-reminder>");
   EXPECT_EQ(m[5].role, "system");
-  EXPECT_EQ(m[5].content, "late");
-  EXPECT_EQ(m[6].content, "");
+  EXPECT_EQ(m[5].content, "<total_tokens>");  // no element: it does not end
+  EXPECT_EQ(m[6].content, "late");
+  EXPECT_EQ(m[7].content, "");
   // Text of users is never touched.
-  EXPECT_EQ(m[7].content[0]["text"], "<total_tokens>1 tokens left</total_tokens>");
+  EXPECT_EQ(m[8].content[0]["text"], "<total_tokens>1 tokens left</total_tokens>");
 }
 
 TEST(MessagesRequest, ToolsBecomeFunctions) {
