@@ -95,8 +95,8 @@ Result<void> Seat::step(const StepInput& input, model::LogitsSink& sink) {
       rounds_.end(reply.number);
       return {};
     }
-    if (reply.kind != Reply::kLogits || reply.number < 0 || reply.rows < 0 ||
-        reply.number + reply.rows > wanted)
+    if (reply.kind != Reply::kLogits || reply.rows < 0 || reply.rows > wanted || reply.number < 0 ||
+        reply.number > wanted - reply.rows)
       return out_of_turn();
     logits_.resize(static_cast<size_t>(reply.rows * limits_.vocab_size));
     travel(comm_, logits_.data(), reply.rows * limits_.vocab_size);

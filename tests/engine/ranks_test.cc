@@ -284,6 +284,44 @@ TEST(Ranks, ASeatTellsWhatFailed) {
   }
 }
 
+struct NoRows : model::LogitsSink {
+  void on_logits(int64_t, Tensor) override { ADD_FAILURE() << "rows that were not asked for"; }
+};
+
+// Whatever numbers come from the rank's process, the seat's arrays hold them or it says no.
+TEST(Ranks, ASeatRefusesRowsBeyondItsPlan) {
+  constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+  const std::array<std::array<int64_t, 2>, 5> replies{
+      {{kMost, kMost}, {1, kMost}, {kMost, 1}, {0, 2}, {-1, 1}}};
+  for (const auto& [first, rows] : replies) {
+    const auto pair = parallel::make_thread_comms(2);
+    NotingModel model(true);
+    Rounds rounds(nullptr);
+    Seat seat(*pair[0], SeatedModel{model.limits(), model.samples()}, rounds);
+    std::jthread other([&, first = first, rows = rows] {
+      OrderReceiver orders(*pair[1], model.limits());
+      EXPECT_TRUE(orders.receive().ok());
+      std::array<int64_t, 3> logits{1, first, rows};
+      pair[1]->broadcast(Exec{}, Tensor(logits.data(), DType::i64, {3}), 1);
+    });
+    const std::array<int32_t, 1> token{5}, position{0}, slot{8}, length{1}, table{2}, row{0};
+    const std::array<int32_t, 2> starts{0, 1};
+    model::StepInput step;
+    step.token_ids = token;
+    step.positions = position;
+    step.slots = slot;
+    step.query_starts = starts;
+    step.context_lens = length;
+    step.block_tables = table;
+    step.max_blocks_per_sequence = 1;
+    step.logit_rows = row;
+    NoRows sink;
+    const Result<void> done = seat.step(step, sink);
+    ASSERT_FALSE(done.ok());
+    EXPECT_NE(done.error().text.find("out of turn"), std::string::npos) << done.error().text;
+  }
+}
+
 // Reliability I14: every rank of every engine runs the same rounds, engines without work too.
 TEST(Ranks, EnginesStepTogether) {
   Fleet fleet(2, 3);
