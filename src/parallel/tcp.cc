@@ -386,6 +386,7 @@ class MeshBuilder {
   struct Address {
     std::string host;
     int port = 0;
+    int64_t process = 0;  // whose it is, for messages
   };
   // A process as the table has it.
   struct Member {
@@ -532,7 +533,8 @@ class MeshBuilder {
       const Json host = row.value("host", Json()), port = row.value("port", Json());
       if (!share || !host.is_string() || !port.is_number_integer()) return false;
       here = here || (!members_.empty() && share->begin == meeting_.share.begin);
-      members_.push_back({*share, {host.get<std::string>(), port.get<int>()}, nullptr});
+      const auto process = static_cast<int64_t>(count());
+      members_.push_back({*share, {host.get<std::string>(), port.get<int>(), process}, nullptr});
     }
     return here;
   }
@@ -635,7 +637,9 @@ class MeshBuilder {
     const int error =
         ::getaddrinfo(where.host.c_str(), std::to_string(where.port).c_str(), &hints, &found);
     if (error != 0 || !found)
-      return fail(Code::invalid_argument, "--master-addr {}: {}", where.host, gai_strerror(error));
+      return fail(Code::invalid_argument, "{}{}: {}",
+                  where.process == 0 ? "--master-addr " : "the host of a process, ", where.host,
+                  gai_strerror(error));
     Resolved out;
     std::memcpy(&out.address, found->ai_addr, found->ai_addrlen);
     out.size = found->ai_addrlen;
@@ -660,6 +664,7 @@ class MeshBuilder {
   // Tries until it succeeds or `until` has come: the other may not listen yet.
   static Result<SocketPtr> connect_to(const Address& where, Nanos until) {
     M2_TRY(const Resolved to, resolve(where));
+    int why = ETIMEDOUT;
     while (true) {
       const int fd = ::socket(to.address.ss_family, SOCK_STREAM, 0);
       if (fd < 0) return fail(Code::unavailable, "no socket: {}", error_text());
@@ -672,9 +677,10 @@ class MeshBuilder {
         ::getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size);
       }
       if (error == 0) return socket;
+      if (error != EINPROGRESS) why = error;  // else the time ran out before there was an answer
       if (now() >= until)
-        return fail(Code::unavailable, "cannot reach process 0 at {}:{}: {}", where.host,
-                    where.port, std::strerror(error));
+        return fail(Code::unavailable, "cannot reach process {} at {}:{}: {}", where.process,
+                    where.host, where.port, std::strerror(why));
       ::usleep(100'000);
     }
   }

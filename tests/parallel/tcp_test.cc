@@ -39,6 +39,14 @@ Meshes meet(int64_t processes, int64_t channels, const std::function<void(Meetin
   return out;
 }
 
+sockaddr_in loopback(int port) {
+  sockaddr_in out{};
+  out.sin_family = AF_INET;
+  out.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  out.sin_port = htons(static_cast<uint16_t>(port));
+  return out;
+}
+
 struct Ranks {
   Meshes meshes;
   std::vector<LocalRank> ranks;
@@ -268,6 +276,47 @@ TEST(TcpMesh, GivesUpOnThoseWhoDoNotCome) {
             std::string::npos);
 }
 
+// Whom a process cannot reach is named by its own place, not by that of process 0.
+TEST(TcpMesh, SaysWhomItCannotReach) {
+  const int port = free_port(), closed = free_port();
+  std::jthread first([&] {
+    const int listener = ::socket(AF_INET, SOCK_STREAM, 0);
+    const sockaddr_in address = loopback(port);
+    ASSERT_EQ(::bind(listener, reinterpret_cast<const sockaddr*>(&address), sizeof address), 0);
+    ASSERT_EQ(::listen(listener, 4), 0);
+    const Json row{{"host", "127.0.0.1"}, {"ranks", 1}};
+    Json table = Json::array({row, row, row});
+    for (int64_t p = 0; p < 3; ++p) table[static_cast<size_t>(p)]["first_rank"] = p;
+    table[0]["port"] = port;
+    table[1]["port"] = closed;
+    table[2]["port"] = 1;
+    const Json replies[] = {Json{{"session", "s"}, {"processes", table}}, Json{{"welcome", true}}};
+    std::vector<int> visitors;
+    for (const Json& reply : replies) {  // the greeting, then the pair
+      visitors.push_back(::accept(listener, nullptr, nullptr));
+      const std::string text = to_text(reply);
+      const uint32_t head[2] = {0x326d2e72, static_cast<uint32_t>(text.size())};
+      ::send(visitors.back(), head, sizeof head, MSG_NOSIGNAL);
+      ::send(visitors.back(), text.data(), text.size(), MSG_NOSIGNAL);
+    }
+    char last;
+    while (::recv(visitors.back(), &last, 1, 0) > 0) {
+    }
+    for (const int fd : visitors) ::close(fd);
+    ::close(listener);
+  });
+  Meeting meeting;
+  meeting.first = false;
+  meeting.share = {2, 1};
+  meeting.ranks = 3;
+  meeting.port = port;
+  meeting.channels = 1;
+  meeting.patience = kSecond;
+  const std::string error = TcpMesh::connect(meeting).error().text;
+  EXPECT_EQ(error.find(fmt::format("cannot reach process 1 at 127.0.0.1:{}: ", closed)), 0u)
+      << error;
+}
+
 // Whatever a stranger sends to the meeting, the ranks still meet.
 TEST(TcpMesh, StrangersAreSentAway) {
   const int port = free_port();
@@ -275,11 +324,8 @@ TEST(TcpMesh, StrangersAreSentAway) {
   std::thread stranger([&] {
     for (int round = 0; !over; ++round) {
       const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
-      sockaddr_in address{};
-      address.sin_family = AF_INET;
-      address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-      address.sin_port = htons(static_cast<uint16_t>(port));
-      if (::connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0) {
+      const sockaddr_in address = loopback(port);
+      if (::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0) {
         std::string bytes = numbers<float>(round, 50, 0).size() > 0 ? "GET / HTTP/1.1\r\n\r\n" : "";
         if (round % 2 == 1) bytes = std::string("r.m2\xff\xff\xff\x7f", 8);
         if (round % 3 == 2) bytes = std::string("r.m2\x02\x00\x00\x00{}", 10);
