@@ -309,7 +309,7 @@ class CommandLine {
       value = words_[next_++];
     }
     if (!match.json_path.empty())
-      return set(option, nested(match.json_path, dotted_value(*value)).dump(), spelled);
+      return set(option, to_text(nested(match.json_path, dotted_value(*value))), spelled);
     M2_TRY_VOID(set(option, *value, spelled));
     // A list goes on to the next option.
     while (option.kind == OptionKind::list && next_ < words_.size() && words_[next_][0] != '-')
@@ -375,31 +375,38 @@ class CommandLine {
 
   // A YAML mapping of option names to values; what the line set stays.
   Result<void> read_config_file(const std::string& path) {
-    YAML::Node root;
     try {
-      root = YAML::LoadFile(path);
-    } catch (const YAML::Exception& error) {
+      const YAML::Node root = YAML::LoadFile(path);
+      if (!root.IsMap())
+        return fail(Code::invalid_argument, "--config {}: needs `option: value` lines", path);
+      for (const auto& entry : root)
+        M2_TRY_VOID(read_config_entry(path, entry.first.as<std::string>(), entry.second));
+    } catch (const YAML::Exception& error) {  // of as(), too: a mapping where a word is expected
       return fail(Code::invalid_argument, "--config {}: {}", path, error.what());
     }
-    if (!root.IsMap())
-      return fail(Code::invalid_argument, "--config {}: needs `option: value` lines", path);
-    for (const auto& entry : root) {
-      const std::string name = canonical(entry.first.as<std::string>());
-      M2_TRY(const Match match, find_option("--" + name));
-      if (name == "config" || values_.given(match.option->name)) continue;
-      const std::string where = path + ": " + name;
-      if (match.option->kind == OptionKind::json && !entry.second.IsScalar()) {
-        M2_TRY_VOID(set(*match.option, to_text(json_of(entry.second)), where));
-      } else if (entry.second.IsSequence()) {
-        for (const auto& item : entry.second)
-          M2_TRY_VOID(set(*match.option, item.as<std::string>(), where));
-      } else if (entry.second.IsScalar()) {
-        M2_TRY_VOID(set(*match.option, entry.second.as<std::string>(), where));
-      } else {
-        return fail(Code::invalid_argument, "{}: needs {}", where, kind_words(match.option->kind));
-      }
-    }
     return {};
+  }
+
+  // Throws YAML::Exception.
+  Result<void> read_config_entry(const std::string& path, const std::string& spelled,
+                                 const YAML::Node& node) {
+    const std::string name = canonical(spelled);
+    M2_TRY(const Match match, find_option("--" + name));
+    const Option& option = *match.option;
+    if (name == "config" || values_.given(option.name)) return {};
+    const std::string where = path + ": " + name;
+    if (option.kind == OptionKind::json && !node.IsScalar())
+      return set(option, to_text(json_of(node)), where);
+    if (node.IsSequence()) {
+      for (const auto& item : node) M2_TRY_VOID(set(option, item.as<std::string>(), where));
+      return {};
+    }
+    if (!node.IsScalar())
+      return fail(Code::invalid_argument, "{}: needs {}", where, kind_words(option.kind));
+    std::string value = node.as<std::string>();
+    // `no-x: true` is --no-x.
+    if (match.negated && fits(option.kind, value)) value = is_true(value) ? "false" : "true";
+    return set(option, std::move(value), where);
   }
 
   const Command& command_;

@@ -76,6 +76,13 @@ TEST(Options, JsonTakesDottedKeys) {
   EXPECT_NE(error_of({"--hf-overrides", "{"}).find("needs a JSON object"), std::string::npos);
 }
 
+// Bytes of a command line may be anything.
+TEST(Options, DottedValuesNeedNotBeUtf8) {
+  const Result<Values> values = parse({"--compilation-config.level", "\xff"});
+  ASSERT_TRUE(values.ok()) << values.error().text;
+  EXPECT_EQ(values->json("compilation-config")["level"], "\ufffd");
+}
+
 TEST(Options, ListsGoOnToTheNextOption) {
   const Result<Values> values =
       parse({"--served-model-name", "a", "b", "--port", "1", "--api-key", "k1", "--api-key", "k2"});
@@ -111,6 +118,19 @@ TEST(Options, ConfigFileGivesWhatTheLineDoesNot) {
   EXPECT_EQ(values->integer("max-num-seqs"), 3);
   EXPECT_EQ(values->list("served-model-name"), (std::vector<std::string>{"x", "y"}));
 
+  std::ofstream(path) << "no-enable-prefix-caching: true\nno_enable_chunked_prefill: false\n";
+  const Result<Values> off = parse({"--config", path});
+  ASSERT_TRUE(off.ok()) << off.error().text;
+  EXPECT_FALSE(off->flag("enable-prefix-caching"));
+  EXPECT_TRUE(off->flag("enable-chunked-prefill"));
+
+  std::ofstream(path) << "no-enable-prefix-caching: maybe\n";
+  EXPECT_NE(error_of({"--config", path}).find("needs true or false"), std::string::npos);
+  for (const char* odd : {"served-model-name: [{a: b}]\n", "? [a, b]\n: c\n", "port: {a: 1}\n",
+                          "compilation-config: {[a]: 1}\n"}) {
+    std::ofstream(path) << odd;
+    EXPECT_NE(error_of({"--config", path}).find(path), std::string::npos) << odd;
+  }
   std::ofstream(path) << "no-such: 1\n";
   EXPECT_NE(error_of({"--config", path}).find("--no-such"), std::string::npos);
   std::ofstream(path) << "[: {";
