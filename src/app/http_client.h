@@ -15,8 +15,8 @@ struct HttpAnswer {
   std::string body;
 };
 
-// A small HTTP client over libcurl for `m2 chat`: http and https, proxies from the environment as
-// curl reads them. Thread-safe.
+// A small HTTP client over libcurl for the programs that ask a server (chat, eval, run-batch): http
+// and https, proxies from the environment as curl reads them. Thread-safe.
 class HttpClient {
  public:
   // `base_url` as given, e.g. http://127.0.0.1:8000 (a trailing /v1 or / is taken off).

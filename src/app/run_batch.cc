@@ -91,11 +91,12 @@ std::string answer_line(const std::string& custom_id, const HttpAnswer& answer) 
   response["request_id"] = random_id("batch-");
   response["body"] = body.ok() ? *std::move(body) : Json(answer.body);
   if (answer.status == 200) return output_line(custom_id, std::move(response), nullptr);
-  const Json& sent = response["body"];
-  std::string message = "the server answered " + std::to_string(answer.status);
-  if (sent.is_object() && sent.value("error", Json()).is_object())
-    message = sent["error"].value("message", message);
   const std::string code = std::to_string(answer.status);
+  const Json& sent = response["body"];
+  const Json error = sent.is_object() ? sent.value("error", Json()) : Json();
+  const Json said = error.is_object() ? error.value("message", Json()) : Json();
+  const std::string message =
+      said.is_string() ? said.get<std::string>() : "the server answered " + code;
   return output_line(custom_id, std::move(response), failure(code, message));
 }
 

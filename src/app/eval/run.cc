@@ -38,13 +38,14 @@ void note_calls(const Json& calls, const Json& tools, Outcome& outcome) {
   }
 }
 
-// The answer and what its calls gave, as messages of the next request.
+// The answer and what its calls gave, as messages of the next request: by the ids of the calls,
+// whatever those are.
 void go_on(Json& messages, const Json& message, const Step& step) {
   messages.push_back(message);
   const Json& calls = message["tool_calls"];
   for (size_t i = 0; i < step.results.size(); ++i)
     messages.push_back({{"role", "tool"},
-                        {"tool_call_id", calls[i].value("id", "")},
+                        {"tool_call_id", calls[i].value("id", Json(""))},
                         {"content", step.results[i]}});
 }
 
