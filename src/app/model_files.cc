@@ -65,7 +65,9 @@ Result<Json> generation_json(const fs::path& folder, const std::string& source) 
       return fail(Code::not_found, "--generation-config {}: no {}", source, path.string());
     return Json::object();
   }
-  return read_json(path);
+  M2_TRY(Json json, read_json(path));
+  if (!json.is_object()) return fail(Code::corrupt, "{}: not a JSON object", path.string());
+  return json;
 }
 
 // The letter that stands for a byte in byte-level vocabularies: the byte's own Latin-1 letter where

@@ -89,7 +89,7 @@ Result<void> check_sizes(const Values& values) {
       {"stream-interval", 1, 1 << 20},
       {"long-prefill-token-threshold", 0, 1 << 30},
       {"kv-cache-memory-bytes", 1, int64_t{1} << 50},
-      {"num-gpu-blocks-override", 1, int64_t{1} << 31},
+      {"num-gpu-blocks-override", 1, INT32_MAX / model::kBlockSize},  // slots are i32
   };
   for (const auto& [flag, least, most] : kBounds) {
     const std::optional<int64_t> value = values.integer(flag);
@@ -284,7 +284,7 @@ Json Serving::terms() const {
   out["max-num-batched-tokens"] =
       values_.integer("max-num-batched-tokens").value_or(step_defaults_.tokens);
   out["seed"] = *values_.integer("seed");
-  for (const char* flag : {"load-format"}) out[flag] = values_.text(flag);
+  out["load-format"] = values_.text("load-format");
   out["kv-cache-dtype"] = name_of(kv_dtype_);
   out["e8m0-scales"] = values_.flag("e8m0-scales");
   out["max-model-len"] = max_model_len_;
@@ -504,9 +504,8 @@ Result<void> Serving::make_models() {
   if (on_gpu()) {
     M2_TRY_VOID(check_gpu_memory());
     if (spread_.ranks_per_gpu == 1) {
-      M2_TRY(GraphChoice graphs,
-             choose_graphs(values_, request.max_num_seqs + request.drafted_rows,
-                           request.max_num_batched_tokens));
+      M2_TRY(GraphChoice graphs, choose_graphs(values_, request.max_num_seqs + request.drafted_rows,
+                                               request.max_num_batched_tokens));
       if (!graphs.note.empty()) log_info("{}", graphs.note);
       options.graph_sizes = std::move(graphs.sizes);
     }

@@ -225,6 +225,8 @@ class Flags(WithCheckpoint):
                             (["--reasoning-parser", "x"], "minimax_m2_append_think"),
                             (["--max-model-len", "10M"], "max-model-len"),
                             (["--num-gpu-blocks-override", "1"], "max seq len"),
+                            (["--num-gpu-blocks-override", "134217728"],
+                             "--num-gpu-blocks-override must be from 1 to 134217727"),
                             (["--gpu-memory-utilization", "7"], "gpu-memory-utilization"),
                             (["--kv-cache-dtype", "fp8_e5m2"], "chose from { auto,bfloat16,fp8,fp8_e4m3 }"),
                             (["--config", "/nowhere.yaml"], "/nowhere.yaml"),
