@@ -176,10 +176,9 @@ Result<void> fill_bad_words(const api::GenerationFields& fields, const Limits& l
 // or bad_words forbids the rest.
 Result<void> check_choice_remains(const SamplingParams& params, const ModelServices& model) {
   if (params.allowed_token_ids.empty()) return {};
-  const TokenId eos = model.tokenizer->id_of(model.eos_token);
   const auto masked = [&](TokenId id) {
-    const auto& stops = params.stop_token_ids;
-    const bool ends = id == eos || std::find(stops.begin(), stops.end(), id) != stops.end();
+    const bool ends = std::ranges::count(model.eos_token_ids, id) > 0 ||
+                      std::ranges::count(params.stop_token_ids, id) > 0;
     const bool forbidden =
         std::any_of(params.bad_words.begin(), params.bad_words.end(),
                     [&](const auto& word) { return word.size() == 1 && word[0] == id; });
