@@ -13,7 +13,6 @@ class LimitedBuilder : public nlohmann::json_sax<Json> {
 
   Json root;
   std::string problem;
-  size_t problem_offset = 0;
 
   bool null() override { return leaf(nullptr); }
   bool boolean(bool value) override { return leaf(value); }
@@ -38,7 +37,7 @@ class LimitedBuilder : public nlohmann::json_sax<Json> {
     return true;
   }
 
-  bool parse_error(std::size_t position, const std::string&,
+  bool parse_error(std::size_t, const std::string&,
                    const nlohmann::detail::exception& error) override {
     if (problem.empty()) {
       // The library's text starts with an id in brackets, which says nothing to a person.
@@ -46,7 +45,6 @@ class LimitedBuilder : public nlohmann::json_sax<Json> {
       const size_t end_of_id = what.find("] ");
       if (end_of_id != std::string_view::npos) what.remove_prefix(end_of_id + 2);
       problem = std::string(what.substr(0, 300));
-      problem_offset = position;
     }
     return false;
   }

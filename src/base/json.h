@@ -18,8 +18,8 @@ struct JsonLimits {
   bool allow_duplicate_keys = false;
 };
 
-// Parses one JSON text (RFC 8259) under limits. Fails, naming the cause and the byte offset, on
-// bad syntax, bad UTF-8, a duplicate key, a number that overflows a double, or a limit exceeded.
+// Parses one JSON text (RFC 8259) under limits. Fails, naming the cause, on bad syntax or UTF-8
+// (with line and column), a duplicate key, a number that overflows a double, or a limit exceeded.
 // Never recurses deeper than max_depth.
 Result<Json> parse_json(std::string_view text, const JsonLimits& limits = {});
 

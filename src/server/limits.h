@@ -19,8 +19,9 @@ struct Limits {
   size_t max_pipelined = 64 << 10;     // bytes read ahead while a request is answered
   size_t max_send_buffer = 256 << 10;  // a stream's bytes its client has not taken
   size_t max_connections = 16384;
-  Nanos header_deadline = 10 * kSecond;  // from a request's first byte to its header's end
-  Nanos body_grace = 10 * kSecond;       // before the body's rate counts
+  // From a request's first byte to its header's end, and longer by a second for each min_body_rate
+  // of the body's bytes that have come.
+  Nanos header_deadline = 10 * kSecond;
   size_t min_body_rate = 1 << 10;        // bytes a second
   Nanos write_stall = 30 * kSecond;      // a client that takes nothing for so long is dropped
   Nanos keep_alive_idle = 60 * kSecond;  // between two requests of a connection
