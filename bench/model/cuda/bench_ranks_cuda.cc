@@ -1,5 +1,5 @@
-// Time of steps by ranks on GPUs, and the share of it that goes into sums over ranks: what the same
-// step takes without them is the rest. M2's full width with random weights.
+// Time of steps by ranks on GPUs, and of what stands between their products. M2's full width with
+// random weights.
 //   bench_ranks_cuda [LAYERS [EXPERTS [RANKS [WAY]]]]     of the ways whose names begin so
 //   bench_ranks_cuda sums [RANKS]                         sums alone, of bf16
 //   bench_ranks_cuda norms [RANKS]                        sums on their way into norms (ranks may
@@ -14,7 +14,6 @@
 #include <chrono>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -46,27 +45,11 @@ Device gpu(size_t rank) {
   return {DeviceKind::cuda, static_cast<int>(rank)};
 }
 
-// A group whose ranks sum nothing. What is sampled still comes from whole rows of logits, since odd
-// ones would take longer.
-class Unsummed : public parallel::WholeRowsComm {
- public:
-  using WholeRowsComm::WholeRowsComm;
-  void all_reduce(const Exec&, Tensor) override {}
-  void all_reduce_norm(const Exec& exec, Tensor x, const ops::AddNorm& norm) override {
-    Comm::all_reduce_norm(exec, x, norm);
-  }
-  void all_reduce_qk_norm(const Exec& exec, const ops::QkNorm& work) override {
-    Comm::all_reduce_qk_norm(exec, work);
-  }
-  void reduce_scatter(const Exec&, Tensor, parallel::Rows, Tensor) override {}
-};
-
 struct Spread {
   int64_t tensor, data;
   bool whole = false;
   ExchangeKind exchange = ExchangeKind::all_gather;
   SumsBy sums = SumsBy::peers;
-  bool summed = true;
   bool whole_rows = false;  // every rank norms all rows and chooses experts of them
 
   std::string name() const {
@@ -154,10 +137,7 @@ class Bench {
     RunnerOptions options;
     options.graph_sizes = {std::begin(kBatches), std::end(kBatches)};
     const parallel::Groups groups = rank.local.model_groups();
-    if (!spread_.summed)
-      rank.instead = std::make_unique<Unsummed>(groups.tensor);
-    else if (spread_.whole_rows)
-      rank.instead = std::make_unique<parallel::WholeRowsComm>(groups.tensor);
+    if (spread_.whole_rows) rank.instead = std::make_unique<parallel::WholeRowsComm>(groups.tensor);
     const RankPlace place{rank.instead ? parallel::Groups{*rank.instead} : groups,
                           rank.local.topology, spread_.exchange};
     rank.model = make_runner({gpu(r), nullptr, rank.stream->handle()}, place, config,
@@ -207,16 +187,10 @@ class Bench {
   std::vector<Rank> ranks_;
 };
 
-void print(const std::string& name, const Times& times, const Times* rest) {
+void print(const std::string& name, const Times& times) {
   fmt::print("| {} |", name);
-  const auto cell = [&](double seconds, double without) {
-    const std::string share = rest ? fmt::format("{:.0f} %", 100 * (1 - without / seconds)) : "-";
-    fmt::print(" {:.0f} | {} |", seconds * 1e6, share);
-  };
-  for (size_t i = 0; i < times.decode.size(); ++i)
-    cell(times.decode[i], rest ? rest->decode[i] : 0);
-  cell(times.prompt, rest ? rest->prompt : 0);
-  fmt::print("\n");
+  for (const double seconds : times.decode) fmt::print(" {:.0f} |", seconds * 1e6);
+  fmt::print(" {:.0f} |\n", times.prompt * 1e6);
   std::fflush(stdout);
 }
 
@@ -538,30 +512,20 @@ int main(int argc, char** argv) {
       "{}; {} layers, {} experts, top 8, FP8; decoding at {}, prompts of {} in steps of {}\n\n",
       describe_device(gpu(0)), layers, experts, kContext, kContext, kChunk);
   fmt::print("| ranks |");
-  for (const int64_t batch : kBatches) fmt::print(" batch {}, us | in sums |", batch);
-  fmt::print(" prompts, us | in sums |\n| --- |");
-  for (size_t i = 0; i <= std::size(kBatches); ++i) fmt::print(" ---: | ---: |");
+  for (const int64_t batch : kBatches) fmt::print(" batch {}, us |", batch);
+  fmt::print(" prompts, us |\n| --- |");
+  for (size_t i = 0; i <= std::size(kBatches); ++i) fmt::print(" ---: |");
   fmt::print("\n");
-  const auto time = [&](const Spread& spread) { return Bench(config, spread).measure(); };
-  // With `rest`, what the step takes without its sums, which is measured when first asked for.
-  const auto measure = [&](const Spread& spread, std::optional<Times>* rest = nullptr) {
-    if (!spread.name().starts_with(only)) return;
-    if (rest && !*rest) {
-      Spread unsummed = spread;
-      unsummed.summed = false;
-      *rest = time(unsummed);
-    }
-    print(spread.name(), time(spread), rest ? &**rest : nullptr);
+  const auto measure = [&](const Spread& spread) {
+    if (spread.name().starts_with(only)) print(spread.name(), Bench(config, spread).measure());
   };
   measure({1, 1});
   for (const bool whole : {false, true}) {
-    std::optional<Times> rest;
     Spread spread{ranks, 1, whole};
-    measure(spread, &rest);
+    measure(spread);
     spread.sums = SumsBy::nccl;
-    measure(spread, &rest);
+    measure(spread);
   }
-  // Without its sums an exchange has no results.
   for (const ExchangeKind exchange : {ExchangeKind::all_gather, ExchangeKind::all_to_all})
     measure({1, ranks, true, exchange});
 }
