@@ -6,146 +6,14 @@
 
 #include "base/log.h"
 #include "text/grammar/remaining_lengths.h"
+#include "text/grammar/schema_keywords.h"
 #include "text/grammar/schema_references.h"
 #include "text/python_json.h"
 
 namespace m2::text {
 namespace {
 
-constexpr int kMaxDepth = 64;  // of schemas within schemas
-constexpr size_t kMaxAlternatives = 256;
-constexpr int64_t kMaxVisited = 20'000;
 constexpr int64_t kMostCounted = 10'000;  // minItems, maxItems, minProperties, maxProperties
-
-// Keywords that say nothing about values, or whose say is heard elsewhere.
-const std::unordered_set<std::string>& annotations() {
-  static const std::unordered_set<std::string> names = {"title",
-                                                        "description",
-                                                        "default",
-                                                        "examples",
-                                                        "example",
-                                                        "deprecated",
-                                                        "readOnly",
-                                                        "writeOnly",
-                                                        "$comment",
-                                                        "$schema",
-                                                        "$id",
-                                                        "id",
-                                                        "$defs",
-                                                        "definitions",
-                                                        "$anchor",
-                                                        "contentEncoding",
-                                                        "contentMediaType",
-                                                        "contentSchema",
-                                                        "nullable",
-                                                        "discriminator",
-                                                        "xml",
-                                                        "externalDocs",
-                                                        "strict",
-                                                        "name",
-                                                        "$vocabulary",
-                                                        "markdownDescription",
-                                                        "enumDescriptions",
-                                                        "propertyOrdering"};
-  return names;
-}
-
-const std::unordered_set<std::string>& assertions() {
-  static const std::unordered_set<std::string> names = {"type",
-                                                        "enum",
-                                                        "const",
-                                                        "properties",
-                                                        "required",
-                                                        "additionalProperties",
-                                                        "minProperties",
-                                                        "maxProperties",
-                                                        "patternProperties",
-                                                        "propertyNames",
-                                                        "items",
-                                                        "prefixItems",
-                                                        "additionalItems",
-                                                        "minItems",
-                                                        "maxItems",
-                                                        "minLength",
-                                                        "maxLength",
-                                                        "pattern",
-                                                        "format",
-                                                        "minimum",
-                                                        "maximum",
-                                                        "exclusiveMinimum",
-                                                        "exclusiveMaximum",
-                                                        "multipleOf",
-                                                        "uniqueItems",
-                                                        "$ref",
-                                                        "allOf",
-                                                        "anyOf",
-                                                        "oneOf"};
-  return names;
-}
-
-const std::unordered_set<std::string>& refused() {
-  static const std::unordered_set<std::string> names = {"not",
-                                                        "if",
-                                                        "then",
-                                                        "else",
-                                                        "dependentRequired",
-                                                        "dependentSchemas",
-                                                        "dependencies",
-                                                        "contains",
-                                                        "minContains",
-                                                        "maxContains",
-                                                        "unevaluatedProperties",
-                                                        "unevaluatedItems",
-                                                        "$dynamicRef",
-                                                        "$dynamicAnchor",
-                                                        "$recursiveRef",
-                                                        "$recursiveAnchor"};
-  return names;
-}
-
-const Json* find(const Json& schema, const char* key) {
-  if (!schema.is_object()) return nullptr;
-  const auto found = schema.find(key);
-  return found == schema.end() ? nullptr : &*found;
-}
-
-bool asserts(const Json& schema) {
-  if (schema.is_boolean()) return !schema.get<bool>();
-  for (const auto& [key, value] : schema.items())
-    if (!annotations().contains(key) && !key.starts_with("x-")) return true;
-  return false;
-}
-
-Error malformed(const std::string& keyword, const std::string& should) {
-  return fail(Code::invalid_argument, "Invalid JSON schema: '{}' should be {}.", keyword, should);
-}
-
-// A count of the keyword, or `otherwise`.
-Result<int64_t> count_of(const Json& schema, const char* keyword, int64_t otherwise) {
-  const Json* value = find(schema, keyword);
-  if (!value) return otherwise;
-  if (value->is_number_float() && value->get<double>() == std::trunc(value->get<double>()) &&
-      value->get<double>() >= 0 && value->get<double>() < 1e15)
-    return static_cast<int64_t>(value->get<double>());
-  if (!value->is_number_integer() || (!value->is_number_unsigned() && value->get<int64_t>() < 0))
-    return malformed(keyword, "a non-negative integer");
-  return static_cast<int64_t>(std::min<uint64_t>(value->get<uint64_t>(), INT64_MAX));
-}
-
-const char* type_name(const Json& value) {
-  if (value.is_null()) return "null";
-  if (value.is_boolean()) return "boolean";
-  if (value.is_number_integer()) return "integer";
-  if (value.is_number())
-    return value.get<double>() == std::trunc(value.get<double>()) ? "integer" : "number";
-  if (value.is_string()) return "string";
-  return value.is_array() ? "array" : "object";
-}
-
-bool is_type(const Json& value, const std::string& type) {
-  const std::string own = type_name(value);
-  return own == type || (own == "integer" && type == "number");
-}
 
 std::string alternatives(const std::vector<std::string>& parts) {
   if (parts.size() == 1) return parts[0];
@@ -183,98 +51,6 @@ bool has_tag(std::string_view text) {
 
 }  // namespace
 
-// ---- rules
-
-std::string Rules::add(const std::string& body) {
-  const auto [found, is_new] = names_.try_emplace(body);
-  if (is_new) {
-    found->second = reserve();
-    define(found->second, body);
-  }
-  return found->second;
-}
-
-std::string Rules::reserve() {
-  return fmt::format("r{}", ++count_);
-}
-
-void Rules::define(const std::string& name, const std::string& body) {
-  if (!full()) text_ += name + " ::= " + body + "\n";
-}
-
-std::string Rules::add_limited(const std::string& body, TextLimit limit) {
-  const std::string key = fmt::format("{} {} {} {} {} {}", body, limit.least, limit.most,
-                                      static_cast<int>(limit.as), limit.patterned, limit.close);
-  const auto [found, is_new] = names_.try_emplace(key);
-  if (is_new) {
-    limit.rule = reserve();
-    define(limit.rule, body);
-    found->second = add(limit.rule + " " + ebnf_literal(limit.close));
-    limits_.push_back(std::move(limit));
-  }
-  return found->second;
-}
-
-namespace {
-
-// {m,n} of an expression that is one symbol, few times.
-std::string counted(const std::string& symbol, int64_t low, int64_t high) {
-  if (high == 0) return "\"\"";
-  if (low == 0 && high < 0) return symbol + "*";
-  if (low == 1 && high < 0) return symbol + "+";
-  if (low == 1 && high == 1) return symbol;
-  if (low == 0 && high == 1) return symbol + "?";
-  return high < 0 ? fmt::format("{}{{{},}}", symbol, low)
-                  : fmt::format("{}{{{},{}}}", symbol, low, high);
-}
-
-constexpr int64_t kGroup = 16;
-
-}  // namespace
-
-// In groups of groups: what has come leaves one state a level, two where the end is near.
-std::string Rules::times(const std::string& symbol, int64_t low, int64_t high) {
-  if (std::max(low, high) <= kGroup) return counted(symbol, low, high);
-  if (low > 0) {
-    std::string out;
-    if (low >= kGroup)
-      out = times(add(counted(symbol, kGroup, kGroup)), low / kGroup, low / kGroup);
-    if (low % kGroup > 0) out += " " + counted(symbol, low % kGroup, low % kGroup);
-    if (high != low) out += " " + times(symbol, 0, high < 0 ? -1 : high - low);
-    return add(out);
-  }
-  return up_to(symbol, high);
-}
-
-std::string Rules::up_to(const std::string& symbol, int64_t high) {
-  if (high <= kGroup) return counted(symbol, 0, high);
-  const std::string group = add(counted(symbol, kGroup, kGroup));
-  const int64_t groups = (high + 1) / kGroup - 1, rest = (high + 1) % kGroup;
-  std::string out = up_to(group, groups) + " " + counted(symbol, 0, kGroup - 1);
-  if (rest > 0)
-    out += " | " + times(group, groups + 1, groups + 1) + " " + counted(symbol, 0, rest - 1);
-  return add(out);
-}
-
-GrammarText Rules::grammar(const std::string& root) const {
-  GrammarText out("root ::= " + root + "\n" + text_);
-  out.limits = limits_;
-  return out;
-}
-
-std::string ebnf_literal(std::string_view text) {
-  std::string out = "\"";
-  for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (c == '"' || c == '\\') out += '\\';
-    if (byte < 0x20 || byte == 0x7f)
-      out += fmt::format("\\u{:04x}", byte);
-    else
-      out += c;
-  }
-  return out + "\"";
-}
-
 // ---- schemas
 
 SchemaGrammar::SchemaGrammar(const Json& root, SchemaOptions options, Rules& rules)
@@ -293,331 +69,6 @@ Result<void> SchemaGrammar::unsupported(const std::string& keyword, const std::s
   if (options_.lenient) return ignored_.insert(keyword), Result<void>{};
   return fail(Code::invalid_argument, "The JSON schema keyword '{}' is not supported{}{}.",
               printable(keyword, 80), why.empty() ? "" : " ", why);
-}
-
-Result<void> SchemaGrammar::check_keywords(const Json& schema) {
-  for (const auto& [key, value] : schema.items()) {
-    if (annotations().contains(key) || assertions().contains(key) || key.starts_with("x-"))
-      continue;
-    if (refused().contains(key)) M2_TRY_VOID(unsupported(key));
-    // Any other name means nothing in JSON Schema.
-  }
-  if (const Json* unique = find(schema, "uniqueItems"); unique && *unique != Json(false)) {
-    M2_TRY(const int64_t most, count_of(schema, "maxItems", INT64_MAX));
-    if (most > 1) M2_TRY_VOID(unsupported("uniqueItems"));
-  }
-  return {};
-}
-
-Result<std::vector<Json>> SchemaGrammar::expand(const Json& schema) {
-  return expand(schema, 0);
-}
-
-Result<std::vector<Json>> SchemaGrammar::branches(const Json& list, const std::string& keyword,
-                                                  int depth) {
-  if (!list.is_array() || list.empty()) return malformed(keyword, "a non-empty list of schemas");
-  std::vector<Json> out;
-  std::vector<size_t> ends;
-  for (const Json& branch : list) {
-    M2_TRY(auto part, expand(branch, depth + 1));
-    for (Json& one : part) out.push_back(std::move(one));
-    ends.push_back(out.size());
-    if (out.size() > kMaxAlternatives)
-      return fail(Code::resource_exhausted, "The JSON schema's '{}' has too many alternatives.",
-                  keyword);
-  }
-  if (keyword != "oneOf") return out;
-  // At most one may hold: where two could, the keyword has no grammar.
-  for (size_t a = 0, first = 0; a < ends.size(); first = ends[a++])
-    for (size_t i = first; i < ends[a]; ++i)
-      for (size_t j = ends[a]; j < out.size(); ++j) {
-        M2_TRY(const bool apart, disjoint(out[i], out[j]));
-        if (apart) continue;
-        M2_TRY_VOID(unsupported("oneOf", "where more than one branch may hold"));
-        return out;
-      }
-  return out;
-}
-
-Result<std::vector<Json>> SchemaGrammar::expand(const Json& schema, int depth) {
-  if (depth > kMaxDepth)
-    return fail(Code::invalid_argument,
-                "The JSON schema's combinations or '$ref's are nested too deeply.");
-  if (++visited_ > kMaxVisited)
-    return fail(Code::resource_exhausted, "The JSON schema is too large.");
-  if (schema.is_boolean()) {
-    if (!schema.get<bool>()) return std::vector<Json>{};
-    return std::vector<Json>{Json::object()};
-  }
-  if (!schema.is_object())
-    return fail(Code::invalid_argument,
-                "Invalid JSON schema: a schema should be an object or a boolean.");
-  M2_TRY_VOID(check_keywords(schema));
-  Json base = Json::object();
-  for (const auto& [key, value] : schema.items())
-    if (!annotations().contains(key) && key != "$ref" && key != "allOf" && key != "anyOf" &&
-        key != "oneOf")
-      base[key] = value;
-  std::vector<Json> out{std::move(base)};
-  const auto combine = [&](const std::vector<Json>& others) -> Result<void> {
-    std::vector<Json> next;
-    for (const Json& a : out)
-      for (const Json& b : others) {
-        M2_TRY(Json both, merge(a, b));
-        if (!both.is_boolean()) next.push_back(std::move(both));
-        if (next.size() > kMaxAlternatives || ++visited_ > kMaxVisited)
-          return fail(Code::resource_exhausted, "The JSON schema has too many alternatives.");
-      }
-    out = std::move(next);
-    return {};
-  };
-  if (schema.contains("$ref")) {
-    M2_TRY(const Json* at, referred_schema(root_, schema));
-    M2_TRY(const auto others, expand(*at, depth + 1));
-    M2_TRY_VOID(combine(others));
-  }
-  if (const Json* all = find(schema, "allOf")) {
-    if (!all->is_array() || all->empty()) return malformed("allOf", "a non-empty list of schemas");
-    for (const Json& branch : *all) {
-      M2_TRY(const auto others, expand(branch, depth + 1));
-      M2_TRY_VOID(combine(others));
-    }
-  }
-  for (const char* keyword : {"anyOf", "oneOf"})
-    if (const Json* list = find(schema, keyword)) {
-      M2_TRY(const auto others, branches(*list, keyword, depth));
-      M2_TRY_VOID(combine(others));
-    }
-  return out;
-}
-
-Result<std::vector<std::string>> SchemaGrammar::types_of(const Json& schema) {
-  static const std::vector<std::string> all = {"null",   "boolean", "integer", "number",
-                                               "string", "array",   "object"};
-  std::vector<std::string> out;
-  const auto add = [&](const Json& name) -> Result<void> {
-    if (!name.is_string() || std::ranges::count(all, name.get<std::string>()) == 0)
-      return fail(Code::invalid_argument, "Invalid JSON schema: 'type' is unknown: {}.",
-                  printable(name.dump(-1, ' ', false, Json::error_handler_t::replace), 80));
-    if (std::ranges::count(out, name.get<std::string>()) == 0) out.push_back(name);
-    return {};
-  };
-  if (const Json* type = find(schema, "type")) {
-    if (type->is_array() && type->empty()) return malformed("type", "a name or a list of names");
-    if (!type->is_array()) M2_TRY_VOID(add(*type));
-    if (type->is_array())
-      for (const Json& name : *type) M2_TRY_VOID(add(name));
-    if (std::ranges::count(out, "number") > 0) std::erase(out, "integer");
-    return out;
-  }
-  const auto any = [&](std::initializer_list<const char*> keys) {
-    return std::ranges::any_of(keys, [&](const char* key) { return schema.contains(key); });
-  };
-  if (any({"properties", "required", "additionalProperties", "minProperties", "maxProperties",
-           "patternProperties", "propertyNames"}))
-    out.emplace_back("object");
-  if (any({"items", "prefixItems", "minItems", "maxItems", "uniqueItems", "additionalItems"}))
-    out.emplace_back("array");
-  if (any({"minLength", "maxLength", "pattern", "format"})) out.emplace_back("string");
-  if (any({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}))
-    out.emplace_back("number");
-  return out;
-}
-
-bool SchemaGrammar::admits(const Json& schema, const Json& value) {
-  if (const Json* type = find(schema, "type")) {
-    bool fits = type->is_string() && is_type(value, *type);
-    if (type->is_array())
-      for (const Json& name : *type) fits = fits || (name.is_string() && is_type(value, name));
-    if (!fits) return false;
-  }
-  if (const Json* one = find(schema, "const"); one && *one != value) return false;
-  if (const Json* values = find(schema, "enum"); values && std::ranges::count(*values, value) == 0)
-    return false;
-  if (value.is_number()) {
-    const double number = value.get<double>();
-    const auto bound = [&](const char* key) {
-      const Json* b = find(schema, key);
-      return b && b->is_number() ? b->get<double>() : std::nan("");
-    };
-    if (number < bound("minimum") || number > bound("maximum") ||
-        number <= bound("exclusiveMinimum") || number >= bound("exclusiveMaximum"))
-      return false;
-  }
-  if (value.is_string()) {
-    const std::string& text = value.get_ref<const std::string&>();
-    const double size =
-        static_cast<double>(std::ranges::count_if(text, [](char c) { return (c & 0xC0) != 0x80; }));
-    const Json *least = find(schema, "minLength"), *most = find(schema, "maxLength");
-    if ((least && least->is_number() && size < least->get<double>()) ||
-        (most && most->is_number() && size > most->get<double>()))
-      return false;
-  }
-  return true;
-}
-
-// Whether no value fits both. May say no where it cannot tell.
-Result<bool> SchemaGrammar::disjoint(const Json& a, const Json& b) {
-  M2_TRY(const auto types_a, types_of(a));
-  M2_TRY(const auto types_b, types_of(b));
-  const auto finite = [](const Json& schema) -> std::optional<Json> {
-    if (const Json* one = find(schema, "const")) return Json::array({*one});
-    if (const Json* list = find(schema, "enum"); list && list->is_array()) return *list;
-    return std::nullopt;
-  };
-  const auto set_a = finite(a), set_b = finite(b);
-  if (set_a &&
-      std::ranges::none_of(*set_a, [&](const Json& v) { return admits(a, v) && admits(b, v); }))
-    return true;
-  if (set_b &&
-      std::ranges::none_of(*set_b, [&](const Json& v) { return admits(a, v) && admits(b, v); }))
-    return true;
-  if (a.contains("type") && b.contains("type")) {
-    const auto meets = [](const std::string& x, const std::string& y) {
-      return x == y || (x == "integer" && y == "number") || (x == "number" && y == "integer");
-    };
-    bool apart = true;
-    for (const auto& x : types_a)
-      for (const auto& y : types_b) apart = apart && !meets(x, y);
-    if (apart) return true;
-  }
-  // Objects told apart by a property: required by one, and of other values in the other.
-  if (types_a != std::vector<std::string>{"object"} || types_b != types_a || !a.contains("type") ||
-      !b.contains("type"))
-    return false;
-  const auto required = [](const Json& schema, const std::string& name) {
-    const Json* list = find(schema, "required");
-    return list && list->is_array() && std::ranges::count(*list, Json(name)) > 0;
-  };
-  for (const auto& [x, y] : {std::pair(&a, &b), std::pair(&b, &a)}) {
-    const Json* properties = find(*x, "properties");
-    if (!properties || !properties->is_object()) continue;
-    for (const auto& [name, schema] : properties->items()) {
-      if (!required(*x, name)) continue;
-      const Json* others = find(*y, "properties");
-      const Json* other = others ? find(*others, name.c_str()) : nullptr;
-      if (!other) {
-        const Json* additional = find(*y, "additionalProperties");
-        if (additional && *additional == Json(false)) return true;
-        continue;
-      }
-      const auto values = finite(schema);
-      if (values && finite(*other) && std::ranges::none_of(*values, [&](const Json& v) {
-            return admits(schema, v) && admits(*other, v);
-          }))
-        return true;
-    }
-  }
-  return false;
-}
-
-namespace {
-
-// Two schemas of the same value, as one.
-Json both(const Json& x, const Json& y) {
-  if (x == y || y == Json(true)) return x;
-  if (x == Json(true)) return y;
-  if (x == Json(false) || y == Json(false)) return Json(false);
-  return Json{{"allOf", Json::array({x, y})}};
-}
-
-// What an object's schema says of the member `name`.
-Json member_schema(const Json& schema, const std::string& name) {
-  const Json* properties = find(schema, "properties");
-  if (const Json* own = properties ? find(*properties, name.c_str()) : nullptr) return *own;
-  const Json* additional = find(schema, "additionalProperties");
-  return additional ? *additional : Json(true);
-}
-
-// Types that are of both lists; an integer is a number.
-Json common_types(const std::vector<std::string>& x, const std::vector<std::string>& y) {
-  Json out = Json::array();
-  for (const auto& t : x)
-    for (const auto& u : y) {
-      if (t == u) out.push_back(t);
-      if ((t == "integer" && u == "number") || (t == "number" && u == "integer"))
-        out.push_back("integer");
-    }
-  return out;
-}
-
-}  // namespace
-
-// A keyword that both have and say different things with; nothing if no value fits both.
-Result<std::optional<Json>> SchemaGrammar::merge_keyword(const Json& a, const Json& b,
-                                                         const std::string& key) {
-  const std::optional<Json> impossible;
-  const Json &mine = a.at(key), &value = b.at(key);
-  if (key == "type") {
-    M2_TRY(const auto x, types_of(a));
-    M2_TRY(const auto y, types_of(b));
-    Json types = common_types(x, y);
-    return types.empty() ? impossible : std::optional(std::move(types));
-  }
-  if (key == "enum" && mine.is_array() && value.is_array()) {
-    Json kept = Json::array();
-    for (const Json& one : mine)
-      if (std::ranges::count(value, one) > 0) kept.push_back(one);
-    return kept.empty() ? impossible : std::optional(std::move(kept));
-  }
-  if (key == "const") return impossible;
-  if (key == "required" && mine.is_array() && value.is_array()) {
-    Json names = mine;
-    for (const Json& name : value)
-      if (std::ranges::count(names, name) == 0) names.push_back(name);
-    return std::optional(std::move(names));
-  }
-  if (mine.is_number() && value.is_number() && key != "multipleOf") {
-    const bool keeps_larger = key.starts_with("min") || key == "exclusiveMinimum";
-    return std::optional((mine.get<double>() > value.get<double>()) == keeps_larger ? mine : value);
-  }
-  if (key == "items" && !a.contains("prefixItems") && !b.contains("prefixItems"))
-    return std::optional(both(mine, value));
-  if (key == "uniqueItems") return std::optional(Json(true));
-  M2_TRY_VOID(unsupported(key, "in more than one part of an 'allOf' or '$ref'"));
-  return std::optional(mine);
-}
-
-// Refuses what one schema says of members or items that the other has not in mind.
-Result<void> SchemaGrammar::check_merge(const Json& a, const Json& b) {
-  if (a.contains("patternProperties") != b.contains("patternProperties") &&
-      (a.contains("properties") || b.contains("properties")))
-    M2_TRY_VOID(unsupported("patternProperties", "in an 'allOf' with properties"));
-  if (a.contains("items") != b.contains("items") &&
-      (a.contains("prefixItems") || b.contains("prefixItems")))
-    M2_TRY_VOID(unsupported("prefixItems", "in an 'allOf' with items"));
-  return {};
-}
-
-// Both at once; false if that is plainly impossible.
-Result<Json> SchemaGrammar::merge(const Json& a, const Json& b) {
-  if (a.empty()) return b;
-  if (b.empty()) return a;
-  Json out = a;
-  for (const auto& [key, value] : b.items()) {
-    if (key == "properties" || key == "additionalProperties") continue;
-    const Json* mine = find(a, key.c_str());
-    if (!mine || *mine == value) {
-      out[key] = value;
-      continue;
-    }
-    M2_TRY(std::optional<Json> one, merge_keyword(a, b, key));
-    if (!one) return Json(false);
-    out[key] = std::move(*one);
-  }
-  M2_TRY_VOID(check_merge(a, b));
-  if (a.contains("properties") || b.contains("properties")) {
-    Json properties = Json::object();
-    for (const Json* from : {&a, &b})
-      if (const Json* own = find(*from, "properties"); own && own->is_object())
-        for (const auto& [name, schema] : own->items())
-          if (!properties.contains(name))
-            properties[name] = both(member_schema(a, name), member_schema(b, name));
-    out["properties"] = properties;
-  }
-  const Json *x = find(a, "additionalProperties"), *y = find(b, "additionalProperties");
-  if (x || y) out["additionalProperties"] = both(x ? *x : Json(true), y ? *y : Json(true));
-  return out;
 }
 
 // ---- schemas to languages
@@ -659,14 +110,14 @@ Result<Language> SchemaGrammar::rule_of(const Json& schema) {
   const auto inside = [&]() -> Result<Language> {
     if (at != &schema && at->contains("$ref")) return values(*at);
     for (const char* keyword : {"anyOf", "oneOf"})
-      if (const Json* list = find(*at, keyword)) {
+      if (const Json* list = find_keyword(*at, keyword)) {
         Json rest = *at;
         rest.erase(keyword);
         if (asserts(rest)) continue;
         if (std::string_view(keyword) == "oneOf") M2_TRY_VOID(branches(*list, keyword, 0));
         return union_of(*list);
       }
-    if (const Json* all = find(*at, "allOf"); all && all->is_array() && all->size() == 1) {
+    if (const Json* all = find_keyword(*at, "allOf"); all && all->is_array() && all->size() == 1) {
       Json rest = *at;
       rest.erase("allOf");
       if (!asserts(rest)) return values((*all)[0]);
@@ -704,8 +155,8 @@ Result<Language> SchemaGrammar::union_of(const Json& list) {
 }
 
 Result<Language> SchemaGrammar::flat(const Json& schema) {
-  if (const Json* one = find(schema, "const")) return finite(schema, Json::array({*one}));
-  if (const Json* members = find(schema, "enum")) {
+  if (const Json* one = find_keyword(schema, "const")) return finite(schema, Json::array({*one}));
+  if (const Json* members = find_keyword(schema, "enum")) {
     if (!members->is_array() || members->empty()) return malformed("enum", "a non-empty list");
     return finite(schema, *members);
   }
@@ -760,7 +211,7 @@ struct Bounds {
 Result<Bounds> bounds_of(const Json& schema) {
   Bounds out;
   for (const char* key : {"minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"}) {
-    const Json* value = find(schema, key);
+    const Json* value = find_keyword(schema, key);
     if (!value) continue;
     if (!value->is_number()) return malformed(key, "a number");
     const bool exclusive = key[0] == 'e';
@@ -768,7 +219,8 @@ Result<Bounds> bounds_of(const Json& schema) {
     const double mine = value->get<double>();
     if (exclusive && side) {
       // The stricter of the two counts.
-      const double other = find(schema, &side == &out.low ? "minimum" : "maximum")->get<double>();
+      const double other =
+          find_keyword(schema, &side == &out.low ? "minimum" : "maximum")->get<double>();
       if (&side == &out.low ? mine < other : mine > other) continue;
     }
     if (std::abs(mine) > 1e17) {  // beyond what is written at all, or nothing is left
@@ -802,7 +254,8 @@ int64_t integer_from(const DecimalBound& bound, bool is_low) {
 }  // namespace
 
 Result<Language> SchemaGrammar::integers(const Json& schema) {
-  if (const Json* step = find(schema, "multipleOf"); step && *step != Json(1) && *step != Json(1.0))
+  if (const Json* step = find_keyword(schema, "multipleOf");
+      step && *step != Json(1) && *step != Json(1.0))
     M2_TRY_VOID(unsupported("multipleOf"));
   M2_TRY(const Bounds bounds, bounds_of(schema));
   if (bounds.empty) return Language();
@@ -815,7 +268,7 @@ Result<Language> SchemaGrammar::integers(const Json& schema) {
 }
 
 Result<Language> SchemaGrammar::numbers(const Json& schema) {
-  if (const Json* step = find(schema, "multipleOf")) {
+  if (const Json* step = find_keyword(schema, "multipleOf")) {
     if (*step == Json(1) || *step == Json(1.0)) return integers(schema);
     M2_TRY_VOID(unsupported("multipleOf"));
   }
@@ -894,7 +347,7 @@ std::string any_string(Spelling spelling) {
 
 // The regular expression of the schema's `pattern`, or of its `format`; empty: none.
 Result<std::string> SchemaGrammar::regex_of(const Json& schema, Spelling spelling) {
-  if (const Json* pattern = find(schema, "pattern")) {
+  if (const Json* pattern = find_keyword(schema, "pattern")) {
     if (!pattern->is_string()) return malformed("pattern", "a string");
     const bool in_call = spelling == Spelling::raw_value || spelling == Spelling::json_value;
     if (!in_call || !has_tag(pattern->get_ref<const std::string&>()))
@@ -902,7 +355,7 @@ Result<std::string> SchemaGrammar::regex_of(const Json& schema, Spelling spellin
     M2_TRY_VOID(unsupported("pattern", "with the tags of tool calls in it"));
     return std::string();
   }
-  const Json* format = find(schema, "format");
+  const Json* format = find_keyword(schema, "format");
   if (!format) return std::string();
   if (!format->is_string()) return malformed("format", "a string");
   // It need not hold; where lengths must, they may be of other texts.
@@ -973,11 +426,11 @@ Result<Language> SchemaGrammar::arrays(const Json& schema) {
   const int64_t high = most == INT64_MAX ? -1 : most;
   if (least > kMostCounted)
     M2_TRY_VOID(unsupported("minItems", fmt::format("above {}", kMostCounted)));
-  const Json* items = find(schema, "items");
-  const Json* prefix = find(schema, "prefixItems");
+  const Json* items = find_keyword(schema, "items");
+  const Json* prefix = find_keyword(schema, "prefixItems");
   if (items && items->is_array()) {  // of drafts before 2020-12
     prefix = items;
-    items = find(schema, "additionalItems");
+    items = find_keyword(schema, "additionalItems");
   }
   if (prefix && (!prefix->is_array() || prefix->empty()))
     return malformed("prefixItems", "a non-empty list of schemas");
@@ -1042,7 +495,7 @@ Result<std::string> SchemaGrammar::map_members(const Json& schema, const Json& v
     name = alternatives(found);
   } else {
     std::vector<std::string> names;
-    if (const Json* properties = find(schema, "properties"))
+    if (const Json* properties = find_keyword(schema, "properties"))
       for (const auto& [declared, ignored] : properties->items()) names.push_back(declared);
     size_t bytes = 0;
     for (const std::string& declared : names) bytes += declared.size();
@@ -1068,7 +521,7 @@ namespace {
 
 Result<std::set<std::string>> required_names(const Json& schema) {
   std::set<std::string> out;
-  const Json* names = find(schema, "required");
+  const Json* names = find_keyword(schema, "required");
   if (!names) return out;
   if (!names->is_array()) return malformed("required", "a list of strings");
   for (const Json& name : *names) {
@@ -1085,8 +538,9 @@ Result<SchemaGrammar::OtherMembers> SchemaGrammar::other_members(const Json& sch
                                                                  const Json& properties,
                                                                  Json& pattern) {
   static const Json open = true;
-  OtherMembers out{find(schema, "additionalProperties"), find(schema, "propertyNames")};
-  const Json* patterns = find(schema, "patternProperties");
+  OtherMembers out{find_keyword(schema, "additionalProperties"),
+                   find_keyword(schema, "propertyNames")};
+  const Json* patterns = find_keyword(schema, "patternProperties");
   if (out.names && *out.names == Json(true)) out.names = nullptr;
   if (patterns && patterns->is_object() && patterns->empty()) patterns = nullptr;
   if (out.names && !properties.empty()) {
@@ -1173,7 +627,7 @@ std::string SchemaGrammar::any_of_them(const std::vector<Member>& declared, cons
 
 Result<Language> SchemaGrammar::members(const Json& schema) {
   static const Json none = Json::object();
-  const Json* properties = find(schema, "properties");
+  const Json* properties = find_keyword(schema, "properties");
   if (!properties) properties = &none;
   if (!properties->is_object()) return malformed("properties", "an object");
   M2_TRY(const std::set<std::string> required, required_names(schema));
