@@ -2,12 +2,13 @@
 
   grammar_differential.py GRAMMAR_MAIN TOKENIZER.JSON [WALKS]
 
-Covers: text/grammar/json_schema.h, text/grammar/pattern.h, text/grammar/tool_calls.h,
+Covers: text/grammar/json_schema.h, text/grammar/rules.h, text/grammar/schema_keywords.h, text/grammar/pattern.h, text/grammar/tool_calls.h,
 text/output_constraint.h, text/grammar.h, text/grammar/limited_matcher.h,
 text/grammar/remaining_lengths.h, text/grammar/pattern_tokens.h, text/grammar/leaving_tokens.h,
 text/grammar/schema_references.h.
 """
 
+import datetime
 import itertools
 import json
 import os
@@ -309,6 +310,25 @@ def test_exact(main):
     print(f"exact: {cases} texts over {len(EXACT)} schemas; {len(UNDER)} left out, {len(REFUSED)} refused")
 
 
+def test_dates(main):
+    """Every day there is, and none that there is not."""
+    def is_day(*day):
+        try:
+            datetime.date(*day)
+        except ValueError:
+            return False
+        return True
+
+    days = [(year, month, day) for year in (1900, 1999, 2000, 2023, 2024, 2100)
+            for month in range(0, 14) for day in range(0, 33)]
+    for form, tail in (("date", ""), ("date-time", "T23:59:59Z")):
+        texts = [json.dumps(f"{y:04}-{m:02}-{d:02}{tail}") for y, m, d in days]
+        accepts = main.ask(schema={"type": "string", "format": form}, texts=texts)["accepts"]
+        for day, got in zip(days, accepts):
+            check(got == is_day(*day), form, day, got)
+    print(f"dates: {len(days)} days")
+
+
 def test_schema_walks(main, walks):
     done = cut = trials = 0
     for seed, (schema, _) in enumerate(EXACT):
@@ -568,6 +588,7 @@ def main():
     walks = int(sys.argv[3]) if len(sys.argv) > 3 else 12
     process = Main(sys.argv[1], sys.argv[2])
     test_exact(process)
+    test_dates(process)
     test_compile_time(process)
     test_circles_in_tools(process)
     test_lengths_in_calls(process)

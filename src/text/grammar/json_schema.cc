@@ -22,23 +22,33 @@ std::string alternatives(const std::vector<std::string>& parts) {
   return "(" + out + ")";
 }
 
-// Formats with a grammar of their own; the others are annotations, as the specification says.
-const char* format_regex(const std::string& format) {
-  static const std::map<std::string, const char*> known = {
-      {"date", "^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])$"},
-      {"time",
-       "^([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,6})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-"
-       "9])$"},
-      {"date-time",
-       "^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]("
-       "\\.[0-9]{1,6})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"},
+// The days there are, by the Gregorian calendar of RFC 3339.
+std::string date_regex() {
+  const std::string days =
+      "(0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|"
+      "02-(0[1-9]|1[0-9]|2[0-8])";
+  const std::string leap_years =
+      "([0-9]{2}(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)";
+  return "([0-9]{4}-(" + days + ")|" + leap_years + "-02-29)";
+}
+
+// Formats with a grammar of their own, null for the others: those are annotations, as the
+// specification says.
+const std::string* format_regex(const std::string& format) {
+  const std::string time =
+      "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,6})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-"
+      "9])";
+  static const std::map<std::string, std::string> known = {
+      {"date", "^" + date_regex() + "$"},
+      {"time", "^" + time + "$"},
+      {"date-time", "^" + date_regex() + "T" + time + "$"},
       {"uuid", "^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$"},
       {"ipv4",
        "^((25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])\\.){3}(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?["
        "0-9])$"},
   };
   const auto found = known.find(format);
-  return found == known.end() ? nullptr : found->second;
+  return found == known.end() ? nullptr : &found->second;
 }
 
 // What stops the reader of tool calls in the middle of a value.
@@ -359,9 +369,9 @@ Result<std::string> SchemaGrammar::regex_of(const Json& schema, Spelling spellin
   if (!format) return std::string();
   if (!format->is_string()) return malformed("format", "a string");
   // It need not hold; where lengths must, they may be of other texts.
-  const char* known = format_regex(*format);
+  const std::string* known = format_regex(*format);
   const bool bounded = schema.contains("minLength") || schema.contains("maxLength");
-  return std::string(known && !bounded ? known : "");
+  return known && !bounded ? *known : std::string();
 }
 
 // The body of the rule of strings that the regular expression describes, and within what lengths;
