@@ -8,15 +8,6 @@
 namespace m2::api {
 namespace {
 
-Error invalid(std::string_view param, std::string text) {
-  return Error{Code::invalid_argument, std::move(text), std::string(param)};
-}
-
-std::string string_of(const Json& object, const char* name) {
-  const auto field = object.find(name);
-  return field != object.end() && field->is_string() ? field->get<std::string>() : std::string();
-}
-
 Json text_part(std::string text) {
   return {{"type", "text"}, {"text", std::move(text)}};
 }

@@ -47,12 +47,21 @@ Result<void> read_value(const Json& value, Json& out) {
   return {};
 }
 
+Error invalid(std::string_view param, std::string text) {
+  return Error{Code::invalid_argument, std::move(text), std::string(param)};
+}
+
 Error in_field(std::string_view name, Error error) {
   if (error.param.empty()) {
     error.text = fmt::format("{}: {}", name, error.text);
     error.param = name;
   }
   return error;
+}
+
+std::string string_of(const Json& object, const char* name) {
+  const auto field = object.find(name);
+  return field != object.end() && field->is_string() ? field->get<std::string>() : std::string();
 }
 
 }  // namespace m2::api

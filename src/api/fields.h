@@ -67,8 +67,14 @@ Json schema_of(const std::vector<T>*) {
   return {{"type", "array"}, {"items", schema_of(static_cast<const T*>(nullptr))}};
 }
 
-// The error with the field it arose in.
+// The error of a request whose field `param` cannot be served as it was sent.
+Error invalid(std::string_view param, std::string text);
+
+// The error with the field it arose in, if it does not name one yet.
 Error in_field(std::string_view name, Error error);
+
+// The string under `name`; empty if there is none, or `object` is no object.
+std::string string_of(const Json& object, const char* name);
 
 template <class Request>
 class Fields {

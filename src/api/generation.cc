@@ -1,13 +1,6 @@
 #include "api/generation.h"
 
 namespace m2::api {
-namespace {
-
-Error conflict(std::string_view param, std::string text) {
-  return Error{Code::invalid_argument, std::move(text), std::string(param)};
-}
-
-}  // namespace
 
 Result<void> read_value(const Json& value, StreamOptions& out) {
   if (!value.is_object()) return fail(Code::invalid_argument, "Input should be a valid dictionary");
@@ -50,23 +43,23 @@ Result<void> read_logit_bias(const Json& value, std::vector<std::pair<std::strin
 
 Result<void> check_generation_fields(const GenerationFields& fields) {
   if (fields.stream_options && !fields.stream)
-    return conflict("stream_options", "Stream options can only be defined when `stream=True`.");
+    return invalid("stream_options", "Stream options can only be defined when `stream=True`.");
   if (fields.prompt_logprobs) {
     if (fields.stream && (*fields.prompt_logprobs > 0 || *fields.prompt_logprobs == -1))
-      return conflict("prompt_logprobs", "`prompt_logprobs` are not available when `stream=True`.");
+      return invalid("prompt_logprobs", "`prompt_logprobs` are not available when `stream=True`.");
     if (*fields.prompt_logprobs < -1)
-      return conflict("prompt_logprobs", "`prompt_logprobs` must be a positive value or -1.");
+      return invalid("prompt_logprobs", "`prompt_logprobs` must be a positive value or -1.");
   }
   if (fields.thinking_token_budget && *fields.thinking_token_budget < -1)
-    return conflict("thinking_token_budget",
-                    fmt::format("thinking_token_budget must be a non-negative integer, or -1 for "
-                                "no bound, got {}.",
-                                *fields.thinking_token_budget));
+    return invalid("thinking_token_budget",
+                   fmt::format("thinking_token_budget must be a non-negative integer, or -1 for "
+                               "no bound, got {}.",
+                               *fields.thinking_token_budget));
   if (fields.stream_interval && *fields.stream_interval < 1)
-    return conflict("stream_interval", fmt::format("stream_interval must be at least 1, got {}.",
-                                                   *fields.stream_interval));
+    return invalid("stream_interval", fmt::format("stream_interval must be at least 1, got {}.",
+                                                  *fields.stream_interval));
   if (fields.cache_salt && fields.cache_salt->empty())
-    return conflict("cache_salt", "Parameter 'cache_salt' must be a non-empty string if provided.");
+    return invalid("cache_salt", "Parameter 'cache_salt' must be a non-empty string if provided.");
   return {};
 }
 

@@ -5,10 +5,6 @@
 namespace m2::api {
 namespace {
 
-Error invalid(std::string_view param, std::string text) {
-  return Error{Code::invalid_argument, std::move(text), std::string(param)};
-}
-
 // ---- messages
 
 // The texts of a list of reasoning parts; {text} as in reasoning_details, {thinking} as Anthropic

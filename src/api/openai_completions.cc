@@ -7,10 +7,6 @@
 namespace m2::api {
 namespace {
 
-Error invalid(std::string_view param, std::string text) {
-  return Error{Code::invalid_argument, std::move(text), std::string(param)};
-}
-
 Result<CompletionPrompt> prompt_from(const Json& value) {
   if (value.is_string()) return CompletionPrompt(value.get<std::string>());
   std::vector<int64_t> ids;

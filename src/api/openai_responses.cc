@@ -8,16 +8,6 @@
 namespace m2::api {
 namespace {
 
-Error invalid(std::string_view param, std::string text) {
-  return Error{Code::invalid_argument, std::move(text), std::string(param)};
-}
-
-// A member's string, or the empty string.
-std::string string_of(const Json& object, const char* name) {
-  const auto field = object.find(name);
-  return field != object.end() && field->is_string() ? field->get<std::string>() : std::string();
-}
-
 std::string flat_name(const std::string& space, const std::string& name) {
   return space.empty() ? name : space + "__" + name;
 }
@@ -343,7 +333,6 @@ Result<void> read_text_options(const Json& value, ResponsesRequest& request) {
     return invalid("text", fmt::format("text.format: `{}` is not a format: use text or "
                                        "json_schema",
                                        type.substr(0, 40)));
-  request.text_format = *format;
   // The chat form of the same wish: {type, json_schema: {name, schema, strict}}.
   Json schema = Json::object();
   for (const auto& [key, field] : format->items())

@@ -38,7 +38,6 @@ struct ResponsesRequest : ChatRequest {
   NamespacedTools namespaced;
   CustomTools custom;
   std::set<std::string> told_only;  // syntaxes of custom tools' formats that nothing enforces
-  Json text_format;                 // text.format, null if not given
   Json echoed = Json::object();     // fields that the reply repeats as they were sent
 };
 

@@ -6,18 +6,11 @@
 
 #include "api/json_text.h"
 #include "base/log.h"
-#include "server/completion.h"
 #include "server/event_follower.h"
 #include "server/plan.h"
 
 namespace m2::server {
 namespace {
-
-HttpReply json_reply(std::string body) {
-  HttpReply reply;
-  reply.body = std::move(body);
-  return reply;
-}
 
 // The {id} of /v1/responses/{id}, whatever follows it.
 std::string response_id(const std::string& path) {
@@ -167,17 +160,8 @@ void handle_cancel_response(const HandlerCall& call) {
 }
 
 void handle_count_tokens(const HandlerCall& call) {
-  if (!call.context.services())
-    return call.exchange->send(error_reply({503,
-                                            "ServiceUnavailableError",
-                                            "the model is not ready: " + call.context.progress(),
-                                            {}}));
-  auto reply = std::make_shared<HttpReply>();
-  call.thread.run_aside(
-      [reply, exchange = call.exchange, &context = call.context] {
-        *reply = count_tokens(exchange->request(), context);
-      },
-      [reply, exchange = call.exchange] { exchange->send(std::move(*reply)); });
+  if (!call.context.services()) return call.exchange->send(unready(call.context));
+  reply_aside(call, count_tokens);
 }
 
 }  // namespace m2::server

@@ -234,14 +234,4 @@ void Completion::on_shutdown() {
   fail({503, "ServiceUnavailableError", "the server is shutting down", {}});
 }
 
-HttpReply error_reply(const api::ApiError& error) {
-  HttpReply reply;
-  reply.status = error.status;
-  reply.body = api::to_json(error);
-  reply.error = error;
-  if (error.status == 429) reply.headers.emplace_back("retry-after", "1");
-  if (error.status == 503) reply.headers.emplace_back("retry-after", "5");
-  return reply;
-}
-
 }  // namespace m2::server

@@ -71,7 +71,4 @@ class Completion : public EventReceiver, public std::enable_shared_from_this<Com
   bool over_ = false;
 };
 
-// The reply that carries an error body; 429 and 503 say when to come back.
-HttpReply error_reply(const api::ApiError& error);
-
 }  // namespace m2::server

@@ -14,7 +14,7 @@
 #include "server/limits.h"
 #include "server/tls.h"
 
-// Includes Boost.Asio: for connection.cc and server.cc only.
+// Includes Boost.Asio: for connection.cc and io_loop.h only.
 
 namespace m2::server {
 

@@ -5,9 +5,7 @@
 namespace m2::server {
 namespace {
 
-Error invalid(std::string_view param, std::string text) {
-  return Error{Code::invalid_argument, std::move(text), std::string(param)};
-}
+using api::invalid;
 
 bool is_system(const std::string& role) {
   return role == "system" || role == "developer";
@@ -257,8 +255,6 @@ Result<ChatText> chat_text(const ChatPromptFields& fields, const ServerOptions& 
   auto& pieces = out.pieces;
   const bool opened = generates && !pieces.empty() && pieces.back().text.ends_with(kOpenedThinking);
   if (opened && !thinks(fields, *chat_template, options)) pieces.back().text += kNoThinking;
-  if (options.encode_control_tokens)
-    for (text::TextPiece& piece : pieces) piece.added = text::AddedTokens::all;
   return out;
 }
 

@@ -8,6 +8,22 @@
 
 namespace m2::server {
 
+HttpReply json_reply(std::string body) {
+  HttpReply reply;
+  reply.body = std::move(body);
+  return reply;
+}
+
+HttpReply error_reply(const api::ApiError& error) {
+  HttpReply reply;
+  reply.status = error.status;
+  reply.body = api::to_json(error);
+  reply.error = error;
+  if (error.status == 429) reply.headers.emplace_back("retry-after", "1");
+  if (error.status == 503) reply.headers.emplace_back("retry-after", "5");
+  return reply;
+}
+
 std::string reply_head(const HttpReply& reply, const HttpRequest& request,
                        std::optional<size_t> body_size, bool close) {
   std::string out;

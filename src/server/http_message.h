@@ -42,6 +42,11 @@ struct HttpReply {
   bool close = false;                  // end the connection afterwards
 };
 
+// 200 with a JSON body.
+HttpReply json_reply(std::string body);
+// The reply that carries an error's body; 429 and 503 say when to come back.
+HttpReply error_reply(const api::ApiError& error);
+
 // A refusal of the transport itself, before any route is looked at.
 struct HttpRefusal {
   int status = 400;

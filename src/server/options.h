@@ -47,8 +47,8 @@ struct ServerOptions {
   std::string version = "0";
   int io_threads = 2;
   size_t few_connections = 128;  // an io thread gets so many before another gets any
-  int worker_threads = 2;      // for templates, tokens and JSON of requests
-  bool handle_signals = true;  // SIGINT, SIGTERM: drain, a second one: stop
+  int worker_threads = 2;        // for templates, tokens and JSON of requests
+  bool handle_signals = true;    // SIGINT, SIGTERM: drain, a second one: stop
   double drain_seconds = 60;
   double engine_deadline_seconds = 10;  // a longer silence of the engine is unreadiness
   double live_deadline_seconds = 120;   // a longer one still: the process is better restarted
@@ -78,7 +78,6 @@ struct ServerOptions {
   bool enable_tokenizer_info_endpoint = false;
   bool keep_turns = true;        // for reasoning that clients drop and tokens they do not know
   bool store_responses = false;  // /v1/responses keeps what `store` asks to
-  bool encode_control_tokens = false;  // text of users and tools is read with AddedTokens::all
 
   int64_t max_logprobs = 20;
   int64_t stream_interval = 1;  // tokens a chunk, after the first

@@ -7,9 +7,7 @@
 namespace m2::server {
 namespace {
 
-Error invalid(std::string_view param, std::string text) {
-  return Error{Code::invalid_argument, std::move(text), std::string(param)};
-}
+using api::invalid;
 
 // The conversation so far: what a stored response goes on from, then this request's input.
 Result<void> prepend_previous(const HttpRequest& http, api::ResponsesRequest& request,

@@ -4,7 +4,7 @@
 #include <charconv>
 #include <cmath>
 
-#include "base/checked.h"
+#include "api/fields.h"
 
 namespace m2::server {
 namespace {
@@ -12,9 +12,7 @@ namespace {
 using engine::SamplingParams;
 using engine::TokenId;
 
-Error invalid(std::string_view param, std::string text) {
-  return Error{Code::invalid_argument, std::move(text), std::string(param)};
-}
+using api::invalid;
 
 // A float as Python prints it: the texts below are compared by clients.
 std::string python_number(double value) {

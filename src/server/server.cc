@@ -312,10 +312,6 @@ void Server::ready(ModelServices services) {
   state_->context.set_services(std::move(services));
 }
 
-void Server::drain() {
-  asio::post(state_->main_io(), [state = state_.get()] { state->begin_drain(); });
-}
-
 void Server::stop() {
   asio::post(state_->main_io(), [state = state_.get()] {
     state->begin_drain();
@@ -328,10 +324,6 @@ void Server::wait() {
   for (std::thread& thread : state_->threads) thread.join();
   state_->threads.clear();
   state_->workers.join();
-}
-
-int64_t Server::requests_under_way() const {
-  return state_->context.under_way();
 }
 
 void Server::on_events(std::vector<engine::Event>&& events) {

@@ -17,7 +17,7 @@ namespace m2::server {
 //   M2_TRY_VOID(server.start());
 //   ... load, make the engine with `server` as its EventSink ...
 //   server.ready(services);
-//   server.wait();              // until drained by a signal, drain() or stop()
+//   server.wait();              // until drained by a signal, or stop()
 //
 // All methods are thread-safe but the constructor and destructor.
 class Server : public engine::EventSink {
@@ -37,15 +37,11 @@ class Server : public engine::EventSink {
   void set_progress(std::string progress);
   void ready(ModelServices services);
 
-  // Refuses new requests, lets those under way finish for options.drain_seconds, then stop()s.
-  void drain();
-  // Ends what is under way with an error event and closes everything.
+  // Ends what is under way with an error event and closes everything. (A signal first refuses new
+  // requests, and lets those under way finish for options.drain_seconds.)
   void stop();
   // Returns once the server has stopped.
   void wait();
-
-  // Requests being prepared, queued or answered.
-  int64_t requests_under_way() const;
 
   void on_events(std::vector<engine::Event>&& events) override;
 

@@ -1,21 +1,12 @@
 #include "server/small_handlers.h"
 
-#include <chrono>
-
 #include "api/small_routes.h"
-#include "server/completion.h"
 #include "server/conversation.h"
 #include "server/openapi.h"
+#include "server/plan.h"
 #include "server/sampling.h"
 
 namespace m2::server {
-namespace {
-
-HttpReply json_reply(std::string body) {
-  HttpReply reply;
-  reply.body = std::move(body);
-  return reply;
-}
 
 HttpReply unready(const Context& context) {
   const ModelServices* model = context.services();
@@ -25,13 +16,14 @@ HttpReply unready(const Context& context) {
   return error_reply({503, "ServiceUnavailableError", why, {}});
 }
 
-// Runs `make` aside, because texts may be long, and sends what it returns.
 void reply_aside(const HandlerCall& call, HttpReply (*make)(const HttpRequest&, Context&)) {
   auto reply = std::make_shared<HttpReply>();
   call.thread.run_aside([reply, make, exchange = call.exchange,
                          &context = call.context] { *reply = make(exchange->request(), context); },
                         [reply, exchange = call.exchange] { exchange->send(std::move(*reply)); });
 }
+
+namespace {
 
 // /tokenize is open to all: no turn of a key's is looked up for it.
 Result<std::vector<text::TokenId>> tokens_of(const api::TokenizeRequest& request,
@@ -157,9 +149,7 @@ void handle_docs(const HandlerCall& call) {
 }
 
 void handle_models(const HandlerCall& call) {
-  const int64_t now = std::chrono::duration_cast<std::chrono::seconds>(
-                          std::chrono::system_clock::now().time_since_epoch())
-                          .count();
+  const int64_t now = unix_seconds();
   const ModelServices* model = call.context.services();
   if (!model) return call.exchange->send(unready(call.context));
   const auto& names = call.context.options().served_model_names;

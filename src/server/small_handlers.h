@@ -18,6 +18,11 @@ struct HandlerCall {
   const std::string& openapi;  // the router's own description
 };
 
+// The 503 of a server that cannot answer yet, or no longer: it says why.
+HttpReply unready(const Context& context);
+// Runs `make` on a worker thread, because texts may be long, and sends what it returns.
+void reply_aside(const HandlerCall& call, HttpReply (*make)(const HttpRequest&, Context&));
+
 void handle_health(const HandlerCall& call);
 void handle_livez(const HandlerCall& call);
 void handle_root(const HandlerCall& call);

@@ -24,8 +24,6 @@ class TracedText {
   std::string_view view() const { return bytes_; }
   size_t size() const { return bytes_.size(); }
   bool empty() const { return bytes_.empty(); }
-  bool is_uniform() const { return borders_.empty(); }
-  Origin first_origin() const { return first_; }
   Origin last_origin() const { return flipped(first_, borders_.size()); }
 
   void append(std::string_view bytes, Origin origin);
