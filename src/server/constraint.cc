@@ -11,9 +11,7 @@
 namespace m2::server {
 namespace {
 
-Error invalid(std::string_view param, std::string text) {
-  return Error{Code::invalid_argument, std::move(text), std::string(param)};
-}
+using api::invalid;
 
 class ConstrainedOutput final : public engine::TokenConstraint {
  public:
@@ -252,15 +250,16 @@ Result<std::shared_ptr<const text::Grammar>> content_grammar(const ConstraintAsk
 
 using Kind = api::ToolChoice::Kind;
 
-// The error of all tools' grammar, with the name of the first tool that makes it alone.
-Error of_tool(const Error& error, const Json& tools, text::GrammarCompiler& compiler) {
+// The error of all tools' grammar, with the name of the first tool that makes it alone. Of the
+// others nothing is compiled: they may be hundreds, of seconds each.
+Error of_tool(const Error& error, const Json& tools, const text::GrammarCompiler& compiler) {
   for (const Json& tool : tools) {
     const std::string name = tool["function"]["name"];
     const auto calls = text::tool_call_grammar(tools, name, true);
     if (!calls) continue;
-    const auto grammar = compiler.compile(calls->text);
-    if (grammar || grammar.error().code != error.code) continue;
-    return fail(error.code, "The tool '{}': {}", printable(name, 80), grammar.error().text);
+    const auto checked = compiler.check(calls->text);
+    if (checked.ok() || checked.error().code != error.code) continue;
+    return fail(error.code, "The tool '{}': {}", printable(name, 80), checked.error().text);
   }
   return error;
 }

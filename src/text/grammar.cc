@@ -435,6 +435,7 @@ struct GrammarCompiler::State {
   std::shared_ptr<const Grammar> find(const std::string& key);
   void keep(const std::string& key, std::shared_ptr<const Grammar> grammar);
   Result<std::shared_ptr<const Grammar>> make(const GrammarText& text);
+  Result<void> check_size(const GrammarText& text) const;
   Result<void> check(const xgrammar::Grammar& parsed) const;
   Result<void> try_out(const LimitedGrammar& grammar) const;
 
@@ -449,6 +450,12 @@ struct GrammarCompiler::State {
   std::unordered_map<std::string_view, std::list<Entry>::iterator> by_key;
   size_t bytes = 0;
 };
+
+Result<void> GrammarCompiler::State::check_size(const GrammarText& text) const {
+  if (text.ebnf.size() <= limits.max_ebnf_bytes) return {};
+  return fail(Code::resource_exhausted, "The grammar has {} bytes, at most {} are allowed.",
+              text.ebnf.size(), limits.max_ebnf_bytes);
+}
 
 // Whether it can be compiled, within the limits.
 Result<void> GrammarCompiler::State::check(const xgrammar::Grammar& parsed) const {
@@ -548,14 +555,21 @@ GrammarCompiler::GrammarCompiler(std::shared_ptr<const Tokenizer> tokenizer,
 GrammarCompiler::~GrammarCompiler() = default;
 
 Result<std::shared_ptr<const Grammar>> GrammarCompiler::compile(const GrammarText& text) {
-  if (text.ebnf.size() > state_->limits.max_ebnf_bytes)
-    return fail(Code::resource_exhausted, "The grammar has {} bytes, at most {} are allowed.",
-                text.ebnf.size(), state_->limits.max_ebnf_bytes);
+  M2_TRY_VOID(state_->check_size(text));
   const std::string key = text.key();
   if (auto known = state_->find(key)) return known;
   M2_TRY(auto grammar, state_->make(text));
   state_->keep(key, grammar);
   return grammar;
+}
+
+Result<void> GrammarCompiler::check(const GrammarText& text) const {
+  M2_TRY_VOID(state_->check_size(text));
+  try {
+    return state_->check(xgrammar::Grammar::FromEBNF(text.ebnf));
+  } catch (const std::exception& error) {
+    return why(error);
+  }
 }
 
 size_t GrammarCompiler::ids() const {
@@ -565,11 +579,6 @@ size_t GrammarCompiler::ids() const {
 size_t GrammarCompiler::cached() const {
   std::lock_guard lock(state_->mutex);
   return state_->entries.size();
-}
-
-size_t GrammarCompiler::cached_bytes() const {
-  std::lock_guard lock(state_->mutex);
-  return state_->bytes;
 }
 
 }  // namespace m2::text

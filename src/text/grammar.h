@@ -98,10 +98,13 @@ class GrammarCompiler {
   // (more than the limits allow).
   Result<std::shared_ptr<const Grammar>> compile(const GrammarText& text);
 
+  // What compile() says before the work of compiling begins: in milliseconds, where that may take
+  // seconds.
+  Result<void> check(const GrammarText& text) const;
+
   // Ids of the vocabulary: masks have mask_words() of them.
   size_t ids() const;
   size_t cached() const;
-  size_t cached_bytes() const;
 
  private:
   struct State;

@@ -4,7 +4,7 @@ matrix of hostile values is matrix_test.py."""
 import json
 import time
 
-from scripted import ServerCase, main
+from scripted import TIME_FACTOR, ServerCase, main
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 USER = [{"role": "user", "content": "script:hello;"}]
@@ -200,6 +200,21 @@ class Texts(ServerCase):
                  "schema: its '$ref's) require each other in a circle, so that no text of theirs "
                  "ever ends.", "tools")):
             self.refused(fields, text, param=param)
+
+    def test_a_faulty_tool_among_many_is_found_soon(self):
+        # Each of the others takes about a second to compile.
+        tools = [{"type": "function", "function": {"name": f"f{i}", "parameters": {
+            "type": "object", "properties": {"x": {"type": "string",
+                                                   "pattern": f"^(.+q{i},){{1,12}}x$"}}}}}
+            for i in range(30)]
+        circle = {"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["next"]}
+        tools.append({"type": "function", "function": {"name": "last", "parameters": circle}})
+        start = time.monotonic()
+        self.refused({"tools": tools},
+                     "The tool 'last': Not a grammar that can be satisfied: some of its rules (of a "
+                     "JSON schema: its '$ref's) require each other in a circle, so that no text of "
+                     "theirs ever ends.", param="tools")
+        self.assertLess(time.monotonic() - start, 8 * TIME_FACTOR)
 
     def test_messages(self):
         good = (
