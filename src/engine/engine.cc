@@ -5,7 +5,7 @@
 #include <mutex>
 #include <random>
 
-#include "base/bounded_queue.h"
+#include "base/inbox.h"
 #include "base/log.h"
 #include "base/thread_name.h"
 #include "engine/admission.h"
@@ -14,6 +14,7 @@
 #include "engine/random.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
+#include "engine/stats_lines.h"
 #include "engine/step_batch.h"
 #include "engine/step_sampling.h"
 #include "kv/paged_cache.h"
@@ -118,40 +119,11 @@ RowStatus row_status(ops::SampleStatus status) {
 
 constexpr const char* kDeadText = "The engine is dead: a model step failed.";
 
-double percent(int64_t part, int64_t whole) {
-  return whole > 0 ? 100.0 * static_cast<double>(part) / static_cast<double>(whole) : 0.0;
-}
-
-// What became of the drafts between two snapshots, in vLLM's words.
-std::string drafts_line(const EngineStats& now, const EngineStats& before, double elapsed) {
-  const int64_t drafts = now.drafts - before.drafts;
-  const int64_t drafted = now.drafted_tokens - before.drafted_tokens;
-  int64_t came = 0;
-  std::vector<std::string> rates;
-  for (size_t i = 0; i < now.drafted_came.size(); ++i) {
-    const int64_t here = now.drafted_came[i] - before.drafted_came[i];
-    came += here;
-    rates.push_back(fmt::format("{:.3f}", percent(here, drafts) / 100));
-  }
-  while (rates.size() > 1 && rates.back() == "0.000") rates.pop_back();
-  return fmt::format(
-      "SpecDecoding metrics: Mean acceptance length: {:.2f}, Accepted throughput: {:.2f} tokens/s, "
-      "Drafted throughput: {:.2f} tokens/s, Accepted: {} tokens, Drafted: {} tokens, Per-position "
-      "acceptance rate: {}, Avg Draft acceptance rate: {:.1f}%",
-      1 + percent(came, drafts) / 100, static_cast<double>(came) / elapsed,
-      static_cast<double>(drafted) / elapsed, came, drafted, fmt::join(rates, ", "),
-      percent(came, drafted));
-}
-
 std::string error_text(RowStatus status) {
   return status == RowStatus::not_finite
              ? "The model's logits for this request were not finite (NaN or infinity)."
              : "The request's own constraints leave no token to choose.";
 }
-
-}  // namespace
-
-namespace {
 
 std::string cache_info(const EngineConfig& config, const model::StepModel::Limits& limits) {
   const auto python = [](bool value) { return value ? "True" : "False"; };
@@ -173,7 +145,6 @@ struct Engine::State final : model::LogitsSink {
         sink(the_sink),
         metrics(registry, config.metric_labels, cache_info(config, limits), limits.max_model_len,
                 config.speculation ? std::min(config.speculation->most_tokens, kMostDraft) : 0),
-        inbox(static_cast<size_t>(config.max_queued_requests)),
         cache(cache_options(config, limits)),
         scheduler(scheduler_options(config), cache),
         batch(config.max_num_batched_tokens, step_sequences(), longest_table(limits),
@@ -252,7 +223,7 @@ struct Engine::State final : model::LogitsSink {
   std::string refusal;  // why submit() refuses everything; empty: it does not
   RequestId last_id = 0;
   int64_t queued_requests = 0, queued_tokens = 0;
-  BoundedQueue<Message> inbox;
+  Inbox<Message> inbox;
   mutable std::mutex showing;
   EngineStats shown;
 
@@ -261,13 +232,13 @@ struct Engine::State final : model::LogitsSink {
   Scheduler scheduler;
   StepBatch batch;
   Sampler sampler;
-  StepSampling sampling;        // for models that sample
-  Flight present;               // the step under way, if the model samples
-  Flight coming;                // the step being made
+  StepSampling sampling;  // for models that sample
+  Flight present;         // the step under way, if the model samples
+  Flight coming;          // the step being made
   std::optional<Drafter> drafter;
   std::vector<uint32_t> draft_masks;  // of rows that the host samples, behind their first
-  int64_t heavy_sequences = 0;  // that may change more logits than a step can take
-  int64_t tied_sequences = 0;   // that may depend on pending tokens
+  int64_t heavy_sequences = 0;        // that may change more logits than a step can take
+  int64_t tied_sequences = 0;         // that may depend on pending tokens
   std::map<RequestId, std::unique_ptr<Sequence>> sequences;
   std::vector<Message> messages;
   std::vector<RowResult> results;  // per logit row of the step
@@ -302,7 +273,7 @@ Result<RequestId> Engine::State::submit(Request request) {
   const RequestId id = (static_cast<RequestId>(config.index) << kEngineShift) | ++last_id;
   sequence.id = id;
   sequence.seed = sequence.params.seed.value_or(mix64(config.seed) ^ id);
-  inbox.push_always(std::move(message));
+  inbox.put(std::move(message));
   return id;
 }
 
@@ -577,8 +548,12 @@ void Engine::State::read_row(int64_t index, Tensor logits, int thread) {
   RowResult& result = results[static_cast<size_t>(index)];
   const std::span values(logits.as<float>(), static_cast<size_t>(limits.vocab_size));
   if (row.samples) {
-    SampleInput input{sequence.params, sequence.output(), &sequence.counts, sequence.seed,
-                      row.ahead == 0 ? sequence.constraint.get() : nullptr, row.ahead};
+    SampleInput input{sequence.params,
+                      sequence.output(),
+                      &sequence.counts,
+                      sequence.seed,
+                      row.ahead == 0 ? sequence.constraint.get() : nullptr,
+                      row.ahead};
     if (row.ahead > 0 && sequence.constraint) {
       const size_t words = mask_words(static_cast<size_t>(config.id_limit));
       input.mask = std::span(draft_masks).subspan(static_cast<size_t>(index) * words, words);
@@ -789,7 +764,7 @@ void Engine::State::show_stats() {
 
 void Engine::State::run(std::stop_token stop) {
   name_thread("m2-engine");
-  std::stop_callback wake(stop, [&] { inbox.push_always({}); });
+  std::stop_callback wake(stop, [&] { inbox.put({}); });
   next_log = clock.now() + config.log_interval;
   while (!stop.stop_requested()) {
     if (!step() && !idle()) inbox.drain(messages, kIdleWait);
@@ -833,22 +808,8 @@ void Engine::State::die(const Error& error) {
 void Engine::State::log_throughput() {
   const Nanos now = clock.now();
   const double elapsed = seconds(now - next_log + config.log_interval);
-  const auto rate = [&](int64_t EngineStats::*counter) {
-    return static_cast<double>(stats.*counter - logged.*counter) / elapsed;
-  };
-  const double prompt = rate(&EngineStats::prompt_tokens);
-  const double generation = rate(&EngineStats::generation_tokens);
-  const int64_t preemptions = stats.preemptions - logged.preemptions;
-  const std::string line = fmt::format(
-      "Engine {:03}: Avg prompt throughput: {:.1f} tokens/s, Avg generation throughput: {:.1f} "
-      "tokens/s, Running: {} reqs, Waiting: {} reqs, {}GPU KV cache usage: {:.1f}%, Prefix cache "
-      "hit rate: {:.1f}%",
-      config.index, prompt, generation, stats.running, stats.waiting,
-      preemptions > 0 ? fmt::format("Preemptions: {}, ", preemptions) : "",
-      percent(stats.kv_blocks_used, stats.kv_blocks_total),
-      percent(stats.prefix_hits, stats.prefix_queries));
-  const bool idle = prompt == 0 && generation == 0 && stats.running == 0 && stats.waiting == 0;
-  idle ? log_debug("{}", line) : log_info("{}", line);
+  const std::string line = throughput_line(config.index, stats, logged, elapsed);
+  is_idle(stats, logged) ? log_debug("{}", line) : log_info("{}", line);
   if (stats.drafts > logged.drafts) log_info("{}", drafts_line(stats, logged, elapsed));
   logged = stats;
   next_log = now + config.log_interval;
@@ -890,7 +851,7 @@ Result<RequestId> Engine::submit(Request request) {
 }
 
 void Engine::cancel(RequestId id) {
-  state_->inbox.push_always({nullptr, id});
+  state_->inbox.put({nullptr, id});
 }
 
 void Engine::run(std::stop_token stop) {
@@ -920,7 +881,7 @@ int64_t Engine::load() const {
 }
 
 void Engine::wake() {
-  state_->inbox.push_always({});
+  state_->inbox.put({});
 }
 
 Result<void> Engine::audit() const {
