@@ -1,22 +1,41 @@
 #pragma once
 
-#include <span>
 #include <string>
-#include <string_view>
-#include <vector>
 
 #include "app/options.h"
+#include "load/hub.h"
+
+// The one place where the environment is read. Every variable has a flag beside it.
 
 namespace m2::app {
 
-// One line of the log for each of `variables` ("NAME=value") that belongs to this family of
-// servers (VLLM_...) and that no option of `options` reads: why it has no effect here, or that
-// nobody knows it.
-std::vector<std::string> notes_on_environment(const char* const* variables,
-                                              std::span<const Option> options);
+// For parse_command_line(): the process's environment.
+const char* environment_variable(const char* name);
 
-// One line for each option that was given and has no effect here (its help begins with
-// "Accepted").
-std::vector<std::string> notes_on_options(const Values& values, std::span<const Option> options);
+// Where models may be cached, of the environment and --download-dir.
+load::HubLocations hub_locations(const std::string& download_dir);
+
+// VLLM_LOGGING_LEVEL, else `fallback` (--uvicorn-log-level).
+std::string log_level(const std::string& fallback);
+
+// Seconds between the engine's statistics lines (VLLM_LOG_STATS_INTERVAL, 10).
+double stats_interval_seconds();
+
+// M2_MICRO: the folder of the model that commands take without a MODEL; naming one is its flag.
+std::string micro_model_variable();
+
+// The processes that OpenMPI's mpirun has started with this one, and which of them this is
+// (OMPI_COMM_WORLD_SIZE, OMPI_COMM_WORLD_RANK, and among those of its host
+// OMPI_COMM_WORLD_LOCAL_RANK; --distributed-executor-backend mp ignores them). One process if there
+// are none.
+struct MpiLaunch {
+  int64_t processes = 1;
+  int64_t process = 0;
+  int64_t local_process = 0;
+};
+MpiLaunch mpi_launch();
+
+// OPENAI_API_KEY, for the programs that ask a server; each has --api-key.
+std::string client_api_key();
 
 }  // namespace m2::app

@@ -139,6 +139,16 @@ Result<void> HttpClient::stream(const std::string& path, const Json& body,
   return perform(transfer, base_url_ + path);
 }
 
+Result<std::string> first_model(const HttpClient& client) {
+  M2_TRY(const Json models, client.get("/v1/models"));
+  const Json data = models.is_object() ? models.value("data", Json()) : Json();
+  const bool has_first = data.is_array() && !data.empty() && data[0].is_object();
+  const Json id = has_first ? data[0].value("id", Json()) : Json();
+  if (!id.is_string())
+    return fail(Code::unavailable, "the server names no model; give one with --model");
+  return id.get<std::string>();
+}
+
 bool SseReader::feed(std::string_view bytes, const std::function<bool(std::string_view)>& on_data) {
   while (true) {
     const size_t end = bytes.find('\n');

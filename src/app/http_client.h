@@ -39,6 +39,9 @@ class HttpClient {
   std::string api_key_;
 };
 
+// The first name that the server lists. Fails if it lists none.
+Result<std::string> first_model(const HttpClient& client);
+
 // Splits a byte stream into server-sent events and hands out their data. Event names and comments
 // are left out; `data` lines of one event are joined by newlines.
 class SseReader {

@@ -4,7 +4,7 @@
 #include <charconv>
 #include <cstdio>
 
-#include "app/config.h"
+#include "app/environment.h"
 #include "app/model_files.h"
 #include "app/terminal.h"
 #include "model/weight_table.h"

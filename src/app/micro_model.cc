@@ -1,6 +1,6 @@
 #include "app/micro_model.h"
 
-#include "app/config.h"
+#include "app/environment.h"
 
 namespace m2::app {
 namespace {

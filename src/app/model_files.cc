@@ -5,7 +5,7 @@
 
 #include <fstream>
 
-#include "app/config.h"
+#include "app/environment.h"
 #include "load/file.h"
 #include "load/hub.h"
 

@@ -22,14 +22,4 @@ Result<ServerToAsk> server_to_ask(const std::string& url_or_model, const Values&
   return out;
 }
 
-Result<std::string> first_model(const HttpClient& client) {
-  M2_TRY(const Json models, client.get("/v1/models"));
-  const Json data = models.is_object() ? models.value("data", Json()) : Json();
-  const bool has_first = data.is_array() && !data.empty() && data[0].is_object();
-  const Json id = has_first ? data[0].value("id", Json()) : Json();
-  if (!id.is_string())
-    return fail(Code::unavailable, "the server names no model; give one with --model");
-  return id.get<std::string>();
-}
-
 }  // namespace m2::app

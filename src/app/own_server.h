@@ -4,7 +4,6 @@
 #include <string>
 #include <vector>
 
-#include "app/http_client.h"
 #include "app/serving.h"
 
 // Commands that are clients ask a server that is there, or one of their own for as long as they
@@ -24,8 +23,5 @@ std::vector<std::string> with_private_server(std::vector<std::string> words);
 // `url_or_model`: an address with "://", else a MODEL to serve with `serve_values` (of
 // with_private_server()); empty: m2-micro.
 Result<ServerToAsk> server_to_ask(const std::string& url_or_model, const Values& serve_values);
-
-// The first name that the server lists.
-Result<std::string> first_model(const HttpClient& client);
 
 }  // namespace m2::app

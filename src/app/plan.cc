@@ -10,6 +10,7 @@
 #include "app/device_options.h"
 #include "app/model_files.h"
 #include "app/serve_options.h"
+#include "app/terminal.h"
 #include "model/memory_plan.h"
 #include "model/weight_table.h"
 #include "model/weights.h"
@@ -89,13 +90,6 @@ double activation_bytes(const model::ModelConfig& config, const parallel::Topolo
   const double per_token = 3 * hidden + 2 * q + 2 * kv + top * (inner + 1);
   return 2 * number(tokens) * per_token +
          4 * 256 * number(config.vocab_size) / number(shape.tensor_size);
-}
-
-std::string grouped(int64_t n) {
-  std::string out = std::to_string(n);
-  for (auto i = static_cast<int64_t>(out.size()) - 3; i > 0; i -= 3)
-    out.insert(static_cast<size_t>(i), ",");
-  return out;
 }
 
 std::string flags_of(const parallel::Topology& shape) {

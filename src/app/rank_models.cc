@@ -6,7 +6,7 @@
 #include <string_view>
 #include <utility>
 
-#include "app/config.h"
+#include "app/environment.h"
 #include "base/log.h"
 #include "model/weight_table.h"
 #include "parallel/mpi.h"

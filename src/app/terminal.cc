@@ -22,6 +22,13 @@ bool is_terminal(int descriptor) {
   return isatty(descriptor) == 1;
 }
 
+std::string grouped(int64_t number) {
+  std::string out = std::to_string(number);
+  for (auto i = static_cast<int64_t>(out.size()) - 3; i > 0; i -= 3)
+    out.insert(static_cast<size_t>(i), ",");
+  return out;
+}
+
 std::string read_stdin() {
   return {std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>()};
 }

@@ -11,6 +11,9 @@ namespace m2::app {
 // True if the file descriptor is a terminal (and NO_COLOR is not the business of this function).
 bool is_terminal(int descriptor);
 
+// 1234567 -> "1,234,567", as people read it and the lines that scripts know have it. `number` >= 0.
+std::string grouped(int64_t number);
+
 // Everything on standard input.
 std::string read_stdin();
 

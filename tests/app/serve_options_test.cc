@@ -6,7 +6,7 @@
 
 #include <set>
 
-#include "app/environment.h"
+#include "app/no_effect.h"
 #include "app/serving.h"
 
 namespace m2::app::test {

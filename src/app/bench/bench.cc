@@ -7,7 +7,7 @@
 #include "app/bench/ops.h"
 #include "app/bench/serve.h"
 #include "app/bench/sim.h"
-#include "app/config.h"
+#include "app/environment.h"
 #include "app/options.h"
 
 namespace m2::app::bench {

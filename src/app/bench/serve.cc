@@ -14,7 +14,7 @@
 #include "app/bench/plot.h"
 #include "app/bench/progress.h"
 #include "app/bench/report.h"
-#include "app/config.h"
+#include "app/environment.h"
 #include "app/http_client.h"
 #include "app/model_files.h"
 #include "base/descriptors.h"
@@ -414,16 +414,6 @@ std::string namespace_line(const Values& values) {
   return "Namespace(" + out + ")";
 }
 
-Result<std::string> first_model(const ServeBench& bench, const std::string& api_key) {
-  M2_TRY(const Json models, HttpClient(bench.base_url, api_key).get("/v1/models"));
-  const Json data = models.is_object() ? models.value("data", Json()) : Json();
-  if (!data.is_array() || data.empty() || !data[0].is_object() || !data[0].contains("id") ||
-      !data[0]["id"].is_string())
-    return fail(Code::unavailable, "{}/v1/models names no model; give one with --model",
-                bench.base_url);
-  return data[0]["id"].get<std::string>();
-}
-
 struct TextTools {
   std::shared_ptr<const text::Tokenizer> tokenizer;
   std::shared_ptr<const text::ChatTemplate> chat_template;
@@ -690,7 +680,7 @@ Result<void> run_serve_bench(const Values& values) {
   say(namespace_line(values));
   if (bench.model.empty()) {
     say("Model not specified, fetching first model from server...");
-    M2_TRY(bench.model, first_model(bench, key));
+    M2_TRY(bench.model, first_model(HttpClient(bench.base_url, key)));
     say("Using model: " + bench.model);
   }
   M2_TRY(const TextTools tools, read_text_tools(bench, values));

@@ -20,7 +20,7 @@
 #include "app/bench/sim_model.h"
 #include "app/bench/sim_words.h"
 #include "app/bench/statistics.h"
-#include "app/config.h"
+#include "app/environment.h"
 #include "app/model_files.h"
 #include "base/descriptors.h"
 #include "base/log.h"

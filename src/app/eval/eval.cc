@@ -7,9 +7,10 @@
 #include <filesystem>
 #include <fstream>
 
-#include "app/config.h"
+#include "app/environment.h"
 #include "app/eval/report.h"
 #include "app/eval/run.h"
+#include "app/http_client.h"
 #include "app/micro_model.h"
 #include "app/own_server.h"
 #include "app/serve_options.h"
