@@ -292,7 +292,7 @@ class Runner : public StepModel {
     return found == recordings_.end() ? nullptr : &*found;
   }
 
-  // Records a graph for every size, largest first. Each size runs once before, with inert rows
+  // Records a graph for every size, the smallest first. Each runs once before, with inert rows
   // only, because a kernel's first launch loads it, which must not happen while recording.
   void record_graphs(const std::vector<int64_t>& sizes) {
     if (sizes.empty()) return;
