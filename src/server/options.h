@@ -48,7 +48,7 @@ struct ServerOptions {
   int io_threads = 2;
   size_t few_connections = 128;  // an io thread gets so many before another gets any
   int worker_threads = 2;        // for templates, tokens and JSON of requests
-  bool handle_signals = true;    // SIGINT, SIGTERM: drain, a second one: stop
+  bool handle_signals = true;    // SIGINT, SIGTERM: drain; a second: wait no longer; a third: stop
   double drain_seconds = 60;
   double engine_deadline_seconds = 10;  // a longer silence of the engine is unreadiness
   double live_deadline_seconds = 120;   // a longer one still: the process is better restarted

@@ -231,13 +231,18 @@ void Server::State::hand_out(const EventBatch& events) {
 void Server::State::wait_for_signal() {
   signals->async_wait([this](ErrorCode error, int signal) {
     if (error) return;
-    if (drain_ends != 0) {
+    if (streams_ended) {
       log_info("signal {} again: stopping at once", signal);
       return stop_loops();
     }
-    log_info("signal {}: finishing {} requests, for {} s at most", signal, busy.load(),
-             options.drain_seconds);
-    begin_drain();
+    if (drain_ends != 0) {
+      log_info("signal {} again: ending {} requests now", signal, busy.load());
+      drain_ends = SteadyClock().now();
+    } else {
+      log_info("signal {}: finishing {} requests, for {} s at most", signal, busy.load(),
+               options.drain_seconds);
+      begin_drain();
+    }
     wait_for_signal();
   });
 }

@@ -11,7 +11,7 @@ import unittest
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
 
-from scripted import SCRIPTS, Server, ServerCase, main
+from scripted import SCRIPTS, TIME_FACTOR, Server, ServerCase, main
 
 
 def wait_until(condition, seconds=10):
@@ -290,14 +290,19 @@ class Phases(unittest.TestCase):
             self.assertEqual(server.process.wait(5), 0)
             self.assertLess(time.time() - began, 2.5)
 
-    def test_second_signal_ends_at_once(self):
+    def test_second_signal_waits_no_longer(self):
         with Server(drain_seconds=30) as server:
-            connection, _ = open_stream(server, "slow")
+            connection, reply = open_stream(server, "slow")
             server.process.send_signal(signal.SIGTERM)
             time.sleep(0.2)
+            began = time.time()
             server.process.send_signal(signal.SIGTERM)
+            text = reply.read().decode()
+            self.assertIn('data: {"error":', text)
+            self.assertTrue(text.endswith("data: [DONE]\n\n"))
+            connection.close()
             self.assertEqual(server.process.wait(3), 0)
-            connection.held.close()
+            self.assertLess(time.time() - began, 1.5 * TIME_FACTOR)
 
 
 if __name__ == "__main__":
