@@ -81,7 +81,11 @@ Result<Endpoint> endpoint_of(const ServerOptions& options, asio::io_context& io)
   if (error || found.empty())
     return fail(Code::invalid_argument, "cannot resolve --host {}: {}", options.host,
                 error.message());
-  return Endpoint(found.begin()->endpoint());
+  // Of a name's addresses one is listened on. Clients that try several do not mind which; others
+  // take the first of IPv4.
+  const auto ipv4 = std::ranges::find_if(
+      found, [](const auto& entry) { return entry.endpoint().address().is_v4(); });
+  return Endpoint((ipv4 == found.end() ? found.begin() : ipv4)->endpoint());
 }
 
 }  // namespace
@@ -130,6 +134,7 @@ struct Server::State {
   Endpoint peer;         // of the connection being accepted
   Nanos drain_ends = 0;  // 0: not draining
   bool streams_ended = false;
+  bool is_bound = false;
   int port = 0;
   std::mutex threads_mutex;
   std::vector<std::thread> threads;
@@ -151,6 +156,7 @@ Result<void> Server::State::bind() {
   if (acceptor->open(endpoint.protocol(), error), error) return failed(error);
   acceptor->set_option(asio::socket_base::reuse_address(true), error);
   if (acceptor->bind(endpoint, error), error) return failed(error);
+  is_bound = true;
   if (acceptor->listen(4096, error), error) return failed(error);
   const Endpoint bound = acceptor->local_endpoint(error);
   const auto* address = static_cast<const sockaddr*>(bound.data());
@@ -284,6 +290,8 @@ Server::Server(ServerOptions options, Metrics& metrics)
 Server::~Server() {
   state_->stop_loops();
   wait();
+  // As long as it is listened on nobody else can have bound the path.
+  if (state_->is_bound && !state_->options.uds.empty()) ::unlink(state_->options.uds.c_str());
 }
 
 Result<void> Server::start() {

@@ -145,6 +145,7 @@ class UnixSocket(unittest.TestCase):
                     with self.assertRaises(RuntimeError), Server(uds=path):
                         pass
                     self.assertEqual(client.get("/health").status_code, 200)
+            self.assertFalse(os.path.exists(path))
 
     def test_what_stands_at_the_path(self):
         with tempfile.TemporaryDirectory() as folder:
