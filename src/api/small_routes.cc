@@ -22,39 +22,55 @@ Json model_permission(int64_t created) {
           {"is_blocking", false}};
 }
 
+Json model_entry(const std::string& name, const std::string& root, int64_t max_model_len,
+                 int64_t created) {
+  Json model = {{"id", name},
+                {"object", "model"},
+                {"created", created},
+                {"owned_by", "vllm"},
+                {"root", root},
+                {"parent", nullptr},
+                {"max_model_len", max_model_len}};
+  model["permission"] = Json::array({model_permission(created)});
+  return model;
+}
+
+Json anthropic_model_entry(const std::string& name, int64_t created) {
+  return {{"type", "model"},
+          {"id", name},
+          {"display_name", name},
+          {"created_at", fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(created))}};
+}
+
 }  // namespace
 
 std::string models_json(std::span<const std::string> names, int64_t max_model_len,
                         int64_t created) {
   Json list = Json::array();
-  for (const std::string& name : names) {
-    Json model = {{"id", name},
-                  {"object", "model"},
-                  {"created", created},
-                  {"owned_by", "vllm"},
-                  {"root", names.front()},
-                  {"parent", nullptr},
-                  {"max_model_len", max_model_len}};
-    model["permission"] = Json::array({model_permission(created)});
-    list.push_back(std::move(model));
-  }
+  for (const std::string& name : names)
+    list.push_back(model_entry(name, names.front(), max_model_len, created));
   Json out;
   out["object"] = "list";
   out["data"] = std::move(list);
   return to_text(out);
 }
 
+std::string model_json(const std::string& name, const std::string& root, int64_t max_model_len,
+                       int64_t created) {
+  return to_text(model_entry(name, root, max_model_len, created));
+}
+
 std::string anthropic_models_json(std::span<const std::string> names, int64_t created) {
   Json list = Json::array();
-  for (const std::string& name : names)
-    list.push_back({{"type", "model"},
-                    {"id", name},
-                    {"display_name", name},
-                    {"created_at", fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(created))}});
+  for (const std::string& name : names) list.push_back(anthropic_model_entry(name, created));
   return to_text(Json{{"data", std::move(list)},
                       {"has_more", false},
                       {"first_id", names.front()},
                       {"last_id", names.back()}});
+}
+
+std::string anthropic_model_json(const std::string& name, int64_t created) {
+  return to_text(anthropic_model_entry(name, created));
 }
 
 namespace {

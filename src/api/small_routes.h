@@ -14,8 +14,11 @@ namespace m2::api {
 
 // `created` in seconds; every name has the first as its root.
 std::string models_json(std::span<const std::string> names, int64_t max_model_len, int64_t created);
-// The same list as Anthropic's clients read it.
+std::string model_json(const std::string& name, const std::string& root, int64_t max_model_len,
+                       int64_t created);
+// The same as Anthropic's clients read them.
 std::string anthropic_models_json(std::span<const std::string> names, int64_t created);
+std::string anthropic_model_json(const std::string& name, int64_t created);
 
 struct TokenizeRequest {
   std::optional<std::string> model;

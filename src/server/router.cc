@@ -21,7 +21,7 @@
 namespace m2::server {
 
 struct Router::Route {
-  std::string_view path;     // one segment may be {id}, which stands for any
+  std::string_view path;     // one segment may be {id}, which stands for any; {model}: any rest
   std::string_view methods;  // separated by blanks
   void (*handle)(const HandlerCall&) = nullptr;
   Completion::MakePlan make_plan = nullptr;  // generating routes, instead of `handle`
@@ -78,6 +78,11 @@ std::string_view bearer_key(std::string_view header) {
 // Whether `path` is the route's, `pattern`.
 bool matches(std::string_view pattern, std::string_view path) {
   constexpr std::string_view kId = "{id}";
+  constexpr std::string_view kModel = "{model}";  // names of models have slashes
+  if (pattern.ends_with(kModel)) {
+    const std::string_view head = pattern.substr(0, pattern.size() - kModel.size());
+    return path.size() > head.size() && path.starts_with(head);
+  }
   const size_t id = pattern.find(kId);
   if (id == std::string_view::npos) return pattern == path;
   const std::string_view tail = pattern.substr(id + kId.size());
@@ -146,6 +151,7 @@ Router::Router(Context& context, Metrics& metrics) : context_(context), metrics_
       {"/v1/messages/count_tokens", "POST", handle_count_tokens, nullptr, true,
        api::messages_request_schema},
       {"/v1/models", "GET HEAD", handle_models},
+      {"/v1/models/{model}", "GET HEAD", handle_model},
       {"/tokenize", "POST", handle_tokenize, nullptr, true, api::tokenize_request_schema},
       {"/detokenize", "POST", handle_detokenize, nullptr, true, api::detokenize_request_schema},
       {"/tokenizer_info", "GET HEAD", handle_tokenizer_info},

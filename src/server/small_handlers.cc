@@ -1,5 +1,8 @@
 #include "server/small_handlers.h"
 
+#include <charconv>
+#include <cstring>
+
 #include "api/small_routes.h"
 #include "server/conversation.h"
 #include "server/openapi.h"
@@ -14,6 +17,23 @@ HttpReply unready(const Context& context) {
                           : context.draining() ? "the server is shutting down"
                                                : "the engine is not running";
   return error_reply({503, "ServiceUnavailableError", why, {}});
+}
+
+// "org/model" of "org%2Fmodel"; a percent sign without two hexadecimal digits stays.
+std::string percent_decoded(std::string_view text) {
+  std::string out;
+  for (size_t at = 0; at < text.size(); ++at) {
+    unsigned char byte = 0;
+    const char* digits = text.data() + at + 1;
+    if (text[at] == '%' && at + 2 < text.size() &&
+        std::from_chars(digits, digits + 2, byte, 16).ptr == digits + 2) {
+      out += static_cast<char>(byte);
+      at += 2;
+    } else {
+      out += text[at];
+    }
+  }
+  return out;
 }
 
 void reply_aside(const HandlerCall& call, HttpReply (*make)(const HttpRequest&, Context&)) {
@@ -156,6 +176,21 @@ void handle_models(const HandlerCall& call) {
   call.exchange->send(json_reply(call.exchange->request().from_anthropic_client
                                      ? api::anthropic_models_json(names, now)
                                      : api::models_json(names, model->max_model_len, now)));
+}
+
+void handle_model(const HandlerCall& call) {
+  const ModelServices* model = call.context.services();
+  if (!model) return call.exchange->send(unready(call.context));
+  const HttpRequest& request = call.exchange->request();
+  const std::string name =
+      percent_decoded(std::string_view(request.path).substr(std::strlen("/v1/models/")));
+  if (const auto served = check_model(name, call.context.options()); !served)
+    return call.exchange->send(error_reply(request_error(served.error())));
+  const auto& names = call.context.options().served_model_names;
+  call.exchange->send(
+      json_reply(request.from_anthropic_client
+                     ? api::anthropic_model_json(name, unix_seconds())
+                     : api::model_json(name, names.front(), model->max_model_len, unix_seconds())));
 }
 
 void handle_tokenize(const HandlerCall& call) {

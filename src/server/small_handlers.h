@@ -32,6 +32,7 @@ void handle_metrics(const HandlerCall& call);
 void handle_openapi(const HandlerCall& call);
 void handle_docs(const HandlerCall& call);
 void handle_models(const HandlerCall& call);
+void handle_model(const HandlerCall& call);  // of one name, with slashes or with %2F
 void handle_tokenize(const HandlerCall& call);
 void handle_detokenize(const HandlerCall& call);
 void handle_tokenizer_info(const HandlerCall& call);

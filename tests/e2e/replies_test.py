@@ -444,6 +444,32 @@ class Small(ServerCase):
         self.assertEqual({m["root"] for m in models}, {"scripted"})
         self.assertEqual(models[0]["max_model_len"], 8192)
 
+    def test_one_model(self):
+        names = ["org/model", "other%name"]
+        with Server(model_names=names, api_keys=["secret"]) as server:
+            def ask(name, method="GET", **headers):
+                return server.request(method, f"/v1/models/{name}",
+                                      headers={"Authorization": "Bearer secret", **headers})
+            listed = json.loads(server.request(
+                "GET", "/v1/models", headers={"Authorization": "Bearer secret"})[2])["data"]
+            for spelled, entry in (("org/model", listed[0]), ("org%2Fmodel", listed[0]),
+                                   ("org%2fmodel", listed[0]), ("other%25name", listed[1]),
+                                   ("other%name", listed[1])):
+                status, _, text = ask(spelled)
+                self.assertEqual(status, 200, spelled)
+                one = json.loads(text)
+                self.assertEqual({**one, "created": 0, "permission": 0},
+                                 {**entry, "created": 0, "permission": 0})
+            self.assertEqual(ask("org/model", "HEAD")[0], 200)
+            for wrong in ("org", "org/", "org%2", "%", "org/model/", "ORG/model"):
+                status, _, text = ask(wrong)
+                self.assertEqual((status, json.loads(text)["error"]["type"]),
+                                 (404, "NotFoundError"), wrong)
+            self.assertEqual(json.loads(ask("org/model", **{"anthropic-version": "x"})[2])["type"],
+                             "model")
+            self.assertEqual(ask("org/model", "POST")[0], 405)
+            self.assertEqual(server.request("GET", "/v1/models/org/model")[0], 401)
+
     def test_tokenize_round_trip(self):
         text = "Hello <think> ]~b] wörld"
         _, reply = self.server.post("/tokenize", {"prompt": text, "return_token_strs": True})

@@ -50,6 +50,9 @@ class Python(ServerCase):
 
     def test_models(self):
         self.assertEqual([m.id for m in self.client.models.list()], ["scripted", "other-name"])
+        self.assertEqual(self.client.models.retrieve("other-name").id, "other-name")
+        with self.assertRaises(openai.NotFoundError):
+            self.client.models.retrieve("org/third")
 
     def test_chat(self):
         reply = self.chat.create(model="scripted", messages=[user("hello")])
@@ -411,6 +414,7 @@ class Anthropic(ServerCase):
                          [("scripted", "model", "scripted"), ("other-name", "model", "other-name")])
         self.assertFalse(models.has_more)
         self.assertLess(abs(models.data[0].created_at.timestamp() - time.time()), 60)
+        self.assertEqual(self.client.models.retrieve("other-name").display_name, "other-name")
 
     def test_stream_is_the_message(self):
         with self.api.stream(model="scripted", max_tokens=200, messages=[user("tool")],
