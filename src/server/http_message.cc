@@ -1,7 +1,9 @@
 #include "server/http_message.h"
 
+#include <fmt/chrono.h>
 #include <fmt/format.h>
 
+#include <ctime>
 #include <iterator>
 
 #include "api/error.h"
@@ -29,6 +31,8 @@ std::string reply_head(const HttpReply& reply, const HttpRequest& request,
   std::string out;
   auto at = std::back_inserter(out);
   fmt::format_to(at, "HTTP/1.1 {} {}\r\n", reply.status, api::status_phrase(reply.status));
+  // A server with a clock says what it shows (RFC 9110, 6.6.1).
+  fmt::format_to(at, "date: {:%a, %d %b %Y %H:%M:%S} GMT\r\n", fmt::gmtime(std::time(nullptr)));
   if (!reply.content_type.empty()) fmt::format_to(at, "content-type: {}\r\n", reply.content_type);
   if (body_size)
     fmt::format_to(at, "content-length: {}\r\n", *body_size);

@@ -1,8 +1,10 @@
 """The shapes of replies, byte by byte where clients look (contract.md 4.4 - 4.8, 4.13)."""
 
+import email.utils
 import json
 import os
 import re
+import time
 
 from scripted import DATA, Server, ServerCase, main
 
@@ -484,8 +486,10 @@ class Small(ServerCase):
     def test_probes(self):
         for method, path in (("GET", "/health"), ("GET", "/ping"), ("POST", "/ping"),
                              ("GET", "/livez"), ("GET", "/readyz"), ("HEAD", "/")):
-            status, _, text = self.server.request(method, path)
+            status, headers, text = self.server.request(method, path)
             self.assertEqual((status, text), (200, ""), path)
+            said = email.utils.parsedate_to_datetime(headers["date"]).timestamp()
+            self.assertLess(abs(time.time() - said), 60)
         self.assertEqual(json.loads(self.server.request("GET", "/version")[2]), {"version": "0"})
         self.assertEqual(json.loads(self.server.request("GET", "/load")[2]), {"server_load": 0})
         self.assertIn("vllm:num_requests_running", self.server.request("GET", "/metrics")[2])
