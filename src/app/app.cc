@@ -97,6 +97,8 @@ Result<void> serve(const Words& words) {
   std::string model = values.positionals().empty() ? values.text("model") : values.positionals()[0];
   if (values.positionals().size() > 1)
     return fail(Code::invalid_argument, "usage: m2 serve [MODEL] [options] (see m2 serve --help)");
+  if (values.given("model") && values.text("model").empty())
+    return fail(Code::invalid_argument, "--model: a value is empty");
   if (model.empty()) return serve_micro(words);
   log_info("m2 server version {}, serving model {}", kVersion, model);
   log_info("non-default args: {}", to_text(loggable(values)));

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <numeric>
 
 namespace m2::app {
 namespace {
@@ -117,6 +118,30 @@ Json json_of(const YAML::Node& node) {
   if (!node.IsScalar()) return nullptr;
   const bool is_text = node.Tag() == "!";  // quoted
   return is_text ? Json(node.Scalar()) : dotted_value(node.Scalar());
+}
+
+// What a switch of a config file says: true and false in every spelling of YAML, or 1 and 0.
+std::optional<bool> truth_of(const YAML::Node& node) {
+  bool value;
+  if (!node.IsScalar()) return std::nullopt;
+  if (YAML::convert<bool>::decode(node, value)) return value;
+  if (is_true(node.Scalar()) || is_false(node.Scalar())) return is_true(node.Scalar());
+  return std::nullopt;
+}
+
+// How many letters of a word have to be changed, added or left out to make it another.
+size_t edits_between(std::string_view word, std::string_view other) {
+  std::vector<size_t> row(other.size() + 1);  // of the word's beginning to other's beginnings
+  std::iota(row.begin(), row.end(), size_t{0});
+  for (const char letter : word) {
+    size_t diagonal = row[0]++;
+    for (size_t i = 0; i < other.size(); ++i) {
+      const size_t above = row[i + 1];
+      row[i + 1] = std::min({above + 1, row[i] + 1, diagonal + (letter != other[i])});
+      diagonal = above;
+    }
+  }
+  return row.back();
 }
 
 // {"a": {"b": value}} for the path "a.b".
@@ -268,6 +293,9 @@ class CommandLine {
 
   Result<void> read_word() {
     const std::string& word = words_[next_++];
+    if (word.empty())
+      return fail(Code::invalid_argument,
+                  "an argument is empty, as that of a shell variable without a value is");
     if (word == "--") {
       for (; next_ < words_.size(); ++next_) values_.positionals_.push_back(words_[next_]);
       return {};
@@ -342,8 +370,8 @@ class CommandLine {
     }
     if (prefixes.size() == 1) return with_path(prefixes[0], spelled, dot);
     if (prefixes.empty())
-      return fail(Code::invalid_argument, "unknown option {} (see m2 {} --help)", spelled,
-                  command_.name);
+      return fail(Code::invalid_argument, "unknown option {}{} (see m2 {} --help)", spelled,
+                  suggestion(head), command_.name);
     std::string names;
     for (const Match& match : prefixes)
       names += fmt::format("{}--{}{}", names.empty() ? "" : ", ", match.negated ? "no-" : "",
@@ -352,6 +380,23 @@ class CommandLine {
   }
 
   static std::string negated(const Option& option) { return "no-" + std::string(option.name); }
+
+  // ", did you mean --x?" where an option's name is like `head`.
+  std::string suggestion(const std::string& head) const {
+    size_t fewest = std::min<size_t>(3, head.size() / 2) + 1;
+    std::string nearest;
+    const auto consider = [&](std::string name) {
+      const size_t edits = edits_between(head, name);
+      if (edits >= fewest) return;
+      fewest = edits;
+      nearest = std::move(name);
+    };
+    for (const Option& option : command_.options) {
+      consider(std::string(option.name));
+      if (option.kind == OptionKind::flag) consider(negated(option));
+    }
+    return nearest.empty() ? "" : fmt::format(", did you mean --{}?", nearest);
+  }
 
   static Result<Match> with_path(Match match, const std::string& spelled, size_t dot) {
     if (dot == std::string::npos) return match;
@@ -373,40 +418,39 @@ class CommandLine {
                 command_.name);
   }
 
-  // A YAML mapping of option names to values; what the line set stays.
+  // A YAML mapping of option names to values; what the line set stays. yaml-cpp throws what is
+  // wrong with a file, a folder or a place in it.
   Result<void> read_config_file(const std::string& path) {
     try {
       const YAML::Node root = YAML::LoadFile(path);
+      if (root.IsNull()) return {};
       if (!root.IsMap())
         return fail(Code::invalid_argument, "--config {}: needs `option: value` lines", path);
-      for (const auto& entry : root)
-        M2_TRY_VOID(read_config_entry(path, entry.first.as<std::string>(), entry.second));
-    } catch (const YAML::Exception& error) {  // of as(), too: a mapping where a word is expected
+      for (const auto& entry : root) M2_TRY_VOID(read_entry(path, entry.first, entry.second));
+    } catch (const std::exception& error) {
       return fail(Code::invalid_argument, "--config {}: {}", path, error.what());
     }
     return {};
   }
 
-  // Throws YAML::Exception.
-  Result<void> read_config_entry(const std::string& path, const std::string& spelled,
-                                 const YAML::Node& node) {
-    const std::string name = canonical(spelled);
+  Result<void> read_entry(const std::string& path, const YAML::Node& key, const YAML::Node& value) {
+    const std::string name = canonical(key.as<std::string>());
     M2_TRY(const Match match, find_option("--" + name));
     const Option& option = *match.option;
     if (name == "config" || values_.given(option.name)) return {};
     const std::string where = path + ": " + name;
-    if (option.kind == OptionKind::json && !node.IsScalar())
-      return set(option, to_text(json_of(node)), where);
-    if (node.IsSequence()) {
-      for (const auto& item : node) M2_TRY_VOID(set(option, item.as<std::string>(), where));
+    if (option.kind == OptionKind::flag) {
+      if (const std::optional<bool> on = truth_of(value))
+        return set(option, *on != match.negated ? "true" : "false", where);
+    } else if (option.kind == OptionKind::json && !value.IsScalar()) {
+      return set(option, to_text(json_of(value)), where);
+    } else if (value.IsSequence()) {
+      for (const auto& item : value) M2_TRY_VOID(set(option, item.as<std::string>(), where));
       return {};
+    } else if (value.IsScalar()) {
+      return set(option, value.as<std::string>(), where);
     }
-    if (!node.IsScalar())
-      return fail(Code::invalid_argument, "{}: needs {}", where, kind_words(option.kind));
-    std::string value = node.as<std::string>();
-    // `no-x: true` is --no-x.
-    if (match.negated && fits(option.kind, value)) value = is_true(value) ? "false" : "true";
-    return set(option, std::move(value), where);
+    return fail(Code::invalid_argument, "{}: needs {}", where, kind_words(option.kind));
   }
 
   const Command& command_;
@@ -463,6 +507,15 @@ std::string help_text(const Command& command, std::string_view group) {
     if (!option.fallback.empty() && option.fallback != "false")
       out += fmt::format(" [{}]", option.fallback);
     if (!option.environment.empty()) out += fmt::format(" (${})", option.environment);
+    out += '\n';
+  }
+  if (!group.empty() && heading.empty()) {
+    out += fmt::format("\nNo group of options is called {}, nor is any option. Groups:", group);
+    for (const Option& option : command.options) {
+      if (option.group == heading) continue;
+      out += fmt::format("{} {}", heading.empty() ? "" : ";", option.group);
+      heading = option.group;
+    }
     out += '\n';
   }
   if (hidden > 0)

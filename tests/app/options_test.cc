@@ -4,6 +4,7 @@
 
 #include <cstdio>
 #include <fstream>
+#include <optional>
 
 #include "app/serve_options.h"
 
@@ -54,6 +55,23 @@ TEST(Options, AmbiguousAndUnknownNamesAreRefusedByName) {
             std::string::npos);
   EXPECT_NE(error_of({"--frobnicate"}).find("unknown option --frobnicate"), std::string::npos);
   EXPECT_NE(error_of({"-zz"}).find("unknown option -zz"), std::string::npos);
+}
+
+TEST(Options, AnUnknownNameBringsTheOneItIsLike) {
+  EXPECT_EQ(error_of({"--tensor-paralel-sise", "4"}),
+            "unknown option --tensor-paralel-sise, did you mean --tensor-parallel-size? (see m2 "
+            "serve --help)");
+  EXPECT_EQ(error_of({"--no-enable-prefix-cacheing"}),
+            "unknown option --no-enable-prefix-cacheing, did you mean --no-enable-prefix-caching? "
+            "(see m2 serve --help)");
+  EXPECT_EQ(error_of({"--prot=1"}),
+            "unknown option --prot, did you mean --port? (see m2 serve --help)");
+  EXPECT_EQ(error_of({"--frobnicate"}), "unknown option --frobnicate (see m2 serve --help)");
+}
+
+// `m2 serve "$MODEL"` with an unset variable must not serve another model.
+TEST(Options, AnEmptyArgumentIsRefused) {
+  EXPECT_EQ(error_of({""}), "an argument is empty, as that of a shell variable without a value is");
 }
 
 TEST(Options, SwitchesTurnOnAndOff) {
@@ -139,6 +157,30 @@ TEST(Options, ConfigFileGivesWhatTheLineDoesNot) {
   std::remove(path.c_str());
 }
 
+TEST(Options, SwitchesOfAConfigFileAreYamls) {
+  const std::string path = testing::TempDir() + "m2_switches.yaml";
+  const auto caching = [&](const std::string& line) -> std::optional<bool> {
+    std::ofstream(path) << line << "\n";
+    const Result<Values> values = parse({"--config", path});
+    if (!values.ok()) return std::nullopt;
+    return values->flag("enable-prefix-caching");
+  };
+  for (const char* on : {"true", "True", "yes", "on", "1"}) {
+    EXPECT_EQ(caching(std::string("enable-prefix-caching: ") + on), true) << on;
+    EXPECT_EQ(caching(std::string("no-enable-prefix-caching: ") + on), false) << on;
+  }
+  for (const char* off : {"false", "FALSE", "no", "off", "0"}) {
+    EXPECT_EQ(caching(std::string("enable_prefix_caching: ") + off), false) << off;
+    EXPECT_EQ(caching(std::string("no_enable_prefix_caching: ") + off), true) << off;
+  }
+  for (const char* bad : {"maybe", "[true]", "{a: true}", ""})
+    EXPECT_EQ(caching(std::string("enable-prefix-caching: ") + bad), std::nullopt) << bad;
+  EXPECT_EQ(caching("# nothing yet"), true);
+  std::remove(path.c_str());
+  EXPECT_TRUE(error_of({"--config", testing::TempDir()})
+                  .starts_with("--config " + testing::TempDir() + ": "));
+}
+
 TEST(Options, TheEnvironmentComesLast) {
   const auto environment = [](const char* name) -> const char* {
     return std::string_view(name) == "VLLM_API_KEY" ? "secret" : nullptr;
@@ -156,6 +198,11 @@ TEST(Options, HelpNamesEveryOptionWithItsDefault) {
   EXPECT_NE(help.find("Port to listen on; 0 takes a free one and prints it. [8000]"),
             std::string::npos);
   EXPECT_EQ(help_text(command, "cache").find("--port"), std::string::npos);
+  const std::string nothing = help_text(command, "nonsense");
+  EXPECT_NE(nothing.find("No group of options is called nonsense, nor is any option. Groups: "
+                         "server; chat, tools; model; load;"),
+            std::string::npos);
+  EXPECT_EQ(nothing.find("--port"), std::string::npos);
 }
 
 TEST(Options, HelpLeavesBorrowedOptionsToAll) {
