@@ -10,15 +10,25 @@ namespace m2::engine {
 
 using ops::LogitEdit;
 
+namespace {
+
+// Whether a word's last token is forbidden only behind its others. That of a word of one token
+// always is.
+bool has_long_bad_words(const SamplingParams& params) {
+  return std::ranges::any_of(params.bad_words, [](const auto& word) { return word.size() > 1; });
+}
+
+}  // namespace
+
 bool depends_on_pending(const Sequence& sequence) {
   const SamplingParams& params = sequence.params;
-  return has_penalties(params) || !params.bad_words.empty() ||
+  return has_penalties(params) || has_long_bad_words(params) ||
          sequence.output_size() == params.thinking_budget;
 }
 
 bool may_depend_on_pending(const Sequence& sequence) {
   const SamplingParams& params = sequence.params;
-  return has_penalties(params) || !params.bad_words.empty() || params.thinking_budget >= 0;
+  return has_penalties(params) || has_long_bad_words(params) || params.thinking_budget >= 0;
 }
 
 StepSampling::StepSampling(const model::StepModel::Limits& limits,

@@ -118,6 +118,18 @@ Result<void> check_tool_choice(const api::ToolChoice& choice, const ServerOption
   return {};
 }
 
+// Tools stand in the prompt under tool_choice none, too, so that a conversation's beginning stays
+// as it is. The model is kept from calling them by what it may write.
+Result<void> forbid_calls(const api::ChatRequest& request, const ServerOptions& options,
+                          const ModelServices& model, engine::SamplingParams& params) {
+  if (request.tools.empty() || request.tool_choice.kind != api::ToolChoice::Kind::none ||
+      options.tool_call_parser == text::ToolCallParser::none)
+    return {};
+  for (const char* tag : {"<minimax:tool_call>", "</minimax:tool_call>"})
+    M2_TRY_VOID(forbid_token(model.tokenizer->id_of(tag), model, params));
+  return {};
+}
+
 ChatAnswerSetup chat_answer_setup(const api::ChatRequest& request, const ChatPrompt& prompt,
                                   Context& context) {
   const ServerOptions& options = context.options();
@@ -272,7 +284,8 @@ Result<Plan> plan_conversation(const HttpRequest& http, const api::ChatRequest& 
   LogprobsWanted logprobs;
   if (request.logprobs) logprobs.sample = request.top_logprobs;
   logprobs.prompt = request.prompt_logprobs;
-  M2_TRY(const engine::SamplingParams params, sampling_params(request, logprobs, options, model));
+  M2_TRY(engine::SamplingParams params, sampling_params(request, logprobs, options, model));
+  M2_TRY_VOID(forbid_calls(request, options, model, params));
   const AskedLength asked = asked_length(request);
   M2_TRY_VOID(check_asked_length(asked, model));
 

@@ -269,6 +269,12 @@ Result<SamplingParams> sampling_params(const api::GenerationFields& fields,
   return out;
 }
 
+Result<void> forbid_token(TokenId id, const ModelServices& model, SamplingParams& params) {
+  if (id < 0) return {};
+  params.bad_words.push_back({id});
+  return check_choice_remains(params, model);
+}
+
 Result<void> check_asked_length(const AskedLength& asked, const ModelServices& model) {
   if (!asked.max_tokens) return {};
   if (*asked.max_tokens < 1)

@@ -21,6 +21,10 @@ Result<engine::SamplingParams> sampling_params(const api::GenerationFields& fiel
                                                const ServerOptions& options,
                                                const ModelServices& model);
 
+// Keeps a token (-1: none) from being chosen; an error if allowed_token_ids leaves no other.
+Result<void> forbid_token(engine::TokenId id, const ModelServices& model,
+                          engine::SamplingParams& params);
+
 // How many tokens a request asks for, as sent: `name` is the field's.
 struct AskedLength {
   std::optional<int64_t> max_tokens;

@@ -205,6 +205,46 @@ class Micro(unittest.TestCase):
                          ["The temperature is 17 and the condition is sunny."])
         self.assertEqual(last["stop_reason"], "end_turn")
 
+    def test_no_tool_is_called_under_none(self):
+        """Where the model would call one, as it does under auto: it writes something else."""
+        question = {"role": "user", "content": "What is the weather in Oslo?"}
+        chat = [{"type": "function", "function": WEATHER}]
+        tool = {"name": WEATHER["name"], "input_schema": WEATHER["parameters"]}
+        limits = {"model": "m2-micro", "temperature": 0}
+
+        def asked(choice):
+            reply = self.client.chat.completions.create(
+                messages=[question], tools=chat, tool_choice=choice, max_tokens=60, **limits)
+            return reply.choices[0]
+
+        self.assertEqual(asked("auto").finish_reason, "tool_calls")
+        none = asked("none")
+        self.assertIn(none.finish_reason, ("stop", "length"))
+        self.assertFalse(none.message.tool_calls)
+        self.assertTrue(none.message.content)
+        self.assertNotIn("minimax:tool_call", none.message.content)
+        deltas = [chunk.choices[0] for chunk in self.client.chat.completions.create(
+            messages=[question], tools=chat, tool_choice="none", max_tokens=60, stream=True, **limits)]
+        self.assertEqual("".join(choice.delta.content or "" for choice in deltas), none.message.content)
+        self.assertFalse(any(choice.delta.tool_calls for choice in deltas))
+        self.assertEqual(deltas[-1].finish_reason, none.finish_reason)
+        response = self.client.responses.create(
+            input=[question], tools=[{"type": "function", **WEATHER}], tool_choice="none",
+            max_output_tokens=60, **limits)
+        self.assertEqual([item.type for item in response.output], ["reasoning", "message"])
+        message = self.server.post("/v1/messages", {
+            **limits, "max_tokens": 60, "messages": [question], "tools": [tool],
+            "tool_choice": {"type": "none"}})
+        self.assertEqual([part["type"] for part in message["content"]], ["thinking", "text"])
+        self.assertIn(message["stop_reason"], ("end_turn", "max_tokens"))
+        # What may be written is not empty: a list of one token that is forbidden is.
+        call = self.server.post("/tokenize", {"prompt": "<minimax:tool_call>"})["tokens"]
+        with self.assertRaises(openai.BadRequestError) as refused:
+            self.client.chat.completions.create(
+                messages=[question], tools=chat, tool_choice="none",
+                extra_body={"allowed_token_ids": call}, **limits)
+        self.assertEqual(refused.exception.param, "allowed_token_ids")
+
     def test_sampling_at_the_model_s_own_temperature_is_mostly_right(self):
         answers = self.client.chat.completions.create(
             model="m2-micro", messages=[{"role": "user", "content": "What is 347 + 58?"}], n=16, seed=1)
