@@ -43,6 +43,21 @@ Result<int64_t> positive(const Json& value, const char* key) {
   return value.get<int64_t>();
 }
 
+// --compilation-config, and over it what has flags of its own.
+Json compilation_config(const Values& values) {
+  Json out = values.json("compilation-config");
+  if (values.given("cudagraph-capture-sizes")) {
+    Json& sizes = out["cudagraph_capture_sizes"] = Json::array();
+    for (const std::string& word : values.list("cudagraph-capture-sizes")) {
+      const std::optional<int64_t> size = parse_human_integer(word);
+      sizes.push_back(size ? Json(*size) : Json(word));
+    }
+  }
+  if (const auto most = values.integer("max-cudagraph-capture-size"))
+    out["max_cudagraph_capture_size"] = *most;
+  return out;
+}
+
 // 1, 2, 4, then 8 to 248 by eights, then 256 to 512 by sixteens.
 std::vector<int64_t> usual_sizes() {
   std::vector<int64_t> out{1, 2, 4};
@@ -108,7 +123,7 @@ Result<DType> read_kv_dtype(const Values& values) {
 
 Result<GraphChoice> choose_graphs(const Values& values, int64_t max_num_seqs,
                                   int64_t max_num_batched_tokens) {
-  const Json config = values.json("compilation-config");
+  const Json config = compilation_config(values);
   M2_TRY(const std::string mode, graph_mode(values, config));
   int64_t largest = std::min({2 * max_num_seqs, kLargestGraph, max_num_batched_tokens});
   std::vector<int64_t> sizes = usual_sizes();

@@ -45,6 +45,16 @@ TEST(DeviceOptions, UsualGraphSizesEndWhereTheSequencesDo) {
   EXPECT_EQ(sizes({}, 1), (Sizes{1}));
 }
 
+TEST(DeviceOptions, SizesHaveFlagsOfTheirOwn) {
+  const std::string config = R"(-cc={"cudagraph_capture_sizes": [3, 5]})";
+  EXPECT_EQ(sizes({"--cudagraph-capture-sizes", "8", "1", "2"}), (Sizes{1, 2, 8}));
+  EXPECT_EQ(sizes({config, "--cudagraph_capture_sizes", "8", "1"}), (Sizes{1, 8}));
+  EXPECT_EQ(sizes({config, "--max-cudagraph-capture-size", "4"}), (Sizes{3}));
+  EXPECT_EQ(sizes({"--max-cudagraph-capture-size", "4"}), (Sizes{1, 2, 4}));
+  EXPECT_EQ(error_of({"--cudagraph-capture-sizes", "1", "many"}),
+            "--compilation-config: cudagraph_capture_sizes takes integers from 1 on, not \"many\"");
+}
+
 TEST(DeviceOptions, ModesInAnyCase) {
   for (const char* mode : {"full", "FULL_DECODE_ONLY", "Full_And_Piecewise"})
     EXPECT_EQ(sizes({std::string("-cc.cudagraph_mode=") + mode}, 4), (Sizes{1, 2, 4})) << mode;
