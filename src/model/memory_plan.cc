@@ -6,6 +6,8 @@
 
 #include "model/step_arrays.h"
 #include "ops/sample.h"
+#include "tensor/exec.h"
+#include "tensor/stream.h"
 
 namespace m2::model {
 namespace {
@@ -28,6 +30,23 @@ int64_t read_number(const char* path) {
   std::ifstream file(path);
   int64_t value;
   return file >> value ? value : std::numeric_limits<int64_t>::max();
+}
+
+// A cache of a size that was asked for must fit what memory there is, whatever share of it is meant
+// to be used.
+Result<void> check_asked_cache(const MemoryPlan& plan, const MemoryRequest& request,
+                               Device device) {
+  const bool is_asked = request.num_blocks > 0 || request.kv_cache_bytes > 0;
+  if (!is_asked || request.available_bytes == 0) return {};
+  const int64_t free = host_addressable(device) ? request.available_bytes - plan.weight_bytes
+                                                : device_memory(device).free;
+  const int64_t rest = free - plan.scratch_bytes - plan.exchange_bytes;
+  if (plan.kv_bytes <= rest) return {};
+  return fail(
+      Code::resource_exhausted,
+      "The KV cache that was asked for, {:.2f} GiB, does not fit: beside weights and "
+      "activations {:.2f} GiB of memory are free. Ask for less, or for none and it is chosen.",
+      gib(plan.kv_bytes), gib(std::max<int64_t>(rest, 0)));
 }
 
 }  // namespace
@@ -79,6 +98,7 @@ Result<MemoryPlan> plan_memory(const ModelConfig& config, const Weights& weights
     return fail(Code::resource_exhausted,
                 "No available memory for the cache blocks. Try increasing "
                 "`gpu_memory_utilization` when initializing the engine.");
+  M2_TRY_VOID(check_asked_cache(plan, request, device));
   if (plan.num_blocks < longest)
     return fail(
         Code::resource_exhausted,

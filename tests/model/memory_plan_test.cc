@@ -46,6 +46,23 @@ TEST_F(SmallPlan, FlagsDecideTheBlocks) {
   EXPECT_EQ(plan()->kv_bytes, 50 * block_bytes_);
 }
 
+TEST_F(SmallPlan, WhatWasAskedForMustFit) {
+  const int64_t others = plan()->weight_bytes + plan()->scratch_bytes + plan()->exchange_bytes;
+  request_.available_bytes = others + 64 * block_bytes_;
+  request_.memory_utilization = 0.1;  // of what is chosen, not of what is asked for
+  request_.num_blocks = 64;
+  EXPECT_EQ(plan()->num_blocks, 64);
+  request_.num_blocks = 65;
+  EXPECT_EQ(plan().error().code, Code::resource_exhausted);
+  request_.num_blocks = 0;
+  request_.kv_cache_bytes = int64_t{1} << 40;
+  const Result<MemoryPlan> refused = plan();
+  ASSERT_FALSE(refused.ok());
+  EXPECT_TRUE(refused.error().text.starts_with(
+      "The KV cache that was asked for, 1024.00 GiB, does not fit: "))
+      << refused.error().text;
+}
+
 TEST_F(SmallPlan, NoMoreBlocksThanTheSequencesCanUse) {
   request_.num_blocks = 0;
   request_.available_bytes = int64_t{1} << 40;
