@@ -6,6 +6,7 @@
 #include <fstream>
 
 #include "app/environment.h"
+#include "app/micro_model.h"
 #include "load/file.h"
 #include "load/hub.h"
 
@@ -36,7 +37,11 @@ Result<std::string> template_of_tokenizer_config(const fs::path& path) {
         return entry["template"].get<std::string>();
     }
   }
-  return fail(Code::not_found, "{} has no chat_template", path.string());
+  return fail(
+      Code::not_found,
+      "{} has no chat_template, and there is no chat_template.jinja beside it; give one with "
+      "--chat-template",
+      path.string());
 }
 
 Result<std::string> template_text(const fs::path& folder, const std::string& flag) {
@@ -88,8 +93,11 @@ std::string byte_level_letter(int byte) {
 }  // namespace
 
 Result<fs::path> model_folder(const std::string& model, const Values& values) {
-  return load::resolve_model(model, values.text("revision"),
-                             hub_locations(values.text("download-dir")));
+  Result<fs::path> found = load::resolve_model(model, values.text("revision"),
+                                               hub_locations(values.text("download-dir")));
+  if (found.ok() || model != kMicroName) return found;
+  Result<fs::path> micro = micro_model();
+  return micro.ok() ? std::move(micro) : std::move(found);
 }
 
 namespace {

@@ -13,8 +13,9 @@
 
 namespace m2::app {
 
-// The folder of a MODEL argument (a folder or a name in the local hub cache). `values` may have
-// --revision and --download-dir.
+// The folder of a MODEL argument: a folder, a name in the local hub cache, or m2-micro, as servers
+// of the model that comes with the program name it. `values` may have --revision and
+// --download-dir.
 Result<std::filesystem::path> model_folder(const std::string& model, const Values& values);
 
 // config.json with --hf-overrides applied, and generation_config.json with

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <mutex>
 #include <optional>
@@ -201,7 +202,11 @@ class Run {
 // The ids of the input, each once; lines without one are reported where they are met.
 Result<std::pair<std::set<std::string>, int64_t>> read_ids(const std::string& path) {
   std::ifstream input(path);
+  std::error_code ignored;
   if (!input) return fail(Code::not_found, "cannot read {}", path);
+  if (!std::filesystem::is_regular_file(path, ignored))
+    return fail(Code::invalid_argument, "cannot read {} twice, which is done here: it is no file",
+                path);
   std::set<std::string> ids;
   std::string line;
   int64_t number = 0, count = 0;

@@ -80,6 +80,15 @@ Result<void> check_sizes(const Values& values) {
   return {};
 }
 
+// An empty key would lock everybody out, and nobody asks for an empty name: both come of shell
+// variables without a value.
+Result<void> check_words(const Values& values) {
+  for (const char* flag : {"api-key", "served-model-name"})
+    for (const std::string& word : values.list(flag))
+      if (word.empty()) return fail(Code::invalid_argument, "--{}: a value is empty", flag);
+  return {};
+}
+
 // Options that mean nothing without another. A key without its certificate would even mean plain
 // HTTP where HTTPS was meant.
 Result<void> check_pairs(const Values& values) {
@@ -108,6 +117,7 @@ std::vector<std::string> split_at_commas(std::string_view text) {
 Result<void> check_serve_values(const Values& values) {
   M2_TRY_VOID(refuse_unmodelled(values));
   M2_TRY_VOID(check_sizes(values));
+  M2_TRY_VOID(check_words(values));
   return check_pairs(values);
 }
 

@@ -412,9 +412,12 @@ void Serving::announce_ready() {
         "`--generation-config vllm`.",
         to_text(settings_.generation_json));
   const std::string uds = values_.text("uds");
+  const std::string host = values_.text("host");
   if (uds.empty()) {
+    const bool is_ipv6 = host.find(':') != std::string::npos;
     log_info("Starting m2 API server 0 on {}://{}:{}",
-             values_.given("ssl-certfile") ? "https" : "http", values_.text("host"), port());
+             values_.given("ssl-certfile") ? "https" : "http",
+             is_ipv6 ? fmt::format("[{}]", host) : host, port());
   } else {
     log_info("Starting m2 API server 0 on unix:{}", uds);
   }

@@ -13,7 +13,7 @@ class UpperLevel : public spdlog::custom_flag_formatter {
  public:
   void format(const spdlog::details::log_msg& message, const std::tm&,
               spdlog::memory_buf_t& out) override {
-    static constexpr std::string_view names[] = {"TRACE", "DEBUG", "INFO",    "WARNING",
+    static constexpr std::string_view names[] = {"TRACE", "DEBUG",    "INFO", "WARNING",
                                                  "ERROR", "CRITICAL", "OFF"};
     const std::string_view name = names[message.level];
     out.append(name.data(), name.data() + name.size());
@@ -36,10 +36,11 @@ void start_logging(const std::string& level, const std::string& process) {
   std::string lower = level;
   std::transform(lower.begin(), lower.end(), lower.begin(),
                  [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-  logger->set_level(lower == "debug"     ? spdlog::level::debug
-                    : lower == "warning" ? spdlog::level::warn
-                    : lower == "error"   ? spdlog::level::err
-                                         : spdlog::level::info);
+  logger->set_level(lower == "debug"      ? spdlog::level::debug
+                    : lower == "warning"  ? spdlog::level::warn
+                    : lower == "error"    ? spdlog::level::err
+                    : lower == "critical" ? spdlog::level::critical
+                                          : spdlog::level::info);
   logger->flush_on(spdlog::level::info);
   spdlog::set_default_logger(std::move(logger));
 }

@@ -1,6 +1,7 @@
 #include "text/tokenizer.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <fstream>
 #include <optional>
 #include <unordered_map>
@@ -142,6 +143,9 @@ class BpeTokenizer final : public Tokenizer {
 };
 
 Result<std::string> read_file(const std::string& path) {
+  std::error_code ignored;
+  if (!std::filesystem::is_regular_file(path, ignored))  // opening a pipe would wait for ever
+    return fail(Code::not_found, "{} is no file", path);
   std::ifstream file(path, std::ios::binary | std::ios::ate);
   if (!file) return fail(Code::not_found, "cannot open {}", path);
   const std::streamoff size = file.tellg();

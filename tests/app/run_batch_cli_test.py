@@ -135,6 +135,9 @@ class RunBatch(unittest.TestCase):
         self.output.write_text("precious\n")
         self.assertIn("--no-resume", self.run_batch("--url", "http://x", status=1))
         self.assertEqual(self.output.read_text(), "precious\n")
+        self.input.unlink()
+        self.input.mkdir()
+        self.assertIn("it is no file", self.run_batch("--url", "http://x", status=1))
         done = subprocess.run([BINARY, "run-batch"], capture_output=True, text=True)
         self.assertIn("-i and -o", done.stderr)
         self.assertIn("--concurrency", subprocess.run(

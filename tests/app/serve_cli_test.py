@@ -7,6 +7,7 @@ import pathlib
 import re
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -213,9 +214,22 @@ class Refusals(WithCheckpoint):
         self.assertIn("tokenizer.json",
                       self.damaged(lambda model: (model / "tokenizer.json").unlink()))
 
+    def test_a_pipe_is_not_waited_for(self):
+        def pipe(model):
+            (model / "tokenizer.json").unlink()
+            os.mkfifo(model / "tokenizer.json")
+        self.assertIn("tokenizer.json is no file", self.damaged(pipe))
+
     def test_bad_template(self):
         self.assertIn("line 1", self.damaged(
             lambda model: (model / "chat_template.jinja").write_text("{% if %}")))
+
+    def test_no_template(self):
+        def lose(model):
+            (model / "chat_template.jinja").unlink(missing_ok=True)
+            (model / "tokenizer_config.json").write_text("{}")
+        self.assertRegex(self.damaged(lose), "tokenizer_config.json has no chat_template, and there "
+                                             "is no chat_template.jinja beside it; .*--chat-template")
 
 
 class Flags(WithCheckpoint):
@@ -234,8 +248,45 @@ class Flags(WithCheckpoint):
                              "--enable-log-requests"),
                             (["--tool-call-parser", "x"], "invalid tool call parser: x (chose from {"),
                             (["--reasoning-parser", "x"], "invalid reasoning parser: x (chose from {"),
-                            (["--ssl-cert-reqs", "3"], "--ssl-cert-reqs must be from 0 to 2")):
-            self.assertIn(word, refused(self.model, *flags)[1], flags)
+                            (["--ssl-cert-reqs", "3"], "--ssl-cert-reqs must be from 0 to 2"),
+                            (["--api-key", ""], "--api-key: a value is empty"),
+                            (["--served-model-name", ""], "--served-model-name: a value is empty"),
+                            (["--kv-cache-memory-bytes", "1T"], "asked for, 1024.00 GiB, does not fit"),
+                            (["--config", "/"], "--config /: ")):
+            said = refused(self.model, *flags)[1]
+            self.assertIn(word, said, flags)
+            self.assertNotIn("check failed", said)
+
+    def test_no_model_at_all_is_not_the_small_one(self):
+        """An unset variable of a shell must not make it serve another model."""
+        self.assertIn("an argument is empty", refused("")[1])
+        self.assertIn("--model: a value is empty", subprocess.run(
+            [BINARY, "serve", "--model", "", "--port", "0"], capture_output=True, text=True,
+            timeout=30).stderr)
+
+    def test_the_small_model_by_its_name(self):
+        with Server("m2-micro") as server:
+            self.assertEqual(server.request("GET", "/v1/models/m2-micro")[1]["id"], "m2-micro")
+            done = subprocess.run([BINARY, "bench", "serve", "--port", str(server.port),
+                                   "--random-input", "8", "--random-output", "2", "--num-prompts",
+                                   "3"], capture_output=True, text=True, timeout=60)
+        self.assertRegex(done.stdout, r"Successful requests: +3 ", done.stderr)
+
+    def test_ipv6(self):
+        try:
+            socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+        except OSError:
+            self.skipTest("no IPv6 here")
+        server = subprocess.Popen([BINARY, "serve", self.model, "--host", "::1", "--port", "0"],
+                                  stderr=subprocess.PIPE, text=True)
+        for line in server.stderr:
+            if found := re.search(r"(http://\S+)$", line):
+                break
+        self.assertRegex(found.group(1), r"^http://\[::1\]:\d+$")
+        server.send_signal(signal.SIGTERM)
+        server.stderr.read()
+        server.stderr.close()
+        self.assertEqual(server.wait(30), 0)
 
     def test_port_in_use(self):
         with Server(self.model) as server:

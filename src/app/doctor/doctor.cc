@@ -106,8 +106,10 @@ void measure(const Machine& machine) {
     if (std::ranges::find(told, unit) != told.end()) continue;
     told.push_back(unit);
     doing("multiplying");
-    line("products", fmt::format("{} {:.1f} TFLOP/s on operands that are there", name_of(unit),
-                                 ops::multiply_rate(machine.exec, unit) / 1e12));
+    const double rate = ops::multiply_rate(machine.exec, unit);
+    const bool small = rate < 1e12;  // a few CPUs
+    line("products", fmt::format("{} {:.1f} {} on operands that are there", name_of(unit),
+                                 rate / (small ? 1e9 : 1e12), small ? "GFLOP/s" : "TFLOP/s"));
   }
 }
 
