@@ -90,7 +90,6 @@ void OutputConstraint::begin_answer(bool after_reasoning) {
 void OutputConstraint::enter_calls() {
   matcher_ = std::make_shared<GrammarMatcher>(shape_.calls);
   place_.phase = Phase::calls;
-  ++place_.blocks;
 }
 
 void OutputConstraint::allow_only(std::span<const TokenId> ids, std::span<uint32_t> words) const {
@@ -155,8 +154,8 @@ void OutputConstraint::fill_free(std::span<uint32_t> words) const {
   }
   forbid(tags_->id(TagTokens::think_open), words);
   forbid(tags_->id(TagTokens::think_close), words);
-  if (!shape_.calls || (shape_.one_block && place_.blocks > 0))
-    forbid(tags_->id(TagTokens::block_open), words);
+  forbid(tags_->block_close(), words);  // grammars of calls mean it, nothing is open here
+  if (!shape_.calls) forbid(tags_->id(TagTokens::block_open), words);
 }
 
 void OutputConstraint::accept(TokenId token) {
@@ -184,7 +183,8 @@ void OutputConstraint::accept(TokenId token) {
       if (!matcher_->accept(token))
         place_.phase = Phase::broken;
       else if (matcher_->complete())
-        place_.phase = shape_.calls_required || shape_.content ? Phase::over : Phase::free;
+        place_.phase =
+            shape_.calls_required || shape_.content || shape_.one_block ? Phase::over : Phase::free;
       place_.begun = {};
       return;
     case Phase::newline:

@@ -52,7 +52,7 @@ struct OutputShape {
   std::shared_ptr<const Grammar> content;  // of the text after reasoning; null: free text
   std::shared_ptr<const Grammar> calls;    // from the tool-call token on; null: no tool calls
   bool calls_required = false;             // the text after reasoning is tool calls alone
-  bool one_block = false;                  // at most one block of calls
+  bool one_block = false;                  // the output ends with its first block of calls
 };
 
 // Says token by token what may come next so that an output takes its shape (contract.md 2.5, 4.10):
@@ -99,7 +99,6 @@ class OutputConstraint {
   struct Place {
     Phase phase = Phase::free;
     bool newlines_due = false;  // those after reasoning have not come
-    int blocks = 0;
     TagTokens::Begun begun{};
   };
   Place place_;

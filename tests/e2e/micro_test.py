@@ -205,6 +205,20 @@ class Micro(unittest.TestCase):
                          ["The temperature is 17 and the condition is sunny."])
         self.assertEqual(last["stop_reason"], "end_turn")
 
+    def test_one_call_is_the_end_where_one_is_asked_for(self):
+        """Where the model would make two, and go on with the second as text if it may not."""
+        fields = {"model": "m2-micro", "temperature": 0, "tools": [
+            {"type": "function", "function": f} for f in (POPULATION, WEATHER)], "messages": [{
+                "role": "user", "content": "What is the weather in Rome? Also, how many people live in Bern?"}]}
+        both = self.client.chat.completions.create(**fields)
+        self.assertEqual(len(both.choices[0].message.tool_calls), 2)
+        one = self.client.chat.completions.create(parallel_tool_calls=False, **fields)
+        (choice,) = one.choices
+        self.assertEqual([(c.function.name, json.loads(c.function.arguments)) for c in choice.message.tool_calls],
+                         [("get_weather", {"city": "Rome"})])
+        self.assertEqual((choice.message.content, choice.finish_reason), (None, "tool_calls"))
+        self.assertLess(one.usage.completion_tokens, both.usage.completion_tokens)
+
     def test_no_tool_is_called_under_none(self):
         """Where the model would call one, as it does under auto: it writes something else."""
         question = {"role": "user", "content": "What is the weather in Oslo?"}
