@@ -1,4 +1,4 @@
-#include "ops/cuda/norm_row.cuh"
+#include "ops/cuda/part_of_row.cuh"
 
 namespace m2::ops::cuda {
 namespace {
@@ -55,6 +55,42 @@ __global__ void __launch_bounds__(kNormThreads)
     to[c] = from_float<T>(to_float(from[c]) * factor * load_number(weight, weight_dtype, c));
 }
 
+// The same to the same bytes for many bf16 rows of kPartedColumns, and weights in bf16 at 16 bytes'
+// borders.
+template <bool kAdd>
+__global__ void __launch_bounds__(PartOfRow<4>::kThreads, 10)
+    rms_norm_rows_kernel(Matrix x, Matrix delta, const void* weight, float eps, Matrix out,
+                         QuantisedRows quantised) {
+  using Part = PartOfRow<4>;
+  __shared__ alignas(16) float of_warp[kNormThreads / kWarp];
+  const Part part;
+  const int64_t row = blockIdx.x;
+  auto* from = reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(x.data) + row * x.stride);
+  wait_for_previous();
+  let_next_start();
+  uint4 kept[4], change[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) kept[i] = from[part.first + i * Part::kStep];
+  if constexpr (kAdd) {
+    const auto* add = reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(delta.data) +
+                                                     row * delta.stride);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) change[i] = add[part.first + i * Part::kStep];
+  }
+  float squares[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (kAdd) {
+      kept[i] = sum_of_packs(kept[i], change[i]);
+      from[part.first + i * Part::kStep] = kept[i];
+    }
+    squares[i] = squares_of(kept[i]);
+  }
+  const float mean = Part::sum(squares, of_warp) / static_cast<float>(kPartedColumns);
+  part.store(kept, static_cast<const uint4*>(weight), 1.0f / sqrtf(mean + eps),
+             static_cast<__nv_bfloat16*>(out.data) + row * out.stride, row, quantised);
+}
+
 bool aligned16(const Matrix& m) {
   return m.data == nullptr || (reinterpret_cast<uintptr_t>(m.data) % 32 == 0 && m.stride % 8 == 0);
 }
@@ -70,6 +106,11 @@ void launch_rms_norm(void* stream, Matrix x, Matrix delta, const void* weight, D
   const auto kernel =
       bf16 ? (add ? rms_norm_kernel<__nv_bfloat16, true> : rms_norm_kernel<__nv_bfloat16, false>)
            : (add ? rms_norm_kernel<float, true> : rms_norm_kernel<float, false>);
+  if (fused && many_rows(x.rows) && x.columns == kPartedColumns && weight_dtype == DType::bf16 &&
+      reinterpret_cast<uintptr_t>(weight) % 16 == 0)
+    return launch(stream, add ? rms_norm_rows_kernel<true> : rms_norm_rows_kernel<false>,
+                  rows_shape(x.rows, PartOfRow<4>::kThreads), x, delta, weight, eps, out,
+                  quantised);
   LaunchShape shape{dim3(static_cast<unsigned>(x.rows)), dim3(kNormThreads)};
   shape.through_l1 = x.rows >= 512;
   launch(stream, kernel, shape, x, delta, weight, weight_dtype, eps, out, aligned,

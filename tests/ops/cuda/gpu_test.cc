@@ -217,6 +217,75 @@ TEST_F(Gpu, NormsQuantised) {
     }
 }
 
+// Steps of many rows have forms of their own, to the same bytes.
+TEST_F(Gpu, NormsOfManyRowsAreThoseOfFew) {
+  constexpr int64_t kRows = 700, kSome = 100;
+  for (const int64_t width : {3072, 1024})
+    for (const ScaleFormat format : {ScaleFormat::f32, ScaleFormat::e8m0}) {
+      const Numbers start = random_numbers(random_, kRows * width, DType::bf16, 3.0);
+      const OnGpu delta(random_numbers(random_, kRows * width, DType::bf16), {kRows, width});
+      const OnGpu weight(random_numbers(random_, width, DType::bf16), {width});
+      const auto run = [&](int64_t some, bool add) {
+        const OnGpu residual(start, {kRows, width}), out(DType::bf16, {kRows, width});
+        const OnGpu f8(DType::f8_e4m3, {kRows, width}), scales(DType::f32, {kRows, width / 128});
+        for (int64_t first = 0; first < kRows; first += some) {
+          const int64_t count = std::min(some, kRows - first);
+          const auto rows = [&](const OnGpu& of) { return of.tensor().rows(first, count); };
+          const ops::Quantised quantised{rows(f8), rows(scales)};
+          if (add)
+            cuda::add_rms_norm(gpu_with(format), rows(residual), rows(delta), weight, 1e-6f,
+                               rows(out), quantised);
+          else
+            cuda::rms_norm(gpu_with(format), rows(residual), weight, 1e-6f, rows(out), quantised);
+        }
+        return std::array{residual.bytes(), out.bytes(), f8.bytes(), scales.bytes()};
+      };
+      for (const bool add : {false, true})
+        EXPECT_EQ(run(kRows, add), run(kSome, add)) << width << (add ? ", added" : "");
+      // And not quantised.
+      const OnGpu few(start, {kRows, width}), many(start, {kRows, width});
+      for (int64_t first = 0; first < kRows; first += kSome) {
+        const Tensor some = few.tensor().rows(first, kSome);
+        cuda::rms_norm(gpu(), some, weight, 1e-6f, some);
+      }
+      cuda::rms_norm(gpu(), many, weight, 1e-6f, many);
+      EXPECT_EQ(many.bytes(), few.bytes()) << width;
+    }
+}
+
+TEST_F(Gpu, QkNormRopeOfManyTokensIsThatOfFew) {
+  constexpr int64_t kTokens = 650, kSome = 130, kBlocks = 45, kBlock = 16;
+  for (const auto& [q, kv] : {std::pair<int64_t, int64_t>{48, 8}, {6, 2}, {24, 4}})
+    for (const DType cache : {DType::bf16, DType::f8_e4m3}) {
+      const ops::HeadShape heads{q, kv, 128, 64};
+      const int64_t width = (q + 2 * kv) * 128;
+      const Numbers x = random_numbers(random_, kTokens * width, DType::bf16);
+      const OnGpu q_norm(random_numbers(random_, q * 128, DType::bf16), {q * 128});
+      const OnGpu k_norm(random_numbers(random_, kv * 128, DType::bf16), {kv * 128});
+      std::vector<int32_t> positions, slots;
+      for (int32_t t = 0; t < kTokens; ++t) {
+        positions.push_back(t * 7919 % 196000 + 3);
+        slots.push_back(t % 17 == 3 ? -1 : (t * 7 + 2) % static_cast<int32_t>(kBlocks * kBlock));
+      }
+      const OnGpu positions_gpu(positions, {kTokens}), slots_gpu(slots, {kTokens});
+      const OnGpu angles(DType::f32, {kTokens, 64}), sums(DType::f32, {kTokens, 2});
+      cuda::rope_angles(gpu(), positions_gpu, 5e6f, angles);
+      const auto run = [&](int64_t some) {
+        const OnGpu qkv(x, {kTokens, width});
+        const OnGpu k(cache, {kBlocks, kv, kBlock, 128}), v(cache, {kBlocks, kv, kBlock, 128});
+        for (int64_t first = 0; first < kTokens; first += some) {
+          const int64_t count = std::min(some, kTokens - first);
+          cuda::qk_norm_rope_store_whole(
+              gpu(), qkv.tensor().rows(first, count), sums.tensor().rows(first, count), q_norm,
+              k_norm, 1e-6f, angles.tensor().rows(first, count),
+              slots_gpu.tensor().rows(first, count), heads, {k, v, 0.011f, 0.003f});
+        }
+        return std::array{qkv.bytes(), k.bytes(), v.bytes()};
+      };
+      EXPECT_EQ(run(kTokens), run(kSome)) << q << " heads, " << name_of(cache);
+    }
+}
+
 TEST_F(Gpu, QkNormRopeStore) {
   struct Case {
     int64_t tokens, q, kv, dim, rotary, block;
@@ -1123,6 +1192,67 @@ void expect_chunks(std::mt19937& random, DType cache) {
   }
 }
 
+void expect_prompts_alone(std::mt19937& random, const ops::HeadShape& heads, DType cache_dtype,
+                          const std::vector<Sequence>& sequences) {
+  const int64_t width = heads.q_heads * 128;
+  std::vector<int32_t> starts{0}, contexts, begins{0};
+  int64_t most = 0;
+  for (const auto& [length, context] : sequences) {
+    starts.push_back(starts.back() + length);
+    contexts.push_back(context);
+    begins.push_back(begins.back() + (context + 15) / 16);
+    most = std::max<int64_t>(most, (context + 15) / 16);
+  }
+  const auto count = static_cast<int64_t>(sequences.size());
+  std::vector<int32_t> order(static_cast<size_t>(begins.back()));
+  std::iota(order.begin(), order.end(), 0);
+  std::shuffle(order.begin(), order.end(), random);
+  std::vector<int32_t> tables(static_cast<size_t>(count * most), 1 << 30);
+  for (int64_t s = 0; s < count; ++s)
+    std::copy(order.begin() + begins[static_cast<size_t>(s)],
+              order.begin() + begins[static_cast<size_t>(s + 1)], tables.begin() + s * most);
+  const int64_t blocks = begins.back();
+  const OnGpu k(random_numbers(random, blocks * heads.kv_heads * 16 * 128, cache_dtype),
+                {blocks, heads.kv_heads, 16, 128});
+  const OnGpu v(random_numbers(random, blocks * heads.kv_heads * 16 * 128, cache_dtype),
+                {blocks, heads.kv_heads, 16, 128});
+  const float scale = cache_dtype == DType::bf16 ? 1 : 0.01f;
+  const OnGpu q(random_numbers(random, starts.back() * width, DType::bf16, 1.5),
+                {starts.back(), width});
+  const auto run = [&](const Exec& exec, int64_t first, int64_t end) {
+    std::vector<int32_t> from;
+    for (int64_t s = first; s <= end; ++s)
+      from.push_back(starts[static_cast<size_t>(s)] - starts[static_cast<size_t>(first)]);
+    const OnGpu query_starts(from, {end - first + 1});
+    const OnGpu context_lens(std::vector<int32_t>(contexts.begin() + first, contexts.begin() + end),
+                             {end - first});
+    const OnGpu block_tables(
+        std::vector<int32_t>(tables.begin() + first * most, tables.begin() + end * most),
+        {end - first, most});
+    const OnGpu out(DType::bf16, {from.back(), width});
+    ops::BatchLayout layout;
+    layout.query_starts = query_starts;
+    layout.context_lens = context_lens;
+    layout.block_tables = block_tables;
+    cuda::paged_attention(exec, q.tensor().rows(starts[static_cast<size_t>(first)], from.back()),
+                          {k, v, scale, scale}, layout, heads, out);
+    return out.bytes();
+  };
+  // Room to widen all long contexts, some, none.
+  for (const int64_t bytes : {gpu().workspace_bytes, int64_t{2'600'000}, int64_t{0}}) {
+    Exec exec = gpu();
+    exec.workspace_bytes = bytes;
+    const std::vector<uint8_t> together = run(exec, 0, count);
+    for (int64_t s = 0; s < count; ++s) {
+      if (sequences[static_cast<size_t>(s)].length < 2) continue;
+      const auto begin = together.begin() + starts[static_cast<size_t>(s)] * width * 2,
+                 end = together.begin() + starts[static_cast<size_t>(s + 1)] * width * 2;
+      ASSERT_EQ(std::vector<uint8_t>(begin, end), run(gpu(), s, s + 1))
+          << "sequence " << s << " with " << bytes << " bytes";
+    }
+  }
+}
+
 TEST_F(Gpu, AttentionOfChunks) {
   for (const DType cache : kCaches) expect_chunks(random_, cache);
 }
@@ -1232,6 +1362,18 @@ TEST_F(Gpu, AttentionOfManySequences) {
   uneven.resize(33);
   expect_same_alone(random_, uneven, "33 uneven ones");
   expect_same_alone(random_, mixed, "beside prompts");
+}
+
+// A prompt's tokens are the same bytes beside others as alone, and whether a tile of queries is one
+// of many or few.
+TEST_F(Gpu, AttentionOfPromptsIsTheSameInAnyBatch) {
+  std::vector<std::vector<Sequence>> steps = {
+      {{700, 700}, {2, 900}, {1, 300}, {513, 1500}, {129, 130}, {130, 194}, {640, 640}}, {}};
+  for (int32_t i = 0; i < 45; ++i) steps[1].push_back({i % 4 ? 2 + i * 13 % 300 : 1, 310 + 31 * i});
+  for (const DType cache : kCaches)
+    for (const auto& sequences : steps)
+      for (const auto& [q_heads, kv_heads] : {std::pair<int64_t, int64_t>{12, 2}, {6, 1}, {5, 1}})
+        expect_prompts_alone(random_, {q_heads, kv_heads, 128, 64}, cache, sequences);
 }
 
 TEST_F(Gpu, AttentionOfAnyShape) {
@@ -1677,6 +1819,59 @@ TEST_F(Gpu, ExpertsOfALargeStep) {
                 "wide rows");
   run_experts(random_, {DType::bf16, DType::f8_e4m3, 160, 8, 64, 0, 64, 3072, 192, 0}, "narrow");
   run_experts(random_, {DType::bf16, DType::f8_e4m3, 100, 8, 24, 0, 24, 1024, 1536, 0}, "wide");
+}
+
+// At the model's width, where the sum, the norm behind it and the tokens' way to their places have
+// forms for many tokens: the bytes of fewer at a time, and of the norm apart.
+TEST_F(Gpu, ExpertsOfManyTokensAreThoseOfFew) {
+  constexpr int64_t kTokens = 600, kSome = 120, kTop = 8, kHidden = 3072;
+  for (const ScaleFormat format : {ScaleFormat::f32, ScaleFormat::e8m0}) {
+    const Exec exec = gpu_with(format);
+    const ExpertsCase c{DType::bf16, DType::f8_e4m3, kTokens, kTop, 20, 3, 14, kHidden, 128, 0};
+    const RankExperts rank(random_, c);
+    const RankOnGpu on_gpu(rank);
+    const ops::Experts experts = on_gpu.experts(rank);
+    std::vector<int32_t> ids;
+    std::vector<float> weights;
+    for (int64_t t = 0; t < kTokens; ++t) {
+      std::vector<int32_t> all(20);
+      std::iota(all.begin(), all.end(), 0);
+      std::shuffle(all.begin(), all.end(), random_);
+      std::sort(all.begin(), all.begin() + kTop);
+      if (t % 41 == 7) std::fill_n(all.begin(), kTop, -1);  // a padding token
+      ids.insert(ids.end(), all.begin(), all.begin() + kTop);
+      for (int64_t i = 0; i < kTop; ++i)
+        weights.push_back(0.01f * static_cast<float>(3 + (t * 5 + i * 7) % 23));
+    }
+    const OnGpu x(random_numbers(random_, kTokens * kHidden, DType::bf16), {kTokens, kHidden});
+    const OnGpu ids_gpu(ids, {kTokens, kTop}), weights_gpu(weights, {kTokens, kTop});
+    const OnGpu x_f8(DType::f8_e4m3, {kTokens, kHidden}), x_scales(DType::f32, {kTokens, 24});
+    cuda::quantise(exec, x, {x_f8, x_scales});
+    const Numbers start = random_numbers(random_, kTokens * kHidden, DType::bf16);
+    const OnGpu norm(random_numbers(random_, kHidden, DType::bf16), {kHidden});
+    const auto run = [&](int64_t some, bool given, bool apart) {
+      const OnGpu scratch = experts_scratch(experts, some, kTop);
+      const OnGpu residual(start, {kTokens, kHidden}), out(DType::bf16, {kTokens, kHidden});
+      const OnGpu delta(DType::bf16, {kTokens, kHidden});
+      const OnGpu f8(DType::f8_e4m3, {kTokens, kHidden}), scales(DType::f32, {kTokens, 24});
+      for (int64_t first = 0; first < kTokens; first += some) {
+        const auto rows = [&](const OnGpu& of) { return of.tensor().rows(first, some); };
+        const ops::AddNorm after{rows(residual), norm, 1e-6f, rows(out), {rows(f8), rows(scales)}};
+        cuda::experts(exec, rows(x), experts, rows(ids_gpu), rows(weights_gpu), scratch,
+                      rows(delta),
+                      given ? ops::Quantised{rows(x_f8), rows(x_scales)} : ops::Quantised(),
+                      apart ? nullptr : &after);
+        if (apart)
+          cuda::add_rms_norm(exec, after.residual, rows(delta), norm, 1e-6f, after.out,
+                             after.quantised);
+      }
+      return std::array{residual.bytes(), out.bytes(), f8.bytes(), scales.bytes()};
+    };
+    const auto few = run(kSome, false, true);
+    for (const bool given : {false, true})
+      for (const bool apart : {false, true})
+        EXPECT_EQ(run(kTokens, given, apart), few) << given << apart;
+  }
 }
 
 // Tiles of up to 32 tokens, which have the sides exchanged, behind whole ones and alone.

@@ -213,6 +213,11 @@ void launch_tiles(void* stream, const ExpertsArgs& args) {
 template <class Result, int kColumns>
 void launch_combine(void* stream, const ExpertsArgs& args, const RowOwners& owners) {
   if (args.after.residual.data) {
+    if (many_rows(args.x.rows) && args.hidden == kPartedColumns && args.top <= kCombineAhead &&
+        args.after.weight_dtype == DType::bf16 &&
+        reinterpret_cast<uintptr_t>(args.after.weight) % 16 == 0)
+      return launch(stream, combine_and_norm_rows, rows_shape(args.x.rows, PartOfRow<2>::kThreads),
+                    args);
     launch(stream, combine_and_norm, {dim3(static_cast<unsigned>(args.x.rows)), dim3(kNormThreads)},
            args);
     return;

@@ -4,7 +4,7 @@
 
 #include "ops/cuda/device.cuh"
 #include "ops/cuda/experts/launch.h"
-#include "ops/cuda/norm_row.cuh"
+#include "ops/cuda/part_of_row.cuh"
 
 namespace m2::ops::cuda {
 
@@ -336,6 +336,67 @@ __global__ void __launch_bounds__(kNormThreads) combine_and_norm(ExpertsArgs arg
   store_normed(kept, by, factor,
                static_cast<__nv_bfloat16*>(args.after.out.data) + token * args.after.out.stride,
                threadIdx.x, token, args.hidden, args.after.quantised);
+}
+
+// The same to the same bytes for many tokens of kPartedColumns and kCombineAhead experts at most,
+// and weights in bf16 at 16 bytes' borders: half as many threads a token, three tokens a
+// multiprocessor with all they read under way.
+constexpr int kCombineAhead = 8;
+__global__ void __launch_bounds__(PartOfRow<2>::kThreads, 3)
+    combine_and_norm_rows(ExpertsArgs args) {
+  using Part = PartOfRow<2>;
+  __shared__ alignas(16) float of_warp[kNormThreads / kWarp];
+  const Part part;
+  const int64_t token = blockIdx.x;
+  wait_for_previous();
+  let_next_start();
+  clear_counters(args);
+  auto* residual = reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(args.after.residual.data) +
+                                            token * args.after.residual.stride);
+  const auto* results =
+      reinterpret_cast<const uint4*>(args.results) + token * args.top * kNormThreads + part.first;
+  uint4 kept[2];
+  float sum[2][8] = {};
+#pragma unroll
+  for (int i = 0; i < 2; ++i) kept[i] = residual[part.first + i * Part::kStep];
+  uint4 result[kCombineAhead][2];
+#pragma unroll
+  for (int e = 0; e < kCombineAhead; ++e)
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      if (e < args.top) result[e][i] = results[e * kNormThreads + i * Part::kStep];
+  const int lane = threadIdx.x % kWarp;
+  const int64_t pair = token * args.top + lane;
+  const int chosen = lane < args.top ? args.ids[pair] - args.first_expert : -1;
+  const float weighs = lane < args.top ? args.weights[pair] : 0.0f;
+#pragma unroll
+  for (int e = 0; e < kCombineAhead; ++e) {
+    const int expert = __shfl_sync(~0u, chosen, e);
+    const float weight = __shfl_sync(~0u, weighs, e);
+    // What stands there for an expert that is not held here is no number.
+    if (expert < 0 || expert >= args.experts) continue;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t words[4] = {result[e][i].x, result[e][i].y, result[e][i].z, result[e][i].w};
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        const float2 value = floats_of(words[c]);
+        sum[i][2 * c] = fmaf(weight, value.x, sum[i][2 * c]);
+        sum[i][2 * c + 1] = fmaf(weight, value.y, sum[i][2 * c + 1]);
+      }
+    }
+  }
+  float squares[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    squares[i] = add_to_residual(reinterpret_cast<Pack8<__nv_bfloat16>&>(kept[i]), sum[i]);
+    residual[part.first + i * Part::kStep] = kept[i];
+  }
+  const float mean = Part::sum(squares, of_warp) / static_cast<float>(kPartedColumns);
+  part.store(kept, static_cast<const uint4*>(args.after.weight),
+             1.0f / sqrtf(mean + args.after.eps),
+             static_cast<__nv_bfloat16*>(args.after.out.data) + token * args.after.out.stride,
+             token, args.after.quantised);
 }
 
 }  // namespace m2::ops::cuda
