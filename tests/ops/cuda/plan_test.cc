@@ -332,6 +332,45 @@ TEST(AttentionPlan, ChoosesByTheNumberOfSequences) {
   EXPECT_FALSE(plan(1, DType::bf16, 8).lasting);
 }
 
+TEST(AttentionPlan, LongPromptsOverF8AreWidenedWhereThereIsRoom) {
+  AttentionShape shape{.tokens = 2048,
+                       .sequences = 1,
+                       .max_context = 8192,
+                       .q_heads = 48,
+                       .kv_heads = 8,
+                       .head_dim = 128,
+                       .block_size = 16,
+                       .cache = DType::f8_e4m3};
+  const int64_t parts = attention_workspace_bytes(1, 8192, 48, 8, 128);
+  constexpr int64_t kTile = 2 * 128 * 8 * 128 * 2;  // bytes
+  shape.workspace_bytes = parts + 2048 + 64 * kTile;
+  AttentionPlan plan = plan_attention(shape);
+  EXPECT_EQ(plan.widened_tiles, 64);
+  EXPECT_TRUE(plan.widens_all);
+  EXPECT_GE(plan.places_at, parts);
+  EXPECT_GT(plan.widened_at, plan.places_at);
+  EXPECT_LE(plan.widened_at + 64 * kTile, shape.workspace_bytes);
+  // One context that has no room is left as it is; of several those that have are not.
+  shape.workspace_bytes -= kTile;
+  EXPECT_EQ(plan_attention(shape).widened_tiles, 0);
+  EXPECT_FALSE(plan_attention(shape).widens_all);
+  shape.sequences = 3;
+  shape.workspace_bytes = 3 * parts + 2048 + 100 * kTile;
+  EXPECT_EQ(plan_attention(shape).widened_tiles, 100);
+  EXPECT_FALSE(plan_attention(shape).widens_all);
+  shape.workspace_bytes = 0;
+  EXPECT_EQ(plan_attention(shape).widened_tiles, 0);
+  // Short prompts, and other caches.
+  shape.workspace_bytes = int64_t{1} << 30;
+  shape.tokens = kLeastWidened + shape.sequences - 1;
+  EXPECT_EQ(plan_attention(shape).widened_tiles, 3 * 64);
+  shape.tokens -= 1;
+  EXPECT_EQ(plan_attention(shape).widened_tiles, 0);
+  shape.tokens = 2048;
+  shape.cache = DType::bf16;
+  EXPECT_EQ(plan_attention(shape).widened_tiles, 0);
+}
+
 TEST(AttentionPlan, ChoosesKernelsAndParts) {
   AttentionShape shape{.tokens = 4,
                        .sequences = 4,

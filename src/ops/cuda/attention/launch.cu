@@ -91,7 +91,7 @@ void launch_attention(void* stream, const AttentionPlan& plan, const AttentionAr
     return;
   }
   if (plan.tiles) {
-    launch_prefill_tiles(stream, args);
+    launch_prefill_tiles(stream, plan, args);
   } else if (plan.prefill) {
     LaunchShape shape{dim3(tokens / kQueries + sequences, q_heads), dim3(kPrefillWarps * kWarp)};
     shape.shared_bytes = kPrefillShared;

@@ -23,6 +23,6 @@ struct AttentionArgs {
 
 void launch_attention(void* stream, const AttentionPlan& plan, const AttentionArgs& args);
 // Sequences of several tokens on compute capability 9.0. In sm90_prefill.cu.
-void launch_prefill_tiles(void* stream, const AttentionArgs& args);
+void launch_prefill_tiles(void* stream, const AttentionPlan& plan, const AttentionArgs& args);
 
 }  // namespace m2::ops::cuda

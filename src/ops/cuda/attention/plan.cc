@@ -1,5 +1,7 @@
 #include "ops/cuda/attention/plan.h"
 
+#include <algorithm>
+
 namespace m2::ops::cuda {
 namespace {
 
@@ -31,6 +33,24 @@ int splits_of(int64_t max_context, int kv_heads) {
   return std::max(1, (pages + least - 1) / least);
 }
 
+// Room for widened contexts, where a step may have prompts long enough.
+void place_widened(const AttentionShape& shape, AttentionPlan& plan) {
+  if (!plan.tiles || shape.cache == DType::bf16) return;
+  if (shape.tokens - shape.sequences + 1 < kLeastWidened) return;
+  constexpr int64_t kKeys = 128, kBorder = 1024;
+  const auto up = [](int64_t bytes) { return (bytes + kBorder - 1) / kBorder * kBorder; };
+  if (plan.splits > 1)
+    plan.places_at = up(attention_workspace_bytes(shape.sequences, shape.max_context, shape.q_heads,
+                                                  shape.kv_heads, shape.head_dim));
+  plan.widened_at = plan.places_at + up(4 * shape.sequences);
+  const int64_t tile_bytes = 2 * kKeys * shape.kv_heads * shape.head_dim * 2;
+  const int64_t room = (shape.workspace_bytes - plan.widened_at) / tile_bytes;
+  const int64_t most = shape.sequences * ((shape.max_context + kKeys - 1) / kKeys);
+  const bool alone = shape.sequences == 1;
+  plan.widens_all = alone && room >= most;
+  if (!alone || plan.widens_all) plan.widened_tiles = std::clamp<int64_t>(room, 0, most);
+}
+
 }  // namespace
 
 int64_t attention_workspace_bytes(int64_t sequences, int64_t max_context, int q_heads, int kv_heads,
@@ -60,6 +80,7 @@ AttentionPlan plan_attention(const AttentionShape& shape) {
   plan.join = plan.splits > 1 && shape.alone && shape.sequences * shape.kv_heads <= kMostJoins;
   plan.lasting = !plan.ring && !suits_blocks(shape);
   if (joins_beside(plan, shape)) plan.join = false;
+  place_widened(shape, plan);
   return plan;
 }
 
@@ -69,6 +90,8 @@ std::string describe(const AttentionPlan& plan) {
   if (plan.decode) text = "decode in up to " + std::to_string(plan.splits) + " parts";
   if (plan.join) text += " that join themselves";
   if (plan.prefill) text += plan.tiles ? ", prefill in tiles" : ", prefill";
+  if (plan.widened_tiles > 0)
+    text += ", up to " + std::to_string(plan.widened_tiles) + " of keys widened before";
   return text;
 }
 

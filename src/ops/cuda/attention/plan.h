@@ -28,12 +28,20 @@ struct AttentionPlan {
   bool tiles = false;         // which is the one with wgmma
   int splits = 1;             // most parts a decoded token's context is cut into
   bool join = false;          // whoever leaves the last part joins them, instead of a second kernel
+  // Tiles of 128 keys for which there is room in the workspace, behind decode's parts, where long
+  // prompts' contexts over FP8 are widened beforehand; 0: none is.
+  int64_t widened_tiles = 0;
+  int64_t places_at = 0, widened_at = 0;  // where in the workspace
+  bool widens_all = false;                // every prompt of the step
 };
 
 // A decoded token's context is cut by its own length and the rank's KV heads alone, so that its
 // result does not depend on the batch: into parts of at least some pages, few enough for one block
 // each of two a multiprocessor.
 constexpr int kPage = 16;
+// A prompt's tokens in this step from which on its context is widened beforehand: two tiles of
+// queries of each q head would else do it for themselves.
+constexpr int kLeastWidened = 256;
 constexpr int kMostSplits = 256;  // by one KV head
 // Sequences times KV heads of a step whose parts can be counted.
 constexpr int kMostJoins = 8192;

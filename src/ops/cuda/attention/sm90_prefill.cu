@@ -3,26 +3,55 @@
 #include "ops/cuda/attention/sm90_prefill.cuh"
 
 namespace m2::ops::cuda {
+namespace {
 
-void launch_prefill_tiles(void* stream, const AttentionArgs& args) {
-  const bool f8 = args.cache.dtype == DType::f8_e4m3;
+struct KvMaps {
+  CUtensorMap keys = {}, values = {};
+
+  KvMaps() = default;
+  KvMaps(const void* k, const void* v, int64_t rows, int box_rows)
+      : keys(tensor_map(k, rows, kDim * 2, kDim * 2, box_rows)),
+        values(tensor_map(v, rows, kDim * 2, kDim * 2, box_rows)) {}
+};
+
+template <Feed kFeed>
+void launch_tiles(void* stream, const AttentionArgs& args, const KvMaps& maps,
+                  const tiled::Attended& of = {}) {
   LaunchShape shape{dim3(), dim3(tiled::kThreads)};
   shape.shared_bytes = tiled::kSharedBytes;
-  shape.cluster = !f8 && args.heads.q / args.heads.kv % 2 == 0 ? 2 : 1;
+  shape.cluster = kFeed != Feed::f8 && args.heads.q / args.heads.kv % 2 == 0 ? 2 : 1;
   const int64_t items = (args.q.rows / tiled::kRows + args.sequences) * args.heads.q;  // at most
   const int64_t clusters = std::min<int64_t>(multiprocessors(), items) / shape.cluster;
   shape.grid = dim3(static_cast<unsigned>(clusters) * static_cast<unsigned>(shape.cluster));
-  CUtensorMap keys = {}, values = {};
-  if (!f8) {
-    const int64_t rows = args.cache.blocks * args.heads.kv * kPage;
-    keys = tensor_map(args.cache.k, rows, kDim * 2, kDim * 2, kPage);
-    values = tensor_map(args.cache.v, rows, kDim * 2, kDim * 2, kPage);
+  auto kernel = sm90_attention_prefill<kFeed, 1>;
+  if constexpr (kFeed != Feed::f8)
+    if (shape.cluster == 2) kernel = sm90_attention_prefill<kFeed, 2>;
+  launch(stream, kernel, shape, maps.keys, maps.values, args, of);
+}
+
+}  // namespace
+
+void launch_prefill_tiles(void* stream, const AttentionPlan& plan, const AttentionArgs& args) {
+  const Cache& cache = args.cache;
+  if (cache.dtype == DType::bf16) {
+    const int64_t rows = cache.blocks * args.heads.kv * kPage;
+    return launch_tiles<Feed::bf16>(stream, args, KvMaps(cache.k, cache.v, rows, kPage));
   }
-  launch(stream,
-         f8                   ? sm90_attention_prefill<true, 1>
-         : shape.cluster == 1 ? sm90_attention_prefill<false, 1>
-                              : sm90_attention_prefill<false, 2>,
-         shape, keys, values, args);
+  if (plan.widened_tiles == 0) return launch_tiles<Feed::f8>(stream, args, KvMaps());
+  const int64_t rows = plan.widened_tiles * args.heads.kv * tiled::kKeys;
+  auto* workspace = reinterpret_cast<uint8_t*>(args.workspace);
+  const tiled::Widened widened{
+      reinterpret_cast<int32_t*>(workspace + plan.places_at), workspace + plan.widened_at,
+      workspace + plan.widened_at + rows * 2 * kDim, static_cast<int>(plan.widened_tiles)};
+  constexpr int kBlocks = 8;  // a multiprocessor
+  launch(stream, widen_contexts,
+         {dim3(static_cast<unsigned>(kBlocks * multiprocessors())), dim3(kWidenThreads)}, args,
+         widened);
+  launch_tiles<Feed::widened>(stream, args,
+                              KvMaps(widened.keys, widened.values, rows, tiled::kKeys),
+                              {tiled::Attended::kPlaced, widened.places});
+  if (!plan.widens_all)
+    launch_tiles<Feed::f8>(stream, args, KvMaps(), {tiled::Attended::kOthers, widened.places});
 }
 
 }  // namespace m2::ops::cuda

@@ -86,9 +86,29 @@ __device__ __forceinline__ uint32_t pack(float low, float high) {
   }
 }
 
+// Where contexts of long prompts over FP8 stand widened to f16, which each of their tiles of
+// queries would else do for itself: tiles of 128 keys, [capacity, kv_heads, 128, 128], and of
+// values. places [sequences]: the sequence's first tile there, or -1.
+struct Widened {
+  int32_t* places = nullptr;
+  uint8_t* keys = nullptr;
+  uint8_t* values = nullptr;
+  int capacity = 0;
+};
+// Which of the sequences a launch attends to: all, or of those with a place and those without one.
+struct Attended {
+  enum { kAll, kPlaced, kOthers } which = kAll;
+  const int32_t* places = nullptr;
+
+  __device__ __forceinline__ bool has(int sequence) const {
+    return which == kAll || (places[sequence] >= 0) == (which == kPlaced);
+  }
+};
+
 // The tiles of queries one after another, sequence by sequence, those with the most keys first.
 // Sequences of one token have none. All lanes of a warp ask together, for ascending tiles.
 struct QueryTiles {
+  Attended of;
   int sequence = 0;
   int before = 0;  // tiles of the sequences before it
 
@@ -99,7 +119,8 @@ struct QueryTiles {
     for (; sequence < args.sequences; sequence += kWarp) {
       const int mine = sequence + lane;
       int length = 0;
-      if (mine < args.sequences) length = args.query_starts[mine + 1] - args.query_starts[mine];
+      if (mine < args.sequences && of.has(mine))
+        length = args.query_starts[mine + 1] - args.query_starts[mine];
       const int tiles = length < 2 ? 0 : (length + kRows - 1) / kRows;
       int end = tiles;  // tiles of this lane's sequence and those before it, from `sequence` on
 #pragma unroll
@@ -165,9 +186,9 @@ struct Ring {
 // context are left as they are, whatever that is: their logits are not looked at. Values there
 // become zeros, since even times zero they could do harm.
 template <int kCluster>
-__device__ __forceinline__ void copy_tiles(const AttentionArgs& args, const CUtensorMap* keys,
-                                           const CUtensorMap* values, uint32_t ring_memory,
-                                           Ring& ring) {
+__device__ __forceinline__ void copy_tiles(const AttentionArgs& args, const Attended& of,
+                                           const CUtensorMap* keys, const CUtensorMap* values,
+                                           uint32_t ring_memory, Ring& ring) {
   constexpr int kShare = kPages / kCluster;
   Place<kCluster> place;
   const int lane = threadIdx.x % kWarp, half = lane % 2;
@@ -179,7 +200,7 @@ __device__ __forceinline__ void copy_tiles(const AttentionArgs& args, const CUte
     else
       tensor_copy(to, map, half * 128, row, full);
   };
-  QueryTiles finder;
+  QueryTiles finder{of};
   Item item;
   int step = 0;
   for (; find_item(args, finder, place, item); place.index += place.step) {
@@ -274,15 +295,15 @@ struct F8Pieces {
 };
 
 // Two warps have charge of the keys, two of the values.
-__device__ __forceinline__ void widen_tiles(const AttentionArgs& args, uint32_t ring_memory,
-                                            Ring& ring) {
+__device__ __forceinline__ void widen_tiles(const AttentionArgs& args, const Attended& of,
+                                            uint32_t ring_memory, Ring& ring) {
   const bool is_key = threadIdx.x % kProducers < F8Pieces::kThreads;
   const auto* cache = static_cast<const uint8_t*>(is_key ? args.cache.k : args.cache.v);
   uint64_t* full = is_key ? ring.full_k : ring.full_v;
   uint64_t* empty = is_key ? ring.empty_k : ring.empty_v;
   const int64_t stride = static_cast<int64_t>(args.heads.kv) * kPage * kDim;
   Place<1> place;
-  QueryTiles finder;
+  QueryTiles finder{of};
   Item item;
   int step = 0;
   for (; find_item(args, finder, place, item); place.index += place.step) {
@@ -298,6 +319,44 @@ __device__ __forceinline__ void widen_tiles(const AttentionArgs& args, uint32_t 
       publish_to_wgmma();
       __syncwarp();
       if (threadIdx.x % kWarp == 0) barrier_arrive(&full[slot]);
+    }
+  }
+}
+
+// --- producing: FP8 that stands widened --------------------------------------------------------
+
+// One warp. Each block of a cluster of two copies half of the dims, for both.
+template <int kCluster>
+__device__ __forceinline__ void copy_widened(const AttentionArgs& args, const Attended& of,
+                                             const CUtensorMap* keys, const CUtensorMap* values,
+                                             uint32_t ring_memory, Ring& ring) {
+  Place<kCluster> place;
+  const int lane = threadIdx.x % kWarp, half = kCluster > 1 ? place.rank : lane;
+  const bool copies = lane < 2 / kCluster;
+  const auto copy = [&](uint32_t to, const CUtensorMap* map, int row, uint64_t* full) {
+    if constexpr (kCluster > 1)
+      tensor_copy_to_all(to, map, half * 128, row, full, (1 << kCluster) - 1);
+    else
+      tensor_copy(to, map, half * 128, row, full);
+  };
+  QueryTiles finder{of};
+  Item item;
+  int step = 0;
+  for (; find_item(args, finder, place, item); place.index += place.step) {
+    const int kv_head = item.head / (args.heads.q / args.heads.kv);
+    const int first = of.places[item.sequence];
+    for (int tile = 0; tile < item.tiles; ++tile, ++step) {
+      const int slot = step % kStages, row = ((first + tile) * args.heads.kv + kv_head) * kKeys;
+      const uint32_t parity = (step / kStages - 1) & 1;
+      const uint32_t to = ring_memory + slot * 2 * kOperand + half * kHalf;
+      if (step >= kStages) barrier_wait(&ring.empty_k[slot], parity);
+      if (lane == 0) barrier_expect(&ring.full_k[slot], kOperand);
+      __syncwarp();
+      if (copies) copy(to, keys, row, &ring.full_k[slot]);
+      if (step >= kStages) barrier_wait(&ring.empty_v[slot], parity);
+      if (lane == 0) barrier_expect(&ring.full_v[slot], kOperand);
+      __syncwarp();
+      if (copies) copy(to + kOperand, values, row, &ring.full_v[slot]);
     }
   }
 }
@@ -441,8 +500,8 @@ __device__ __forceinline__ void hand_back(uint64_t* empty) {
 }
 
 template <bool kHalves, int kCluster>
-__device__ __forceinline__ void attend_tiles(const AttentionArgs& args, uint32_t memory,
-                                             Ring& ring) {
+__device__ __forceinline__ void attend_tiles(const AttentionArgs& args, const Attended& of,
+                                             uint32_t memory, Ring& ring) {
   const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);  // as one number of the warp
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const uint32_t queries = memory + group * 2 * kQueryHalf, ring_memory = memory + kQueryBytes;
@@ -471,7 +530,7 @@ __device__ __forceinline__ void attend_tiles(const AttentionArgs& args, uint32_t
 
   __shared__ float marks[kConsumers];  // never read
   const uint32_t mark = shared_address(marks + threadIdx.x);
-  QueryTiles finder;
+  QueryTiles finder{of};
   Item next;
   Queries next_queries;
   Place<kCluster> place;
@@ -545,27 +604,33 @@ __device__ __forceinline__ void attend_tiles(const AttentionArgs& args, uint32_t
 
 }  // namespace tiled
 
-// kF8: the cache is FP8. It is widened to f16, which holds every e4m3 number exactly, and queries
-// and weights are rounded to f16 as well; so queries beyond 65504 are infinite. kCluster: blocks
-// that share their copies of keys and values, of as many neighbouring q heads of one KV head.
-template <bool kF8, int kCluster>
+// What the tiles of keys and values are made of. FP8 becomes f16, which holds every e4m3 number
+// exactly, and queries and weights are rounded to f16 as well; so queries beyond 65504 are
+// infinite.
+enum class Feed { bf16, f8, widened };
+
+// kCluster: blocks that share their copies of keys and values, of as many neighbouring q heads of
+// one KV head.
+template <Feed kFeed, int kCluster>
 __global__ void __launch_bounds__(tiled::kThreads, 1)
     sm90_attention_prefill(const __grid_constant__ CUtensorMap keys,
-                           const __grid_constant__ CUtensorMap values, AttentionArgs args) {
+                           const __grid_constant__ CUtensorMap values, AttentionArgs args,
+                           tiled::Attended of) {
+  constexpr bool kWidens = kFeed == Feed::f8;
   extern __shared__ uint8_t prefill_memory[];
   __shared__ tiled::Ring ring;
   const uint32_t memory = (shared_address(prefill_memory) + 1023) & ~1023u;
   if (threadIdx.x == 0) {
     for (int i = 0; i < tiled::kStages; ++i) {
-      barrier_init(&ring.full_k[i], kF8 ? tiled::F8Pieces::kThreads / kWarp : 1);
-      barrier_init(&ring.full_v[i], kF8 ? tiled::F8Pieces::kThreads / kWarp : 1);
+      barrier_init(&ring.full_k[i], kWidens ? tiled::F8Pieces::kThreads / kWarp : 1);
+      barrier_init(&ring.full_v[i], kWidens ? tiled::F8Pieces::kThreads / kWarp : 1);
       barrier_init(&ring.empty_k[i], kCluster * tiled::kConsumers / kWarp);
       barrier_init(&ring.empty_v[i], kCluster * tiled::kConsumers / kWarp);
     }
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
-    if constexpr (!kF8) {
+    if constexpr (!kWidens) {
       prefetch_map(&keys);
       prefetch_map(&values);
     }
@@ -576,20 +641,88 @@ __global__ void __launch_bounds__(tiled::kThreads, 1)
   let_next_start();
   if (threadIdx.x >= tiled::kConsumers) {
     const uint32_t ring_memory = memory + tiled::kQueryBytes;
-    if constexpr (kF8) {
+    if constexpr (kWidens) {
       give_registers<104>();
-      tiled::widen_tiles(args, ring_memory, ring);
+      tiled::widen_tiles(args, of, ring_memory, ring);
     } else {
       give_registers<56>();
-      if (threadIdx.x < tiled::kConsumers + kWarp)
-        tiled::copy_tiles<kCluster>(args, &keys, &values, ring_memory, ring);
+      if (threadIdx.x < tiled::kConsumers + kWarp) {
+        if constexpr (kFeed == Feed::bf16)
+          tiled::copy_tiles<kCluster>(args, of, &keys, &values, ring_memory, ring);
+        else
+          tiled::copy_widened<kCluster>(args, of, &keys, &values, ring_memory, ring);
+      }
     }
   } else {
-    take_registers<kF8 ? 200 : 224>();
-    tiled::attend_tiles<kF8, kCluster>(args, memory, ring);
+    take_registers<kWidens ? 200 : 224>();
+    tiled::attend_tiles<kFeed != Feed::bf16, kCluster>(args, of, memory, ring);
   }
   // Nobody leaves while another block may still copy or arrive here.
   if constexpr (kCluster > 1) meet_cluster();
+}
+
+// Widens the contexts of sequences of kLeastWidened tokens and more, as many as there is room for,
+// one behind the other; zeros up to whole tiles. A warp a page of a KV head's keys, or values, at a
+// time. Bytes: context * kv_heads * 128 * 2 read, twice as many written. Bound: bandwidth.
+constexpr int kWidenThreads = 256;
+__global__ void __launch_bounds__(kWidenThreads)
+    widen_contexts(AttentionArgs args, tiled::Widened to) {
+  wait_for_previous();
+  let_next_start();
+  constexpr int kPiece = 8, kPieces = kPage * kDim / kPiece / kWarp;  // numbers; of a lane
+  const int lane = threadIdx.x % kWarp, kv_heads = args.heads.kv;
+  const int warp = blockIdx.x * (kWidenThreads / kWarp) + threadIdx.x / kWarp;
+  const int warps = gridDim.x * (kWidenThreads / kWarp);
+  int before = 0;  // tiles of the sequences before these 32
+  for (int group = 0; group < args.sequences; group += kWarp) {
+    int tiles = 0, context = 0;
+    if (group + lane < args.sequences) {
+      const int32_t* starts = args.query_starts + group + lane;
+      context = args.context_lens[group + lane];
+      if (starts[1] - starts[0] >= kLeastWidened)
+        tiles = (context + tiled::kKeys - 1) / tiled::kKeys;
+    }
+    int end = tiles;
+#pragma unroll
+    for (int offset = 1; offset < kWarp; offset *= 2) {
+      const int other = __shfl_up_sync(~0u, end, offset);
+      if (lane >= offset) end += other;
+    }
+    const int place = before + end - tiles;
+    const bool fits = tiles > 0 && place + tiles <= to.capacity;
+    before += __shfl_sync(~0u, end, kWarp - 1);
+    if (warp == 0 && group + lane < args.sequences) to.places[group + lane] = fits ? place : -1;
+    for (unsigned left = __ballot_sync(~0u, fits); left; left &= left - 1) {
+      const int one = __ffs(static_cast<int>(left)) - 1;
+      const int here = __shfl_sync(~0u, context, one), first = __shfl_sync(~0u, place, one);
+      const int count = __shfl_sync(~0u, tiles, one) * tiled::kPages * kv_heads * 2;
+      const int32_t* table = args.block_tables + (group + one) * args.table_stride;
+      for (int i = warp; i < count; i += warps) {
+        const int head = i / 2 % kv_heads, page = i / 2 / kv_heads, tokens = here - page * kPage;
+        const auto* cache = static_cast<const uint8_t*>(i % 2 ? args.cache.v : args.cache.k);
+        uint2 piece[kPieces] = {};
+        if (tokens > 0) {
+          const auto* from = reinterpret_cast<const uint2*>(
+              cache + (static_cast<int64_t>(table[page]) * kv_heads + head) * (kPage * kDim));
+#pragma unroll
+          for (int j = 0; j < kPieces; ++j)
+            if ((j * kWarp + lane) / (kDim / kPiece) < tokens) piece[j] = from[j * kWarp + lane];
+        }
+        auto* out = reinterpret_cast<uint4*>(
+            (i % 2 ? to.values : to.keys) +
+            (static_cast<int64_t>((first + page / tiled::kPages) * kv_heads + head) * tiled::kKeys +
+             page % tiled::kPages * kPage) *
+                (2 * kDim));
+#pragma unroll
+        for (int j = 0; j < kPieces; ++j) {
+          uint4 wide;
+          widen_to_halves(piece[j].x, wide.x, wide.y);
+          widen_to_halves(piece[j].y, wide.z, wide.w);
+          out[j * kWarp + lane] = wide;
+        }
+      }
+    }
+  }
 }
 
 }  // namespace m2::ops::cuda
