@@ -1,3 +1,7 @@
+#include <algorithm>
+
+#include "ops/cuda/part_of_row.cuh"
+#include "ops/cuda/qk_row.cuh"
 #include "ops/cuda/rope_angle.cuh"
 
 namespace m2::ops::cuda {
@@ -55,6 +59,55 @@ __global__ void qk_sum_squares_kernel(Matrix qkv, Heads heads, float* sums) {
     sums[2 * blockIdx.x] = q_sum;
     sums[2 * blockIdx.x + 1] = k_sum;
   }
+}
+
+// The same to the same bytes for many tokens: one warp a token, in which eight lanes have the
+// numbers of one of those kSumThreads / kWarp warps. bf16 rows at 16 bytes' borders, widths that
+// are multiples of eight and at most 8 kSumThreads.
+constexpr int kSumThreads = 512;
+
+__device__ __forceinline__ float sum_by_warp(const uint4* row, int width) {
+  constexpr int kWarps = kSumThreads / kWarp, kPasses = kWarps / 4;
+  const int lane = threadIdx.x % kWarp;
+  float mine = 0.0f;  // of warp `lane`
+#pragma unroll
+  for (int pass = 0; pass < kPasses; ++pass) {
+    if (pass * 4 * kWarp * 8 >= width) continue;
+    const int first = (pass * 4 + lane / 8) * kWarp + lane % 8;
+    float share[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int pack = first + i * 8;
+      const uint4 eight = pack * 8 < width ? row[pack] : uint4{};
+      const uint32_t words[4] = {eight.x, eight.y, eight.z, eight.w};
+      share[i] = 0.0f;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float low = __uint_as_float(words[j] << 16);
+        const float high = __uint_as_float(words[j] & 0xffff0000u);
+        share[i] = fmaf(low, low, fmaf(high, high, share[i]));
+      }
+    }
+    float sum = (share[0] + share[2]) + (share[1] + share[3]);
+#pragma unroll
+    for (int offset = 4; offset; offset /= 2) sum += __shfl_xor_sync(~0u, sum, offset);
+    const float of_warp = __shfl_sync(~0u, sum, lane % 4 * 8);
+    if (lane / 4 == pass) mine = of_warp;
+  }
+  return warp_sum(mine);
+}
+
+__global__ void __launch_bounds__(256) qk_sums_rows_kernel(Matrix qkv, Heads heads, float* sums) {
+  wait_for_previous();
+  let_next_start();
+  const int64_t token = static_cast<int64_t>(blockIdx.x) * (256 / kWarp) + threadIdx.x / kWarp;
+  if (token >= qkv.rows) return;
+  const auto* row = reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(qkv.data) +
+                                                   token * qkv.stride);
+  const int q_width = heads.q * heads.dim;
+  const float q_sum = sum_by_warp(row, q_width);
+  const float k_sum = sum_by_warp(row + q_width / 8, heads.kv * heads.dim);
+  if (threadIdx.x % kWarp == 0) reinterpret_cast<float2*>(sums)[token] = {q_sum, k_sum};
 }
 
 // The head's value at c, normalised in FP32.
@@ -228,6 +281,93 @@ __global__ void qk_norm_rope_kernel(QkNormRope args, bool by_fours) {
                      is_key ? args.cache.k_scale : args.cache.v_scale});
 }
 
+// The same to the same bytes for many tokens of the heads that qk_row.cuh knows: a thread has a
+// head's dims 8 p .. 8 p + 7, and the next ones 32, 64 and 96 further on, p from 0 to 3, so that
+// dims that turn together are in one thread.
+__global__ void __launch_bounds__(256)
+    qk_norm_rope_rows_kernel(const __grid_constant__ QkNormRope args) {
+  constexpr int kEach = 4;  // threads a head
+  wait_for_previous();
+  let_next_start();
+  const Heads& heads = args.heads;
+  const int per_token = (heads.q + 2 * heads.kv) * kEach;
+  const int64_t item = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t token = item / per_token;
+  if (token >= args.qkv.rows) return;
+  const int head = static_cast<int>(item % per_token) / kEach,
+            piece = static_cast<int>(item % kEach);
+  const bool is_q = head < heads.q, is_k = !is_q && head < heads.q + heads.kv;
+  auto* row = reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(args.qkv.data) +
+                                       token * args.qkv.stride) +
+              head * kHeadThreads + piece;
+  uint4 raw[4];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) raw[j] = row[j * kEach];
+  const int slot = is_q ? 0 : args.slots[token];
+  if (slot < 0) return;  // a padding token of a captured graph
+  float value[4][8];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) as_floats(raw[j], value[j]);
+  if (is_q || is_k) {
+    const float2 sums = reinterpret_cast<const float2*>(args.sums)[token];
+    const float mean =
+        is_q ? sums.x / static_cast<float>(args.full_q) : sums.y / static_cast<float>(args.full_k);
+    const float factor = 1.0f / sqrtf(mean + args.eps);
+    const auto* weights = reinterpret_cast<const uint4*>(is_q ? args.q_norm : args.k_norm) +
+                          (head - (is_q ? 0 : heads.q)) * kHeadThreads + piece;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      float by[8];
+      as_floats(weights[j * kEach], by);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) value[j][i] = value[j][i] * factor * by[i];
+    }
+    const auto* angles =
+        reinterpret_cast<const float4*>(args.angles + token * kQkRotary) + piece * 2;
+    float cosine[8], sine[8];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      *reinterpret_cast<float4*>(cosine + 4 * i) = angles[i];
+      *reinterpret_cast<float4*>(sine + 4 * i) = angles[kQkRotary / 8 + i];
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const float first = value[0][i], second = value[1][i];
+      value[0][i] = __fmaf_rn(first, cosine[i], __fmul_rn(second, -sine[i]));
+      value[1][i] = __fmaf_rn(first, sine[i], __fmul_rn(second, cosine[i]));
+    }
+  }
+  if (is_q) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) row[j * kEach] = as_bf16(value[j]);
+    return;
+  }
+  const int kv_head = (head - heads.q) % heads.kv;
+  const int64_t cell = ((slot / args.cache.block_size * static_cast<int64_t>(heads.kv) + kv_head) *
+                            args.cache.block_size +
+                        slot % args.cache.block_size) *
+                           kHeadThreads +
+                       piece;
+  void* cache = is_k ? args.cache.k : args.cache.v;
+  const float scale = is_k ? args.cache.k_scale : args.cache.v_scale;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    if (args.cache.dtype == DType::bf16) {
+      static_cast<uint4*>(cache)[cell + j * kEach] = is_k ? as_bf16(value[j]) : raw[j];
+      continue;
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) value[j][i] /= scale;
+    static_cast<uint2*>(cache)[cell + j * kEach] = {
+        __nv_fp8x4_e4m3(float4{value[j][0], value[j][1], value[j][2], value[j][3]}).__x,
+        __nv_fp8x4_e4m3(float4{value[j][4], value[j][5], value[j][6], value[j][7]}).__x};
+  }
+}
+
+bool aligned16(const void* data) {
+  return reinterpret_cast<uintptr_t>(data) % 16 == 0;
+}
+
 }  // namespace
 
 void launch_rope_angles(void* stream, const int32_t* positions, int64_t tokens, int rotary,
@@ -239,20 +379,32 @@ void launch_rope_angles(void* stream, const int32_t* positions, int64_t tokens, 
 
 void launch_qk_sum_squares(void* stream, Matrix qkv, Heads heads, float* sums) {
   if (qkv.rows == 0) return;
-  launch(stream, qk_sum_squares_kernel, {dim3(static_cast<unsigned>(qkv.rows)), dim3(512)}, qkv,
-         heads, sums);
+  const int64_t width = std::max(heads.q, heads.kv) * heads.dim;
+  if (many_rows(qkv.rows) && qkv.dtype == DType::bf16 && aligned16(qkv.data) &&
+      qkv.stride % 8 == 0 && heads.dim % 8 == 0 && width <= 8 * kSumThreads) {
+    const LaunchShape shape = rows_shape(blocks_for(qkv.rows, 256 / kWarp), 256);
+    return launch(stream, qk_sums_rows_kernel, shape, qkv, heads, sums);
+  }
+  launch(stream, qk_sum_squares_kernel, {dim3(static_cast<unsigned>(qkv.rows)), dim3(kSumThreads)},
+         qkv, heads, sums);
 }
 
 void launch_qk_norm_rope(void* stream, const QkNormRope& args) {
   if (args.qkv.rows == 0) return;
   constexpr int kWarpsPerBlock = 8;
   const unsigned blocks = blocks_for(args.heads.q + 2 * args.heads.kv, kWarpsPerBlock);
-  const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
   const bool by_fours = args.qkv.dtype == DType::bf16 && args.q_norm_dtype == DType::bf16 &&
                         args.k_norm_dtype == DType::bf16 && args.heads.dim % 4 == 0 &&
                         args.heads.rotary % 8 == 0 && args.qkv.stride % 4 == 0 &&
-                        aligned(args.qkv.data) && aligned(args.q_norm) && aligned(args.k_norm) &&
-                        aligned(args.angles) && aligned(args.cache.k) && aligned(args.cache.v);
+                        aligned16(args.qkv.data) && aligned16(args.q_norm) &&
+                        aligned16(args.k_norm) && aligned16(args.angles) &&
+                        aligned16(args.cache.k) && aligned16(args.cache.v);
+  if (many_rows(args.qkv.rows) && by_fours && args.qkv.stride % 8 == 0 &&
+      args.heads.dim == kQkDim && args.heads.rotary == kQkRotary) {
+    const int64_t threads = args.qkv.rows * (args.heads.q + 2 * args.heads.kv) * 4;
+    return launch(stream, qk_norm_rope_rows_kernel, rows_shape(blocks_for(threads, 256), 256),
+                  args);
+  }
   launch(stream, qk_norm_rope_kernel,
          {dim3(static_cast<unsigned>(args.qkv.rows), blocks), dim3(kWarpsPerBlock * kWarp)}, args,
          by_fours);
