@@ -12,6 +12,10 @@
 //   bench_steps_cuda layers RANKS [LAYERS [CONTEXT [TURNS]]]
 //                                a token of such a share, recorded, by kernels for the attention
 //                                half of a layer and by one for each operation, in turns
+//   bench_steps_cuda prompts RANKS LAYERS KV CHUNK...
+//                                chunks of prompts of such a share, over K and V in bf16 or f8,
+//                                without its sums; CHUNK: "2x512@8192" are 512 tokens each of two
+//                                prompts, behind 8192 that are there
 //   bench_steps_cuda profile [RANKS]
 //                                a few steps of two layers of the first of RANKS tensor ranks,
 //                                without graphs, for a profiler
@@ -19,11 +23,14 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cinttypes>
 #include <cmath>
+#include <cstdio>
 #include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "bench/model/full_width.h"
@@ -142,7 +149,7 @@ class Bench {
  public:
   Bench(const ModelConfig& config, int64_t context, bool graphs, int64_t ranks = 1,
         const std::vector<int64_t>& more_sizes = {}, int64_t sequences = kSequences,
-        bool decodes = true)
+        bool decodes = true, DType kv_dtype = DType::bf16)
       : config_(config),
         context_(context),
         ranks_(ranks),
@@ -164,6 +171,7 @@ class Bench {
     request.max_num_seqs = 256;
     request.max_num_batched_tokens = kChunk;
     request.topology = topology;
+    request.kv_dtype = kv_dtype;
     const int64_t per_sequence = (context + kSteps + 64) / kBlockSize + 1;
     step_.emplace(per_sequence);
     request.num_blocks =
@@ -206,6 +214,30 @@ class Bench {
     }
     std::sort(times.begin(), times.end());
     return times[times.size() / 2];
+  }
+
+  // K and V of a sequence's first `length` tokens.
+  void fill(int64_t sequence, int64_t length) {
+    for (int64_t begin = 0; begin < length; begin += kChunk) {
+      enqueue({{sequence, begin, std::min(kChunk, length - begin)}});
+      collect();
+    }
+  }
+
+  // Seconds of a chunk of `length` tokens of each of some prompts, behind `before` tokens of them:
+  // the least and the median of several.
+  std::pair<double, double> chunk(int64_t sequences, int64_t length, int64_t before) {
+    std::vector<Piece> pieces;
+    for (int64_t s = 0; s < sequences; ++s) pieces.push_back({s, before, length});
+    std::vector<double> times;
+    for (int i = 0; i < 9; ++i) {
+      const auto start = SteadyTime::now();
+      enqueue(pieces);
+      collect();
+      if (i > 0) times.push_back(elapsed(start));
+    }
+    std::ranges::sort(times);
+    return {times.front(), times[times.size() / 2]};
   }
 
   // One prompt of kChunk tokens, behind `before` tokens of the same.
@@ -378,6 +410,39 @@ void measure_layers(int64_t ranks, int64_t layers, int64_t context, int turns) {
   }
 }
 
+struct Chunk {
+  int64_t sequences = 0, length = 0, before = 0;
+
+  explicit Chunk(const char* text) {
+    M2_CHECK(
+        std::sscanf(text, "%" SCNd64 "x%" SCNd64 "@%" SCNd64, &sequences, &length, &before) == 3 &&
+            sequences > 0 && length > 0 && sequences * length <= kChunk && before >= 0,
+        "a chunk is like 2x512@8192, not {}", text);
+  }
+};
+
+void measure_prompts(int64_t ranks, int64_t layers, DType kv, const std::vector<Chunk>& chunks) {
+  int64_t context = 0, sequences = 0;
+  for (const Chunk& c : chunks) {
+    context = std::max(context, c.before + c.length);
+    sequences = std::max(sequences, c.sequences);
+  }
+  fmt::print("{}; the first of {} tensor ranks, {} layers, FP8, K and V in {}\n",
+             describe_device(Bench::kGpu), ranks, layers, name_of(kv));
+  Bench bench(full_width(layers, 256), context, false, ranks, {}, sequences, true, kv);
+  fmt::print(
+      "| prompts | tokens each | behind | us a layer and step, least | median |\n"
+      "| --: | --: | --: | --: | --: |\n");
+  for (int64_t s = 0; s < sequences; ++s) bench.fill(s, context);
+  for (const Chunk& c : chunks) {
+    const auto [least, median] = bench.chunk(c.sequences, c.length, c.before);
+    const double us = 1e6 / static_cast<double>(layers);
+    fmt::print("| {} | {} | {} | {:.0f} | {:.0f} |\n", c.sequences, c.length, c.before, least * us,
+               median * us);
+    std::fflush(stdout);
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -404,6 +469,14 @@ int main(int argc, char** argv) {
   if (first == "layers") {
     measure_layers(static_cast<int64_t>(number(2, 4)), static_cast<int64_t>(number(3, 8)),
                    static_cast<int64_t>(number(4, 2048)), static_cast<int>(number(5, 3)));
+    return 0;
+  }
+  if (first == "prompts") {
+    std::vector<Chunk> chunks;
+    for (int i = 5; i < argc; ++i) chunks.emplace_back(argv[i]);
+    const bool f8 = argc > 4 && std::string_view(argv[4]) == "f8";
+    measure_prompts(static_cast<int64_t>(number(2, 1)), static_cast<int64_t>(number(3, 4)),
+                    f8 ? DType::f8_e4m3 : DType::bf16, chunks);
     return 0;
   }
   if (first == "share") {

@@ -1,3 +1,5 @@
+#include <type_traits>
+
 #include "ops/cuda/experts/launch.h"
 #include "ops/cuda/experts/lists.cuh"
 #include "ops/cuda/experts/sm80_stream.cuh"
@@ -212,9 +214,10 @@ void launch_tiles(void* stream, const ExpertsArgs& args) {
 
 template <class Result, int kColumns>
 void launch_combine(void* stream, const ExpertsArgs& args, const RowOwners& owners) {
+  const bool many = std::is_same_v<Result, __nv_bfloat16> && many_rows(args.x.rows) &&
+                    args.hidden == kPartedColumns && args.top <= kCombineAhead;
   if (args.after.residual.data) {
-    if (many_rows(args.x.rows) && args.hidden == kPartedColumns && args.top <= kCombineAhead &&
-        args.after.weight_dtype == DType::bf16 &&
+    if (many && args.after.weight_dtype == DType::bf16 &&
         reinterpret_cast<uintptr_t>(args.after.weight) % 16 == 0)
       return launch(stream, combine_and_norm_rows, rows_shape(args.x.rows, PartOfRow<2>::kThreads),
                     args);
@@ -222,11 +225,15 @@ void launch_combine(void* stream, const ExpertsArgs& args, const RowOwners& owne
            args);
     return;
   }
+  const int64_t tokens = owners.ranks > 0
+                             ? int64_t{owners.ranks} * blocks_for(args.x.rows, owners.ranks)
+                             : args.x.rows;
+  if (many && args.wide_stores)
+    return launch(stream, combine_rows, rows_shape(tokens, PartOfRow<2>::kThreads), args, owners);
   LaunchShape shape{
-      dim3(blocks_for(args.hidden, kColumns * kCombineThreads), static_cast<unsigned>(args.x.rows)),
+      dim3(blocks_for(args.hidden, kColumns * kCombineThreads), static_cast<unsigned>(tokens)),
       dim3(kCombineThreads)};
   shape.through_l1 = kColumns == 8;  // many tokens
-  if (owners.ranks > 0) shape.grid.y = owners.ranks * blocks_for(args.x.rows, owners.ranks);
   launch(stream,
          args.hidden % kColumns == 0 ? combine_pairs<Result, kColumns, true>
                                      : combine_pairs<Result, kColumns, false>,

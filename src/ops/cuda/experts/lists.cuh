@@ -338,43 +338,36 @@ __global__ void __launch_bounds__(kNormThreads) combine_and_norm(ExpertsArgs arg
                threadIdx.x, token, args.hidden, args.after.quantised);
 }
 
-// The same to the same bytes for many tokens of kPartedColumns and kCombineAhead experts at most,
-// and weights in bf16 at 16 bytes' borders: half as many threads a token, three tokens a
-// multiprocessor with all they read under way.
+// --- many tokens: rows of kPartedColumns, kCombineAhead experts at most
+// ----------------------------
+
 constexpr int kCombineAhead = 8;
-__global__ void __launch_bounds__(PartOfRow<2>::kThreads, 3)
-    combine_and_norm_rows(ExpertsArgs args) {
-  using Part = PartOfRow<2>;
-  __shared__ alignas(16) float of_warp[kNormThreads / kWarp];
-  const Part part;
-  const int64_t token = blockIdx.x;
-  wait_for_previous();
-  let_next_start();
-  clear_counters(args);
-  auto* residual = reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(args.after.residual.data) +
-                                            token * args.after.residual.stride);
+
+// The thread's part of a token's sum, everything that it reads asked for at once; kHeld: nothing of
+// experts that are not held here. By whole warps.
+template <bool kHeld>
+__device__ __forceinline__ void sum_of_experts(const ExpertsArgs& args, int64_t token,
+                                               const PartOfRow<2>& part, float (&sum)[2][8]) {
   const auto* results =
       reinterpret_cast<const uint4*>(args.results) + token * args.top * kNormThreads + part.first;
-  uint4 kept[2];
-  float sum[2][8] = {};
-#pragma unroll
-  for (int i = 0; i < 2; ++i) kept[i] = residual[part.first + i * Part::kStep];
+  const int lane = threadIdx.x % kWarp;
+  const int64_t pair = token * args.top + lane;
+  const int chosen = lane < args.top ? args.ids[pair] - args.first_expert : -1;
+  const float weighs = lane < args.top ? args.weights[pair] : 0.0f;
+  const bool here = chosen >= 0 && chosen < args.experts;
+  const unsigned held = kHeld ? __ballot_sync(~0u, here) : 0;
   uint4 result[kCombineAhead][2];
 #pragma unroll
   for (int e = 0; e < kCombineAhead; ++e)
 #pragma unroll
     for (int i = 0; i < 2; ++i)
-      if (e < args.top) result[e][i] = results[e * kNormThreads + i * Part::kStep];
-  const int lane = threadIdx.x % kWarp;
-  const int64_t pair = token * args.top + lane;
-  const int chosen = lane < args.top ? args.ids[pair] - args.first_expert : -1;
-  const float weighs = lane < args.top ? args.weights[pair] : 0.0f;
+      if (kHeld ? held >> e & 1 : e < args.top)
+        result[e][i] = results[e * kNormThreads + i * PartOfRow<2>::kStep];
 #pragma unroll
   for (int e = 0; e < kCombineAhead; ++e) {
-    const int expert = __shfl_sync(~0u, chosen, e);
     const float weight = __shfl_sync(~0u, weighs, e);
     // What stands there for an expert that is not held here is no number.
-    if (expert < 0 || expert >= args.experts) continue;
+    if (!__shfl_sync(~0u, here ? 1 : 0, e)) continue;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const uint32_t words[4] = {result[e][i].x, result[e][i].y, result[e][i].z, result[e][i].w};
@@ -386,6 +379,46 @@ __global__ void __launch_bounds__(PartOfRow<2>::kThreads, 3)
       }
     }
   }
+}
+
+// As combine_pairs, to bf16 rows at 16 bytes' borders: half as many threads a token as there are
+// packs of eight, three tokens a multiprocessor with all they read under way.
+__global__ void __launch_bounds__(PartOfRow<2>::kThreads, 3)
+    combine_rows(ExpertsArgs args, const __grid_constant__ RowOwners owners) {
+  const PartOfRow<2> part;
+  const int64_t token = nth_token(args, owners, blockIdx.x);
+  wait_for_previous();
+  let_next_start();
+  clear_counters(args);
+  if (token >= args.x.rows) return;
+  float sum[2][8] = {};
+  sum_of_experts<true>(args, token, part, sum);
+  auto* to = static_cast<uint4*>(output_row(args.out, owners, token)) + part.first;
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+    to[i * PartOfRow<2>::kStep] = {pack_bf16(sum[i][0], sum[i][1]), pack_bf16(sum[i][2], sum[i][3]),
+                                   pack_bf16(sum[i][4], sum[i][5]),
+                                   pack_bf16(sum[i][6], sum[i][7])};
+}
+
+// As combine_and_norm, with the norm's weights in bf16 at 16 bytes' borders: three tokens a
+// multiprocessor instead of one.
+__global__ void __launch_bounds__(PartOfRow<2>::kThreads, 3)
+    combine_and_norm_rows(ExpertsArgs args) {
+  using Part = PartOfRow<2>;
+  __shared__ alignas(16) float of_warp[kNormThreads / kWarp];
+  const Part part;
+  const int64_t token = blockIdx.x;
+  wait_for_previous();
+  let_next_start();
+  clear_counters(args);
+  auto* residual = reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(args.after.residual.data) +
+                                            token * args.after.residual.stride);
+  uint4 kept[2];
+  float sum[2][8] = {};
+#pragma unroll
+  for (int i = 0; i < 2; ++i) kept[i] = residual[part.first + i * Part::kStep];
+  sum_of_experts<false>(args, token, part, sum);
   float squares[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
