@@ -338,8 +338,8 @@ __global__ void __launch_bounds__(kNormThreads) combine_and_norm(ExpertsArgs arg
                threadIdx.x, token, args.hidden, args.after.quantised);
 }
 
-// --- many tokens: rows of kPartedColumns, kCombineAhead experts at most
-// ----------------------------
+// --- sums of many tokens: kPartedColumns, bf16 results, at most kCombineAhead experts a token
+// -----
 
 constexpr int kCombineAhead = 8;
 
