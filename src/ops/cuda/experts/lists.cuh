@@ -338,8 +338,7 @@ __global__ void __launch_bounds__(kNormThreads) combine_and_norm(ExpertsArgs arg
                threadIdx.x, token, args.hidden, args.after.quantised);
 }
 
-// --- sums of many tokens: kPartedColumns, bf16 results, at most kCombineAhead experts a token
-// -----
+// The sums of many tokens: kPartedColumns, bf16 results, at most kCombineAhead experts a token.
 
 constexpr int kCombineAhead = 8;
 
