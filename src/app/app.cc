@@ -61,7 +61,8 @@ constexpr Command kChat{
     "chat", "[URL-or-MODEL]",
     "Chat in the terminal with a server (http://host:port), or with a model served just for that; "
     "without either, with m2-micro.",
-    "/clear forgets the conversation, /quit ends it.", kChatOptions};
+    "/clear forgets the conversation, /quit ends it. Ctrl-C ends an answer that comes.",
+    kChatOptions};
 
 int report(const Error& error) {
   std::fprintf(stderr, "m2: %s\n", error.text.c_str());
@@ -106,7 +107,7 @@ Result<void> serve(const Words& words) {
     log_info("{}", note);
   for (const std::string& note : notes_on_environment(environ, serve_command().options))
     log_info("{}", note);
-  M2_TRY(const std::unique_ptr<Serving> serving, Serving::start(model, values));
+  M2_TRY(const std::unique_ptr<Serving> serving, Serving::start(model, values, SignalsEnd::server));
   if (const Result<void> ended = serving->wait(); !ended.ok()) {
     // There is no orderly way down: GPUs, and NCCL, may wait for ranks that are gone, or stopped.
     std::_Exit(report(ended.error()));

@@ -1,5 +1,7 @@
 #include "app/chat.h"
 
+#include <atomic>
+#include <csignal>
 #include <istream>
 #include <ostream>
 
@@ -89,6 +91,31 @@ class AnswerPrinter {
   bool dim_ = false;
 };
 
+std::atomic<bool> interrupt_came;
+
+void note_interrupt(int) {
+  interrupt_came = true;
+}
+
+// While it lives Ctrl-C is noted and ends nothing. One at a time.
+class InterruptsNoted {
+ public:
+  InterruptsNoted() {
+    interrupt_came = false;
+    struct sigaction noted {};
+    noted.sa_handler = note_interrupt;
+    ::sigaction(SIGINT, &noted, &before_);
+  }
+  ~InterruptsNoted() { ::sigaction(SIGINT, &before_, nullptr); }
+  InterruptsNoted(const InterruptsNoted&) = delete;
+  InterruptsNoted& operator=(const InterruptsNoted&) = delete;
+
+  bool any() const { return interrupt_came; }
+
+ private:
+  struct sigaction before_ {};
+};
+
 }  // namespace
 
 Result<void> chat_loop(const HttpClient& client, const std::string& model,
@@ -114,9 +141,14 @@ Result<void> chat_loop(const HttpClient& client, const std::string& model,
     body["stream"] = true;
 
     AnswerPrinter printer(style, out);
-    M2_TRY_VOID(client.stream("/v1/chat/completions", body,
-                              [&](std::string_view data) { return printer.event(data); }));
+    const InterruptsNoted interrupts;
+    const Result<void> answered = client.stream(
+        "/v1/chat/completions", body,
+        [&](std::string_view data) { return !interrupts.any() && printer.event(data); },
+        [&] { return !interrupts.any(); });
     printer.finish();
+    M2_TRY_VOID(answered);
+    if (interrupts.any() && !style.prompt) return fail(Code::unavailable, "interrupted");
     if (!printer.error().empty())
       return fail(Code::unavailable, "the server ended the answer: {}", printer.error());
     messages.push_back(printer.message());

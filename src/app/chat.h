@@ -21,8 +21,9 @@ struct ChatRequestFields {
 };
 
 // A terminal chat with a server: reads lines from `in`, streams answers to `out`, keeps the
-// history. Lines: /clear forgets the history, /quit (or the end of input) ends. Returns when it
-// ends; an error is one that makes going on pointless (the server is gone).
+// history. Lines: /clear forgets the history, /quit (or the end of input) ends. Ctrl-C ends an
+// answer that comes; at the prompt, the program. Returns when it ends; an error is one that makes
+// going on pointless (the server is gone).
 Result<void> chat_loop(const HttpClient& client, const std::string& model,
                        const ChatRequestFields& fields, const ChatStyle& style, std::istream& in,
                        std::ostream& out);

@@ -25,6 +25,7 @@ struct Transfer {
   std::unique_ptr<CURL, CurlDeleter> handle{curl_easy_init()};
   std::unique_ptr<curl_slist, ListDeleter> headers;
   std::function<bool(std::string_view)> sink;
+  std::function<bool()> is_wanted;  // may be empty
   std::string error_body;
   bool any_status = false;  // every answer goes to `sink`
   bool stopped = false;
@@ -49,6 +50,12 @@ struct Transfer {
     transfer.stopped = true;
     return 0;  // curl ends the transfer
   }
+
+  static int look_up(void* self, curl_off_t, curl_off_t, curl_off_t, curl_off_t) {
+    auto& transfer = *static_cast<Transfer*>(self);
+    if (transfer.is_wanted && !transfer.is_wanted()) transfer.stopped = true;
+    return transfer.stopped ? 1 : 0;
+  }
 };
 
 // The `message` of an error body, or the body itself.
@@ -71,9 +78,12 @@ Result<void> perform(Transfer& transfer, const std::string& url) {
   curl_easy_setopt(handle, CURLOPT_NOSIGNAL, 1L);
   curl_easy_setopt(handle, CURLOPT_WRITEFUNCTION, &Transfer::receive);
   curl_easy_setopt(handle, CURLOPT_WRITEDATA, &transfer);
+  curl_easy_setopt(handle, CURLOPT_NOPROGRESS, 0L);
+  curl_easy_setopt(handle, CURLOPT_XFERINFOFUNCTION, &Transfer::look_up);
+  curl_easy_setopt(handle, CURLOPT_XFERINFODATA, &transfer);
   const CURLcode code = curl_easy_perform(handle);
-  if (code != CURLE_OK && !transfer.stopped)
-    return fail(Code::unavailable, "{}: {}", url, curl_easy_strerror(code));
+  if (transfer.stopped) return {};
+  if (code != CURLE_OK) return fail(Code::unavailable, "{}: {}", url, curl_easy_strerror(code));
   if (transfer.status() != 200 && !transfer.any_status)
     return fail(Code::invalid_argument, "{} answered {}: {}", url, transfer.status(),
                 message_of(transfer.error_body));
@@ -127,8 +137,10 @@ Result<HttpAnswer> HttpClient::post(const std::string& path, const Json& body) c
 }
 
 Result<void> HttpClient::stream(const std::string& path, const Json& body,
-                                const std::function<bool(std::string_view)>& on_event) const {
+                                const std::function<bool(std::string_view)>& on_event,
+                                std::function<bool()> is_wanted) const {
   Transfer transfer;
+  transfer.is_wanted = std::move(is_wanted);
   SseReader reader;
   transfer.sink = [&](std::string_view bytes) { return reader.feed(bytes, on_event); };
   transfer.add_header("Content-Type: application/json");

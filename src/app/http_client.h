@@ -30,9 +30,12 @@ class HttpClient {
   Result<HttpAnswer> post(const std::string& path, const Json& body) const;
 
   // POSTs `body` and calls on_event with the data of each server-sent event until it returns false
-  // or the stream ends. An answer that is not 200 is an error with the server's own message.
+  // or the stream ends. `is_wanted`, if given, is asked about once a second, whether anything comes
+  // or not; false ends the stream, too. An answer that is not 200 is an error with the server's own
+  // message.
   Result<void> stream(const std::string& path, const Json& body,
-                      const std::function<bool(std::string_view data)>& on_event) const;
+                      const std::function<bool(std::string_view data)>& on_event,
+                      std::function<bool()> is_wanted = {}) const;
 
  private:
   std::string base_url_;

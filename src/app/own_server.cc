@@ -17,7 +17,7 @@ Result<ServerToAsk> server_to_ask(const std::string& url_or_model, const Values&
     M2_TRY(model, micro_model());
   }
   ServerToAsk out;
-  M2_TRY(out.own, Serving::start(model, serve_values));
+  M2_TRY(out.own, Serving::start(model, serve_values, SignalsEnd::process));
   out.url = fmt::format("http://127.0.0.1:{}", out.own->port());
   return out;
 }

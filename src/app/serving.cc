@@ -62,8 +62,9 @@ const Command& serve_command() {
   return command;
 }
 
-Result<std::unique_ptr<Serving>> Serving::start(const std::string& model, const Values& values) {
-  std::unique_ptr<Serving> serving(new Serving(values));
+Result<std::unique_ptr<Serving>> Serving::start(const std::string& model, const Values& values,
+                                                SignalsEnd signals_end) {
+  std::unique_ptr<Serving> serving(new Serving(values, signals_end));
   M2_TRY_VOID(serving->build(model));
   return serving;
 }
@@ -163,6 +164,7 @@ Result<void> Serving::build(const std::string& model) {
 // get a 503 that says how far the loading is.
 Result<void> Serving::start_server(const std::string& model) {
   M2_TRY(server::ServerOptions options, server_options(values_, settings_));
+  options.handle_signals = signals_end_ == SignalsEnd::server;
   // When a process dies mpirun ends all, and gives each a second to say so.
   if (spread_.mpi && !values_.given("drain-seconds")) options.drain_seconds = 0;
   if (options.served_model_names.empty()) options.served_model_names = {model};

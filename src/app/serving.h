@@ -1,6 +1,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
@@ -17,6 +18,10 @@
 
 namespace m2::app {
 
+// What SIGINT and SIGTERM end: the server, which answers first what it has begun, or, as they do by
+// default, the process: of a client whose own the server is.
+enum class SignalsEnd : uint8_t { server, process };
+
 // The world of one server, built in the order of its members: HTTP, ranks with their models,
 // engines.
 class Serving {
@@ -24,7 +29,8 @@ class Serving {
   // Reads `model` as `m2 serve` would with these values (of serve_options()), and starts to serve.
   // The port answers from the first moment on, with 503 until the model is ready. Returns when it
   // is ready. Errors name the flag, file or tensor at fault.
-  static Result<std::unique_ptr<Serving>> start(const std::string& model, const Values& values);
+  static Result<std::unique_ptr<Serving>> start(const std::string& model, const Values& values,
+                                                SignalsEnd signals_end);
   ~Serving();
 
   int port() const { return server_->port(); }
@@ -34,7 +40,8 @@ class Serving {
   void stop() { server_->stop(); }
 
  private:
-  explicit Serving(const Values& values) : values_(values) {}
+  Serving(const Values& values, SignalsEnd signals_end)
+      : values_(values), signals_end_(signals_end) {}
 
   Result<void> build(const std::string& model);
   Json terms() const;
@@ -55,6 +62,7 @@ class Serving {
   void watch_engines(std::stop_token stop);
 
   const Values& values_;
+  const SignalsEnd signals_end_;
   std::filesystem::path folder_;
   std::string served_name_;
   ModelSettings settings_;

@@ -4,10 +4,12 @@ import http.server
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 import unittest
 
 BINARY, SOURCE = sys.argv[1], pathlib.Path(sys.argv[2])
@@ -98,6 +100,26 @@ class RunBatch(unittest.TestCase):
         for name in (None, "bare", "streams"):
             self.assertIsNone(answers[name]["response"])
             self.assertEqual(answers[name]["error"]["code"], "invalid_request")
+
+    def test_ctrl_c_ends_it_and_the_next_run_goes_on(self):
+        subprocess.run([sys.executable, SOURCE / "tools/make_checkpoint.py", self.folder / "model"],
+                       check=True, capture_output=True)
+        self.input.write_text("".join(
+            request(f"r{i}", prompt="a", max_tokens=1 if i < 2 else 500, ignore_eos=True) + "\n"
+            for i in range(40)))
+        run = subprocess.Popen([BINARY, "run-batch", self.folder / "model", "-i", self.input, "-o",
+                                self.output, "--concurrency", "2"], stderr=subprocess.DEVNULL)
+        while not self.output.exists() or self.output.read_text().count("\n") < 2:
+            self.assertIsNone(run.poll())
+            time.sleep(0.05)
+        began = time.monotonic()
+        run.send_signal(signal.SIGINT)
+        self.assertEqual(run.wait(30), -signal.SIGINT)
+        self.assertLess(time.monotonic() - began, 2)
+        self.assertLess(self.output.read_text().count("\n"), 40)
+        said = self.run_batch(self.folder / "model")
+        self.assertRegex(said, r"40 requests: \d+ answered, 0 failed, [1-9]\d* were there")
+        self.assertEqual(len(self.answers()), 40)
 
     def test_overload_is_waited_out(self):
         kind, url = self.stub(refusals=3)

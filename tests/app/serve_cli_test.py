@@ -4,7 +4,9 @@ import http.client
 import json
 import os
 import pathlib
+import pty
 import re
+import select
 import shutil
 import signal
 import socket
@@ -319,6 +321,36 @@ class Chat(WithCheckpoint):
             twice = self.chat(f"http://127.0.0.1:{server.port}/v1", "hello\n/clear\nhello\n")
             self.assertEqual(twice, remote * 2)
         self.assertEqual(self.chat(self.model, "hello\n/quit\n"), remote)
+
+    def test_ctrl_c_ends_the_answer_then_the_program(self):
+        pid, terminal = pty.fork()
+        if pid == 0:
+            os.execv(BINARY, [BINARY, "chat", str(self.model), "--temperature", "0"])
+        shown = ""
+
+        def until(pattern):
+            nonlocal shown
+            deadline = time.monotonic() + 30
+            while not (found := re.search(pattern, shown)):
+                self.assertLess(time.monotonic(), deadline, shown)
+                if select.select([terminal], [], [], 0.1)[0]:
+                    shown += os.read(terminal, 65536).decode(errors="replace")
+            shown = shown[found.end():]
+
+        until("> $")
+        os.write(terminal, b"hello\n")
+        until(r"hello\r\n[\s\S]{200}")  # of an answer that goes on for the whole context
+        began = time.monotonic()
+        os.write(terminal, b"\x03")
+        until(r"\n> $")
+        self.assertLess(time.monotonic() - began, 2)
+        os.write(terminal, b"\x03")
+        deadline = time.monotonic() + 5
+        while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.05)
+        os.close(terminal)
+        self.assertEqual(os.WTERMSIG(ended[1]), signal.SIGINT)
 
     def test_no_server(self):
         done = subprocess.run([BINARY, "chat", "http://127.0.0.1:1"], input="", text=True,

@@ -108,7 +108,7 @@ class Bench {
     if (sizes.dataset) {
       M2_TRY(out->prompts_, file_prompts(values, folder, sizes.requests));
     }
-    M2_TRY(out->serving_, Serving::start(model, values));
+    M2_TRY(out->serving_, Serving::start(model, values, SignalsEnd::process));
     Target target{false, true, "127.0.0.1", out->serving_->port(), "/v1/completions", {}};
     for (const std::string& key : values.list("api-key"))
       target.headers = {{"Authorization", "Bearer " + key}};
