@@ -250,10 +250,7 @@ std::optional<api::ApiError> Router::overload() const {
   if (context_.draining()) return unavailable("the server is shutting down");
   if (!context_.services()) return unavailable("the model is not ready: " + context_.progress());
   if (context_.services()->engine->stats().dead) return unavailable("the engine has stopped");
-  if (context_.under_way() >= context_.limits().max_requests)
-    return api::ApiError{
-        429, "rate_limit_error", "too many requests are under way: retry later", {}};
-  return std::nullopt;
+  return refusal_if_full(context_);
 }
 
 // ---- counting

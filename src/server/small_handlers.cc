@@ -19,6 +19,25 @@ HttpReply unready(const Context& context) {
   return error_reply({503, "ServiceUnavailableError", why, {}});
 }
 
+std::optional<api::ApiError> refusal_if_full(const Context& context) {
+  if (context.under_way() < context.limits().max_requests) return std::nullopt;
+  return api::ApiError{429, "rate_limit_error", "too many requests are under way: retry later", {}};
+}
+
+void reply_aside(const HandlerCall& call, HttpReply (*make)(const HttpRequest&, Context&)) {
+  if (const auto refusal = refusal_if_full(call.context))
+    return call.exchange->send(error_reply(*refusal));
+  auto slot = std::make_shared<const Context::Slot>(call.context);
+  auto reply = std::make_shared<HttpReply>();
+  call.thread.run_aside(
+      [reply, make, exchange = call.exchange, &context = call.context] {
+        *reply = make(exchange->request(), context);
+      },
+      [reply, slot, exchange = call.exchange] { exchange->send(std::move(*reply)); });
+}
+
+namespace {
+
 // "org/model" of "org%2Fmodel"; a percent sign without two hexadecimal digits stays.
 std::string percent_decoded(std::string_view text) {
   std::string out;
@@ -35,15 +54,6 @@ std::string percent_decoded(std::string_view text) {
   }
   return out;
 }
-
-void reply_aside(const HandlerCall& call, HttpReply (*make)(const HttpRequest&, Context&)) {
-  auto reply = std::make_shared<HttpReply>();
-  call.thread.run_aside([reply, make, exchange = call.exchange,
-                         &context = call.context] { *reply = make(exchange->request(), context); },
-                        [reply, exchange = call.exchange] { exchange->send(std::move(*reply)); });
-}
-
-namespace {
 
 // /tokenize is open to all: no turn of a key's is looked up for it.
 Result<std::vector<text::TokenId>> tokens_of(const api::TokenizeRequest& request,

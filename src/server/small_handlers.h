@@ -1,7 +1,9 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 
+#include "api/error.h"
 #include "base/metrics.h"
 #include "server/context.h"
 #include "server/exchange.h"
@@ -20,7 +22,10 @@ struct HandlerCall {
 
 // The 503 of a server that cannot answer yet, or no longer: it says why.
 HttpReply unready(const Context& context);
-// Runs `make` on a worker thread, because texts may be long, and sends what it returns.
+// The 429 of a server that has as many requests under way as it may; nothing if it has fewer.
+std::optional<api::ApiError> refusal_if_full(const Context& context);
+// Runs `make` on a worker thread, because texts may be long, and sends what it returns. Such a
+// request is under way like those that generate, and refused like them: the workers are theirs too.
 void reply_aside(const HandlerCall& call, HttpReply (*make)(const HttpRequest&, Context&));
 
 void handle_health(const HandlerCall& call);

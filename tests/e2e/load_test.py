@@ -228,6 +228,20 @@ class Overload(ServerCase):
             connection.held.close()
             connection.close()
 
+    def test_a_full_server_refuses_what_its_workers_would_do_alone(self):
+        chat = {"messages": [{"role": "user", "content": "a"}]}
+        paths = {"/tokenize": {"prompt": "a"}, "/detokenize": {"tokens": [1]},
+                 "/v1/chat/completions/render": chat, "/v1/completions/render": {"prompt": "a"},
+                 "/v1/messages/count_tokens": chat}
+        with Server(max_requests=0) as server:
+            for path, body in paths.items():
+                with self.subTest(path):
+                    status, headers, text = server.request("POST", path, body)
+                    self.assertEqual(status, 429, text)
+                    self.assertGreaterEqual(int(headers["retry-after"]), 1)
+                    self.assertEqual(json.loads(text)["error"]["type"], "rate_limit_error")
+            self.assertEqual(server.request("GET", "/v1/models")[0], 200)
+
 
 class Wedge(unittest.TestCase):
     def test_a_step_that_does_not_end_shows_on_the_probes(self):
