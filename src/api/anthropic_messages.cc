@@ -190,7 +190,7 @@ class MessagesReader {
         text += string_of(block, "text");
       } else if (type == "thinking") {
         if (const std::string thinking = string_of(block, "thinking"); !thinking.empty())
-          message.reasoning = message.reasoning.value_or("") + thinking;
+          message.add_reasoning(thinking);
       } else if (type == "tool_use") {
         M2_TRY(ChatToolCall call, tool_use(block));
         message.tool_calls.push_back(std::move(call));

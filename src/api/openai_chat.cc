@@ -1,6 +1,7 @@
 #include "api/openai_chat.h"
 
 #include "api/json_text.h"
+#include "base/json_members.h"
 
 namespace m2::api {
 namespace {
@@ -109,7 +110,7 @@ Result<ChatMessage> message_from(const Json& value) {
   if (value.contains("tool_call_id") && value["tool_call_id"].is_string())
     message.tool_call_id = value["tool_call_id"];
   for (const auto& [name, field] : value.items())
-    if (!is_read_elsewhere(name) && !field.is_null()) message.extra[name] = field;
+    if (!is_read_elsewhere(name) && !field.is_null()) append_member(message.extra, name, field);
   return message;
 }
 

@@ -29,6 +29,10 @@ struct ChatMessage {
   std::vector<ChatToolCall> tool_calls;
   std::string tool_call_id;
   Json extra = Json::object();  // further fields, for the template
+
+  void add_reasoning(std::string_view text) {
+    (reasoning ? *reasoning : reasoning.emplace()) += text;
+  }
 };
 
 struct ChatRequest : GenerationFields {

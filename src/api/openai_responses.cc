@@ -4,6 +4,7 @@
 
 #include "api/json_text.h"
 #include "api/opaque.h"
+#include "base/json_members.h"
 
 namespace m2::api {
 namespace {
@@ -108,7 +109,7 @@ class InputReader {
     if (in_turn_ && (!out_.back().content.is_null() || !out_.back().tool_calls.empty()))
       in_turn_ = false;
     ChatMessage& message = turn();
-    if (!text.empty()) message.reasoning = message.reasoning.value_or("") + text;
+    if (!text.empty()) message.add_reasoning(text);
     return {};
   }
 
@@ -178,7 +179,8 @@ Result<void> read_input(const Json& value, ResponsesRequest& request,
 Json chat_tool(const Json& tool, const std::string& name) {
   Json function = Json::object();
   for (const auto& [key, value] : tool.items())
-    if (key != "type" && key != "strict" && key != "defer_loading") function[key] = value;
+    if (key != "type" && key != "strict" && key != "defer_loading")
+      append_member(function, key, value);
   function["name"] = name;
   return Json{{"type", "function"}, {"function", std::move(function)}};
 }
@@ -336,7 +338,7 @@ Result<void> read_text_options(const Json& value, ResponsesRequest& request) {
   // The chat form of the same wish: {type, json_schema: {name, schema, strict}}.
   Json schema = Json::object();
   for (const auto& [key, field] : format->items())
-    if (key != "type") schema[key] = field;
+    if (key != "type") append_member(schema, key, field);
   request.response_format = Json{{"type", "json_schema"}, {"json_schema", std::move(schema)}};
   return {};
 }

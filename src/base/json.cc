@@ -3,6 +3,8 @@
 #include <unordered_set>
 #include <vector>
 
+#include "base/json_members.h"
+
 namespace m2 {
 namespace {
 
@@ -68,12 +70,7 @@ class LimitedBuilder : public nlohmann::json_sax<Json> {
     Level& level = levels_.back();
     if (level.value->is_array()) return &level.value->emplace_back(std::move(value));
     if (!level.key_is_new) return &((*level.value)[level.key] = std::move(value));
-    // The library's ordered object looks through all its keys at each insertion; `keys` has told
-    // already that this one is new, so it goes to the end of the vector that the object is.
-    auto& members = level.value->get_ref<Json::object_t&>();
-    return &static_cast<Json::object_t::Container&>(members)
-                .emplace_back(std::move(level.key), std::move(value))
-                .second;
+    return &append_member(*level.value, std::move(level.key), std::move(value));
   }
 
   bool leaf(Json&& value) {

@@ -1,7 +1,9 @@
 #include "text/chat_template.h"
 
 #include <algorithm>
+#include <set>
 
+#include "base/json_members.h"
 #include "text/jinja/interpreter.h"
 #include "text/jinja/parser.h"
 #include "text/jinja/unicode.h"
@@ -81,8 +83,10 @@ Json message_json(const Message& message) {
   for (const ToolCall& call : message.tool_calls)
     json["tool_calls"].push_back(tool_call_json(call));
   if (!message.tool_call_id.empty()) json["tool_call_id"] = message.tool_call_id;
+  std::set<std::string, std::less<>> own;
+  for (const auto& [name, value] : json.items()) own.insert(name);
   for (const auto& [name, value] : message.extra.items())
-    if (!json.contains(name)) json[name] = value;
+    if (!own.contains(name)) append_member(json, name, value);
   return json;
 }
 

@@ -216,6 +216,54 @@ class Texts(ServerCase):
                      "theirs ever ends.", param="tools")
         self.assertLess(time.monotonic() - start, 8 * TIME_FACTOR)
 
+    def test_large_objects_take_time_by_their_size(self):
+        count = 60_000
+        members = {f"k{i}": 1 for i in range(count)}
+        names = [[f"{letter}{i}" for i in range(count)] for letter in "ab"]
+        empty = {f"k{i}": {} for i in range(count)}
+
+        def schema(value):
+            return {"response_format": {"type": "json_schema",
+                                        "json_schema": {"name": "s", "schema": value}}}
+
+        def both(a, b):
+            return schema({"allOf": [{"type": "object", **a}, {"type": "object", **b}]})
+
+        chats = {
+            "fields of a message": {"messages": [{**USER[0], **members}]},
+            "fields of a tool": {"tools": [{"type": "function", "function": {"name": "f", **members}}]},
+            "names a tool requires": {"tools": [{"type": "function", "function": {
+                "name": "f", "parameters": {"type": "object", "required": names[0]}}}]},
+            "keywords": schema(members),
+            "properties": both({"properties": empty}, {"properties": {"z": {}}}),
+            "required": both({"required": names[0]}, {"required": names[1]}),
+            "enum": schema({"allOf": [{"enum": names[0]}, {"enum": names[1]}]}),
+            "enums apart": schema({"oneOf": [{"enum": names[0]}, {"enum": names[1]}]}),
+            "references": schema({"$defs": empty, "anyOf": [{"$ref": f"#/$defs/k{i}"}
+                                                            for i in range(count)]}),
+            "properties apart": schema({"oneOf": [
+                {"type": "object", "properties": empty, "required": ["k1"]},
+                {"type": "object", "properties": empty, "required": ["k2"]}]}),
+        }
+        responses = {
+            "fields of a format": {"text": {"format": {"type": "json_schema", "name": "s",
+                                                       "schema": {}, **members}}},
+            "fields of a function": {"tools": [{"type": "function", "name": "f", **members}]},
+        }
+        thinking = [{"type": "thinking", "thinking": "abc"}] * 3 * count
+        asked = [("thinking", "/v1/messages", {
+            "model": "scripted", "max_tokens": 1,
+            "messages": [*USER, {"role": "assistant", "content": thinking}, *USER]})]
+        asked += [(name, CHAT, {"messages": USER, **fields}) for name, fields in chats.items()]
+        asked += [(name, "/v1/responses", {"input": "script:hello;", **fields})
+                  for name, fields in responses.items()]
+        self.server.post(CHAT, {"messages": USER, **schema({"type": "null"})})  # makes the masks
+        for name, path, body in asked:
+            start = time.monotonic()
+            status, reply = self.server.post(path, body, timeout=120)
+            self.assertIn(status, (200, 400), reply)
+            self.assertLess(time.monotonic() - start, 3 * TIME_FACTOR, name)
+
     def test_messages(self):
         good = (
             [{"role": "user", "content": None}, *USER], [{"role": "user"}, *USER],

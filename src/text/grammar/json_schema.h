@@ -61,6 +61,7 @@ class SchemaGrammar {
   static constexpr int64_t kMaxVisited = 20'000;  // schemas looked at, with those made of them
 
   Result<void> unsupported(const std::string& keyword, const std::string& why = "");
+  Result<void> note_compared(uint64_t many, uint64_t others);
   Result<void> check_keywords(const Json& schema);
   Result<std::vector<Json>> expand(const Json& schema, int depth);
   Result<std::vector<Json>> branches(const Json& list, const std::string& keyword, int depth);
@@ -113,6 +114,7 @@ class SchemaGrammar {
   std::map<std::string, std::string> known_;  // rule by schema text
   std::set<std::string> ignored_;
   int64_t visited_ = 0;
+  uint64_t compared_ = 0;
   int depth_ = 0;
 };
 

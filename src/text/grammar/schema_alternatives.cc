@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/json_members.h"
 #include "base/log.h"
 #include "text/grammar/json_schema.h"
 #include "text/grammar/schema_keywords.h"
@@ -11,8 +12,22 @@ namespace m2::text {
 namespace {
 
 constexpr size_t kMaxAlternatives = 256;
+// Members and items of schemas compared with one another, which takes some nanoseconds each.
+constexpr uint64_t kMaxCompared = 50'000'000;
+
+// Members or items under the keyword.
+uint64_t size_under(const Json& schema, const char* keyword) {
+  const Json* value = find_keyword(schema, keyword);
+  return value && value->is_structured() ? value->size() : 1;
+}
 
 }  // namespace
+
+// Before `many` things are each compared with up to `others`.
+Result<void> SchemaGrammar::note_compared(uint64_t many, uint64_t others) {
+  if ((compared_ += many * others) <= kMaxCompared) return {};
+  return fail(Code::resource_exhausted, "The JSON schema is too large.");
+}
 
 Result<void> SchemaGrammar::check_keywords(const Json& schema) {
   for (const auto& [key, value] : schema.items()) {
@@ -76,7 +91,7 @@ Result<std::vector<Json>> SchemaGrammar::expand(const Json& schema, int depth) {
   for (const auto& [key, value] : schema.items())
     if (!annotations().contains(key) && key != "$ref" && key != "allOf" && key != "anyOf" &&
         key != "oneOf")
-      base[key] = value;
+      append_member(base, key, value);
   std::vector<Json> out{std::move(base)};
   const auto combine = [&](const std::vector<Json>& others) -> Result<void> {
     std::vector<Json> next;
@@ -187,6 +202,8 @@ Result<bool> SchemaGrammar::disjoint(const Json& a, const Json& b) {
     return std::nullopt;
   };
   const auto set_a = finite(a), set_b = finite(b);
+  const uint64_t members = (set_a ? set_a->size() : 0) + (set_b ? set_b->size() : 0);
+  M2_TRY_VOID(note_compared(members, size_under(a, "enum") + size_under(b, "enum")));
   if (set_a &&
       std::ranges::none_of(*set_a, [&](const Json& v) { return admits(a, v) && admits(b, v); }))
     return true;
@@ -213,6 +230,8 @@ Result<bool> SchemaGrammar::disjoint(const Json& a, const Json& b) {
   for (const auto& [x, y] : {std::pair(&a, &b), std::pair(&b, &a)}) {
     const Json* properties = find_keyword(*x, "properties");
     if (!properties || !properties->is_object()) continue;
+    M2_TRY_VOID(note_compared(properties->size(),
+                              size_under(*x, "required") + size_under(*y, "properties")));
     for (const auto& [name, schema] : properties->items()) {
       if (!required(*x, name)) continue;
       const Json* others = find_keyword(*y, "properties");
@@ -223,6 +242,9 @@ Result<bool> SchemaGrammar::disjoint(const Json& a, const Json& b) {
         continue;
       }
       const auto values = finite(schema);
+      if (values)
+        M2_TRY_VOID(
+            note_compared(values->size(), size_under(schema, "enum") + size_under(*other, "enum")));
       if (values && finite(*other) && std::ranges::none_of(*values, [&](const Json& v) {
             return admits(schema, v) && admits(*other, v);
           }))
@@ -275,6 +297,7 @@ Result<std::optional<Json>> SchemaGrammar::merge_keyword(const Json& a, const Js
     Json types = common_types(x, y);
     return types.empty() ? impossible : std::optional(std::move(types));
   }
+  M2_TRY_VOID(note_compared(size_under(a, key.c_str()), size_under(b, key.c_str())));
   if (key == "enum" && mine.is_array() && value.is_array()) {
     Json kept = Json::array();
     for (const Json& one : mine)
@@ -314,6 +337,7 @@ Result<void> SchemaGrammar::check_merge(const Json& a, const Json& b) {
 Result<Json> SchemaGrammar::merge(const Json& a, const Json& b) {
   if (a.empty()) return b;
   if (b.empty()) return a;
+  M2_TRY_VOID(note_compared(b.size(), a.size() + b.size()));
   Json out = a;
   for (const auto& [key, value] : b.items()) {
     if (key == "properties" || key == "additionalProperties") continue;
@@ -328,6 +352,8 @@ Result<Json> SchemaGrammar::merge(const Json& a, const Json& b) {
   }
   M2_TRY_VOID(check_merge(a, b));
   if (a.contains("properties") || b.contains("properties")) {
+    const uint64_t names = size_under(a, "properties") + size_under(b, "properties");
+    M2_TRY_VOID(note_compared(names, names));
     Json properties = Json::object();
     for (const Json* from : {&a, &b})
       if (const Json* own = find_keyword(*from, "properties"); own && own->is_object())

@@ -10,6 +10,8 @@ namespace m2::text {
 namespace {
 
 constexpr int kMaxDepth = 64;  // of schemas that all speak of one value
+// Members that references are looked for among, which takes some nanoseconds each.
+constexpr uint64_t kMostLookedThrough = 50'000'000;
 
 const Json* find(const Json& schema, const std::string& key) {
   const auto found = schema.is_object() ? schema.find(key) : schema.end();
@@ -73,7 +75,9 @@ class ReferenceWalk {
   }
 
   Result<void> referred(const Json& schema, int depth) {
-    const auto to = referred_schema(root_, schema);
+    const auto to = referred_schema(root_, schema, &looked_through_);
+    if (looked_through_ > kMostLookedThrough)
+      return fail(Code::resource_exhausted, "The JSON schema is too large.");
     if (!to) return {};
     if (const auto met = done_.find(*to); met != done_.end() && !met->second)
       return fail(Code::invalid_argument,
@@ -99,13 +103,15 @@ class ReferenceWalk {
   }
 
   const Json& root_;
+  uint64_t looked_through_ = 0;
   std::vector<const Json*> left_;
   std::map<const Json*, bool> done_;  // false: being gone through
 };
 
 }  // namespace
 
-Result<const Json*> referred_schema(const Json& root, const Json& schema) {
+Result<const Json*> referred_schema(const Json& root, const Json& schema,
+                                    uint64_t* looked_through) {
   const Json& reference = schema["$ref"];
   if (!reference.is_string())
     return fail(Code::invalid_argument, "Invalid JSON schema: '$ref' should be a string.");
@@ -116,6 +122,7 @@ Result<const Json*> referred_schema(const Json& root, const Json& schema) {
     const bool goes_on = rest[0] == '/';
     rest.remove_prefix(1);
     const std::string token = next_token(rest);
+    if (looked_through) *looked_through += at->size();
     if (!goes_on)
       at = nullptr;
     else

@@ -1,6 +1,7 @@
 #include "text/grammar/tool_calls.h"
 
 #include <algorithm>
+#include <unordered_set>
 #include <vector>
 
 #include "base/log.h"
@@ -123,18 +124,20 @@ class ParameterGrammar {
     const Json* properties = member("properties");
     if (!properties || !properties->is_object()) properties = &none;
     std::vector<std::string> required;
+    std::unordered_set<std::string> missing;  // of those, the names not met yet
     if (const Json* names = member("required"); names && names->is_array())
       for (const Json& name : *names)
-        if (name.is_string() && std::ranges::count(required, name.get<std::string>()) == 0)
+        if (name.is_string() && missing.insert(name.get<std::string>()).second)
           required.push_back(name);
     std::vector<Parameter> found;
     for (const auto& [name, value] : properties->items()) {
-      const bool needed = std::erase(required, name) > 0;
+      const bool needed = missing.erase(name) > 0;
       M2_TRY(const Language rule, parameter(name, value));
       if (!rule && needed) return Language();
       if (rule) found.push_back({*rule, needed});
     }
     for (const std::string& name : required) {
+      if (!missing.contains(name)) continue;
       M2_TRY(const Language rule, parameter(name, unknown));
       if (!rule) return Language();
       found.push_back({*rule, true});
