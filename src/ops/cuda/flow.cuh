@@ -34,6 +34,7 @@ struct FlowShared {
   int resident_scales_at;  // and their scales
   int sets;                // experts: how many groups' inner values have room there
   int more_at;             // what else a kernel wants to have
+  int half_tile_at;        // experts: HalfTile, where two teams share a tile
   int bytes;               // of all, and the border
 
   __host__ __device__ int stage_bytes() const { return (rows + tokens) * kFlowColumns; }

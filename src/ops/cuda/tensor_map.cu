@@ -51,11 +51,13 @@ CUtensorMap double_map(const void* data, int64_t rows, int64_t columns, int64_t 
   return encode(data, 3, sizes, strides, box);
 }
 
-CUtensorMap paired_rows_map(const void* data, int64_t experts, int64_t rows, int64_t columns) {
+CUtensorMap paired_rows_map(const void* data, int64_t experts, int64_t rows, int64_t columns,
+                            int box_rows, int boxes) {
   const cuuint64_t sizes[5] = {kTileStep, 8, 2, size(experts * 2 * rows / 8),
                                size(columns / kTileStep)};
   const cuuint64_t strides[4] = {size(columns), size(rows * columns), size(8 * columns), kTileStep};
-  const cuuint32_t box[5] = {kTileStep, 8, 2, 4, 2};
+  const cuuint32_t box[5] = {kTileStep, 8, 2, static_cast<cuuint32_t>(box_rows / 8),
+                             static_cast<cuuint32_t>(boxes)};
   return encode(data, 5, sizes, strides, box);
 }
 

@@ -695,8 +695,10 @@ CUtensorMap double_map(const void* data, int64_t rows, int64_t columns, int64_t 
                        int box_rows, int boxes = 2);
 
 // A map over w13 of all experts (two blocks of `rows` rows each) for boxes of 8 rows of the first
-// block over the same 8 of the second, four times: 64 rows, of 2 x 128 columns. Coordinates: 0, 0,
-// 0, (expert * 2 * rows + row) / 8, column / 128. rows a multiple of 32, columns of 128.
-CUtensorMap paired_rows_map(const void* data, int64_t experts, int64_t rows, int64_t columns);
+// block over the same 8 of the second, again and again: box_rows of each, of boxes x 128 columns.
+// Coordinates: 0, 0, 0, (expert * 2 * rows + row) / 8, column / 128. rows a multiple of 32, columns
+// of 128.
+CUtensorMap paired_rows_map(const void* data, int64_t experts, int64_t rows, int64_t columns,
+                            int box_rows = 32, int boxes = 2);
 
 }  // namespace m2::ops::cuda

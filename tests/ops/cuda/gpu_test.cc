@@ -1704,6 +1704,13 @@ TEST_F(Gpu, ExpertsChooseAtFullWidth) {
   run_choosing_experts(random_, {DType::bf16, DType::f8_e4m3, 60, 8, 16, 0, 16, 3072, 1536, 0});
 }
 
+// One token's slices are so few that two teams share each tile; of experts that engines share there
+// are fewer still.
+TEST_F(Gpu, ExpertsChooseOfEightRanks) {
+  run_choosing_experts(random_, {DType::bf16, DType::f8_e4m3, 24, 8, 32, 0, 32, 3072, 192, 192});
+  run_choosing_experts(random_, {DType::bf16, DType::f8_e4m3, 24, 8, 64, 5, 30, 3072, 192, 0});
+}
+
 // Layers in a row, recorded, so that every kernel begins as early as it can: each row's experts are
 // other ones in each layer, and the kernels right in front choose them. The same bytes whether all
 // rows go through a layer at once, or in parts of sizes that change from layer to layer (by lists,

@@ -128,10 +128,20 @@ int down_stages_under_way(const ExpertsArgs& args) {
   return args.inner >= 1024 ? stages_under_way(args) : 6;
 }
 
+// Whether tiles of half the rows are no more than blocks, so that two teams share each.
+bool shares_tiles(const ExpertsArgs& args) {
+  constexpr int kRows = kUpTile<true>.rows;
+  return args.next_tile && args.hidden == 2 * HalfTile::kStretches * kTileStep &&
+         args.x.rows * args.top * ((args.inner + kRows - 1) / kRows) <= multiprocessors();
+}
+
 // Blocks wait for one another, so all of them have to run at once: one a multiprocessor, and the
 // kernel after them cannot start before.
-template <int kN, bool kFew>
+template <int kN, bool kFew, bool kBothTeams = false>
 void launch_flow(void* stream, ExpertsArgs args, bool fused) {
+  if constexpr (kFew && kN == 8 && !kBothTeams)
+    if (fused && shares_tiles(args)) return launch_flow<kN, kFew, true>(stream, args, fused);
+  constexpr UpTile kUp = kUpTile<kBothTeams>;
   const int64_t pairs = args.x.rows * args.top;
   ExpertsFlowMaps maps;
   if constexpr (kFew) {
@@ -140,36 +150,40 @@ void launch_flow(void* stream, ExpertsArgs args, bool fused) {
       args.token_f8 = args.x_f8;
       args.token_scales = args.x_scales;
     }
-    maps.x = flow_map(args.token_f8, args.x.rows, args.hidden, kN);
+    maps.x = double_map(args.token_f8, args.x.rows, args.hidden, args.hidden, kN, kUp.stretches);
   } else {
     launch_order(stream, args);
     maps.x = flow_map(args.x_f8, pairs, args.hidden, kN);
   }
-  maps.w13 = paired_rows_map(args.w13, args.experts, args.inner, args.hidden);
+  maps.w13 =
+      paired_rows_map(args.w13, args.experts, args.inner, args.hidden, kUp.rows, kUp.stretches);
   maps.w2 = flow_map(args.w2, int64_t{1} * args.experts * args.hidden, args.inner, kFlowRows);
   const int stretches = args.hidden / 128 > args.inner / 64 ? args.hidden / 128 : args.inner / 64;
   // Inner values of two groups in turns, unless they are wide.
   const int inner = blocks_for(args.inner, kFlowColumns) * kFlowColumns;
   const int sets = inner <= 2048 ? 2 : 1;
   const int group_scales = args.hidden_blocks * (args.inner / args.inner_stretch);
-  FlowShared shared = flow_shared({.rows = kFlowRows,
-                                   .tokens = kN,
-                                   .staged = !kFew,
-                                   .stretches = stretches,
-                                   .token_sets = kFew ? 1 : flow_scale_buffers(kN),
-                                   .weight_sets = flow_scale_buffers(kN),
-                                   .resident = kFew ? max(args.hidden, sets * inner) : sets * inner,
-                                   .most_stages = kExpertsStages<kN, kFew>,
-                                   .more = (2 * group_scales * 4 + 15) / 16 * 16,
-                                   .beside = experts_beside<kN, kFew>()});
+  const int scales_bytes = (2 * group_scales * 4 + 15) / 16 * 16;
+  FlowShared shared =
+      flow_shared({.rows = kFlowRows,
+                   .tokens = kN,
+                   .staged = !kFew,
+                   .stretches = stretches,
+                   .token_sets = kFew ? 1 : flow_scale_buffers(kN),
+                   .weight_sets = flow_scale_buffers(kN),
+                   .resident = kFew ? max(args.hidden, sets * inner) : sets * inner,
+                   .most_stages = kExpertsStages<kN, kFew>,
+                   .more = scales_bytes + (kBothTeams ? static_cast<int>(sizeof(HalfTile)) : 0),
+                   .beside = experts_beside<kN, kFew>()});
   shared.sets = sets;
+  if (kBothTeams) shared.half_tile_at = shared.more_at + scales_bytes;
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(multiprocessors()));
   shape.block = dim3(kExpertsFlowThreads);
   shape.shared_bytes = shared.bytes;
   const int up = min(stages_under_way(args), shared.stages);
   const int down = min(down_stages_under_way(args), shared.stages);
-  const auto kernel = sm90_experts_flow<kN, kFew>;
+  const auto kernel = sm90_experts_flow<kN, kFew, kBothTeams>;
   if (fused) {
     launch(stream, kernel, shape, args, maps, shared, 3, up, down);
   } else {

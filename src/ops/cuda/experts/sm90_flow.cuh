@@ -79,6 +79,56 @@ constexpr int kExpertsFlowThreads = kExpertsConsumers + 3 * kWarp;
 // The stage of a tile behind which the next one is said: by then the counter has answered.
 constexpr int kSayBehind = 4;
 
+// What a tile of w1 and w3 has of each, and stretches of K a stage of it.
+struct UpTile {
+  int rows, stretches;
+  __host__ __device__ constexpr int box() const { return 2 * rows * kTileStep; }  // a stretch
+  __host__ __device__ constexpr int stage() const { return stretches * box(); }
+};
+// kBothTeams: of a rank's slices that are so few that even tiles of half the rows are no more than
+// blocks. A block has one of them at most, and both teams multiply it, half of K each, whose stages
+// come in turns.
+template <bool kBothTeams>
+constexpr UpTile kUpTile = kBothTeams ? UpTile{kFlowUpRows / 2, 4} : UpTile{kFlowUpRows, 2};
+static_assert(kUpTile<true>.stage() == kUpTile<false>.stage());
+
+// In shared memory what the second team's threads have multiplied, until the first's sums are
+// there: stretches are added one after another.
+struct HalfTile {
+  static constexpr int kStretches = 12, kSteps = kStretches / kUpTile<true>.stretches;
+  float4 products[kStretches][kFlowConsumers];
+  float4 first_half[kFlowConsumers];
+
+  // By the first team, and by the second when the first has handed its sums over.
+  __device__ __forceinline__ void hand_over(const float (&sums)[4]) {
+    first_half[threadIdx.x % kFlowConsumers] = {sums[0], sums[1], sums[2], sums[3]};
+    asm volatile("bar.arrive 4, %0;" ::"n"(2 * kFlowConsumers) : "memory");
+  }
+  // of_tokens [2 kStretches][8], of_weights [2 kStretches][2].
+  __device__ __forceinline__ void add_to(const float* of_tokens, const float* of_weights,
+                                         float (&sums)[4]) const {
+    const int thread = threadIdx.x % kFlowConsumers;
+    asm volatile("bar.sync 4, %0;" ::"n"(2 * kFlowConsumers) : "memory");
+    const float4 before = first_half[thread];
+    sums[0] = before.x;
+    sums[1] = before.y;
+    sums[2] = before.z;
+    sums[3] = before.w;
+#pragma unroll 4
+    for (int i = 0; i < kStretches; ++i) {
+      const float4 d = products[i][thread];
+      const int stretch = kStretches + i;
+      const float2 by = reinterpret_cast<const float2*>(of_weights)[stretch];
+      const float2 token =
+          *reinterpret_cast<const float2*>(of_tokens + stretch * 8 + 2 * (thread % 4));
+      sums[0] = fmaf(d.x, token.x * by.x, sums[0]);
+      sums[1] = fmaf(d.y, token.y * by.x, sums[1]);
+      sums[2] = fmaf(d.z, token.x * by.y, sums[2]);
+      sums[3] = fmaf(d.w, token.y * by.y, sums[3]);
+    }
+  }
+};
+
 // Which tile is next, counted in memory, without waiting for the answer. (An addition's is passed
 // around the warp at once, since others might add, too.)
 __device__ __forceinline__ int take_next(int32_t* counter) {
@@ -131,27 +181,34 @@ constexpr int experts_beside() {
 template <int kValue>
 constexpr std::integral_constant<int, kValue> kInt;
 
-// total += kStretches stretches of a stage, each of kSteps instructions and by its own factors,
-// which are read while the products are under way; those past the first `there` are left out.
-// of_tokens [kStretches][kN]; of_weights [kStretches] or, kPaired, [kStretches][2] for the thread's
-// rows g and g + 8.
-template <int kN, int kStretches, int kSteps, bool kPaired>
-__device__ __forceinline__ void add_stage(uint32_t weights, uint32_t tokens, int there,
-                                          const float* of_tokens, const float* of_weights,
-                                          float (&total)[kN / 2]) {
-  constexpr int kBoxSteps = kTileStep / 32, kWeightBox = kFlowRows * kTileStep,
-                kTokenBox = kN * kTileStep;
+// The products of kStretches stretches of a stage, of kSteps instructions each. kBox: bytes of the
+// weights' boxes of 128 columns.
+template <int kN, int kStretches, int kSteps, int kBox>
+__device__ __forceinline__ void begin_products(uint32_t weights, uint32_t tokens,
+                                               float (&d)[kStretches][kN / 2]) {
+  constexpr int kBoxSteps = kTileStep / 32, kTokenBox = kN * kTileStep;
   const uint32_t a = alike(operand_low(weights)), b = alike(operand_low(tokens));
-  float d[kStretches][kN / 2];
   wgmma_begin();
 #pragma unroll
   for (int s = 0; s < kStretches; ++s)
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
       const int step = s * kSteps + k, box = step / kBoxSteps, offset = step % kBoxSteps * 32;
-      wgmma_64xNx32<kN>(d[s], operand_from(a + (box * kWeightBox + offset) / 16),
+      wgmma_64xNx32<kN>(d[s], operand_from(a + (box * kBox + offset) / 16),
                         operand_from(b + (box * kTokenBox + offset) / 16), k > 0);
     }
+}
+
+// total += kStretches stretches of a stage, each of kSteps instructions and by its own factors,
+// which are read while the products are under way; those past the first `there` are left out.
+// of_tokens [kStretches][kN]; of_weights [kStretches] or, kPaired, [kStretches][2] for the thread's
+// rows g and g + 8.
+template <int kN, int kStretches, int kSteps, bool kPaired, int kBox = kFlowRows* kTileStep>
+__device__ __forceinline__ void add_stage(uint32_t weights, uint32_t tokens, int there,
+                                          const float* of_tokens, const float* of_weights,
+                                          float (&total)[kN / 2]) {
+  float d[kStretches][kN / 2];
+  begin_products<kN, kStretches, kSteps, kBox>(weights, tokens, d);
   wgmma_commit();
   // While they are under way.
   float2 by[kStretches][kN / 8];
@@ -194,7 +251,7 @@ __device__ __forceinline__ void add_stage(uint32_t weights, uint32_t tokens, int
 // sure, the halves are launched one after the other (`phases`), in equal shares. Bytes: 3 I H
 // weights a group, FLOPs: 6 I H a pair. Bound: bandwidth. In a step none of the kernel's
 // instructions is at hand when its turn comes: so what runs once stays short, and loops stay loops.
-template <int kN, bool kFew>
+template <int kN, bool kFew, bool kBothTeams = false>
 __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
     sm90_experts_flow(const __grid_constant__ ExpertsArgs args,
                       const __grid_constant__ ExpertsFlowMaps maps, const FlowShared shape,
@@ -254,22 +311,27 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
   }
   const bool with_up = phases & 1, with_down = phases & 2;
   const bool counted = phases == 3 && args.next_tile;
-  const int up_tiles = (args.inner + kFlowUpRows - 1) / kFlowUpRows;
+  constexpr UpTile kUp = kUpTile<kBothTeams>;
+  static_assert(!kBothTeams || (kFew && kN == 8));
+  const int up_tiles = (args.inner + kUp.rows - 1) / kUp.rows;
   const int own_tile = static_cast<int>(blockIdx.x);
   int own_group = static_cast<int>(blockIdx.x / static_cast<uint32_t>(up_tiles));
   asm volatile("" : "+r"(own_group));  // computed now, while nothing is known yet
-  const int up_steps = (args.hidden + kFlowColumns - 1) / kFlowColumns;
-  constexpr int kWeightBox = kFlowRows * kTileStep, kTokenBoxes = 2 * kN * kTileStep;
+  constexpr int kUpColumns = kUp.stretches * kTileStep;
+  const int up_steps = (args.hidden + kUpColumns - 1) / kUpColumns;
+  constexpr int kWeightBox = kFlowRows * kTileStep, kTokenBoxes = kUp.stretches * kN * kTileStep;
   // Where an expert's tile of the first half begins in the map.
   const auto up_row = [&](int expert, int tile) {
-    return (expert * 2 * args.inner + tile * kFlowUpRows) / 8;
+    return (expert * 2 * args.inner + tile * kUp.rows) / 8;
   };
   // A stage of it, and of the tokens from `first` on, where they come with it.
   const auto ask_for_up = [&](uint32_t to, uint32_t tokens, int row, int step, int first,
                               bool with_tokens, uint64_t* full) {
-    tensor_copy_5d(to, &maps.w13, 0, 0, 0, row, step * 2, full, once_policy());
-    if (with_tokens) copy_boxes(tokens, kN * kTileStep, &maps.x, true, step, first, full);
+    tensor_copy_5d(to, &maps.w13, 0, 0, 0, row, step * kUp.stretches, full, once_policy());
+    if (with_tokens) tensor_copy_3d(tokens, &maps.x, 0, first, step * kUp.stretches, full);
   };
+  // Which step of K the i-th stage of a tile is.
+  const auto nth_step = [&](int i) { return kBothTeams ? (i & 1) * HalfTile::kSteps + i / 2 : i; };
   constexpr int kEarly = 3;  // no more than are under way at any time
   int early = 0;             // stages of the first tile that have been asked for
   // The groups are the list's, or found here: of one token by the warp that asks for weights, so
@@ -296,9 +358,10 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
             const int rows = up_row(few.expert[own_group], own_tile - own_group * up_tiles);
 #pragma unroll 1
             for (int i = 0; i < early; ++i) {
-              barrier_expect(&barriers.full[i], 2 * kWeightBox + kTokenBoxes);
+              const int step = nth_step(i);
+              barrier_expect(&barriers.full[i], kUp.stage() + kTokenBoxes);
               ask_for_up(start + i * shape.stage_bytes(),
-                         start + shape.resident_at + i * kTokenBoxes, rows, i, 0, true,
+                         start + shape.resident_at + step * kTokenBoxes, rows, step, 0, true,
                          &barriers.full[i]);
             }
           }
@@ -408,8 +471,9 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
       const int row = up_row(group.expert, tile - index * up_tiles);
       // Tokens that stay come with the block's first tile.
       const bool with_tokens = !kFew || n == 0;
-      const auto ask = [&](int step) {
-        const uint32_t to = next_slot(2 * kWeightBox + (with_tokens ? kTokenBoxes : 0));
+      const auto ask = [&](int i) {
+        const int step = nth_step(i);
+        const uint32_t to = next_slot(kUp.stage() + (with_tokens ? kTokenBoxes : 0));
         ask_for_up(to, kFew ? start + shape.resident_at + step * kTokenBoxes : to + 2 * kWeightBox,
                    row, step, group.begin, with_tokens, &barriers.full[at.slot]);
         at.next(shape.stages);
@@ -461,7 +525,7 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
       if (tile < 0) break;
       const int index = tile / up_tiles, buffer = next_buffer();
       const Group group = group_at(index);
-      const int block = (args.first_inner + tile % up_tiles * kFlowUpRows) / 128 - args.scale_row;
+      const int block = (args.first_inner + tile % up_tiles * kUp.rows) / 128 - args.scale_row;
       const int64_t at =
           (static_cast<int64_t>(group.expert) * args.inner_blocks + block) * args.hidden_blocks;
       float* to = weight_scales + buffer * 2 * stretches;
@@ -544,8 +608,8 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
   uint32_t full_at, empty_at;
   asm volatile("mov.u32 %0, %1;" : "=r"(full_at) : "r"(shared_address(barriers.full)));
   asm volatile("mov.u32 %0, %1;" : "=r"(empty_at) : "r"(shared_address(barriers.empty)));
-  // A tile's stages: products(step, where the stage lies).
-  const auto stages = [&](int steps, auto products) {
+  // Some of a tile's stages, every `apart`-th that comes: products(step, where the stage lies).
+  const auto stages = [&](auto apart, int steps, auto products) {
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) {
       // A team may be a round ahead of the other: then what the place had before is not taken yet.
@@ -554,6 +618,7 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
       products(step, start + at.slot * shape.stage_bytes());
       warp_arrives(&barriers.empty[at.slot]);
       at.next(shape.stages);
+      if (apart > 1) at.next(shape.stages);
     }
   };
 
@@ -570,7 +635,7 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
     const int tile = queue.take(n);
     last = tile;
     if (tile < 0) break;
-    if (!mine(up_teams, up_steps)) continue;
+    if (!kBothTeams && !mine(up_teams, up_steps)) continue;
     if (kFew && n == 1) barrier_wait(&tokens_there, 0);
     const int index = tile / up_tiles;
     const Group group = group_at(index);
@@ -579,17 +644,47 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
     const float* of_tokens = token_scales + (kFew ? 0 : buffer * stretches * kN);
     const float* of_weights = weight_scales + buffer * 2 * stretches;
     barrier_wait(&barriers.scales_full[buffer], tile_count / kBuffers & 1);
-    stages(up_steps, [&](int step, uint32_t stage) {
-      add_stage<kN, 2, 4, true>(
-          stage,
-          kFew ? start + shape.resident_at + step * (2 * kN * kTileStep) : stage + 2 * kWeightBox,
-          up_stretches - 2 * step, of_tokens + 2 * step * kN, of_weights + 4 * step, total);
-    });
-    warp_arrives(&barriers.scales_empty[buffer]);
+    const auto tokens_of = [&](int step, uint32_t stage) {
+      return kFew ? start + shape.resident_at + step * kTokenBoxes : stage + 2 * kWeightBox;
+    };
+    const auto add = [&](int step, uint32_t stage) {
+      const int first = kUp.stretches * step;
+      add_stage<kN, kUp.stretches, 4, true, kUp.box()>(stage, tokens_of(step, stage),
+                                                       up_stretches - first, of_tokens + first * kN,
+                                                       of_weights + 2 * first, total);
+    };
+    if constexpr (!kBothTeams) {
+      stages(kInt<1>, up_steps, add);
+    } else {
+      const FlowSlot here = at;
+      at.skip(team, shape.stages);
+      auto& half = *reinterpret_cast<HalfTile*>(memory + shape.half_tile_at);
+      if (team == 0) {
+        stages(kInt<2>, HalfTile::kSteps, add);
+        half.hand_over(total);
+      } else {
+        stages(kInt<2>, HalfTile::kSteps, [&](int step, uint32_t stage) {
+          float d[kUp.stretches][4];
+          begin_products<8, kUp.stretches, 4, kUp.box()>(
+              stage, tokens_of(HalfTile::kSteps + step, stage), d);
+          wgmma_finish();
+#pragma unroll
+          for (int i = 0; i < kUp.stretches; ++i)
+            half.products[kUp.stretches * step + i][threadIdx.x % kFlowConsumers] = {
+                d[i][0], d[i][1], d[i][2], d[i][3]};
+        });
+        half.add_to(of_tokens, of_weights, total);
+      }
+      at = here;
+      at.skip(up_steps, shape.stages);
+    }
     ++tile_count;
+    if (kBothTeams && team == 0) continue;  // the other has the sums
+    warp_arrives(&barriers.scales_empty[buffer]);
     if (kFew && n == 0) warp_arrives(&tokens_there);
     // The warp's rows are 8 of w1 and the same 8 of w3.
-    const int inner = tile % up_tiles * kFlowUpRows + warp % 4 * 8 + g;
+    const int inner = tile % up_tiles * kUp.rows + warp % 4 * 8 + g;
+    if (kBothTeams && warp % 4 >= kUp.rows / 8) continue;  // rows that no stage has
     if constexpr (kFew) {
       const uint32_t chosen = posted.chosen(few.place[index]);
 #pragma unroll
@@ -705,7 +800,7 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
       const int row_block = tile * kFlowRows / 128;
       const float* of_weights =
           group_scales + ((ordinal & 1) * args.hidden_blocks + row_block) * down_stretches;
-      stages(down_steps, [&](int step, uint32_t stage) {
+      stages(kInt<1>, down_steps, [&](int step, uint32_t stage) {
         const auto add = [&](auto stretches, auto steps, int first) {
           add_stage<kN, stretches, steps, false>(
               stage, tokens + step * (2 * kN * kTileStep), down_stretches - first,
