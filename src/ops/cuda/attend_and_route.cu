@@ -282,6 +282,7 @@ struct Shared {
   float o_scale[2][S::kOStretches], o_input_scale[S::kOStretches];
   float squares[kWarp];         // of 256 columns each
   float totals[S::kJoined][2];  // of parts that are joined
+  float factors[S::kJoinDims / kWarp][S::kJoined], befores[S::kJoinDims / kWarp][S::kJoined / 8];
   float scratch[kWarp];
   float route[kBlockExperts][kRouteStretches];
   alignas(16) uint8_t newest[2][kDim * 2];  // the token's own key and value as the cache has them
@@ -399,9 +400,8 @@ struct OwnPage {
         chain(context.chain(role + group * kAttendBlocks)) {
     if (mine < chain.pages) id = args.block_tables[chain.page(mine)];
   }
-  // There is room for it at first, and each warp asks for its own: one lane takes longer to ask for
-  // a page (200 instructions, one after another) than memory to bring it. The values later than the
-  // keys, since what blocks say to one another comes behind what has been asked for before.
+  // Of ranks. There is room for it at first, and each warp asks for its own: one lane takes longer
+  // to ask for a page (200 instructions, one after another) than memory to bring it.
   template <class Page>
   __device__ __forceinline__ void ask(const AttendAndRoute& args, Shared<S>& shared,
                                       uint8_t* memory, int role, bool values) const {
@@ -458,9 +458,10 @@ class Pace {
   int bytes_ = 0;
 };
 
-// Where the loader waits for the consumers.
+// Where the loader waits for the consumers: until queries have been made, or, of all of a layer,
+// until all that makes them is there.
 template <bool kWaits>
-__device__ __forceinline__ void queries_made() {
+__device__ __forceinline__ void loader_may_go_on() {
   if constexpr (kWaits)
     asm volatile("bar.sync 6, %0;" ::"n"(kThreads) : "memory");
   else
@@ -507,15 +508,36 @@ __device__ __forceinline__ void load_all(const AttendAndRoute& args, const Atten
   int ids = id_of_lane(turns, 0);
   const int2 own_turn = turns.turn(lane);
   const int own_slot = own_turn.x * kGroupSlots + own_turn.y;
-  const int asked = __popc(__ballot_sync(~0u, lane < turns.all() && own_turn.y < kGroupSlots));
+  const bool asks = lane < turns.all() && own_turn.y < kGroupSlots;
+  const int asked = __popc(__ballot_sync(~0u, asks));
+  // Of all of a layer the first pages are asked for here, by a lane each: behind such a request a
+  // warp's next read of shared memory waits until it has been taken, and the consumers' are on the
+  // way. A page's place is over a load of q, k and v.
+  const auto ask_for_first = [&](bool values) {
+    uint64_t* full = values ? &shared.values_full[own_slot] : &shared.page_full[own_slot];
+    barrier_expect(full, Page::kBytes);
+    ask_for_page<S, Page>(args, memory, own_slot, ids, role % S::kKvHeads, values, full);
+  };
+  if (S::kWhole && asks) {
+    barrier_wait(&shared.qkv_empty[S::page_slot_at(own_slot) / S::kQkvLoad], 0);
+    ask_for_first(false);
+  }
+  __syncwarp();
 #pragma unroll 1
   for (int i = 0; i < S::kQkvLoads; ++i)
     barrier_wait(S::kApart ? &shared.qkv_full[i] : &shared.qkv_empty[i], 0);
-  // The consumers ask for the first pages about now, or have done so.
+  if (S::kWhole && role < context.chains()) {
+    // The values later than the keys, since what blocks say to one another comes behind what has
+    // been asked for before.
+    loader_may_go_on<true>();
+    if (asks) ask_for_first(true);
+    __syncwarp();
+  }
+  // Of ranks the consumers ask for the first pages about now, or have done so.
   if (asked == turns.all() && role + kChainGroups * kAttendBlocks >= context.chains()) {
     if constexpr (S::kApart) {
       // Behind the words that make queries, and beside the work on pages.
-      queries_made<true>();
+      loader_may_go_on<true>();
       if (lane == 0)
         for (int i = 0; i < S::kOLoads; ++i) {
           barrier_expect(&shared.o_full[i], S::kOLoad);
@@ -691,7 +713,7 @@ __device__ __forceinline__ void multiply_qkv(const AttendAndRoute& args, Shared<
     const uint32_t rows = alike(operand_low(start + i * S::kQkvLoad)),
                    tokens = alike(operand_low(start + S::kTokensAt +
                                               S::kQkvStretches * i / 8 * (8 * kTileStep)));
-    if (i + kWarpgroups >= S::kQkvLoads && thread / kWarp < S::kEarlySlots) {
+    if (!S::kWhole && i + kWarpgroups >= S::kQkvLoads && thread / kWarp < S::kEarlySlots) {
       // The keys come right behind the last loads, before blocks wait for one another's words.
       if (lane == 0) barrier_wait(&shared.qkv_empty[thread / kWarp * kPageSlot / S::kQkvLoad], 0);
       own_page.template ask<Page>(args, shared, memory, role, false);
@@ -724,7 +746,7 @@ __device__ __forceinline__ void multiply_qkv(const AttendAndRoute& args, Shared<
       }
   }
   meet();
-  if constexpr (!S::kApart)
+  if constexpr (!S::kApart && !S::kWhole)
     if (thread / kWarp >= S::kEarlySlots)
       own_page.template ask<Page>(args, shared, memory, role, false);
   // The last warps add up: of short contexts they have no pages.
@@ -847,7 +869,7 @@ __device__ __forceinline__ void make_queries(const AttendAndRoute& args, Shared<
           __nanosleep(20);
           word[i] = look(from, launch);
         }
-    own_page.template ask<Page>(args, shared, memory, role, true);
+    loader_may_go_on<false>();
     meet();
 #pragma unroll 1
     for (int i = warp; i < kSums; i += kConsumers / kWarp) {
@@ -1172,21 +1194,43 @@ __device__ __forceinline__ void join(const AttendAndRoute& args, Shared<S>& shar
       value = joined[mine];
       continue;
     }
+    // Factors by a lane a part: one after another each takes an exponential's time. Eight parts
+    // have one largest, as the kernel that joins has it.
+    float* factors = shared.factors[warp];
+    float* befores = shared.befores[warp];
+#pragma unroll
+    for (int from = 0; from < kJoined; from += kWarp) {
+      const int part = from + lane;
+      const float own = part < count ? shared.totals[part][0] : -INFINITY;
+      float of_group = own;
+#pragma unroll
+      for (int offset = kAhead / 2; offset; offset /= 2)
+        of_group = fmaxf(of_group, __shfl_xor_sync(~0u, of_group, offset));
+      float top = largest, before = largest;
+#pragma unroll
+      for (int g = 0; g < kWarp / kAhead; ++g) {
+        const float of = __shfl_sync(~0u, of_group, g * kAhead);
+        if (g <= lane / kAhead) top = fmaxf(top, of);
+        if (g < lane / kAhead) before = fmaxf(before, of);
+      }
+      if (part < count) factors[part] = exp2f(own - top);
+      if (part < count && lane % kAhead == 0) befores[part / kAhead] = exp2f(before - top);
+      largest = __shfl_sync(~0u, top, kWarp - 1);
+    }
+    __syncwarp();
 #pragma unroll 1
     for (int group = 0; group < count; group += kAhead) {
-      const int there = min(kAhead, count - group);
-      float top = largest;
-#pragma unroll 1
-      for (int i = 0; i < there; ++i) top = fmaxf(top, shared.totals[group + i][0]);
-      const float before = exp2f(largest - top);
+      const int there = count - group;
+      const float before = befores[group / kAhead];
       sum *= before;
       value *= before;
-      largest = top;
-#pragma unroll 1
-      for (int i = 0; i < there; ++i) {
-        const float factor = exp2f(shared.totals[group + i][0] - top);
-        sum = fmaf(shared.totals[group + i][1], factor, sum);
-        value = fmaf(joined[(group + i) * kDims + mine], factor, value);
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        const float factor = factors[group + i], of_part = shared.totals[group + i][1],
+                    numbers = joined[(group + i) * kDims + mine];
+        if (i >= there) continue;
+        sum = fmaf(of_part, factor, sum);
+        value = fmaf(numbers, factor, value);
       }
     }
   }
@@ -1524,7 +1568,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   meet();  // nobody reads qkv's tokens and parts any more
   if (role < context.chains())
     make_queries<S, Page>(args, shared, memory, role, newest, early, own_page, launch);
-  if constexpr (S::kApart) queries_made<false>();
+  if constexpr (S::kApart) loader_may_go_on<false>();
   attend_chains<S, Page>(args, shared, memory, context, role, own_page, launch);
   // Of ranks by the last blocks, which may have no chains.
   const int piece = S::kApart ? kAttendBlocks - 1 - role : role;
