@@ -14,7 +14,7 @@ namespace {
 constexpr int kParts = 4, kThreads = kNormThreads / kParts;
 
 template <int kMost>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     sm90_rank_experts(const __grid_constant__ RankExperts args) {
   __shared__ typename RowSum<kParts>::Shared shared;
   const RowSum<kParts> row_sum(shared);

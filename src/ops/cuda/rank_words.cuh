@@ -74,25 +74,34 @@ __device__ __forceinline__ uint4 sum_of_ranks(const DecodePeers& peers, const ui
 #pragma unroll 1
   do {
     missing = 0;
+    if (peers.ranks == kMost) {
+      // Without conditions, or those behind the first three would be asked for one by one.
 #pragma unroll
-    for (int r = 0; r < kMost; ++r) {
-      word[r] = own;
-      if (r < peers.ranks && (!kOwn || r != peers.rank))
-        word[r] = look_at_words(from + r * kRow, keep);
+      for (int r = 0; r < kMost; ++r) word[r] = look_at_words(from + r * kRow, keep);
+    } else {
+#pragma unroll
+      for (int r = 0; r < kMost; ++r) {
+        word[r] = own;
+        if (r < peers.ranks && (!kOwn || r != peers.rank))
+          word[r] = look_at_words(from + r * kRow, keep);
+      }
     }
 #pragma unroll
     for (int r = 0; r < kMost; ++r)
       if (r < peers.ranks && least_of(word[r]) == 0) missing |= 1u << r;
+    if (kOwn) missing &= ~(1u << peers.rank);
     if (++looks % kLooksAtPeers == 0 && given_up(peers)) missing &= 1u << peers.rank;
   } while (missing != 0);
   float total[8], part[8];
-  read_word(word[0], total);
 #pragma unroll
-  for (int r = 1; r < kMost; ++r) {
-    read_word(word[r], part);
+  for (int r = 0; r < kMost; ++r) {
+    const bool here = kOwn && r == peers.rank;
+    const uint4 of_rank = {here ? own.x : word[r].x, here ? own.y : word[r].y,
+                           here ? own.z : word[r].z, here ? own.w : word[r].w};
+    read_word(of_rank, r == 0 ? total : part);
 #pragma unroll
     for (int i = 0; i < 8; ++i)
-      if (r < peers.ranks) total[i] += part[i];
+      if (r > 0 && r < peers.ranks) total[i] += part[i];
   }
   return {pack_bf16(total[0], total[1]), pack_bf16(total[2], total[3]),
           pack_bf16(total[4], total[5]), pack_bf16(total[6], total[7])};
