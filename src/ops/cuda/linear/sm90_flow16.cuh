@@ -70,8 +70,13 @@ __global__ void __launch_bounds__(kGroups * 128 + kWarp, 1)
     };
     const auto ask_weights = [&](int slot) {
       barrier_expect(&full[slot], stage_bytes);
-      copy_weights(start + slot * stage_bytes, weight_box, &maps.weight[at.part], true, step,
-                   at.row, &full[slot]);
+      const uint32_t to = start + slot * stage_bytes;
+      const CUtensorMap* map = &maps.weight[at.part];
+      // Behind 64 tokens' results, which fill L2, weights that go first from it come late.
+      if (kN < 64)
+        copy_weights(to, weight_box, map, true, step, at.row, &full[slot]);
+      else
+        copy_boxes(to, weight_box, map, true, step, at.row, &full[slot]);
     };
     const auto ask_tokens = [&](int slot) {
       copy_boxes(start + slot * stage_bytes + 2 * weight_box, kN * kTileStep, &maps.x, true, step,
