@@ -918,7 +918,7 @@ __device__ bool Chooser<kPlain>::run() {
 }
 
 // What the usual rows do not need, out of their way.
-__device__ __noinline__ void choose_otherwise(const Sample& args, ChooseShared& shared) {
+__device__ __forceinline__ void choose_otherwise(const Sample& args, ChooseShared& shared) {
   Chooser<false> chooser(args, shared);
   chooser.run();
 }
@@ -932,7 +932,8 @@ __global__ void __launch_bounds__(kChooseThreads) sample_choose(Sample args) {
   Chooser<true> chooser(args, shared);
   wait_for_previous();
   let_next_start();
-  if (!chooser.is_plain() || !chooser.run()) choose_otherwise(args, shared);
+  if (!chooser.is_plain() || !chooser.run()) [[unlikely]]
+    choose_otherwise(args, shared);
 }
 
 }  // namespace
