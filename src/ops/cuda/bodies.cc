@@ -344,8 +344,8 @@ bool linear_reads_quantised(const Exec& exec, const Tensor& x, std::span<const L
   bool all = true;
   each_launch(weights, [&](std::span<const Linear> some) {
     const LinearForm form = plan_linear(shape_of(exec, x, some, true)).form;
-    all = all &&
-          (form == LinearForm::tiles || form == LinearForm::flow || form == LinearForm::flow_pair);
+    all = all && (form == LinearForm::tiles || form == LinearForm::flow ||
+                  form == LinearForm::flow_pair || form == LinearForm::flow_few);
   });
   return all;
 }

@@ -72,21 +72,27 @@ TEST(LinearPlan, FewRowsOfManyColumnsTakeTwoBlocksATile) {
   EXPECT_EQ(form_of({.tokens = 9, .rows = 3072, .columns = 6144}), LinearForm::flow);
   EXPECT_EQ(form_of({.tokens = 16, .rows = 3072, .columns = 3072}), LinearForm::flow_pair);
   EXPECT_EQ(form_of({.tokens = 17, .rows = 3072, .columns = 3072}), LinearForm::flow);
-  EXPECT_EQ(form_of({.tokens = 10, .rows = 2048, .columns = 3072, .parts = 3}),
-            LinearForm::flow_pair);
-  EXPECT_EQ(form_of({.tokens = 1, .rows = 3072, .columns = 1536}), LinearForm::flow_pair);
-  EXPECT_EQ(form_of({.tokens = 1, .rows = 3072, .columns = 768}), LinearForm::flow);
   EXPECT_EQ(form_of({.tokens = 1, .rows = 8192, .columns = 3072}), LinearForm::flow);
-  // q, k and v of a rank of 2, 4 and 8: no tile has rows of two of them.
-  for (const int64_t ranks : {2, 4, 8}) {
-    const LinearPlan plan = plan_linear(
-        with_workspace({.tokens = 1, .rows = 8192 / ranks, .columns = 3072, .parts = 3}));
-    EXPECT_EQ(plan.form, LinearForm::flow_pair) << ranks;
-    int64_t tiles = 0;
-    for (const int64_t rows : {6144 / ranks, 1024 / ranks, 1024 / ranks})
-      tiles += (rows + plan.tile_rows - 1) / plan.tile_rows;
-    EXPECT_LE(2 * tiles, o.multiprocessors) << ranks;
-  }
+  EXPECT_EQ(form_of({.tokens = 17, .rows = 3072, .columns = 1536}), LinearForm::flow);
+}
+
+TEST(LinearPlan, QkvAndOOfRanksTakeABlockATile) {
+  // No tile of q, k and v has rows of two of them.
+  for (const int64_t ranks : {2, 4, 8})
+    for (const int64_t tokens : {1, 10, 16}) {
+      const LinearShape qkv{.tokens = tokens, .rows = 8192 / ranks, .columns = 3072, .parts = 3};
+      const LinearPlan plan = plan_linear(with_workspace(qkv));
+      EXPECT_EQ(plan.form, ranks == 2 ? LinearForm::flow_pair : LinearForm::flow_few) << ranks;
+      int64_t tiles = 0;
+      for (const int64_t rows : {6144 / ranks, 1024 / ranks, 1024 / ranks})
+        tiles += (rows + plan.tile_rows - 1) / plan.tile_rows;
+      EXPECT_LE((ranks == 2 ? 2 : 1) * tiles, qkv.multiprocessors) << ranks;
+
+      const LinearShape o{.tokens = tokens, .rows = 3072, .columns = 6144 / ranks};
+      EXPECT_EQ(describe(plan_linear(with_workspace(o))),
+                ranks < 8 ? "flow, half of K a block, tiles of 48 rows"
+                          : "flow, all of K at once, tiles of 24 rows");
+    }
 }
 
 TEST(LinearPlan, Bf16FlowsOnHopperInTilesThatSpreadEvenly) {

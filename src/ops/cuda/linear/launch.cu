@@ -1,6 +1,9 @@
+#include <algorithm>
+
 #include "ops/cuda/linear/launch.h"
 #include "ops/cuda/linear/sm80_stream.cuh"
 #include "ops/cuda/linear/sm90_flow16.cuh"
+#include "ops/cuda/linear/sm90_flow_few.cuh"
 #include "ops/cuda/linear/sm90_flow_pair.cuh"
 #include "ops/cuda/linear/sm90_ring.cuh"
 #include "ops/cuda/linear/sm90_tiles.cuh"
@@ -129,6 +132,31 @@ void launch_flow_pair(void* stream, const LinearPlan& plan, const LinearArgs& ar
   launch(stream, kernel, shape, args, maps, shared);
 }
 
+template <int kN, int kPlaces, int kStretches>
+void launch_flow_few(void* stream, const LinearArgs& args) {
+  using Few = FewRows<kN, kPlaces, kStretches>;
+  if (!args.quantised) launch_quantise(stream, args.x, {args.x_f8, args.x_scales, args.powers});
+  LinearFlowMaps maps = {};
+  int tiles = 0;
+  for (int i = 0; i < args.parts; ++i) {
+    const int rows = args.part[i].rows;
+    maps.weight[i] = double_map(args.part[i].weight, rows > 0 ? rows : 1, args.x.columns,
+                                args.x.columns, Few::kRows, Few::kLoad);
+    tiles += (rows + Few::kRows - 1) / Few::kRows;
+  }
+  LaunchShape shape{dim3(static_cast<unsigned>(tiles)), dim3(kFewThreads)};
+  // Beyond what a kernel has without asking.
+  shape.shared_bytes = std::max(Few::kSharedBytes, 48 * 1024 + 1024);
+  launch(stream, sm90_linear_flow_few<kN, kPlaces, kStretches>, shape, args, maps);
+}
+
+template <int kN>
+void launch_flow_few(void* stream, const LinearPlan& plan, const LinearArgs& args) {
+  if (plan.tile_rows == 8) return launch_flow_few<kN, 1, 24>(stream, args);
+  if (plan.tile_rows == 16) return launch_flow_few<kN, 2, 24>(stream, args);
+  launch_flow_few<kN, 3, 6>(stream, args);
+}
+
 template <int kN>
 void launch_flow16(void* stream, const LinearPlan& plan, const LinearArgs& args) {
   const int rows = plan.tile_rows;
@@ -209,7 +237,8 @@ void launch_linear(void* stream, const LinearPlan& plan, const LinearArgs& args,
            : plan.shares         ? launch_tiles16<1, true>(stream, args, owners)
                                  : launch_tiles16<1, false>(stream, args, owners);
   const bool few = plan.form == LinearForm::flow16 || plan.form == LinearForm::flow_pair ||
-                   plan.form == LinearForm::flow || plan.form == LinearForm::ring;
+                   plan.form == LinearForm::flow_few || plan.form == LinearForm::flow ||
+                   plan.form == LinearForm::ring;
   if (few && owners.ranks > 0) cuda_failed("linear", "few rows go nowhere else");
   if (plan.form == LinearForm::flow16) {
     const int tokens = flow_tokens(args.x.rows);
@@ -218,6 +247,9 @@ void launch_linear(void* stream, const LinearPlan& plan, const LinearArgs& args,
            : tokens == 32 ? launch_flow16<32>(stream, plan, args)
                           : launch_flow16<64>(stream, plan, args);
   }
+  if (plan.form == LinearForm::flow_few)
+    return args.x.rows <= 8 ? launch_flow_few<8>(stream, plan, args)
+                            : launch_flow_few<16>(stream, plan, args);
   if (plan.form == LinearForm::flow_pair)
     return args.x.rows <= 8 ? launch_flow_pair<8>(stream, plan, args)
                             : launch_flow_pair<16>(stream, plan, args);

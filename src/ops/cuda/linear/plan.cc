@@ -52,6 +52,14 @@ int64_t scales_offset(int64_t tokens, int64_t columns) {
 // share a tile of twice the rows.
 void share_columns(const LinearShape& shape, LinearPlan& plan) {
   const int64_t rows = (2 * shape.rows + shape.multiprocessors - 1) / shape.multiprocessors;
+  // Or, where even those would be narrow, a block has all of K.
+  const int64_t eights = (shape.rows + 8 * shape.multiprocessors - 1) / (8 * shape.multiprocessors);
+  const int64_t columns = eights <= 2 ? 3072 : eights == 3 ? 768 : 0;
+  if (shape.tokens <= 16 && shape.columns == columns) {
+    plan.form = LinearForm::flow_few;
+    plan.tile_rows = static_cast<int>(8 * eights);
+    return;
+  }
   const bool compiled = (shape.columns == 24 * 256 && shape.tokens <= 8) ||
                         shape.columns == 12 * 256 || shape.columns == 6 * 256;
   if (shape.tokens > 16 || rows > 64 || plan.tile_rows > 32 || !compiled) return;
@@ -130,6 +138,8 @@ std::string describe(const LinearPlan& plan) {
       return "flow, tiles of " + std::to_string(plan.tile_rows) + " rows";
     case LinearForm::flow_pair:
       return "flow, half of K a block, tiles of " + std::to_string(plan.tile_rows) + " rows";
+    case LinearForm::flow_few:
+      return "flow, all of K at once, tiles of " + std::to_string(plan.tile_rows) + " rows";
     case LinearForm::flow16:
       return "flow16, tiles of " + std::to_string(plan.tile_rows) + " rows";
   }

@@ -15,6 +15,7 @@ enum class LinearForm {
   tiles,      // prefill on Hopper: FP8 wgmma on tiles in shared memory
   flow,       // decode on Hopper: the same bytes as tiles, weights kept flowing into shared memory
   flow_pair,  // the same for few rows of many columns: a tile's K is shared by two blocks
+  flow_few,   // the same for still fewer: an instruction has several stretches of a tile's K
   flow16,     // decode with BF16 weights on Hopper: wgmma, weights and tokens kept flowing
   tiles16,    // prefill with BF16 weights on Hopper: the same bytes as flow16, in tiles
 };

@@ -27,23 +27,23 @@ __device__ __forceinline__ LinearFlowPlace flow_place(const LinearArgs& args, in
 }
 
 // The block's tokens as wgmma wants them, of steps [first_step, first_step + steps) boxes of
-// [kN, 128] from `to` on, with zeros past the last column; and all their scales. By the consumers.
-template <int kN>
+// [kN, 128] from `to` on, with zeros past the last column; and all their scales. By the
+// consumers, kThreads. kAhead, kPieces: what a thread asks for together, of scales and of 16 bytes.
+template <int kN, int kThreads = kFlowConsumers, int kAhead = 4, int kPieces = 12>
 __device__ __forceinline__ void load_tokens(const LinearArgs& args, int first_step, int steps,
                                             uint8_t* to, float* scales) {
-  constexpr int kAhead = 4, kPieces = 12;  // asked for together: of scales, of tokens
   const int tokens = static_cast<int>(args.x.rows), columns = static_cast<int>(args.x.columns);
   const int stretches = (columns + kTileStep - 1) / kTileStep;
   const auto scale_at = [&](int i) { return i < tokens * stretches ? args.x_scales[i] : 0.0f; };
   float scale[kAhead];
 #pragma unroll
-  for (int i = 0; i < kAhead; ++i) scale[i] = scale_at(threadIdx.x + i * kFlowConsumers);
+  for (int i = 0; i < kAhead; ++i) scale[i] = scale_at(threadIdx.x + i * kThreads);
   const int pieces = steps * (kFlowColumns / 16);  // of 16 bytes
-  for (int first = threadIdx.x; first < tokens * pieces; first += kPieces * kFlowConsumers) {
+  for (int first = threadIdx.x; first < tokens * pieces; first += kPieces * kThreads) {
     uint4 value[kPieces];
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
-      const int item = first + i * kFlowConsumers, token = item / pieces, piece = item % pieces;
+      const int item = first + i * kThreads, token = item / pieces, piece = item % pieces;
       const int column = first_step * kFlowColumns + piece * 16;
       value[i] = token < tokens && column < columns
                      ? load_written(args.x_f8 + int64_t{1} * token * columns + column)
@@ -51,7 +51,7 @@ __device__ __forceinline__ void load_tokens(const LinearArgs& args, int first_st
     }
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
-      const int item = first + i * kFlowConsumers, token = item / pieces, piece = item % pieces;
+      const int item = first + i * kThreads, token = item / pieces, piece = item % pieces;
       if (token < tokens)
         *reinterpret_cast<uint4*>(to + piece / 8 * (kN * kTileStep) + token * kTileStep +
                                   ((piece % 8) ^ (token & 7)) * 16) = value[i];
@@ -59,11 +59,10 @@ __device__ __forceinline__ void load_tokens(const LinearArgs& args, int first_st
   }
 #pragma unroll
   for (int i = 0; i < kAhead; ++i) {
-    const int item = threadIdx.x + i * kFlowConsumers;
+    const int item = threadIdx.x + i * kThreads;
     if (item < kN * stretches) scales[item % stretches * kN + item / stretches] = scale[i];
   }
-  for (int item = threadIdx.x + kAhead * kFlowConsumers; item < kN * stretches;
-       item += kFlowConsumers)
+  for (int item = threadIdx.x + kAhead * kThreads; item < kN * stretches; item += kThreads)
     scales[item % stretches * kN + item / stretches] = scale_at(item);
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
