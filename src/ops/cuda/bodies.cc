@@ -497,7 +497,9 @@ void run_experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids,
     args.choice = {parts.scores, static_cast<int>((x.size(1) + kRouteStretch - 1) / kRouteStretch),
                    parts.experts, parts.bias, parts.slots};
   } else if (route) {
-    launch_route(exec.stream, *route);
+    Route chosen = *route;
+    chosen.next_reads_late = plan.few;
+    launch_route(exec.stream, chosen);
   }
   args.top = static_cast<int>(top);
   set_weights(args, experts);

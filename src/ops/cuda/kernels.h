@@ -118,10 +118,11 @@ struct Route {
   int experts;
   int top;
   const int32_t* slots;  // or null
-  bool alone;            // no other stream uses the device
   float* scores;         // route_scratch() bytes to work in, or null: slower, and other sums
   int32_t* ids;          // null: the experts choose, from what is left in `scores`
   float* weights;
+  // The kernel behind reads nothing that a kernel writes before its own wait.
+  bool next_reads_late = false;
 };
 // Logits are summed in stretches of so many columns; from so many tokens on as one product.
 constexpr int kRouteStretch = 256;

@@ -335,23 +335,39 @@ __global__ void __launch_bounds__(kPartThreads) route_parts(Route args) {
   if (!args.ids) let_next_start();
   wait_for_previous();
   if (args.ids) let_next_start();
-#pragma unroll
-  for (int i = 0; i < kPartExperts * kFours / kPartThreads; ++i) {
-    const int item = i * kPartThreads + threadIdx.x;
-    *reinterpret_cast<float4*>(gates + item / kFours * kRow + item % kFours * 4) = gate[i];
-  }
-  for (int item = threadIdx.x; item < kPartTokens * kShortSum / 8; item += kPartThreads) {
+  const auto eight_of = [&](int item) {
     const int row = item / (kShortSum / 8), c = item % (kShortSum / 8) * 8;
     uint4 eight = {};
     if (first_token + row < args.x.rows && c < width)
       eight = *reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(args.x.data) +
                                               (first_token + row) * args.x.stride + first + c);
+    return eight;
+  };
+  const auto put = [&](int item, const uint4& eight) {
+    const int row = item / (kShortSum / 8), c = item % (kShortSum / 8) * 8;
     const uint32_t words[4] = {eight.x, eight.y, eight.z, eight.w};
 #pragma unroll
     for (int j = 0; j < 4; ++j)
       *reinterpret_cast<float2*>(tokens + row * kShortSum + c + 2 * j) = {
           __uint_as_float(words[j] << 16), __uint_as_float(words[j] & 0xffff0000u)};
+  };
+  // Of few tokens all are asked for at once, and before the gate is put down.
+  constexpr int kEights = kPartTokens * kShortSum / 8, kOwnEights = kEights / kPartThreads;
+  constexpr bool kAtOnce = kOwnEights <= 2;
+  uint4 eights[kOwnEights];
+  if constexpr (kAtOnce)
+#pragma unroll
+    for (int i = 0; i < kOwnEights; ++i) eights[i] = eight_of(i * kPartThreads + threadIdx.x);
+#pragma unroll
+  for (int i = 0; i < kPartExperts * kFours / kPartThreads; ++i) {
+    const int item = i * kPartThreads + threadIdx.x;
+    *reinterpret_cast<float4*>(gates + item / kFours * kRow + item % kFours * 4) = gate[i];
   }
+  if constexpr (kAtOnce)
+#pragma unroll
+    for (int i = 0; i < kOwnEights; ++i) put(i * kPartThreads + threadIdx.x, eights[i]);
+  else
+    for (int item = threadIdx.x; item < kEights; item += kPartThreads) put(item, eight_of(item));
   __syncthreads();
   const int lane = threadIdx.x % kWarp, mine = threadIdx.x / kWarp * kEach;
   if (first_token + mine >= args.x.rows || first_expert + lane >= args.experts) return;
@@ -393,17 +409,32 @@ __global__ void __launch_bounds__(kJoinThreads) route_join(Route args, int stret
   const int e = threadIdx.x;
   const bool there = e < args.experts;
   const float bias = there ? args.bias[e] : 0.0f;
-  wait_for_previous();
-  let_next_start();
   const int64_t token = blockIdx.x;
+  const bool inert = args.slots && args.slots[token] < 0;
+  // The experts' blocks take about as long to stand ready as this does.
+  if (args.next_reads_late) let_next_start();
+  wait_for_previous();
+  if (!args.next_reads_late) let_next_start();
   const float* parts = args.scores + token * stretches * args.experts;
   const float score = there ? join_parts(parts + e, stretches, args.experts) : 0.0f;
   table.scores[e] = score;
   table.keys[e] = there ? ordered(score + bias) : 0;
-  if (e == 0) table.inert = args.slots && args.slots[token] < 0;
   __syncthreads();
   if (e >= kWarp) return;
-  choose_few(table, args.top);
+  constexpr int kEach = ChoiceTable::kEach;
+  uint32_t key[kEach];
+#pragma unroll
+  for (int i = 0; i < kEach; i += 4) {
+    const uint4 four = *reinterpret_cast<const uint4*>(&table.keys[e * kEach + i]);
+    key[i] = four.x;
+    key[i + 1] = four.y;
+    key[i + 2] = four.z;
+    key[i + 3] = four.w;
+  }
+  choose_one(table, key, args.top);
+  __syncwarp();
+  if (e == 0) table.inert = inert;
+  __syncwarp();
   store_few(table, nullptr, args.top, args.ids + token * args.top, args.weights + token * args.top);
 }
 
@@ -522,7 +553,10 @@ void launch_route(void* stream, const Route& args) {
   // One order of every sum for all steps: parts and product differ in nothing but speed.
   if (fits_product(args)) {
     if (args.x.rows >= kRouteProductTokens) return launch_product(stream, args);
-    return args.x.rows <= 4 ? launch_parts<1>(stream, args) : launch_parts<4>(stream, args);
+    // Of few tokens as few each as keep all warps busy.
+    return args.x.rows <= 4   ? launch_parts<1>(stream, args)
+           : args.x.rows <= 8 ? launch_parts<2>(stream, args)
+                              : launch_parts<4>(stream, args);
   }
   // Few tokens: spread the gate over many blocks. Many: share what is read of it.
   if (args.x.rows <= 4)

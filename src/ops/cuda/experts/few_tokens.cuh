@@ -90,33 +90,53 @@ __device__ __forceinline__ void find_groups_of_one(const ExpertsArgs& args, Choi
   if (lane == 0) groups.count = __popc(all);
 }
 
-// By the whole block, a thread a pair: which experts are held here of those in args.ids.
+// By a warp: which experts are held here of those in args.ids. The groups are clear before. It
+// waits for the kernel in front, which chooses.
 template <int kN>
 __device__ __forceinline__ void find_groups(const ExpertsArgs& args, FewGroups<kN>& groups) {
-  static_assert(FewGroups<kN>::kPairs <= kFlowThreads);
+  constexpr int kEach = FewGroups<kN>::kPairs / kWarp;
   const int lane = threadIdx.x % kWarp;
-  const int pair = threadIdx.x, pairs = static_cast<int>(args.x.rows) * args.top;
-  const int expert = pair < pairs ? args.ids[pair] - args.first_expert : -1;
-  const bool here = expert >= 0 && expert < args.experts;
-  if (here) atomicOr(&groups.held[expert / 32], 1u << expert % 32);
-  __syncthreads();
-  if (threadIdx.x < kWarp) {
-    const int own = __popc(groups.held[lane]);
-    int sum = own;
+  const auto top = static_cast<unsigned>(args.top);
+  const unsigned pairs = static_cast<unsigned>(args.x.rows) * top;
+  unsigned token[kEach], place[kEach];
 #pragma unroll
-    for (int offset = 1; offset < kWarp; offset *= 2) {
-      const int other = __shfl_up_sync(~0u, sum, offset);
-      if (lane >= offset) sum += other;
-    }
-    groups.before[lane] = sum - own;
-    if (lane == kWarp - 1) groups.count = sum;
+  for (int i = 0; i < kEach; ++i) {
+    const unsigned pair = lane + i * kWarp;
+    token[i] = pair / top;
+    place[i] = pair % top;
+    asm volatile("" : "+r"(token[i]), "+r"(place[i]));  // now, while nothing is known yet
   }
-  __syncthreads();
-  if (here) {
+  wait_for_previous();
+  int expert[kEach];
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const unsigned pair = lane + i * kWarp;
+    expert[i] = pair < pairs ? args.ids[pair] - args.first_expert : -1;
+  }
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    if (expert[i] >= args.experts) expert[i] = -1;
+    if (expert[i] >= 0) atomicOr(&groups.held[expert[i] / 32], 1u << expert[i] % 32);
+  }
+  __syncwarp();
+  const int own = __popc(groups.held[lane]);
+  int sum = own;
+#pragma unroll
+  for (int offset = 1; offset < kWarp; offset *= 2) {
+    const int other = __shfl_up_sync(~0u, sum, offset);
+    if (lane >= offset) sum += other;
+  }
+  groups.before[lane] = sum - own;
+  if (lane == kWarp - 1) groups.count = sum;
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    if (expert[i] < 0) continue;
+    const int word = expert[i] / 32;
     const int index =
-        groups.before[expert / 32] + __popc(groups.held[expert / 32] & ((1u << expert % 32) - 1));
-    groups.expert[index] = static_cast<int16_t>(expert);
-    groups.place[index][pair / args.top] = static_cast<int8_t>(pair % args.top);
+        groups.before[word] + __popc(groups.held[word] & ((1u << expert[i] % 32) - 1));
+    groups.expert[index] = static_cast<int16_t>(expert[i]);
+    groups.place[index][token[i]] = static_cast<int8_t>(place[i]);
   }
 }
 

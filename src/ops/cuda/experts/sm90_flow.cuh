@@ -334,56 +334,48 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
   const auto nth_step = [&](int i) { return kBothTeams ? (i & 1) * HalfTile::kSteps + i / 2 : i; };
   constexpr int kEarly = 3;  // no more than are under way at any time
   int early = 0;             // stages of the first tile that have been asked for
-  // The groups are the list's, or found here: of one token by the warp that asks for weights, so
-  // that nothing stands between that and what it knows.
+  // The groups are the list's, or found here by the warp that asks for weights, so that nothing
+  // stands between that and what it knows.
   if constexpr (kFew) {
     constexpr int kThreads = kExpertsFlowThreads;
-    const auto find_tag = [&] {
-      if (threadIdx.x == kThreads - 1) few.tag = *args.posted + 1;
-    };
-    if (kOne && one) {
-      if constexpr (kOne) {
-        if (args.choice.parts) {
-          wait_for_previous();
-          add_up_parts(args.choice, bias, table);
-          __syncthreads();
-        }
-        if (warp == kConsumerWarps) {
-          find_groups_of_one(args, table, few);
-          __syncwarp();
-          barriers_begun();
-          asm volatile("bar.arrive 2, %0;" ::"n"(kThreads) : "memory");
-          if (lane == 0 && counted && own_group < few.count) {
-            early = min(kEarly, up_steps);
-            const int rows = up_row(few.expert[own_group], own_tile - own_group * up_tiles);
-#pragma unroll 1
-            for (int i = 0; i < early; ++i) {
-              const int step = nth_step(i);
-              barrier_expect(&barriers.full[i], kUp.stage() + kTokenBoxes);
-              ask_for_up(start + i * shape.stage_bytes(),
-                         start + shape.resident_at + step * kTokenBoxes, rows, step, 0, true,
-                         &barriers.full[i]);
-            }
-          }
-        } else {
-          wait_for_previous();
-          find_tag();
-          asm volatile("bar.sync 2, %0;" ::"n"(kThreads) : "memory");
-        }
-        if (chooses && blockIdx.x == 0 && warp == kConsumerWarps + 2)
-          store_few(table, args.choice.scores, args.top, args.ids, args.weights);
-      }
-    } else {
-      if constexpr (kOne) {
-        if (warp == kConsumerWarps) barriers_begun();
+    if constexpr (kOne) {
+      if (!one) {
         few.clear();
         __syncthreads();
+      } else if (args.choice.parts) {
+        wait_for_previous();
+        add_up_parts(args.choice, bias, table);
+        __syncthreads();
       }
-      wait_for_previous();
-      find_tag();
-      find_groups(args, few);
-      __syncthreads();
     }
+    if (warp == kConsumerWarps) {
+      if constexpr (kOne)
+        one ? find_groups_of_one(args, table, few) : find_groups(args, few);
+      else
+        find_groups(args, few);
+      __syncwarp();
+      if constexpr (kOne) barriers_begun();
+      asm volatile("bar.arrive 2, %0;" ::"n"(kThreads) : "memory");
+      if (lane == 0 && counted && own_group < few.count) {
+        early = min(kEarly, up_steps);
+        const int rows = up_row(few.expert[own_group], own_tile - own_group * up_tiles);
+#pragma unroll 1
+        for (int i = 0; i < early; ++i) {
+          const int step = nth_step(i);
+          barrier_expect(&barriers.full[i], kUp.stage() + kTokenBoxes);
+          ask_for_up(start + i * shape.stage_bytes(),
+                     start + shape.resident_at + step * kTokenBoxes, rows, step, 0, true,
+                     &barriers.full[i]);
+        }
+      }
+    } else {
+      wait_for_previous();
+      if (threadIdx.x == kThreads - 1) few.tag = *args.posted + 1;
+      asm volatile("bar.sync 2, %0;" ::"n"(kThreads) : "memory");
+    }
+    if constexpr (kOne)
+      if (chooses && blockIdx.x == 0 && warp == kConsumerWarps + 2)
+        store_few(table, args.choice.scores, args.top, args.ids, args.weights);
   } else {
     wait_for_previous();  // which makes the list: not even how long it is is known before
   }
