@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <type_traits>
+#include <utility>
 
 #include "ops/cuda/attention/launch.h"
 #include "ops/cuda/attention/sm80_decode_lasting.cuh"
@@ -13,6 +14,9 @@ namespace {
 constexpr int kBf16Blocks = 2, kF8Blocks = 4;
 // What they, and four blocks of a part over bf16, want as shared memory, for 100 and 164 KB.
 constexpr int kBf16Shared = 44, kF8Shared = 72;
+
+// Up to so many contexts over a KV head a step has few parts if they are short.
+constexpr unsigned kFewSequences = 16;
 
 constexpr int kAnyWarps = 4;
 constexpr int kAnyMaxDim = 256;
@@ -102,10 +106,17 @@ void launch_attention(void* stream, const AttentionPlan& plan, const AttentionAr
         dim3(static_cast<unsigned>(args.heads.kv), static_cast<unsigned>(plan.splits), sequences),
         dim3(kDecodeWarps * kWarp)};
     const bool bf16 = args.cache.dtype == DType::bf16;
+    // The grid has room for more parts than short contexts have, a block each, most of all of few
+    // KV heads. Where the first ones of all contexts come first, no part waits for blocks without
+    // one. (Those behind them are a loss where parts alone come near to filling the GPU.)
+    AttentionArgs ordered = args;
+    ordered.by_parts =
+        plan.ring || (!plan.lasting && args.heads.kv == 1 && sequences <= kFewSequences);
+    if (ordered.by_parts) std::swap(shape.grid.y, shape.grid.z);
     if (plan.ring) {
       shape.shared_bytes = kDecodeRings;
       launch(stream, bf16 ? sm90_attention_decode<Bf16Page> : sm90_attention_decode<F8Page>, shape,
-             args);
+             ordered);
     } else if (plan.lasting) {
       shape.through_l1 = true;
       shape.shared_percent = bf16 ? kBf16Shared : kF8Shared;
@@ -122,7 +133,7 @@ void launch_attention(void* stream, const AttentionPlan& plan, const AttentionAr
     } else {
       shape.through_l1 = true;
       shape.shared_percent = kBf16Shared;
-      launch(stream, sm80_attention_decode<Bf16Page>, shape, args);
+      launch(stream, sm80_attention_decode<Bf16Page>, shape, ordered);
     }
     if (plan.splits > 1 && !plan.join) {
       // One block a multiprocessor has room beside the blocks in front. Where those would go

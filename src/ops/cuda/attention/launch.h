@@ -18,6 +18,7 @@ struct AttentionArgs {
   float* workspace;  // decode's parts: [S, q_heads, splits, head_dim], then [S, q_heads, splits, 2]
   int splits;
   bool join;                // decode's blocks join the parts themselves
+  bool by_parts = false;    // the grid is [parts, S, kv_heads] instead of [S, parts, kv_heads]
   QuantisedRows quantised;  // `out` once more; the forms on the matrix units alone write it
 };
 

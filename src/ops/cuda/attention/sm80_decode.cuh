@@ -87,7 +87,9 @@ struct DecodePart {
 
   DecodePart() = default;
   __device__ __forceinline__ explicit DecodePart(const AttentionArgs& args)
-      : part(blockIdx.y), head(blockIdx.x), sequence(blockIdx.z) {
+      : part(args.by_parts ? blockIdx.z : blockIdx.y),
+        head(blockIdx.x),
+        sequence(args.by_parts ? blockIdx.y : blockIdx.z) {
     token = args.query_starts[sequence];
     const int next = args.query_starts[sequence + 1];
     context = args.context_lens[sequence];
