@@ -46,12 +46,20 @@ __global__ void embed_and_angles_kernel(const int32_t* ids, Matrix table, int64_
     store_angle(position, frequency, i, rotary, angles + int64_t{1} * blockIdx.x * rotary);
 }
 
-// Bytes: 2 * R * H * element. FLOPs: none. Bound by latency.
-__global__ void gather_rows_kernel(Matrix x, const int32_t* rows, Matrix out) {
+// Bytes: 2 * R * H * element. FLOPs: none. Bound by latency. `by_eights`: both are bf16 and
+// aligned.
+__global__ void gather_rows_kernel(Matrix x, const int32_t* rows, Matrix out, bool by_eights) {
   wait_for_previous();
   let_next_start();
   const int64_t from = static_cast<int64_t>(rows[blockIdx.x]) * x.stride;
   const int64_t to = blockIdx.x * out.stride;
+  if (by_eights) {
+    const auto* source =
+        reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(x.data) + from);
+    auto* target = reinterpret_cast<uint4*>(static_cast<uint16_t*>(out.data) + to);
+    for (int64_t p = threadIdx.x; p < out.columns / 8; p += blockDim.x) target[p] = source[p];
+    return;
+  }
   for (int64_t c = threadIdx.x; c < out.columns; c += blockDim.x) {
     if (x.dtype == DType::bf16)
       static_cast<uint16_t*>(out.data)[to + c] = static_cast<const uint16_t*>(x.data)[from + c];
@@ -104,8 +112,8 @@ void launch_embed_and_angles(void* stream, const int32_t* ids, Matrix table, int
 
 void launch_gather_rows(void* stream, Matrix x, const int32_t* rows, Matrix out) {
   if (out.rows == 0) return;
-  launch(stream, gather_rows_kernel, {dim3(static_cast<unsigned>(out.rows)), dim3(256)}, x, rows,
-         out);
+  launch(stream, gather_rows_kernel, {dim3(static_cast<unsigned>(out.rows)), dim3(kEmbedThreads)},
+         x, rows, out, by_eights(x, out));
 }
 
 void launch_sum_rows(void* stream, Matrix x, const int32_t* rows, int most, Matrix out) {

@@ -64,13 +64,18 @@ TEST_F(Gpu, Embed) {
               row >= 0 && row < 10 ? table.values[static_cast<size_t>(row * width + c)] : 0.0;
           ASSERT_EQ(values[static_cast<size_t>(t * width + c)], expected) << t << ", " << c;
         }
-      const OnGpu rows(std::vector<int32_t>{6, 0, 3}, {3}), gathered(DType::f32, {3, width});
-      cuda::gather_rows(gpu(), out, rows, gathered);
-      const std::vector<double> picked = gathered.values();
-      for (int64_t c = 0; c < width; ++c) {
-        EXPECT_EQ(picked[static_cast<size_t>(c)], values[static_cast<size_t>(6 * width + c)]);
-        EXPECT_EQ(picked[static_cast<size_t>(2 * width + c)],
-                  values[static_cast<size_t>(3 * width + c)]);
+      const std::vector<int32_t> picked_rows = {6, 0, 3};
+      const OnGpu rows(picked_rows, {3});
+      for (const DType dtype : {DType::f32, DType::bf16}) {
+        const OnGpu all(dtype, {7, width}), gathered(dtype, {3, width});
+        cuda::embed(gpu(), ids_gpu, table_gpu, 5, all);
+        cuda::gather_rows(gpu(), all, rows, gathered);
+        const std::vector<double> embedded = all.values(), picked = gathered.values();
+        for (int64_t r = 0; r < 3; ++r) {
+          const auto from = embedded.begin() + picked_rows[static_cast<size_t>(r)] * width;
+          EXPECT_TRUE(std::equal(from, from + width, picked.begin() + r * width))
+              << r << ", " << width;
+        }
       }
     }
   }
