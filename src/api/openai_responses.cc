@@ -460,6 +460,7 @@ Result<ResponsesRequest> responses_request_from_json(const Json& body,
   M2_TRY_VOID(check_request(body, request));
   M2_TRY(request.tool_choice, response_tool_choice(body, request.tools));
   request.max_tokens = request.max_output_tokens;
+  request.max_tokens_field = "max_output_tokens";
   request.logprobs = request.include_logprobs || request.top_logprobs > 0;
   keep_echoed(body, request);
   return request;

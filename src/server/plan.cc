@@ -154,7 +154,7 @@ ChatAnswerSetup chat_answer_setup(const api::ChatRequest& request, const ChatPro
 AskedLength asked_length(const api::ChatRequest& request) {
   if (request.max_completion_tokens)
     return {request.max_completion_tokens, "max_completion_tokens"};
-  return {request.max_tokens};
+  return {request.max_tokens, request.max_tokens_field};
 }
 
 Result<Plan> make_chat_plan(const HttpRequest& http, const api::ChatRequest& request,

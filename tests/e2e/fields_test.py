@@ -110,6 +110,19 @@ class Texts(ServerCase):
         self.refused({"prompt": [[]]}, "The decoder prompt cannot be empty", path=TEXT)
         self.refused({"prompt": [200064]}, "Token id 200064 is out of vocabulary", path=TEXT)
 
+    def test_lengths_are_named_as_they_were_sent(self):
+        beyond = "=513cannot be greater than max_model_len=max_total_tokens=512. " \
+            "Please request fewer output tokens."
+        for path, field, body in ((CHAT, "max_tokens", {"messages": USER}),
+                                  (CHAT, "max_completion_tokens", {"messages": USER}),
+                                  ("/v1/responses", "max_output_tokens", {"input": "x"})):
+            for value, message in ((0, "max_tokens must be at least 1, got 0."),
+                                   (513, field + beyond)):
+                status, reply = self.server.post(path, {**body, field: value})
+                self.assertEqual(status, 400)
+                self.assertEqual((reply["error"]["message"], reply["error"]["param"]),
+                                 (message, field))
+
     def test_lengths_and_model(self):
         self.refused({"model": "nope"}, "The model `nope` does not exist.", "NotFoundError",
                      status=404, param="model")
