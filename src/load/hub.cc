@@ -70,7 +70,7 @@ Result<std::string> read_ref(const fs::path& repository, const std::vector<std::
 Error not_found(const std::string& model, const std::string& revision, const fs::path& looked_at) {
   return Error{Code::not_found,
                fmt::format("model {} (revision {}) was not found: it is no folder, and there is no "
-                           "{}. Download it with `huggingface-cli download {} --revision {}`, or "
+                           "{}. Download it with `hf download {} --revision {}`, or "
                            "give the path of a folder that holds config.json",
                            printable(model), printable(revision), looked_at.string(),
                            printable(model), printable(revision)),

@@ -66,7 +66,7 @@ TEST_F(HubTest, SaysWhereItLookedAndHowToDownload) {
   EXPECT_EQ(unknown.error().code, Code::not_found);
   for (const std::string& part :
        {(cache_ / "models--MiniMaxAI--MiniMax-M9/refs/main").string(),
-        std::string("huggingface-cli download MiniMaxAI/MiniMax-M9 --revision main")})
+        std::string("hf download MiniMaxAI/MiniMax-M9 --revision main")})
     EXPECT_NE(unknown.error().text.find(part), std::string::npos) << unknown.error().text;
   EXPECT_NE(resolve("v3").find("refs/v3"), std::string::npos);
   EXPECT_NE(resolve("1111111111111111111111111111111111111111").find("snapshots/1111"),
