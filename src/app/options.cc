@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <filesystem>
 #include <numeric>
 
 namespace m2::app {
@@ -419,15 +420,18 @@ class CommandLine {
   }
 
   // A YAML mapping of option names to values; what the line set stays. yaml-cpp throws what is
-  // wrong with a file, a folder or a place in it.
+  // wrong with a file or a place in it.
   Result<void> read_config_file(const std::string& path) {
+    std::error_code ignored;
+    if (std::filesystem::is_directory(path, ignored))
+      return fail(Code::invalid_argument, "--config {}: it is a folder", path);
     try {
       const YAML::Node root = YAML::LoadFile(path);
       if (root.IsNull()) return {};
       if (!root.IsMap())
         return fail(Code::invalid_argument, "--config {}: needs `option: value` lines", path);
       for (const auto& entry : root) M2_TRY_VOID(read_entry(path, entry.first, entry.second));
-    } catch (const std::exception& error) {
+    } catch (const YAML::Exception& error) {
       return fail(Code::invalid_argument, "--config {}: {}", path, error.what());
     }
     return {};
