@@ -1354,6 +1354,18 @@ TEST_F(Gpu, AttentionOfEvenSequences) {
   expect_same_alone(random_, std::vector<Sequence>(33, {1, 8200}), "more parts than are sent");
 }
 
+// Blocks that go on to further parts, which have more pages than a warp has lanes for their ids.
+TEST_F(Gpu, AttentionOfLongSequences) {
+  expect_same_alone(random_,
+                    {{1, 66000}, {1, 5000}, {1, 300}, {1, 0}, {1, 20000}, {1, 8193}, {1, 140000}},
+                    "seven long ones");
+  expect_same_alone(random_, {{1, 9000}, {3, 40000}, {1, 100000}, {1, 4097}}, "beside a prompt");
+  std::vector<Sequence> many(26, {1, 70});
+  many[3].context = 66000;
+  many[25].context = 12000;
+  expect_same_alone(random_, many, "two among many");
+}
+
 TEST_F(Gpu, AttentionOfManySequences) {
   std::vector<Sequence> uneven, mixed;
   for (int32_t i = 0; i < 70; ++i) {

@@ -310,7 +310,9 @@ TEST(AttentionPlan, ChoosesByTheNumberOfSequences) {
   for (const DType cache : {DType::bf16, DType::f8_e4m3})
     for (int64_t sequences = 1; sequences < 300; ++sequences) {
       EXPECT_EQ(plan(sequences, cache).ring, sequences <= 2);
-      EXPECT_EQ(plan(sequences, cache).lasting, sequences > 2 && cache != DType::bf16) << sequences;
+      EXPECT_EQ(plan(sequences, cache).lasting, sequences > 24 && cache != DType::bf16)
+          << sequences;
+      EXPECT_EQ(plan(sequences, cache).by_part, sequences > 2 && sequences <= 24) << sequences;
     }
   // Of a rank's few KV heads a grid has more blocks without a part.
   AttentionShape rank{.tokens = 3,
@@ -330,8 +332,8 @@ TEST(AttentionPlan, ChoosesByTheNumberOfSequences) {
       EXPECT_EQ(plan_attention(rank).lasting, sequences > 32 * kv_heads);
       EXPECT_FALSE(plan_attention(rank).join);
       rank.cache = DType::f8_e4m3;
-      EXPECT_TRUE(plan_attention(rank).lasting);
-      EXPECT_EQ(plan_attention(rank).join, kv_heads == 4 && sequences >= 16);
+      EXPECT_EQ(plan_attention(rank).lasting, sequences > 64);
+      EXPECT_EQ(plan_attention(rank).join, kv_heads == 4 && sequences > 64);
     }
   }
   EXPECT_FALSE(plan(1, DType::bf16, 8).ring);
@@ -377,6 +379,44 @@ TEST(AttentionPlan, LongPromptsOverF8AreWidenedWhereThereIsRoom) {
   EXPECT_EQ(plan_attention(shape).widened_tiles, 0);
 }
 
+// A grid has no more blocks of a head than contexts of some thousand tokens need.
+TEST(AttentionPlan, BlocksGoOn) {
+  AttentionShape shape{.tokens = 8,
+                       .sequences = 8,
+                       .max_context = 196608,
+                       .q_heads = 48,
+                       .kv_heads = 8,
+                       .head_dim = 128,
+                       .block_size = 16,
+                       .workspace_bytes = int64_t{1} << 40};
+  EXPECT_EQ(plan_attention(shape).splits, 32);
+  EXPECT_EQ(plan_attention(shape).blocks, 16);
+  shape.max_context = 2048;
+  EXPECT_EQ(plan_attention(shape).blocks, 8);
+  shape.max_context = 196608;
+  shape.tokens = shape.sequences = 3;
+  EXPECT_EQ(plan_attention(shape).blocks, 22);
+  shape.tokens = shape.sequences = 100;
+  EXPECT_EQ(plan_attention(shape).blocks, 16);
+  shape.tokens = shape.sequences = 8;
+  shape.q_heads = 6;
+  shape.kv_heads = 1;
+  EXPECT_EQ(plan_attention(shape).splits, 256);
+  EXPECT_EQ(plan_attention(shape).blocks, 256);
+  EXPECT_TRUE(plan_attention(shape).by_part);
+  shape.cache = DType::f8_e4m3;
+  EXPECT_EQ(plan_attention(shape).blocks, 64);
+  shape.cache = DType::bf16;
+  // Over bf16 and few KV heads each part has a block where sequences are few.
+  shape.q_heads = 12;
+  shape.kv_heads = 2;
+  EXPECT_FALSE(plan_attention(shape).by_part);
+  EXPECT_EQ(plan_attention(shape).blocks, 128);
+  shape.cache = DType::f8_e4m3;
+  EXPECT_TRUE(plan_attention(shape).by_part);
+  EXPECT_EQ(plan_attention(shape).blocks, 32);
+}
+
 TEST(AttentionPlan, ChoosesKernelsAndParts) {
   AttentionShape shape{.tokens = 4,
                        .sequences = 4,
@@ -389,7 +429,7 @@ TEST(AttentionPlan, ChoosesKernelsAndParts) {
   EXPECT_EQ(describe(plan_attention(shape)), "decode in up to 8 parts");
   shape.cache = DType::f8_e4m3;
   EXPECT_FALSE(plan_attention(shape).join);
-  shape.tokens = shape.sequences = 16;
+  shape.tokens = shape.sequences = 32;
   EXPECT_TRUE(plan_attention(shape).join);
   EXPECT_EQ(describe(plan_attention(shape)), "decode in up to 8 parts that join themselves");
   shape.cache = DType::bf16;

@@ -15,8 +15,9 @@ constexpr int kBf16Blocks = 2, kF8Blocks = 4;
 // What they, and four blocks of a part over bf16, want as shared memory, for 100 and 164 KB.
 constexpr int kBf16Shared = 44, kF8Shared = 72;
 
-// Up to so many contexts over a KV head a step has few parts if they are short.
-constexpr unsigned kFewSequences = 16;
+// Heads that a block of sm80_attention_join joins, a warp each: few, so that it has room beside the
+// blocks in front, or many on few multiprocessors, so that the kernel behind has the others.
+constexpr int kJoinHeads = 4, kJoinHeadsApart = 16;
 
 constexpr int kAnyWarps = 4;
 constexpr int kAnyMaxDim = 256;
@@ -102,16 +103,15 @@ void launch_attention(void* stream, const AttentionPlan& plan, const AttentionAr
     launch(stream, sm80_attention_prefill, shape, args);
   }
   if (plan.decode) {
-    LaunchShape shape{
-        dim3(static_cast<unsigned>(args.heads.kv), static_cast<unsigned>(plan.splits), sequences),
-        dim3(kDecodeWarps * kWarp)};
+    const auto kv_heads = static_cast<unsigned>(args.heads.kv);
+    LaunchShape shape{dim3(kv_heads, static_cast<unsigned>(plan.splits), sequences),
+                      dim3(kDecodeWarps * kWarp)};
     const bool bf16 = args.cache.dtype == DType::bf16;
     // The grid has room for more parts than short contexts have, a block each, most of all of few
     // KV heads. Where the first ones of all contexts come first, no part waits for blocks without
     // one. (Those behind them are a loss where parts alone come near to filling the GPU.)
     AttentionArgs ordered = args;
-    ordered.by_parts =
-        plan.ring || (!plan.lasting && args.heads.kv == 1 && sequences <= kFewSequences);
+    ordered.by_parts = plan.ring || plan.by_part;
     if (ordered.by_parts) std::swap(shape.grid.y, shape.grid.z);
     if (plan.ring) {
       shape.shared_bytes = kDecodeRings;
@@ -133,18 +133,26 @@ void launch_attention(void* stream, const AttentionPlan& plan, const AttentionAr
     } else {
       shape.through_l1 = true;
       shape.shared_percent = kBf16Shared;
-      launch(stream, sm80_attention_decode<Bf16Page>, shape, ordered);
+      (ordered.by_parts ? shape.grid.z : shape.grid.y) = static_cast<unsigned>(plan.blocks);
+      launch(stream,
+             !plan.onward    ? sm80_attention_decode<Bf16Page>
+             : !plan.by_part ? sm80_attention_decode_onward<Bf16Page, false>
+             : bf16          ? sm80_attention_decode_onward<Bf16Page, true>
+                             : sm80_attention_decode_onward<F8PageFromOne, true>,
+             shape, ordered);
     }
     if (plan.splits > 1 && !plan.join) {
       // One block a multiprocessor has room beside the blocks in front. Where those would go
       // through more than two rounds, all come as they leave.
       const auto most = static_cast<unsigned>(multiprocessors());
-      const unsigned blocks = blocks_for(int64_t{1} * q_heads * sequences, kJoinHeads);
+      const int heads = plan.joins_apart ? kJoinHeadsApart : kJoinHeads;
+      const unsigned blocks = blocks_for(int64_t{1} * q_heads * sequences, heads);
       LaunchShape join{dim3(blocks <= 2 * most ? std::min(blocks, most) : blocks),
-                       dim3(kJoinHeads * kWarp)};
+                       dim3(heads * kWarp)};
       join.through_l1 = shape.through_l1;
       join.shared_percent = shape.shared_percent;
-      launch(stream, sm80_attention_join, join, args);
+      launch(stream, plan.joins_apart ? sm80_attention_join<0> : sm80_attention_join<kJoinHeads>,
+             join, args);
     }
   }
 }

@@ -9,20 +9,44 @@ namespace {
 constexpr int64_t kRingSequences = 2;
 // A block for each part, which the GPU shares out as blocks end, and a kernel beside that joins:
 // over bf16 faster than blocks that last, whose parts are shared out beforehand, for any number of
-// contexts, even ones and uneven ones. Over FP8 parts take half as long, and their ends as long.
-// The fewer KV heads, the more parts the grid has room for that contexts do not have, a block each:
-// of two and 128 contexts of 2,048 blocks that last take 1 % less of a step, of one and 64 2 %
-// (H200), and the other way round of 64 and of 16.
+// contexts, even ones and uneven ones; over FP8, whose parts take half as long and their ends as
+// long, for few, and for more where KV heads are few (H200).
+constexpr int64_t kFewSequences = 24;
 constexpr bool suits_blocks(const AttentionShape& shape) {
-  return shape.cache == DType::bf16 &&
-         (shape.kv_heads >= 8 || shape.sequences <= int64_t{32} * shape.kv_heads);
+  if (shape.cache == DType::bf16)
+    return shape.kv_heads >= 8 || shape.sequences <= int64_t{32} * shape.kv_heads;
+  return shape.sequences <= (shape.kv_heads >= 8 ? kFewSequences : 64);
+}
+
+// Whether blocks go on, in grids that have no more of them for a context than one of some thousand
+// tokens needs. Over bf16 and few KV heads that loses of few sequences.
+constexpr bool goes_onward(const AttentionShape& shape) {
+  return shape.cache != DType::bf16 || shape.kv_heads >= 8 ||
+         (shape.kv_heads > 1 && shape.sequences > kFewSequences);
+}
+
+// Whether first parts of all contexts come first. Of many over bf16 and eight KV heads that loses.
+constexpr bool goes_by_part(const AttentionShape& shape, bool onward) {
+  if (onward)
+    return shape.cache != DType::bf16 || shape.kv_heads < 8 || shape.sequences <= kFewSequences;
+  return shape.kv_heads == 1 && shape.sequences <= 16;
+}
+
+// Blocks of a sequence and KV head: those of a context of some thousand tokens, or what a GPU takes
+// at once. More would begin in front of other sequences' parts, or keep the next kernel waiting,
+// only to find that there is no such part.
+int blocks_of(const AttentionShape& shape, const AttentionPlan& plan) {
+  if (!plan.onward) return plan.splits;
+  constexpr int64_t kAtOnce = 512;
+  const int64_t heads = std::max<int64_t>(1, shape.sequences * shape.kv_heads);
+  return std::min(plan.splits, std::max(16, static_cast<int>((kAtOnce + heads - 1) / heads)));
 }
 
 // Where a second kernel, which stands ready beside the first, joins parts sooner than whoever
 // leaves the last of a head.
 bool joins_beside(const AttentionPlan& plan, const AttentionShape& shape) {
   if (plan.ring) return false;
-  return !plan.lasting || shape.cache == DType::bf16 || shape.kv_heads <= 2 || shape.sequences < 16;
+  return !plan.lasting || shape.cache == DType::bf16 || shape.kv_heads <= 2;
 }
 
 // Shorter contexts may be cut into more parts than the longest one, because parts are rounded up.
@@ -79,6 +103,11 @@ AttentionPlan plan_attention(const AttentionShape& shape) {
     plan.splits = 1;
   plan.join = plan.splits > 1 && shape.alone && shape.sequences * shape.kv_heads <= kMostJoins;
   plan.lasting = !plan.ring && !suits_blocks(shape);
+  const bool blocks = !plan.ring && !plan.lasting;
+  plan.onward = blocks && goes_onward(shape);
+  plan.by_part = blocks && goes_by_part(shape, plan.onward);
+  plan.joins_apart = plan.onward && plan.by_part && (shape.kv_heads >= 8 || shape.kv_heads == 1);
+  plan.blocks = blocks_of(shape, plan);
   if (joins_beside(plan, shape)) plan.join = false;
   place_widened(shape, plan);
   return plan;

@@ -87,9 +87,10 @@ struct DecodePart {
 
   DecodePart() = default;
   __device__ __forceinline__ explicit DecodePart(const AttentionArgs& args)
-      : part(args.by_parts ? blockIdx.z : blockIdx.y),
-        head(blockIdx.x),
-        sequence(args.by_parts ? blockIdx.y : blockIdx.z) {
+      : DecodePart(args, args.by_parts ? blockIdx.z : blockIdx.y, blockIdx.x,
+                   args.by_parts ? blockIdx.y : blockIdx.z) {}
+  __device__ __forceinline__ DecodePart(const AttentionArgs& args, int part, int head, int sequence)
+      : part(part), head(head), sequence(sequence) {
     token = args.query_starts[sequence];
     const int next = args.query_starts[sequence + 1];
     context = args.context_lens[sequence];
@@ -233,6 +234,27 @@ __device__ __forceinline__ uint4 load_again(const uint4* pointer) {
   return value;
 }
 
+__device__ __forceinline__ int load_again(const int* pointer) {
+  int value;
+  asm volatile("ld.volatile.shared.s32 %0, [%1];"
+               : "=r"(value)
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(pointer))));
+  return value;
+}
+
+__device__ __forceinline__ float2 load_again(const float2* pointer) {
+  float2 value;
+  asm volatile("ld.volatile.shared.v2.f32 {%0, %1}, [%2];"
+               : "=f"(value.x), "=f"(value.y)
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(pointer))));
+  return value;
+}
+__device__ __forceinline__ void put_away(float2* pointer, const float (&value)[2]) {
+  asm volatile("st.volatile.shared.v2.f32 [%0], {%1, %2};" ::"r"(
+                   static_cast<uint32_t>(__cvta_generic_to_shared(pointer))),
+               "f"(value[0]), "f"(value[1]));
+}
+
 // Pages that a warp attends to one after the other, and asks for at once: every fourth of a part.
 template <class Page, int kUnit>
 struct PageUnit {
@@ -343,16 +365,175 @@ __global__ void __launch_bounds__(kDecodeWarps* kWarp, 4)
   store_heads(args, of, values, kWarpFloats, totals);
 }
 
+// What a block knows of its part while it attends to it, in shared memory: registers are a page's.
+struct PartInHand {
+  int token, context, pages, each;
+  int end;                 // the part's last page, and one
+  int left[kDecodeWarps];  // tokens of the context from the warp's first page on
+};
+
+// The warp's every fourth page of a part. `page` has been asked for, and `ids` are the part's: the
+// lane's is that of the warp's lane-th page, < 0 if there is none. ask_keys(id), ask_values(id),
+// ids_from(number): of the pages from a lane's `number` on.
+template <class Page, class AskKeys, class AskValues, class Ids>
+__device__ __forceinline__ void attend_to_part(const AttentionArgs& args, Page& page, int ids,
+                                               const uint4 (&query)[4][kWarp],
+                                               const PartInHand& part, AskKeys ask_keys,
+                                               AskValues ask_values, Ids ids_from, float2* sum,
+                                               Running& state) {
+  const auto take_sum = [&] {
+    const auto [first, second] = load_again(sum);
+    state.sum[0] = first;
+    state.sum[1] = second;
+  };
+  put_away(sum, state.sum);
+#pragma unroll 1
+  for (int i = 0; __shfl_sync(~0u, ids, i % kWarp) >= 0;) {
+    const int left = load_again(&part.left[threadIdx.x / kWarp]) - i * (kPage * kDecodeWarps);
+    ++i;
+    if (i % kWarp == 0) {
+      const int number =
+          (load_again(&part.context) - left) / kPage + (threadIdx.x % kWarp + 1) * kDecodeWarps;
+      ids = ids_from(number, load_again(&part.end));
+    }
+    const int next = __shfl_sync(~0u, ids, i % kWarp);
+    float logits[4] = {}, factor[2];
+    uint32_t weights[2];
+    multiply_keys(
+        page, [&](int j) { return load_again(&query[j][threadIdx.x % kWarp]); }, logits);
+    ask_keys(next);
+    if (left < kPage) page.clear_values_from(left);
+    take_sum();
+    weigh<Page>(logits, left, args.scale * args.cache.k_scale * kLog2E, state, factor, weights);
+    put_away(sum, state.sum);
+    add_values(page, factor, weights, state);
+    ask_values(next);
+  }
+  take_sum();
+  __syncwarp();
+}
+
+// FP8 leaves registers for sm80_attention_join beside.
+template <class Page>
+constexpr int kDecodeRegisters = Page::kBytes == Bf16Page::kBytes ? 128 : 112;
+
+// sm80_attention_decode, to the same bytes, by blocks that go on: a block has a (KV head, part of
+// the context, sequence), then the part as many later as the grid has. kByPart: the grid's slowest
+// dimension is the part and not the sequence, so that of a graph's full tables all parts that exist
+// stand in front of those that do not; of many sequences these are better passed on the way. What a
+// page does not need is in shared memory, so that no register is spilled; where parts are short,
+// ids are asked for with the lengths.
+template <class Page, bool kByPart>
+__global__ void M2_MOST_REGISTERS(kDecodeRegisters<Page>)
+    sm80_attention_decode_onward(AttentionArgs args) {
+  constexpr int kWarpFloats = 8 * (kDim + 4);
+  __shared__ __align__(16) float values[kDecodeWarps * kWarpFloats];
+  __shared__ uint4 query[4][kWarp];
+  __shared__ WarpTotals totals;
+  __shared__ PartInHand in_hand;
+  const auto of_grid = [](int number) {
+    DecodePart of;
+    of.part = number;
+    of.head = blockIdx.x;
+    of.sequence = kByPart ? blockIdx.y : blockIdx.z;
+    return of;
+  };
+  Page page;
+  const auto place = [&](int id) {
+    return (int64_t{1} * id * args.heads.kv + blockIdx.x) * Page::kBytes;
+  };
+  const auto ask_keys = [&](int id) {
+    if (id >= 0) page.load_keys(static_cast<const uint8_t*>(args.cache.k) + place(id), load_once);
+  };
+  const auto ask_values = [&](int id) {
+    if (id >= 0) page.load_values(static_cast<const uint8_t*>(args.cache.v) + place(id), load_once);
+  };
+  const auto ask = [&](int id) {
+    ask_keys(id);
+    ask_values(id);
+  };
+  const auto ids_from = [&](int number, int end) {
+    return number < end
+               ? args.block_tables[(kByPart ? blockIdx.y : blockIdx.z) * args.table_stride + number]
+               : -1;
+  };
+
+  int ids;
+  {
+    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+    // Where parts are as short as most are, ids come with the lengths.
+    const int least = least_pages(args.heads.kv);
+    int guessed = -1;
+    if (lane * kDecodeWarps < least)
+      guessed = ids_from(
+          static_cast<int>(kByPart ? blockIdx.z : blockIdx.y) * least + warp + lane * kDecodeWarps,
+          static_cast<int>(args.table_stride));
+    const DecodePart of(args, kByPart ? blockIdx.z : blockIdx.y, blockIdx.x,
+                        kByPart ? blockIdx.y : blockIdx.z);
+    if (!of.there) {
+      // No kernel may end before the one in front of it has: its first block sees to that.
+      if (of.part == 0 && of.head == 0 && of.sequence == 0) wait_for_previous();
+      return;
+    }
+    const int first = of.begin + warp, number = first + lane * kDecodeWarps;
+    if (of.each == least)
+      ids = number < of.end ? guessed : -1;
+    else
+      ids = ids_from(number, of.end);
+    const int id = __shfl_sync(~0u, ids, 0);
+    const bool early = first < min(of.end, of.pages - 1);
+    if (early) ask(id);
+    if (threadIdx.x == 0) {
+      in_hand.token = of.token;
+      in_hand.context = of.context;
+      in_hand.pages = of.pages;
+      in_hand.each = of.each;
+      in_hand.end = of.end;
+    }
+    in_hand.left[warp] = of.context - first * kPage;
+    wait_for_previous();
+    let_next_start();
+    const uint4 piece = load_queries<Page>(args, of, warp);
+    if (!early) ask(id);
+    query[warp][lane] = piece;
+  }
+  __syncthreads();
+
+  for (int part = kByPart ? blockIdx.z : blockIdx.y;;) {
+    Running state;
+    // Where the warp hands over its sums in the end.
+    float2* const sum =
+        reinterpret_cast<float2*>(values + threadIdx.x / kWarp * kWarpFloats) + threadIdx.x % kWarp;
+    attend_to_part(args, page, ids, query, in_hand, ask_keys, ask_values, ids_from, sum, state);
+    hand_over<Page>(state, values, kWarpFloats, totals);
+    __syncthreads();
+    DecodePart of = of_grid(part);
+    of.token = load_again(&in_hand.token);
+    of.pages = load_again(&in_hand.pages);
+    of.each = load_again(&in_hand.each);
+    store_heads(args, of, values, kWarpFloats, totals);
+    part += kByPart ? gridDim.z : gridDim.y;
+    const int begin = part * of.each, end = min(of.pages, begin + of.each);
+    if (begin >= end) return;
+    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, first = begin + warp;
+    ids = ids_from(first + lane * kDecodeWarps, end);
+    ask(__shfl_sync(~0u, ids, 0));
+    in_hand.left[warp] = load_again(&in_hand.context) - first * kPage;
+    if (threadIdx.x == 0) in_hand.end = end;
+    __syncthreads();
+  }
+}
+
 // Joins the parts that were left: a warp a head. It begins beside the blocks in front, where they
 // leave registers, and lets the next kernel start, which so stands ready when the last parts are
-// there. Bytes: parts * 130 * 4 a head. Bound: latency.
-constexpr int kJoinHeads = 4;
+// there. Bytes: parts * 130 * 4 a head. Bound: latency. kHeads: warps a block; 0: the launch's.
+template <int kHeads>
 __global__ void M2_MOST_REGISTERS(64) sm80_attention_join(AttentionArgs args) {
   let_next_start();
   const int rows = args.sequences * args.heads.q;
   bool waited = false;
-  for (int row = blockIdx.x * kJoinHeads + threadIdx.x / kWarp; row < rows;
-       row += gridDim.x * kJoinHeads) {
+  const int heads = kHeads > 0 ? kHeads : blockDim.x / kWarp;
+  for (int row = blockIdx.x * heads + threadIdx.x / kWarp; row < rows; row += gridDim.x * heads) {
     const int sequence = row / args.heads.q, q_head = row % args.heads.q;
     const int token = args.query_starts[sequence];
     const bool decodes = args.query_starts[sequence + 1] - token == 1;
