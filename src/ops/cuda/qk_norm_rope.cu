@@ -266,10 +266,7 @@ __global__ void qk_norm_rope_kernel(QkNormRope args, bool by_fours) {
   const int slot = args.slots[token];
   if (slot < 0) return;  // a padding token of a captured graph
   const int kv_head = (head - heads.q) % heads.kv;
-  const int64_t cell = ((slot / args.cache.block_size * static_cast<int64_t>(heads.kv) + kv_head) *
-                            args.cache.block_size +
-                        slot % args.cache.block_size) *
-                       heads.dim;
+  const int64_t cell = cache_row(args, slot, kv_head) * heads.dim;
   const bool is_key = head < heads.q + heads.kv;
   void* cache = is_key ? args.cache.k : args.cache.v;
   if (args.cache.dtype == DType::bf16)
@@ -343,11 +340,7 @@ __global__ void __launch_bounds__(256)
     return;
   }
   const int kv_head = (head - heads.q) % heads.kv;
-  const int64_t cell = ((slot / args.cache.block_size * static_cast<int64_t>(heads.kv) + kv_head) *
-                            args.cache.block_size +
-                        slot % args.cache.block_size) *
-                           kHeadThreads +
-                       piece;
+  const int64_t cell = cache_row(args, slot, kv_head) * kHeadThreads + piece;
   void* cache = is_k ? args.cache.k : args.cache.v;
   const float scale = is_k ? args.cache.k_scale : args.cache.v_scale;
 #pragma unroll

@@ -22,6 +22,14 @@ __device__ __forceinline__ uint4 as_bf16(const float (&from)[8]) {
           pack_bf16(from[6], from[7])};
 }
 
+// Where the cache has a token's key or value of a head, in rows of one: `slot` >= 0 names the block
+// and the token's place in it.
+__device__ __forceinline__ int64_t cache_row(const QkNormRope& args, int slot, int kv_head) {
+  return (slot / args.cache.block_size * static_cast<int64_t>(args.heads.kv) + kv_head) *
+             args.cache.block_size +
+         slot % args.cache.block_size;
+}
+
 // A thread's part of a token: heads in the order of qkv, kHeadThreads threads each.
 struct QkPiece {
   const QkNormRope& args;
@@ -96,12 +104,7 @@ struct QkPiece {
     if (slot < 0) return;  // a padding token of a captured graph
     const Heads& heads = args.heads;
     const int kv_head = (head - heads.q) % heads.kv;
-    const int64_t cell =
-        ((slot / args.cache.block_size * static_cast<int64_t>(heads.kv) + kv_head) *
-             args.cache.block_size +
-         slot % args.cache.block_size) *
-            kHeadThreads +
-        piece;
+    const int64_t cell = cache_row(args, slot, kv_head) * kHeadThreads + piece;
     void* cache = is_k ? args.cache.k : args.cache.v;
     if (args.cache.dtype == DType::bf16) {
       static_cast<uint4*>(cache)[cell] = is_k ? as_bf16(value) : raw;

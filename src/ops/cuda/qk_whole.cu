@@ -101,12 +101,7 @@ __global__ void __launch_bounds__(kMostThreads / kRowsShare, 5)
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const int kv_head = (2 * pair + h - heads.q) % heads.kv;
-    const int64_t cell =
-        ((slot / args.cache.block_size * static_cast<int64_t>(heads.kv) + kv_head) *
-             args.cache.block_size +
-         slot % args.cache.block_size) *
-            kHeadThreads +
-        piece;
+    const int64_t cell = cache_row(args, slot, kv_head) * kHeadThreads + piece;
     const auto store = [&](int j, float(&value)[8], const uint4& eight) {
       if (is_q) {
         row[h * kHeadThreads + j * kPairThreads] = eight;

@@ -421,16 +421,8 @@ __global__ void __launch_bounds__(kJoinThreads) route_join(Route args, int stret
   table.keys[e] = there ? ordered(score + bias) : 0;
   __syncthreads();
   if (e >= kWarp) return;
-  constexpr int kEach = ChoiceTable::kEach;
-  uint32_t key[kEach];
-#pragma unroll
-  for (int i = 0; i < kEach; i += 4) {
-    const uint4 four = *reinterpret_cast<const uint4*>(&table.keys[e * kEach + i]);
-    key[i] = four.x;
-    key[i + 1] = four.y;
-    key[i + 2] = four.z;
-    key[i + 3] = four.w;
-  }
+  uint32_t key[ChoiceTable::kEach];
+  read_keys(table, e, key);
   choose_one(table, key, args.top);
   __syncwarp();
   if (e == 0) table.inert = inert;

@@ -110,6 +110,19 @@ __device__ __forceinline__ void store_few(const ChoiceTable& table, const Expert
   weights[lane] = score / (sum > 0.0f ? sum : 1.0f);
 }
 
+// The keys of the experts that a lane looks after.
+__device__ __forceinline__ void read_keys(const ChoiceTable& table, int lane,
+                                          uint32_t (&key)[ChoiceTable::kEach]) {
+#pragma unroll
+  for (int i = 0; i < ChoiceTable::kEach; i += 4) {
+    const uint4 four = *reinterpret_cast<const uint4*>(&table.keys[lane * ChoiceTable::kEach + i]);
+    key[i] = four.x;
+    key[i + 1] = four.y;
+    key[i + 2] = four.z;
+    key[i + 3] = four.w;
+  }
+}
+
 // choose() by a whole warp, in fewer steps: with every lane's largest key, the `top`-th largest of
 // those is a bound that few keys reach, and these are compared each with each. Lane l returns the
 // l-th of the chosen in ascending order of id, which table.largest has too; past the last, -1.
@@ -118,14 +131,7 @@ __device__ __forceinline__ int choose_few(ChoiceTable& table, int top) {
   const int lane = threadIdx.x % kWarp;
   const uint32_t before = (1u << lane) - 1;
   uint32_t key[kEach];
-#pragma unroll
-  for (int i = 0; i < kEach; i += 4) {
-    const uint4 four = *reinterpret_cast<const uint4*>(&table.keys[lane * kEach + i]);
-    key[i] = four.x;
-    key[i + 1] = four.y;
-    key[i + 2] = four.z;
-    key[i + 3] = four.w;
-  }
+  read_keys(table, lane, key);
   uint32_t largest = key[0];
 #pragma unroll
   for (int i = 1; i < kEach; ++i) largest = max(largest, key[i]);

@@ -182,6 +182,16 @@ struct Ring {
 
 // --- producing: BF16 by tensor copies ----------------------------------------------------------
 
+// One half of the dims of rows from `row` on, to all blocks of a cluster.
+template <int kCluster>
+__device__ __forceinline__ void copy_half(uint32_t to, const CUtensorMap* map, int half, int row,
+                                          uint64_t* full) {
+  if constexpr (kCluster > 1)
+    tensor_copy_to_all(to, map, half * 128, row, full, (1 << kCluster) - 1);
+  else
+    tensor_copy(to, map, half * 128, row, full);
+}
+
 // One warp. Each block of a cluster copies its share of the pages, for all of them. Keys past the
 // context are left as they are, whatever that is: their logits are not looked at. Values there
 // become zeros, since even times zero they could do harm.
@@ -195,10 +205,7 @@ __device__ __forceinline__ void copy_tiles(const AttentionArgs& args, const Atte
   const int page_of_lane = lane / 2 % kShare * kCluster + place.rank;
   const bool copies = lane < 2 * kShare;
   const auto copy = [&](uint32_t to, const CUtensorMap* map, int row, uint64_t* full) {
-    if constexpr (kCluster > 1)
-      tensor_copy_to_all(to, map, half * 128, row, full, (1 << kCluster) - 1);
-    else
-      tensor_copy(to, map, half * 128, row, full);
+    copy_half<kCluster>(to, map, half, row, full);
   };
   QueryTiles finder{of};
   Item item;
@@ -334,10 +341,7 @@ __device__ __forceinline__ void copy_widened(const AttentionArgs& args, const At
   const int lane = threadIdx.x % kWarp, half = kCluster > 1 ? place.rank : lane;
   const bool copies = lane < 2 / kCluster;
   const auto copy = [&](uint32_t to, const CUtensorMap* map, int row, uint64_t* full) {
-    if constexpr (kCluster > 1)
-      tensor_copy_to_all(to, map, half * 128, row, full, (1 << kCluster) - 1);
-    else
-      tensor_copy(to, map, half * 128, row, full);
+    copy_half<kCluster>(to, map, half, row, full);
   };
   QueryTiles finder{of};
   Item item;
