@@ -1197,34 +1197,23 @@ void expect_chunks(std::mt19937& random, DType cache) {
   }
 }
 
-void expect_prompts_alone(std::mt19937& random, const ops::HeadShape& heads, DType cache_dtype,
-                          const std::vector<Sequence>& sequences) {
-  const int64_t width = heads.q_heads * 128;
-  std::vector<int32_t> starts{0}, contexts, begins{0};
-  int64_t most = 0;
-  for (const auto& [length, context] : sequences) {
-    starts.push_back(starts.back() + length);
-    contexts.push_back(context);
-    begins.push_back(begins.back() + (context + 15) / 16);
-    most = std::max<int64_t>(most, (context + 15) / 16);
+// A step over sequences, of which any stretch can be run alone.
+struct StepOfSequences {
+  std::vector<int32_t> starts{0}, contexts, tables;
+  int64_t most = 0;  // pages of a sequence
+
+  explicit StepOfSequences(const std::vector<Sequence>& sequences) {
+    for (const auto& [length, context] : sequences) {
+      starts.push_back(starts.back() + length);
+      contexts.push_back(context);
+      most = std::max<int64_t>(most, (context + 15) / 16);
+    }
+    tables.assign(static_cast<size_t>(static_cast<int64_t>(sequences.size()) * most), 1 << 30);
   }
-  const auto count = static_cast<int64_t>(sequences.size());
-  std::vector<int32_t> order(static_cast<size_t>(begins.back()));
-  std::iota(order.begin(), order.end(), 0);
-  std::shuffle(order.begin(), order.end(), random);
-  std::vector<int32_t> tables(static_cast<size_t>(count * most), 1 << 30);
-  for (int64_t s = 0; s < count; ++s)
-    std::copy(order.begin() + begins[static_cast<size_t>(s)],
-              order.begin() + begins[static_cast<size_t>(s + 1)], tables.begin() + s * most);
-  const int64_t blocks = begins.back();
-  const OnGpu k(random_numbers(random, blocks * heads.kv_heads * 16 * 128, cache_dtype),
-                {blocks, heads.kv_heads, 16, 128});
-  const OnGpu v(random_numbers(random, blocks * heads.kv_heads * 16 * 128, cache_dtype),
-                {blocks, heads.kv_heads, 16, 128});
-  const float scale = cache_dtype == DType::bf16 ? 1 : 0.01f;
-  const OnGpu q(random_numbers(random, starts.back() * width, DType::bf16, 1.5),
-                {starts.back(), width});
-  const auto run = [&](const Exec& exec, int64_t first, int64_t end) {
+
+  // The outputs of sequences [first, end). q: of all of the step's tokens.
+  std::vector<uint8_t> attend(const Exec& exec, const Tensor& q, const ops::KvCache& cache,
+                              const ops::HeadShape& heads, int64_t first, int64_t end) const {
     std::vector<int32_t> from;
     for (int64_t s = first; s <= end; ++s)
       from.push_back(starts[static_cast<size_t>(s)] - starts[static_cast<size_t>(first)]);
@@ -1234,14 +1223,42 @@ void expect_prompts_alone(std::mt19937& random, const ops::HeadShape& heads, DTy
     const OnGpu block_tables(
         std::vector<int32_t>(tables.begin() + first * most, tables.begin() + end * most),
         {end - first, most});
-    const OnGpu out(DType::bf16, {from.back(), width});
+    const OnGpu out(DType::bf16, {from.back(), heads.q_heads * 128});
     ops::BatchLayout layout;
     layout.query_starts = query_starts;
     layout.context_lens = context_lens;
     layout.block_tables = block_tables;
-    cuda::paged_attention(exec, q.tensor().rows(starts[static_cast<size_t>(first)], from.back()),
-                          {k, v, scale, scale}, layout, heads, out);
+    cuda::paged_attention(exec, q.rows(starts[static_cast<size_t>(first)], from.back()), cache,
+                          layout, heads, out);
     return out.bytes();
+  }
+};
+
+void expect_prompts_alone(std::mt19937& random, const ops::HeadShape& heads, DType cache_dtype,
+                          const std::vector<Sequence>& sequences) {
+  const int64_t width = heads.q_heads * 128;
+  StepOfSequences step(sequences);
+  const std::vector<int32_t>& starts = step.starts;
+  std::vector<int32_t> begins{0};
+  for (const int32_t context : step.contexts) begins.push_back(begins.back() + (context + 15) / 16);
+  const auto count = static_cast<int64_t>(sequences.size());
+  std::vector<int32_t> order(static_cast<size_t>(begins.back()));
+  std::iota(order.begin(), order.end(), 0);
+  std::shuffle(order.begin(), order.end(), random);
+  for (int64_t s = 0; s < count; ++s)
+    std::copy(order.begin() + begins[static_cast<size_t>(s)],
+              order.begin() + begins[static_cast<size_t>(s + 1)],
+              step.tables.begin() + s * step.most);
+  const int64_t blocks = begins.back();
+  const OnGpu k(random_numbers(random, blocks * heads.kv_heads * 16 * 128, cache_dtype),
+                {blocks, heads.kv_heads, 16, 128});
+  const OnGpu v(random_numbers(random, blocks * heads.kv_heads * 16 * 128, cache_dtype),
+                {blocks, heads.kv_heads, 16, 128});
+  const float scale = cache_dtype == DType::bf16 ? 1 : 0.01f;
+  const OnGpu q(random_numbers(random, starts.back() * width, DType::bf16, 1.5),
+                {starts.back(), width});
+  const auto run = [&](const Exec& exec, int64_t first, int64_t end) {
+    return step.attend(exec, q.tensor(), {k, v, scale, scale}, heads, first, end);
   };
   // Room to widen all long contexts, some, none.
   for (const int64_t bytes : {gpu().workspace_bytes, int64_t{2'600'000}, int64_t{0}}) {
@@ -1272,19 +1289,13 @@ void expect_same_alone(std::mt19937& random, const ops::HeadShape& heads, DType 
   const int64_t row = 128 * size_of(cache_dtype), page = 16 * row;
   Numbers keys = random_numbers(random, blocks * heads.kv_heads * 16 * 128, cache_dtype);
   Numbers values = random_numbers(random, blocks * heads.kv_heads * 16 * 128, cache_dtype);
-  std::vector<int32_t> starts{0}, contexts;
-  int64_t most = 0;
-  for (const auto& [length, context] : sequences) {
-    starts.push_back(starts.back() + length);
-    contexts.push_back(context);
-    most = std::max<int64_t>(most, (context + 15) / 16);
-  }
-  std::vector<int32_t> tables(static_cast<size_t>(count * most), 1 << 30);
+  StepOfSequences step(sequences);
+  const std::vector<int32_t>&starts = step.starts, &contexts = step.contexts;
   std::uniform_int_distribution<int32_t> any(0, kPages - 1);
   for (int64_t s = 0; s < count; ++s) {
     const int64_t context = contexts[static_cast<size_t>(s)], pages = (context + 15) / 16;
     for (int64_t p = 0; p < pages; ++p)
-      tables[static_cast<size_t>(s * most + p)] =
+      step.tables[static_cast<size_t>(s * step.most + p)] =
           p + 1 < pages ? any(random) : static_cast<int32_t>(kPages + s);
     for (int64_t h = 0; h < heads.kv_heads; ++h)
       for (Numbers* numbers : {&keys, &values})
@@ -1300,23 +1311,7 @@ void expect_same_alone(std::mt19937& random, const ops::HeadShape& heads, DType 
   Exec shared = gpu();
   shared.alone = false;
   const auto run = [&](const Exec& exec, int64_t first, int64_t end) {
-    std::vector<int32_t> from;
-    for (int64_t s = first; s <= end; ++s)
-      from.push_back(starts[static_cast<size_t>(s)] - starts[static_cast<size_t>(first)]);
-    const OnGpu query_starts(from, {end - first + 1});
-    const OnGpu context_lens(std::vector<int32_t>(contexts.begin() + first, contexts.begin() + end),
-                             {end - first});
-    const OnGpu block_tables(
-        std::vector<int32_t>(tables.begin() + first * most, tables.begin() + end * most),
-        {end - first, most});
-    const OnGpu out(DType::bf16, {from.back(), width});
-    ops::BatchLayout layout;
-    layout.query_starts = query_starts;
-    layout.context_lens = context_lens;
-    layout.block_tables = block_tables;
-    cuda::paged_attention(exec, q.tensor().rows(starts[static_cast<size_t>(first)], from.back()),
-                          {k, v, scale, scale}, layout, heads, out);
-    return out.bytes();
+    return step.attend(exec, q.tensor(), {k, v, scale, scale}, heads, first, end);
   };
   const std::vector<uint8_t> together = run(gpu(), 0, count);
   ASSERT_EQ(run(gpu(), 0, count), together) << what << ", again";
