@@ -288,17 +288,26 @@ class Micro(unittest.TestCase):
             reply = self.__class__.server.post if server is None else server.post
             return self.without_ids(reply("/v1/" + route, body))
 
+        def accepted():
+            return drafting.counter("spec_decode_num_accepted_tokens_total")
+
         plain = [ask(None, *one) for one in asked]
-        alone = [ask(drafting, *one) for one in asked]
-        with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            at_once = list(pool.map(lambda one: ask(drafting, *one), asked))
-        for one, right, first, second in zip(asked, plain, alone, at_once):
-            self.assertEqual(first, right, one)
-            self.assertEqual(second, right, one)
-        drafted = drafting.counter("spec_decode_num_draft_tokens_total")
-        came = drafting.counter("spec_decode_num_accepted_tokens_total")
+        # Drafts are made as far as a row's measured time is worth it: on a machine that just then does
+        # other work that may be hardly ever, so another round tells.
+        for _ in range(5):
+            before = accepted()
+            alone = [ask(drafting, *one) for one in asked]
+            with concurrent.futures.ThreadPoolExecutor(8) as pool:
+                at_once = list(pool.map(lambda one: ask(drafting, *one), asked))
+            for one, right, first, second in zip(asked, plain, alone, at_once):
+                self.assertEqual(first, right, one)
+                self.assertEqual(second, right, one)
+            came = accepted() - before
+            if came > 100:
+                break
         self.assertGreater(came, 100)
-        self.assertGreater(drafted, came)
+        drafted = drafting.counter("spec_decode_num_draft_tokens_total")
+        self.assertGreater(drafted, accepted())
 
     @staticmethod
     def without_ids(reply):
