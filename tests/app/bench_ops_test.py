@@ -52,8 +52,14 @@ class Ops(unittest.TestCase):
     def test_refusals(self):
         for flags, text in ((("--memory-gib", 0.1), "from 0.25"), (("--seconds", -1), "--seconds"),
                             (("--cpu-isa", "mmx"), "mmx is not to be had"),
-                            (("--device", "tpu"), "cuda:N")):
-            self.assertIn(text, ops(*flags, status=1).stderr)
+                            (("--device", "tpu"), "cuda:N"),
+                            (("--only", "norm", "foo"), "--only foo: no operation is called so (there are "
+                             "linear, experts, attention, norm, quantise, qk, rope, route, embed, sample)"),
+                            (("--memory-gib", 0.3, "--seconds", 0, "--only", "linear fp9"),
+                             "no row begins so on this device, or has room: --only linear fp9")):
+            done = ops(*flags, status=1)
+            self.assertIn(text, done.stderr)
+            self.assertEqual(done.stdout, "")
 
     def test_help_names_the_rows(self):
         self.assertRegex(ops("--help").stdout, r"linear, experts,?\s+attention")

@@ -49,6 +49,10 @@ constexpr Option kOptions[] = {
 };
 // clang-format on
 
+// How rows' names begin: what --only names.
+constexpr std::string_view kKinds[] = {"linear", "experts", "attention", "norm",  "quantise",
+                                       "qk",     "rope",    "route",     "embed", "sample"};
+
 // The model's shapes (model.md 1).
 constexpr int64_t kHidden = 3072, kInner = 1536, kVocab = 200064, kExperts = 256, kTop = 8;
 constexpr int64_t kQkv = 8192, kAttention = 6144, kBlock = 16;
@@ -196,6 +200,7 @@ class Bench {
       for (const int64_t rows : {1, 8, 64}) sample(rows);
   }
 
+  bool empty() const { return rows_.empty(); }
   std::string table() const;
   Json numbers() const;
 
@@ -701,6 +706,19 @@ Json Bench::numbers() const {
   return out;
 }
 
+// Every word of --only must be able to be a row's beginning.
+Result<void> check_only(const std::vector<std::string>& only) {
+  for (const std::string& word : only) {
+    const bool known = std::ranges::any_of(kKinds, [&](std::string_view kind) {
+      return word.starts_with(kind) || (!word.empty() && kind.starts_with(word));
+    });
+    if (!known)
+      return fail(Code::invalid_argument, "--only {}: no operation is called so (there are {})",
+                  word, fmt::join(kKinds, ", "));
+  }
+  return {};
+}
+
 }  // namespace
 
 const Command& ops_command() {
@@ -726,6 +744,7 @@ Result<void> run_ops(const Values& values) {
   const int64_t threads = *values.integer("threads");
   if (threads < 0 || threads > 1024)
     return fail(Code::invalid_argument, "--threads must be from 0 to 1024, got {}", threads);
+  M2_TRY_VOID(check_only(values.list("only")));
   const auto bytes = static_cast<int64_t>(gib * (1 << 30));
   if (device.kind == DeviceKind::cuda && device_memory(device).free < bytes + (int64_t{1} << 30))
     return fail(Code::resource_exhausted, "{} GiB are not free on the GPU: --memory-gib less", gib);
@@ -733,6 +752,9 @@ Result<void> run_ops(const Values& values) {
   Machine machine(device, static_cast<int>(threads), bytes, seconds);
   Bench bench(machine, values.list("only"), !values.flag("disable-tqdm"));
   bench.run();
+  if (bench.empty())
+    return fail(Code::invalid_argument, "no row begins so on this device, or has room: --only {}",
+                fmt::join(values.list("only"), " "));
   std::fputs(bench.table().c_str(), stdout);
   if (const std::string file = values.text("save-result"); !file.empty()) {
     std::ofstream to(file, std::ios::trunc);
