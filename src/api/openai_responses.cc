@@ -13,6 +13,12 @@ std::string flat_name(const std::string& space, const std::string& name) {
   return space.empty() ? name : space + "__" + name;
 }
 
+// Whether a field holds something: not null, and no empty list.
+bool is_sent(const Json& body, const char* name) {
+  const auto field = body.find(name);
+  return field != body.end() && !field->is_null() && !(field->is_array() && field->empty());
+}
+
 // ---- input items
 
 // Items to chat messages. What the model made in one turn comes as several items (reasoning,
@@ -289,7 +295,11 @@ Result<ToolChoice> response_tool_choice(const Json& body, const Json& tools) {
   if (choice == body.end() || choice->is_null() || *choice == "auto")
     return ToolChoice{tools.empty() ? Kind::none : Kind::automatic, {}};
   if (*choice == "none") return ToolChoice{};
-  if (*choice == "required") return ToolChoice{tools.empty() ? Kind::none : Kind::required, {}};
+  if (*choice == "required") {
+    if (!is_sent(body, "tools"))
+      return invalid("tool_choice", "When using `tool_choice`, `tools` must be set.");
+    return ToolChoice{tools.empty() ? Kind::none : Kind::required, {}};
+  }
   if (!choice->is_object())
     return invalid("tool_choice", fmt::format("Invalid value for `tool_choice`: {}! Only named "
                                               "tools, \"none\", \"auto\" or \"required\" are "
@@ -430,6 +440,14 @@ Result<void> check_request(const Json& body, const ResponsesRequest& request) {
       request.previous_response_id)
     return invalid("previous_response_id",
                    "Only one of `previous_input_messages` and `previous_response_id` can be set.");
+  // A history that is somewhere else: an answer without it would be one to another question.
+  if (is_sent(body, "previous_input_messages"))
+    return invalid("previous_input_messages",
+                   "`previous_input_messages` is not supported: send the conversation as `input`.");
+  if (is_sent(body, "conversation"))
+    return invalid("conversation",
+                   "`conversation` is not supported: send its items as `input`, or use "
+                   "`previous_response_id`.");
   if (request.background && !request.store)
     return invalid("background", "background can only be used when `store` is true");
   if (body.contains("truncation") && body["truncation"] != "disabled" &&
