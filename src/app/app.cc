@@ -93,8 +93,8 @@ Result<void> serve_micro(Words words) {
 // `m2 serve`: the world in reading order is Serving::build.
 Result<void> serve(const Words& words) {
   M2_TRY(const Values values, parse_command_line(serve_command(), words, environment_variable));
-  start_logging(log_level(values.text("uvicorn-log-level")),
-                fmt::format("APIServer pid={}", getpid()));
+  M2_TRY(const std::string level, log_level(values.text("uvicorn-log-level")));
+  start_logging(level, fmt::format("APIServer pid={}", getpid()));
   std::string model = values.positionals().empty() ? values.text("model") : values.positionals()[0];
   if (values.positionals().size() > 1)
     return fail(Code::invalid_argument, "usage: m2 serve [MODEL] [options] (see m2 serve --help)");

@@ -159,4 +159,9 @@ Result<GraphChoice> choose_graphs(const Values& values, int64_t max_num_seqs,
   return out;
 }
 
+Result<void> check_graphs(const Values& values) {
+  M2_TRY_VOID(choose_graphs(values, 1, 1));
+  return {};
+}
+
 }  // namespace m2::app

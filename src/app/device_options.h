@@ -41,7 +41,13 @@ struct GraphChoice {
 // attentions, as vLLM records them, would save host time that is hidden behind the step before, and
 // lose the kernels' overlap at two borders a layer (bench/results/notes/steps.md). So PIECEWISE
 // records nothing.
+// Errors: values of --compilation-config and its flags that are none, or sizes that are no integers
+// from 1 on.
 Result<GraphChoice> choose_graphs(const Values& values, int64_t max_num_seqs,
                                   int64_t max_num_batched_tokens);
+
+// choose_graphs()'s errors, which do not depend on the device: what is wrong is wrong on the CPU
+// too.
+Result<void> check_graphs(const Values& values);
 
 }  // namespace m2::app

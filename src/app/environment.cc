@@ -4,6 +4,8 @@
 #include <cstdlib>
 #include <string_view>
 
+#include "base/log.h"
+
 namespace m2::app {
 namespace {
 
@@ -23,9 +25,13 @@ load::HubLocations hub_locations(const std::string& download_dir) {
           variable("HF_HOME"), variable("XDG_CACHE_HOME"), variable("HOME")};
 }
 
-std::string log_level(const std::string& fallback) {
+Result<std::string> log_level(const std::string& fallback) {
   const std::string level = variable("VLLM_LOGGING_LEVEL");
-  return level.empty() ? fallback : level;
+  const std::string& chosen = level.empty() ? fallback : level;
+  if (is_log_level(chosen)) return chosen;
+  return fail(Code::invalid_argument,
+              "{} {}: it is none of debug, info, warning, error and critical",
+              level.empty() ? "--uvicorn-log-level" : "VLLM_LOGGING_LEVEL", printable(chosen, 40));
 }
 
 double stats_interval_seconds() {

@@ -15,8 +15,8 @@ const char* environment_variable(const char* name);
 // Where models may be cached, of the environment and --download-dir.
 load::HubLocations hub_locations(const std::string& download_dir);
 
-// VLLM_LOGGING_LEVEL, else `fallback` (--uvicorn-log-level).
-std::string log_level(const std::string& fallback);
+// VLLM_LOGGING_LEVEL, else `fallback` (--uvicorn-log-level). An error if that is no log level.
+Result<std::string> log_level(const std::string& fallback);
 
 // Seconds between the engine's statistics lines (VLLM_LOG_STATS_INTERVAL, 10).
 double stats_interval_seconds();

@@ -21,7 +21,8 @@ using enum OptionKind;
 #define M2_MODEL_OPTIONS                                                                           \
   {"revision", "", "model", text, "main", "Branch, tag or commit of a hub name."},                 \
   {"download-dir", "", "model", text, "", "Hub cache to look in, instead of HF_HUB_CACHE or HF_HOME."}, \
-  {"tokenizer", "", "model", text, "", "Folder with tokenizer.json, if not the model's."},         \
+  {"tokenizer", "", "model", text, "", "Folder with tokenizer.json, or name in the hub cache, if not the model's."}, \
+  {"tokenizer-revision", "", "model", text, "main", "Branch, tag or commit of --tokenizer, if that is a hub name."}, \
   {"chat-template", "", "model", text, "", "Chat template: a file, or the template itself."},      \
   {"hf-overrides", "", "model", json, "", "Fields of config.json to replace."},                    \
   {"generation-config", "", "model", text, "auto", "auto, vllm (none), or a folder."},             \

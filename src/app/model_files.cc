@@ -102,6 +102,16 @@ Result<fs::path> model_folder(const std::string& model, const Values& values) {
 
 namespace {
 
+// Where tokenizer.json is: the model's folder, or what --tokenizer names as MODEL names a model.
+Result<fs::path> tokenizer_folder(const fs::path& folder, const Values& values) {
+  const std::string other = values.text("tokenizer");
+  if (other.empty()) return folder;
+  Result<fs::path> found = load::resolve_model(other, values.text("tokenizer-revision"),
+                                               hub_locations(values.text("download-dir")));
+  if (found.ok()) return found;
+  return fail(found.error().code, "--tokenizer: {}", found.error().text);
+}
+
 std::string sha256(const std::string& text) {
   unsigned char digest[SHA256_DIGEST_LENGTH];
   SHA256(reinterpret_cast<const unsigned char*>(text.data()), text.size(), digest);
@@ -125,14 +135,18 @@ Result<ModelSettings> read_settings(const fs::path& folder, const Values& values
   return out;
 }
 
-Result<std::shared_ptr<const text::Tokenizer>> read_tokenizer(const fs::path& folder,
-                                                              const Values& values) {
-  const std::string other = values.text("tokenizer");
-  const fs::path path = (other.empty() ? folder : fs::path(other)) / "tokenizer.json";
+Result<std::shared_ptr<const text::Tokenizer>> read_tokenizer(const fs::path& folder) {
+  const fs::path path = folder / "tokenizer.json";
   std::error_code ignored;
   if (!fs::exists(path, ignored))
     return fail(Code::not_found, "{} is missing; it holds the vocabulary", path.string());
   return text::Tokenizer::load(path.string());
+}
+
+Result<std::shared_ptr<const text::Tokenizer>> read_tokenizer(const fs::path& folder,
+                                                              const Values& values) {
+  M2_TRY(const fs::path place, tokenizer_folder(folder, values));
+  return read_tokenizer(place);
 }
 
 std::shared_ptr<const text::Tokenizer> byte_tokenizer() {

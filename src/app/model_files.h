@@ -28,7 +28,10 @@ struct ModelSettings {
 };
 Result<ModelSettings> read_settings(const std::filesystem::path& folder, const Values& values);
 
-// tokenizer.json of the folder, or of --tokenizer.
+// tokenizer.json of the folder.
+Result<std::shared_ptr<const text::Tokenizer>> read_tokenizer(const std::filesystem::path& folder);
+// Or of --tokenizer, if that is given: a folder, or a name in the local hub cache, of
+// --tokenizer-revision.
 Result<std::shared_ptr<const text::Tokenizer>> read_tokenizer(const std::filesystem::path& folder,
                                                               const Values& values);
 

@@ -332,6 +332,8 @@ class CommandLine {
       return set(option, *value, spelled);
     }
     if (match.negated) return fail(Code::invalid_argument, "{} takes no value", spelled);
+    const bool ends = next_ >= words_.size() || words_[next_].starts_with('-');
+    if (!value && ends && !option.alone.empty()) value = option.alone;
     if (!value) {
       if (next_ >= words_.size())
         return fail(Code::invalid_argument, "{} needs {}", spelled, kind_words(option.kind));

@@ -36,6 +36,7 @@ struct Option {
   std::string_view fallback;  // the default, as text; empty: none
   std::string_view help;      // one sentence; ends with why it does nothing, where it does nothing
   std::string_view environment = {};  // the variable that sets it when the line does not
+  std::string_view alone = {};        // a text's value where none follows; empty: one has to
 };
 
 // A command of the program: its words, its options, its positional arguments.

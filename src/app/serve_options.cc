@@ -82,7 +82,7 @@ constexpr Option kOptions[] = {
   // model
   {"model", "", "model", text, "", "The model, for scripts that do not name it as an argument."},
   {"served-model-name", "", "model", list, "", "Names clients may use; the first stands in replies and metrics."},
-  {"tokenizer", "", "model", text, "", "Folder with tokenizer.json, if not the model's."},
+  {"tokenizer", "", "model", text, "", "Folder with tokenizer.json, or name in the hub cache, if not the model's."},
   {"tokenizer-mode", "", "model", text, "auto", "Accepted; there is one tokenizer."},
   {"trust-remote-code", "", "model", flag, "false", "Accepted; nothing remote is ever run."},
   {"dtype", "", "model", text, "auto", "auto or bfloat16; weights stay in the checkpoint's dtypes."},
@@ -95,8 +95,8 @@ constexpr Option kOptions[] = {
   {"logprobs-mode", "", "model", text, "raw_logprobs", "raw_logprobs, the only one so far."},
   {"revision", "", "model", text, "main", "Branch, tag or commit of a hub name."},
   {"code-revision", "", "model", text, "", "Accepted; no code is read from the model."},
-  {"tokenizer-revision", "", "model", text, "", "Accepted; the tokenizer is read beside the weights."},
-  {"hf-token", "", "model", text, "", "Accepted; nothing is downloaded while serving."},
+  {"tokenizer-revision", "", "model", text, "main", "Branch, tag or commit of --tokenizer, if that is a hub name."},
+  {"hf-token", "", "model", text, "", "Accepted; nothing is downloaded while serving.", "", "true"},
   {"hf-overrides", "", "model", json, "", "Fields of config.json to replace."},
   {"hf-config-path", "", "model", text, "", "Accepted; config.json is read beside the weights."},
   {"config-format", "", "model", text, "auto", "Accepted; config.json has one form."},
@@ -117,7 +117,7 @@ constexpr Option kOptions[] = {
   {"disable-log-requests", "", "model", flag, "true", "Accepted; requests are not logged unless asked for."},
 
   // load
-  {"load-format", "", "load", text, "auto", "auto, safetensors, or dummy (random weights of the config's shapes)."},
+  {"load-format", "", "load", text, "auto", "auto, safetensors (or fastsafetensors, runai_streamer: the same files, read in the one way there is), or dummy (random weights of the config's shapes)."},
   {"download-dir", "", "load", text, "", "Hub cache to look in, instead of HF_HUB_CACHE or HF_HOME."},
   {"safetensors-load-strategy", "", "load", text, "lazy", "Accepted; weights are read in parallel, straight into place."},
   {"use-tqdm-on-load", "", "load", flag, "true", "Show a progress bar while loading."},

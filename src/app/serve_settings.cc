@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "app/device_options.h"
 #include "app/environment.h"
 #include "app/version.h"
 #include "base/metrics.h"
@@ -18,7 +19,7 @@ Result<void> refuse_unmodelled(const Values& values) {
   };
   const Choice choices[] = {
       {"dtype", {"auto", "bfloat16"}},
-      {"load-format", {"auto", "safetensors", "dummy"}},
+      {"load-format", {"auto", "safetensors", "fastsafetensors", "runai_streamer", "dummy"}},
       {"quantization", {"", "fp8"}},
       {"logprobs-mode", {"raw_logprobs"}},
       {"scheduling-policy", {"fcfs", "priority"}},
@@ -45,6 +46,7 @@ Result<void> check_sizes(const Values& values) {
   };
   constexpr Bound kBounds[] = {
       {"port", 0, 65535},
+      {"optimization-level", 0, 3},
       {"io-threads", 1, 64},
       {"ssl-cert-reqs", 0, 2},
       {"keep-alive-seconds", 1, 86400},
@@ -118,6 +120,7 @@ Result<void> check_serve_values(const Values& values) {
   M2_TRY_VOID(refuse_unmodelled(values));
   M2_TRY_VOID(check_sizes(values));
   M2_TRY_VOID(check_words(values));
+  M2_TRY_VOID(check_graphs(values));
   return check_pairs(values);
 }
 

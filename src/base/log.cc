@@ -4,6 +4,8 @@
 #include <spdlog/sinks/stdout_color_sinks.h>
 
 #include <algorithm>
+#include <optional>
+#include <utility>
 
 namespace m2 {
 namespace {
@@ -23,7 +25,25 @@ class UpperLevel : public spdlog::custom_flag_formatter {
   }
 };
 
+constexpr std::pair<std::string_view, spdlog::level::level_enum> kLevels[] = {
+    {"trace", spdlog::level::debug},       {"debug", spdlog::level::debug},
+    {"info", spdlog::level::info},         {"warning", spdlog::level::warn},
+    {"warn", spdlog::level::warn},         {"error", spdlog::level::err},
+    {"critical", spdlog::level::critical}, {"fatal", spdlog::level::critical}};
+
+std::optional<spdlog::level::level_enum> level_named(std::string name) {
+  std::transform(name.begin(), name.end(), name.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  for (const auto& [known, level] : kLevels)
+    if (name == known) return level;
+  return std::nullopt;
+}
+
 }  // namespace
+
+bool is_log_level(const std::string& name) {
+  return level_named(name).has_value();
+}
 
 void start_logging(const std::string& level, const std::string& process) {
   auto logger = std::make_shared<spdlog::logger>(
@@ -33,14 +53,7 @@ void start_logging(const std::string& level, const std::string& process) {
   formatter->add_flag<UpperLevel>('*').set_pattern(prefix + "%^%*%$ %m-%d %H:%M:%S %v");
   logger->set_formatter(std::move(formatter));
 
-  std::string lower = level;
-  std::transform(lower.begin(), lower.end(), lower.begin(),
-                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-  logger->set_level(lower == "debug"      ? spdlog::level::debug
-                    : lower == "warning"  ? spdlog::level::warn
-                    : lower == "error"    ? spdlog::level::err
-                    : lower == "critical" ? spdlog::level::critical
-                                          : spdlog::level::info);
+  logger->set_level(level_named(level).value_or(spdlog::level::info));
   logger->flush_on(spdlog::level::info);
   spdlog::set_default_logger(std::move(logger));
 }

@@ -27,9 +27,13 @@ void log_error(fmt::format_string<Args...> format, Args&&... args) {
 }
 
 // Sets up the one logger: lines `LEVEL MM-DD HH:MM:SS [process] message` on stderr.
-// `level` is debug, info, warning or error in any case (VLLM_LOGGING_LEVEL's words); anything else
-// means info. `process` is the prefix, e.g. "APIServer pid=7".
+// `level` is a name that is_log_level() knows; anything else means info. `process` is the prefix,
+// e.g. "APIServer pid=7".
 void start_logging(const std::string& level, const std::string& process);
+
+// debug, info, warning, error and critical in any case, as uvicorn and Python name them; their
+// trace, warn and fatal, too.
+bool is_log_level(const std::string& name);
 
 // Client text made fit for one log line: control bytes become \xNN, cut at `limit` bytes.
 std::string printable(std::string_view text, size_t limit = 200);

@@ -68,6 +68,13 @@ TEST(DeviceOptions, ModesInAnyCase) {
             std::string::npos);
 }
 
+TEST(DeviceOptions, WhatIsWrongWithGraphsIsWrongWithoutThemToo) {
+  EXPECT_TRUE(check_graphs(parse({"-cc.cudagraph_mode=NONE"})).ok());
+  for (const char* word :
+       {"-cc.cudagraph_mode=SOME", "-cc.cudagraph_capture_sizes=8", "-cc.cudagraph_mode=3"})
+    EXPECT_FALSE(check_graphs(parse({word})).ok()) << word;
+}
+
 // The log says so where a mode means less than its name.
 TEST(DeviceOptions, ModesThatWereAskedForAreExplained) {
   const auto note = [](std::vector<std::string> words) {

@@ -254,6 +254,14 @@ class Flags(WithCheckpoint):
                             (["--api-key", ""], "--api-key: a value is empty"),
                             (["--served-model-name", ""], "--served-model-name: a value is empty"),
                             (["--kv-cache-memory-bytes", "1T"], "asked for, 1024.00 GiB, does not fit"),
+                            (["--compilation-config", '{"cudagraph_mode": "PIECEWSE"}'],
+                             '"PIECEWSE" is none of NONE, PIECEWISE, FULL'),
+                            (["-O7"], "--optimization-level must be from 0 to 3"),
+                            (["--uvicorn-log-level", "loud"],
+                             "--uvicorn-log-level loud: it is none of debug, info, warning, error"),
+                            (["--tokenizer", "Some/Tokenizer"],
+                             "--tokenizer: model Some/Tokenizer (revision main) was not found"),
+                            (["--load-format", "gguf"], "chose from { auto,safetensors,"),
                             (["--config", "/"], "--config /: ")):
             said = refused(self.model, *flags)[1]
             self.assertIn(word, said, flags)

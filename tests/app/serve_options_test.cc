@@ -224,7 +224,12 @@ constexpr const char* kLaunches[] = {
     "minimax_m2 --tool-call-parser minimax_m2 --enable-auto-tool-choice --compilation-config "
     "{\"mode\":3,\"pass_config\":{\"fuse_minimax_qk_norm\":true}} --max-num-seqs 512 "
     "--max-num-batched-tokens 32768 --kv-cache-dtype fp8 --moe-backend triton "
-    "--attention-backend FLASHINFER"};
+    "--attention-backend FLASHINFER",
+    "MiniMaxAI/MiniMax-M2.5 --tensor-parallel-size 4 --max-num-seqs 512 --max-num-batched-tokens "
+    "32768 --kv-cache-dtype fp8 --moe-backend triton --attention-backend FLASHINFER "
+    "--enable-flashinfer-autotune --tool-call-parser minimax_m2 --reasoning-parser minimax_m2 "
+    "--compilation-config {\"cudagraph_mode\":\"PIECEWISE\"} --enable-auto-tool-choice "
+    "--trust-remote-code --load-format fastsafetensors --hf-token"};
 
 TEST(ServeOptions, TheGuidesLaunchLinesAreRead) {
   for (const std::string line : kLaunches) {
@@ -248,6 +253,20 @@ TEST(ServeOptions, SpellingsOfTheFamily) {
   const Result<Values> both = parse("M --enable-l");
   ASSERT_FALSE(both.ok());
   EXPECT_NE(both.error().text.find("--enable-log-requests"), std::string::npos);
+}
+
+// vLLM's --hf-token may stand alone: then the token that is logged in is meant.
+TEST(ServeOptions, AnOptionWhoseValueMayBeLeftOut) {
+  for (const char* line : {"M --hf-token", "M --hf-token --port 1"}) {
+    const auto values = parse(line);
+    ASSERT_TRUE(values.ok()) << values.error().text;
+    EXPECT_TRUE(values->given("hf-token"));
+    EXPECT_EQ(values->positionals(), std::vector<std::string>{"M"});
+  }
+  EXPECT_EQ(parse("M --hf-token abc")->text("hf-token"), "abc");
+  EXPECT_EQ(parse("M --hf-token=abc")->text("hf-token"), "abc");
+  EXPECT_FALSE(parse("M --download-dir").ok());
+  EXPECT_EQ(parse("M --download-dir --port")->text("download-dir"), "--port");
 }
 
 TEST(ServeOptions, TheTableIsSound) {

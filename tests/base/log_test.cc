@@ -10,6 +10,12 @@ TEST(Log, ClientTextCannotForgeALine) {
   EXPECT_EQ(printable("abcdef", 3), "abc...");
 }
 
+TEST(Log, LevelsByName) {
+  for (const char* name : {"debug", "INFO", "Warning", "error", "CRITICAL", "trace", "warn"})
+    EXPECT_TRUE(is_log_level(name)) << name;
+  for (const char* name : {"", "loud", "inf", "10"}) EXPECT_FALSE(is_log_level(name)) << name;
+}
+
 TEST(Log, LinesAreInTheFormThatScriptsGrep) {
   testing::internal::CaptureStderr();
   start_logging("INFO", "APIServer pid=7");

@@ -672,7 +672,8 @@ void say_own_cost(const LoadReport& report) {
 }  // namespace
 
 Result<void> run_serve_bench(const Values& values) {
-  start_logging(log_level("info"), "");
+  M2_TRY(const std::string level, log_level("info"));
+  start_logging(level, "");
   const std::string key = values.text("api-key");
   M2_TRY(ServeBench bench, read_serve_bench(values, key));
   const std::string plot = values.text("plot");

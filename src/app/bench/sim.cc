@@ -521,13 +521,14 @@ const Command& sim_command() {
 }
 
 Result<void> run_sim(const Values& values) {
-  start_logging(log_level("warning"), "");
+  M2_TRY(const std::string level, log_level("warning"));
+  start_logging(level, "");
   M2_TRY(const SimSetup setup, read_setup(values));
   M2_TRY_VOID(allow_sockets(setup));
   if (!values.given("tokenizer"))
     return fail(Code::invalid_argument, "--tokenizer FOLDER is needed: it has tokenizer.json");
   const std::filesystem::path folder = values.text("tokenizer");
-  M2_TRY(const auto tokenizer, read_tokenizer(folder, values));
+  M2_TRY(const auto tokenizer, read_tokenizer(folder));
   std::shared_ptr<const text::ChatTemplate> chat_template;
   if (setup.chat) {
     M2_TRY(chat_template, read_chat_template(folder, values));
