@@ -351,6 +351,7 @@ Json messages_request_schema() {
 Result<MessagesRequest> messages_request_from_json(const Json& body, MessagesUse use,
                                                    std::vector<std::string>& unknown) {
   MessagesRequest request;
+  request.max_tokens_at_most = true;
   M2_TRY_VOID(message_fields().read(body, request, unknown));
   M2_TRY_VOID(check_request(body, request, use));
   if (body.contains("system")) {

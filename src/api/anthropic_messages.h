@@ -44,7 +44,8 @@ struct MessageUsage {
 
 // Why a message ended.
 struct MessageStop {
-  std::string reason;                   // end_turn, max_tokens, tool_use, stop_sequence
+  // end_turn, max_tokens, tool_use, stop_sequence, model_context_window_exceeded
+  std::string reason;
   std::optional<std::string> sequence;  // that stopped it
 };
 

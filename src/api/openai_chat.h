@@ -44,6 +44,7 @@ struct ChatRequest : GenerationFields {
   int64_t top_logprobs = 0;
   std::optional<int64_t> max_completion_tokens;  // wins over max_tokens
   const char* max_tokens_field = "max_tokens";   // whose value that is, for errors
+  bool max_tokens_at_most = false;  // where the context has no room for so many: fewer, no error
   bool include_reasoning = true;
   std::optional<bool> thinking;  // whichever of the spellings of read_thinking was sent
   std::optional<bool> add_generation_prompt;

@@ -21,7 +21,8 @@ struct ChatAnswerSetup {
   api::ToolChoice::Kind tool_choice = api::ToolChoice::Kind::none;
   bool include_reasoning = true;
   bool logprobs = false;
-  std::string echo;  // content the answer begins with, of the message it continues
+  std::string echo;            // content the answer begins with, of the message it continues
+  bool context_bound = false;  // fewer tokens than were asked for fit into the context
 };
 std::unique_ptr<Answer> make_chat_answer(AnswerSetup setup, ChatAnswerSetup chat);
 

@@ -58,7 +58,8 @@ class MessageAnswer : public Answer {
   }
 
   api::MessageStop stop_of(const api::Finish& finish) const {
-    if (finish.reason == "length") return {"max_tokens", {}};
+    if (finish.reason == "length")
+      return {chat_.context_bound ? "model_context_window_exceeded" : "max_tokens", {}};
     if (finish.stop_reason.is_string()) return {"stop_sequence", finish.stop_reason};
     if (!turn_.message().tool_calls.empty()) return {"tool_use", {}};
     return {"end_turn", {}};

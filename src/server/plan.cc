@@ -154,7 +154,7 @@ ChatAnswerSetup chat_answer_setup(const api::ChatRequest& request, const ChatPro
 AskedLength asked_length(const api::ChatRequest& request) {
   if (request.max_completion_tokens)
     return {request.max_completion_tokens, "max_completion_tokens"};
-  return {request.max_tokens, request.max_tokens_field};
+  return {request.max_tokens, request.max_tokens_field, request.max_tokens_at_most};
 }
 
 Result<Plan> make_chat_plan(const HttpRequest& http, const api::ChatRequest& request,
@@ -274,6 +274,18 @@ Result<ChatPrompt> prompt_of(const HttpRequest& http, const api::ChatRequest& re
   return encode_prompt(text, model);
 }
 
+namespace {
+
+// Whether the context ends before as many tokens as were asked for.
+bool bound_by_context(const engine::Request& request, const AskedLength& asked,
+                      const ModelServices& model) {
+  const int64_t limit = request.params.max_tokens;
+  return limit < asked.max_tokens.value_or(0) &&
+         limit + static_cast<int64_t>(request.prompt.size()) == model.max_model_len;
+}
+
+}  // namespace
+
 Result<Plan> plan_conversation(const HttpRequest& http, const api::ChatRequest& request,
                                api::ReplyHead head, std::string (*make_call_id)(), Context& context,
                                const MakeChatAnswer& make_answer) {
@@ -302,6 +314,7 @@ Result<Plan> plan_conversation(const HttpRequest& http, const api::ChatRequest& 
   ChatAnswerSetup chat = chat_answer_setup(request, prompt, context);
   chat.turn.tenant = http.tenant;
   chat.turn.make_call_id = make_call_id;
+  chat.context_bound = bound_by_context(requests.front(), asked, model);
   Plan plan = plan_of(request, std::move(requests),
                       make_answer(answer_setup(std::move(head), request, prompts, options, model),
                                   std::move(chat), params),

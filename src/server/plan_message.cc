@@ -25,7 +25,8 @@ Planned plan_message(const HttpRequest& request, Context& context) {
     return api::messages_request_from_json(body, api::MessagesUse::create, unknown);
   };
   Planned planned = plan_with(request, context, parse, make_message_plan);
-  // Words by which Claude Code knows that it should compact the conversation.
+  // Words by which Claude Code knows that it should compact the conversation. It asks for 32,000
+  // tokens with any prompt: only a prompt without room for one is too long.
   if (auto* error = std::get_if<api::ApiError>(&planned);
       error && (error->param == "input_tokens" || error->param == "input_text"))
     error->message = "prompt is too long: " + error->message;

@@ -281,7 +281,7 @@ Result<void> check_asked_length(const AskedLength& asked, const ModelServices& m
     return invalid(asked.name,
                    fmt::format("max_tokens must be at least 1, got {}.", *asked.max_tokens));
   // The missing blank and the doubled name are vLLM's.
-  if (*asked.max_tokens > model.max_model_len)
+  if (asked.reserved() > model.max_model_len)
     return invalid(asked.name,
                    fmt::format("{}={}cannot be greater than max_model_len=max_total_tokens={}. "
                                "Please request fewer output tokens.",
@@ -293,7 +293,7 @@ Result<void> check_text_length(std::span<const std::string_view> texts,
                                const api::GenerationFields& fields, const AskedLength& asked,
                                const ModelServices& model) {
   if (fields.truncate_prompt_tokens) return {};
-  const int64_t context = model.max_model_len, wanted = asked.max_tokens.value_or(0);
+  const int64_t context = model.max_model_len, wanted = asked.reserved();
   const int64_t most = (context - wanted) * model.max_token_bytes;
   int64_t bytes = 0, characters = 0;
   for (const std::string_view text : texts) bytes += static_cast<int64_t>(text.size());
@@ -327,7 +327,7 @@ Result<void> truncate_prompt(const api::GenerationFields& fields, const AskedLen
     return invalid(
         "truncate_prompt_tokens",
         fmt::format("truncate_prompt_tokens must be an integer >= 1 or -1, got {}", wanted));
-  const int64_t room = model.max_model_len - asked.max_tokens.value_or(0);
+  const int64_t room = model.max_model_len - asked.reserved();
   if (wanted > room)
     return invalid("truncate_prompt_tokens",
                    fmt::format("truncate_prompt_tokens={} cannot be greater than max_model_len - "
@@ -345,8 +345,10 @@ Result<void> truncate_prompt(const api::GenerationFields& fields, const AskedLen
 Result<int64_t> output_limit(const AskedLength& asked, int64_t min_tokens, size_t prompt_tokens,
                              const ServerOptions& options, const ModelServices& model) {
   const auto length = static_cast<int64_t>(prompt_tokens);
-  const int64_t context = model.max_model_len, wanted = asked.max_tokens.value_or(0);
+  const int64_t context = model.max_model_len, wanted = asked.reserved();
   if (length == 0) return invalid("prompt", "The decoder prompt cannot be empty");
+  if (asked.at_most && length >= context)
+    return invalid("input_tokens", fmt::format("{} tokens > {} maximum", length, context - 1));
   if (length > context - wanted)
     return invalid(
         "input_tokens",

@@ -29,6 +29,11 @@ Result<void> forbid_token(engine::TokenId id, const ModelServices& model,
 struct AskedLength {
   std::optional<int64_t> max_tokens;
   const char* name = "max_tokens";
+  // As many as the context leaves, at most max_tokens; else the context must have room for all.
+  bool at_most = false;
+
+  // Tokens of the context that the prompt must leave.
+  int64_t reserved() const { return at_most ? 0 : max_tokens.value_or(0); }
 };
 
 // Checks what can be known before the prompt's length is.

@@ -512,11 +512,24 @@ class AnthropicOverload(unittest.TestCase):
 
     def test_context_length(self):
         with Server(max_model_len=64) as server:
-            client = anthropic.Anthropic(base_url=f"http://127.0.0.1:{server.port}", api_key="x")
-            with client, self.assertRaises(anthropic.BadRequestError) as caught:
-                client.messages.create(model="scripted", max_tokens=5,
-                                       messages=[{"role": "user", "content": "a b " * 100}])
-            self.assertIn("prompt is too long", str(caught.exception))
+            client = anthropic.Anthropic(base_url=f"http://127.0.0.1:{server.port}", api_key="x",
+                                         timeout=60)
+            with client:
+                with self.assertRaises(anthropic.BadRequestError) as caught:
+                    client.messages.create(model="scripted", max_tokens=5,
+                                           messages=[{"role": "user", "content": "a b " * 100}])
+                self.assertRegex(str(caught.exception), r"prompt is too long: \d+ tokens > 63 maximum")
+                # Claude Code asks for 32,000 whatever the prompt is: what fits is written.
+                for asked, stop in ((32_000, "model_context_window_exceeded"), (3, "max_tokens")):
+                    reply = client.messages.create(model="scripted", max_tokens=asked,
+                                                   messages=[user("long")])
+                    self.assertEqual(reply.stop_reason, stop)
+                    tokens = reply.usage.input_tokens + reply.usage.cache_read_input_tokens + \
+                        reply.usage.output_tokens
+                    self.assertEqual(tokens == 64, asked > 64)
+                self.assertEqual(client.messages.create(
+                    model="scripted", max_tokens=32_000, messages=[user("plain")]).stop_reason,
+                    "end_turn")
 
 
 class Node(ServerCase):
