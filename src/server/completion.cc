@@ -36,6 +36,12 @@ void Completion::plan(MakePlan make_plan) {
 void Completion::submit(Planned planned) {
   if (over_) return;  // the client has left meanwhile
   if (const auto* error = std::get_if<api::ApiError>(&planned)) return fail(*error);
+  if (const auto* refused = std::get_if<RefusedInStream>(&planned)) {
+    over_ = true;
+    exchange_->begin_events({});
+    exchange_->write_events(refused->events);
+    return exchange_->end_events();
+  }
   plan_ = std::move(std::get<Plan>(planned));
   if (!submit_choices()) return;
   if (plan_.background) detach();

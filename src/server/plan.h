@@ -33,7 +33,12 @@ struct Plan {
   HeaderList headers;       // of the reply
 };
 
-using Planned = std::variant<Plan, api::ApiError>;
+// A request that cannot be planned, told in a stream of its own: whole frames, the last included.
+struct RefusedInStream {
+  std::string events;
+};
+
+using Planned = std::variant<Plan, api::ApiError, RefusedInStream>;
 
 Planned plan_chat(const HttpRequest& request, Context& context);
 Planned plan_completion(const HttpRequest& request, Context& context);

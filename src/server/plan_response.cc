@@ -84,10 +84,42 @@ Result<Plan> make_response_plan(const HttpRequest& http, api::ResponsesRequest& 
   return plan;
 }
 
+// The stream of a response that failed before its first token.
+std::string failed_events(const api::ResponsesRequest& request, const Error& error,
+                          const Context& context) {
+  api::ResponseHead head;
+  head.id = "resp_" + random_hex();
+  head.created_at = unix_seconds();
+  head.model = context.options().served_model_names.front();
+  head.background = request.background;
+  head.echoed = request.echoed;
+  api::ResponseState failed;
+  failed.status = "failed";
+  failed.error_code = "context_length_exceeded";
+  failed.error_message = error.text;
+  api::ResponseWriter writer(std::move(head), random_hex);
+  std::string events;
+  writer.begin(&events);
+  writer.finish(std::move(failed), false, &events);
+  return events;
+}
+
 }  // namespace
 
+// A conversation that is too long ends a stream with response.failed, as OpenAI's API tells it: by
+// that event's code Codex knows that it should compact the conversation, while a 400 ends its turn.
 Planned plan_response(const HttpRequest& request, Context& context) {
-  return plan_with(request, context, api::responses_request_from_json, make_response_plan);
+  std::string events;
+  const auto make_plan = [&](const HttpRequest& http, api::ResponsesRequest& asked, Context& c) {
+    Result<Plan> plan = make_response_plan(http, asked, c);
+    const bool is_long =
+        !plan && (plan.error().param == "input_tokens" || plan.error().param == "input_text");
+    if (is_long && asked.stream) events = failed_events(asked, plan.error(), c);
+    return plan;
+  };
+  Planned planned = plan_with(request, context, api::responses_request_from_json, make_plan);
+  if (!events.empty()) return RefusedInStream{std::move(events)};
+  return planned;
 }
 
 }  // namespace m2::server

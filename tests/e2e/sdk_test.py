@@ -382,6 +382,26 @@ class Responses(ServerCase):
         self.assertEqual((last.type, last.response.error.code),
                          ("response.failed", "server_error"))
 
+    def test_context_length(self):
+        """OpenAI tells it in the stream, and Codex compacts by that event's code only."""
+        with Server(max_model_len=64) as server, openai.OpenAI(
+                base_url=f"http://127.0.0.1:{server.port}/v1", api_key="x", max_retries=0) as client:
+            for text in ("a b " * 100, "a b " * 100_000):
+                asked = {"model": "scripted", "input": text, "metadata": {"a": "b"}}
+                with client.responses.stream(**asked) as stream:
+                    events = list(stream)
+                self.assertEqual([event.type for event in events],
+                                 ["response.created", "response.in_progress", "response.failed"])
+                self.assertEqual([event.sequence_number for event in events], [0, 1, 2])
+                response = events[-1].response
+                self.assertEqual((response.status, response.error.code, response.metadata),
+                                 ("failed", "context_length_exceeded", {"a": "b"}))
+                self.assertIn("the model's context length is only 64 tokens", response.error.message)
+                with self.assertRaises(openai.BadRequestError):
+                    client.responses.create(**asked)
+            with self.assertRaises(openai.BadRequestError):  # nothing else is told so
+                client.responses.create(model="scripted", input="a", top_p=2, stream=True)
+
 
 class Anthropic(ServerCase):
     CONFIG = {"api_keys": ["secret"], "max_body": 100_000}
