@@ -30,6 +30,8 @@ std::string with(const std::string& labels, const std::string& extra) {
   return labels.empty() ? extra : labels + "," + extra;
 }
 
+constexpr const char* kWaitingHelp = "Requests waiting to be processed, by what they wait for.";
+
 }  // namespace
 
 // Registers series under the contract's prefix and one set of labels.
@@ -92,11 +94,14 @@ void EngineMetrics::register_fixed(Register series, const std::string& cache_inf
     series.counter(name, "Always 0: there is no such cache.");
   series.counter("prompt_tokens_by_source", "Prompt tokens by source.",
                  "source=\"external_kv_transfer\"");
+  series.gauge("num_requests_waiting_by_reason", kWaitingHelp, "reason=\"deferred\"");
 }
 
 EngineMetrics::EngineMetrics(Register series, const std::vector<double>& lengths)
     : running_(series.gauge("num_requests_running", "Requests in execution.")),
       waiting_(series.gauge("num_requests_waiting", "Requests waiting to be processed.")),
+      waiting_for_room_(
+          series.gauge("num_requests_waiting_by_reason", kWaitingHelp, "reason=\"capacity\"")),
       kv_usage_(series.gauge("kv_cache_usage_perc", "KV cache usage, 1 means 100 percent.")),
       prefix_queries_(series.counter("prefix_cache_queries", "Tokens looked up in the cache.")),
       prefix_hits_(series.counter("prefix_cache_hits", "Tokens found in the prefix cache.")),
@@ -145,6 +150,7 @@ EngineMetrics::EngineMetrics(Register series, const std::vector<double>& lengths
 void EngineMetrics::on_step(const EngineStats& stats, int64_t step_tokens) {
   running_.set(static_cast<double>(stats.running));
   waiting_.set(static_cast<double>(stats.waiting));
+  waiting_for_room_.set(static_cast<double>(stats.waiting));
   kv_usage_.set(static_cast<double>(stats.kv_blocks_used) /
                 static_cast<double>(stats.kv_blocks_total));
   prefix_queries_.add(static_cast<double>(stats.prefix_queries - last_.prefix_queries));

@@ -34,7 +34,7 @@ class EngineMetrics {
   void register_drafts(Register series, int64_t most_drafted);
   void show_drafts(const EngineStats& stats);
 
-  Gauge &running_, &waiting_, &kv_usage_;
+  Gauge &running_, &waiting_, &waiting_for_room_, &kv_usage_;
   Counter &prefix_queries_, &prefix_hits_, &preemptions_;
   Counter &prompt_tokens_, &prompt_computed_, &prompt_found_, &prompt_cached_;
   Counter &generation_tokens_, &corrupted_;
@@ -45,7 +45,7 @@ class EngineMetrics {
   Histogram &e2e_, &queue_, &prefill_, &decode_, &inference_;
   Counter *drafts_ = nullptr, *drafted_tokens_ = nullptr, *drafted_came_ = nullptr;
   std::vector<Counter*> drafted_came_at_;  // by place in the draft
-  EngineStats last_;  // as of the last call
+  EngineStats last_;                       // as of the last call
   // Most tokens of a step waited equally long: those are counted first, and observed at once.
   Nanos waited_ = 0;
   uint64_t waited_tokens_ = 0;

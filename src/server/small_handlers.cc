@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "api/small_routes.h"
+#include "base/process_metrics.h"
 #include "server/conversation.h"
 #include "server/openapi.h"
 #include "server/plan.h"
@@ -163,7 +164,7 @@ void handle_load(const HandlerCall& call) {
 void handle_metrics(const HandlerCall& call) {
   HttpReply reply;
   reply.content_type = "text/plain; version=0.0.4; charset=utf-8";
-  reply.body = call.metrics.render();
+  reply.body = call.metrics.render() + process_metrics();
   call.exchange->send(std::move(reply));
 }
 

@@ -364,6 +364,12 @@ class Describes(ServerCase):
         for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc",
                      "engine_sleep_state", "cache_config_info"):
             self.assertEqual(families["vllm:" + name].type, "gauge", name)
+        waiting = families["vllm:num_requests_waiting_by_reason"]
+        self.assertEqual({s.labels["reason"] for s in waiting.samples}, {"capacity", "deferred"})
+        for name in ("virtual_memory_bytes", "resident_memory_bytes", "start_time_seconds", "open_fds",
+                     "max_fds"):
+            self.assertEqual(families["process_" + name].type, "gauge", name)
+        self.assertEqual(families["process_cpu_seconds"].type, "counter")
         sleep = {s.labels["sleep_state"]: s.value for s in families["vllm:engine_sleep_state"].samples}
         self.assertEqual(sleep, {"awake": 1, "weights_offloaded": 0, "discard_all": 0})
         config = families["vllm:cache_config_info"].samples[0]
