@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <functional>
+#include <numeric>
 
 #include "ops/cuda/arguments.h"
 #include "ops/cuda/attend_and_route.h"
@@ -286,6 +287,7 @@ LinearShape shape_of(const Exec& exec, const Tensor& x, std::span<const Linear> 
         shape.whole_blocks && weight.first_column % 128 == 0 && weight.first_row % 64 == 0;
     shape.rows_follow = shape.rows_follow && weight.weight.dense();
     shape.whole_chunks = shape.whole_chunks && weight.first_column % 64 == 0;
+    shape.multiple = std::gcd(shape.rows == 0 ? 0 : shape.multiple, weight.weight.size(0));
     shape.rows += weight.weight.size(0);
   }
   shape.workspace_bytes = exec.workspace ? exec.workspace_bytes : 0;
@@ -344,8 +346,9 @@ bool linear_reads_quantised(const Exec& exec, const Tensor& x, std::span<const L
   bool all = true;
   each_launch(weights, [&](std::span<const Linear> some) {
     const LinearForm form = plan_linear(shape_of(exec, x, some, true)).form;
-    all = all && (form == LinearForm::tiles || form == LinearForm::flow ||
-                  form == LinearForm::flow_pair || form == LinearForm::flow_few);
+    all = all &&
+          (form == LinearForm::tiles || form == LinearForm::narrow || form == LinearForm::flow ||
+           form == LinearForm::flow_pair || form == LinearForm::flow_few);
   });
   return all;
 }

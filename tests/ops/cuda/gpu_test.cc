@@ -577,6 +577,8 @@ TEST_F(Gpu, LinearBringsRowsToTheirOwners) {
                         {DType::bf16, DType::f8_e4m3, 1031, 3072, 128, 128},
                         {DType::bf16, DType::f8_e4m3, 257, 131, 256, 0},
                         {DType::bf16, DType::f8_e4m3, 200, 128, 192, 64},
+                        {DType::bf16, DType::f8_e4m3, 300, 384, 768, 0},
+                        {DType::bf16, DType::f8_e4m3, 257, 3072, 384, 128},
                         {DType::bf16, DType::bf16, 300, 384, 256, 0},
                         {DType::bf16, DType::f16, 66, 24, 128, 0},
                         {DType::f32, DType::f32, 67, 17, 33, 0}}) {
@@ -791,7 +793,7 @@ TEST_F(Gpu, LinearSharesOfRanksAreTheSameInAnyBatch) {
        {Case{{1536, 256, 256}, 3072, 512}, Case{{768, 128, 128}, 3072, 64},
         Case{{768, 128, 128}, 3072, 192}, Case{{3072, 512, 512}, 3072, 0}, Case{{3072}, 1536, 0},
         Case{{3072}, 768, 0}, Case{{1536, 5, 130}, 3072, 0}}) {
-    const int64_t tokens = 65;
+    const int64_t tokens = 600;
     const Numbers x = random_numbers(random_, tokens * c.columns, DType::bf16);
     const OnGpu x_gpu(x, {tokens, c.columns});
     std::vector<Slice> slices;
@@ -810,7 +812,7 @@ TEST_F(Gpu, LinearSharesOfRanksAreTheSameInAnyBatch) {
       const OnGpu all(dtype, {tokens, total});
       cuda::linear(gpu(), x_gpu, weights, all);
       const std::vector<double> together = all.values();
-      for (const int64_t count : {1, 2, 7, 8, 9, 10, 16, 17, 64})
+      for (const int64_t count : {1, 2, 7, 8, 9, 10, 16, 17, 40, 64, 65, 130, 300, 520})
         for (const int64_t first : {0, 1}) {
           const OnGpu some(dtype, {count, total});
           cuda::linear(gpu(), x_gpu.tensor().rows(first, count), weights, some);

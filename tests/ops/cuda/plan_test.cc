@@ -25,7 +25,9 @@ TEST(LinearPlan, HopperQuantisesWhateverTheStep) {
   for (const int64_t tokens : {1, 8, 9, 64, 65, 8192}) {
     LinearShape shape = qkv;
     shape.tokens = tokens;
-    const LinearForm form = tokens <= 64 ? LinearForm::flow : LinearForm::tiles;
+    const LinearForm form = tokens <= 16    ? LinearForm::flow
+                            : tokens <= 500 ? LinearForm::narrow
+                                            : LinearForm::tiles;
     EXPECT_EQ(plan_linear(with_workspace(shape)).form, form) << tokens;
     shape.quantised = true;
     EXPECT_EQ(plan_linear(shape).form, form) << tokens;
@@ -71,9 +73,10 @@ TEST(LinearPlan, FewRowsOfManyColumnsTakeTwoBlocksATile) {
   EXPECT_EQ(form_of({.tokens = 8, .rows = 3072, .columns = 3072}), LinearForm::flow_pair);
   EXPECT_EQ(form_of({.tokens = 9, .rows = 3072, .columns = 6144}), LinearForm::flow);
   EXPECT_EQ(form_of({.tokens = 16, .rows = 3072, .columns = 3072}), LinearForm::flow_pair);
-  EXPECT_EQ(form_of({.tokens = 17, .rows = 3072, .columns = 3072}), LinearForm::flow);
+  EXPECT_EQ(form_of({.tokens = 17, .rows = 3072, .columns = 3072}), LinearForm::narrow);
+  EXPECT_EQ(form_of({.tokens = 17, .rows = 3072, .columns = 3200}), LinearForm::flow);
   EXPECT_EQ(form_of({.tokens = 1, .rows = 8192, .columns = 3072}), LinearForm::flow);
-  EXPECT_EQ(form_of({.tokens = 17, .rows = 3072, .columns = 1536}), LinearForm::flow);
+  EXPECT_EQ(form_of({.tokens = 17, .rows = 3072, .columns = 1536}), LinearForm::narrow);
 }
 
 TEST(LinearPlan, QkvAndOOfRanksTakeABlockATile) {
@@ -127,6 +130,31 @@ TEST(LinearPlan, TilesOfManyTokensAreWideWhereTheySpreadEvenly) {
   EXPECT_EQ(described(128, 8192), "tiles of 128 rows, weights shared");  // 32 of 256 rows idle 100
   EXPECT_EQ(described(2048, 3072), "tiles of 128 rows, weights shared");
   EXPECT_EQ(described(600, 3200), "tiles of 128 rows");  // 125 in one round; 150 with a sixth
+}
+
+TEST(LinearPlan, SomeTokensTakeTilesThatAllMultiprocessorsHave) {
+  const auto described = [](LinearShape shape) {
+    return describe(plan_linear(with_workspace(shape)));
+  };
+  LinearShape qkv{.tokens = 64, .rows = 2048, .columns = 3072, .parts = 3, .multiple = 256};
+  EXPECT_EQ(described(qkv), "64 tokens and 16 rows a tile");
+  qkv.tokens = 65;
+  EXPECT_EQ(described(qkv), "64 tokens and 32 rows a tile");
+  qkv.tokens = 512;
+  EXPECT_EQ(described(qkv), "64 tokens and 128 rows a tile");
+  qkv.tokens = 513;
+  EXPECT_EQ(described(qkv), "tiles of 128 rows, weights shared");
+  qkv.tokens = 64;
+  qkv.multiple = 1;  // 130 tiles, one or two of which have few rows
+  EXPECT_EQ(described(qkv), "64 tokens and 16 rows a tile");
+  qkv.tokens = 512;
+  EXPECT_EQ(described(qkv), "tiles of 128 rows, weights shared");
+  EXPECT_EQ(described({.tokens = 64, .rows = 3072, .columns = 6144}),
+            "64 tokens and 32 rows a tile");
+  EXPECT_EQ(described({.tokens = 64, .rows = 3072, .columns = 1152}),
+            "64 tokens and 32 rows a tile");
+  EXPECT_EQ(described({.tokens = 64, .rows = 3072, .columns = 1280}), "flow, tiles of 24 rows");
+  EXPECT_EQ(described({.tokens = 16, .rows = 3072, .columns = 1152}), "flow, tiles of 24 rows");
 }
 
 TEST(LinearPlan, OtherChipsStreamAndTakeMoreTokensTogetherAsTheyCome) {

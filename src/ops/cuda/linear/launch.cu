@@ -5,6 +5,7 @@
 #include "ops/cuda/linear/sm90_flow16.cuh"
 #include "ops/cuda/linear/sm90_flow_few.cuh"
 #include "ops/cuda/linear/sm90_flow_pair.cuh"
+#include "ops/cuda/linear/sm90_narrow.cuh"
 #include "ops/cuda/linear/sm90_ring.cuh"
 #include "ops/cuda/linear/sm90_tiles.cuh"
 #include "ops/cuda/linear/sm90_tiles16.cuh"
@@ -200,6 +201,31 @@ void launch_tiles(void* stream, const LinearArgs& args, const RowOwners& owners)
   launch(stream, sm90_linear_tiles<kHalves, kShare>, shape, args, maps, owners);
 }
 
+template <int kN, int kHalves>
+void launch_narrow(void* stream, const LinearArgs& args, const RowOwners& owners) {
+  constexpr int kRows = kN * kHalves, kStage = kNarrowStageBytes<kN, kHalves>;
+  if (!args.quantised) launch_quantise(stream, args.x, {args.x_f8, args.x_scales, args.powers});
+  LinearMaps maps = {};
+  maps.x = double_map(args.x_f8, args.x.rows, args.x.columns, args.x.columns, kNarrowTokens,
+                      kNarrowBatch);
+  int tiles = 0;
+  for (int i = 0; i < args.parts; ++i) {
+    const int rows = args.part[i].rows;
+    maps.weight[i] = double_map(args.part[i].weight, rows > 0 ? rows : 1, args.x.columns,
+                                args.x.columns, kRows, kNarrowBatch);
+    tiles += (rows + kRows - 1) / kRows;
+  }
+  const int stretches = static_cast<int>(args.x.columns) / kTileStep;
+  const int scales = 4 * narrow_scales(stretches, kHalves) + 1024;  // and up to a border
+  const int stages =
+      std::min({(kNarrowShared - scales) / kStage, stretches / kNarrowBatch, kNarrowMaxStages});
+  LaunchShape shape{dim3(static_cast<unsigned>(tiles), blocks_for(args.x.rows, kNarrowTokens)),
+                    dim3(kNarrowThreads)};
+  // Beyond what a kernel has without asking.
+  shape.shared_bytes = std::max(stages * kStage + scales, 48 * 1024 + 1024);
+  launch(stream, sm90_linear_narrow<kN, kHalves>, shape, args, maps, owners, stages);
+}
+
 template <int kHalves, bool kShares>
 void launch_tiles16(void* stream, const LinearArgs& args, const RowOwners& owners) {
   const auto map = [&](const void* data, int64_t rows, int64_t stride) {
@@ -232,6 +258,11 @@ void launch_linear(void* stream, const LinearPlan& plan, const LinearArgs& args,
     return plan.tile_rows == 256 ? launch_tiles<2, TileShare::weights>(stream, args, owners)
            : plan.shares         ? launch_tiles<1, TileShare::weights>(stream, args, owners)
                                  : launch_tiles<1, TileShare::nothing>(stream, args, owners);
+  if (plan.form == LinearForm::narrow)
+    return plan.tile_rows == 16   ? launch_narrow<16, 1>(stream, args, owners)
+           : plan.tile_rows == 32 ? launch_narrow<32, 1>(stream, args, owners)
+           : plan.tile_rows == 64 ? launch_narrow<64, 1>(stream, args, owners)
+                                  : launch_narrow<64, 2>(stream, args, owners);
   if (plan.form == LinearForm::tiles16)
     return plan.tile_rows == 256 ? launch_tiles16<2, true>(stream, args, owners)
            : plan.shares         ? launch_tiles16<1, true>(stream, args, owners)

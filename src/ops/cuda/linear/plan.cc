@@ -44,6 +44,19 @@ void choose_tiles(const LinearShape& shape, LinearPlan& plan) {
   plan.shares = plan.tile_rows == 256 || rounds(128, true) <= rounds(128, false);
 }
 
+// Where tiles of 64 tokens and few rows come out as no more than multiprocessors: of how many rows.
+int narrow_rows(const LinearShape& shape) {
+  constexpr int64_t kPairRows = 16;  // up to which other forms take the tokens
+  constexpr int64_t kStageColumns = 384;
+  if (shape.tokens <= kPairRows || shape.columns % kStageColumns != 0) return 0;
+  const int64_t groups = (shape.tokens + 63) / 64;
+  for (const int rows : {16, 32, 64, 128}) {
+    const int64_t broken = shape.multiple % rows == 0 ? 0 : shape.parts - 1;
+    if (groups * ((shape.rows + rows - 1) / rows + broken) <= shape.multiprocessors) return rows;
+  }
+  return 0;
+}
+
 int64_t scales_offset(int64_t tokens, int64_t columns) {
   return (tokens * columns + 255) / 256 * 256;
 }
@@ -97,6 +110,10 @@ LinearPlan plan_linear(const LinearShape& shape) {
     plan.tile_rows = flow_rows(shape, false);
     if (plan.form == LinearForm::tiles) choose_tiles(shape, plan);
     if (plan.form == LinearForm::flow) share_columns(shape, plan);
+    if (const int rows = narrow_rows(shape); rows > 0) {
+      plan.form = LinearForm::narrow;
+      plan.tile_rows = rows;
+    }
     return plan;
   }
   if (!f8 && shape.compute_major == 9 && shape.rows > 0) {
@@ -136,6 +153,8 @@ std::string describe(const LinearPlan& plan) {
              std::to_string(plan.tile_rows) + " rows" + (plan.shares ? ", weights shared" : "");
     case LinearForm::flow:
       return "flow, tiles of " + std::to_string(plan.tile_rows) + " rows";
+    case LinearForm::narrow:
+      return "64 tokens and " + std::to_string(plan.tile_rows) + " rows a tile";
     case LinearForm::flow_pair:
       return "flow, half of K a block, tiles of " + std::to_string(plan.tile_rows) + " rows";
     case LinearForm::flow_few:

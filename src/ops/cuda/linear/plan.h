@@ -16,14 +16,16 @@ enum class LinearForm {
   flow,       // decode on Hopper: the same bytes as tiles, weights kept flowing into shared memory
   flow_pair,  // the same for few rows of many columns: a tile's K is shared by two blocks
   flow_few,   // the same for still fewer: an instruction has several stretches of a tile's K
-  flow16,     // decode with BF16 weights on Hopper: wgmma, weights and tokens kept flowing
-  tiles16,    // prefill with BF16 weights on Hopper: the same bytes as flow16, in tiles
+  narrow,   // some to some hundred tokens on Hopper: the same bytes, tiles for all multiprocessors
+  flow16,   // decode with BF16 weights on Hopper: wgmma, weights and tokens kept flowing
+  tiles16,  // prefill with BF16 weights on Hopper: the same bytes as flow16, in tiles
 };
 
 struct LinearShape {
   int64_t tokens = 0, rows = 0, columns = 0;  // T, N of all matrices, K
   DType x = DType::bf16, weight = DType::f8_e4m3;
   int parts = 1;             // matrices
+  int64_t multiple = 1;      // of which each matrix has rows
   bool aligned = true;       // all rows of x and the weights begin at multiples of 16 bytes
   bool whole_chunks = true;  // every slice begins at a multiple of 64 columns
   bool whole_blocks = true;  // slices begin at multiples of 64 rows and 128 columns
@@ -39,7 +41,7 @@ struct LinearPlan {
   int token_tiles = 1;    // stream: tiles of 8 tokens a block takes together
   int64_t scales_at = 0;  // tiles: where in the workspace the scales of the quantised x begin
   int tile_rows =
-      16;  // ring, flow and tiles of both kinds: rows of a tile, as many as spread evenly
+      16;  // ring, flow, narrow and tiles of both kinds: rows of a tile, as many as spread evenly
   bool shares =
       false;  // tiles, tiles16: blocks of neighbouring token tiles copy weights for each other
 };
