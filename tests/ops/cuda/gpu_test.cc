@@ -893,7 +893,7 @@ TEST_F(Gpu, RouteIsTheSameInAnyBatch) {
       return both;
     };
     const std::vector<double> all = run(0, kTokens);
-    for (const int64_t count : {1, 2, 4, 5, 16, 64, 511, 512})
+    for (const int64_t count : {1, 2, 4, 5, 16, 48, 49, 64, 127, 128, 511, 512})
       for (const int64_t first : {0, 19, 188}) {
         const std::vector<double> some = run(first, count);
         std::vector<double> expected(all.begin() + first * kTop,
