@@ -354,15 +354,17 @@ TEST(AttentionPlan, ChoosesByTheNumberOfSequences) {
   for (const int kv_heads : {1, 2, 4}) {
     rank.q_heads = 6 * kv_heads;
     rank.kv_heads = kv_heads;
-    for (const int64_t sequences : {3, 32 * kv_heads, 32 * kv_heads + 1, 256}) {
-      rank.tokens = rank.sequences = sequences;
-      rank.cache = DType::bf16;
-      EXPECT_EQ(plan_attention(rank).lasting, sequences > 32 * kv_heads);
-      EXPECT_FALSE(plan_attention(rank).join);
-      rank.cache = DType::f8_e4m3;
-      EXPECT_EQ(plan_attention(rank).lasting, sequences > 64);
-      EXPECT_EQ(plan_attention(rank).join, kv_heads == 4 && sequences > 64);
-    }
+    for (const int64_t sequences : {3, 16, 17, 96, 512})
+      for (const DType cache : {DType::bf16, DType::f8_e4m3}) {
+        rank.tokens = rank.sequences = sequences;
+        rank.cache = cache;
+        const AttentionPlan of = plan_attention(rank);
+        EXPECT_FALSE(of.lasting);
+        EXPECT_FALSE(of.join);
+        EXPECT_EQ(of.onward, cache != DType::bf16 || sequences > 16);
+        EXPECT_EQ(of.by_part, of.onward || kv_heads == 1);
+        EXPECT_EQ(of.joins_at_once, sequences * rank.q_heads <= 1152);
+      }
   }
   EXPECT_FALSE(plan(1, DType::bf16, 8).ring);
   EXPECT_FALSE(plan(1, DType::bf16, 8).lasting);

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <type_traits>
 #include <utility>
 
 #include "ops/cuda/attention/launch.h"
@@ -10,14 +9,10 @@
 namespace m2::ops::cuda {
 namespace {
 
-// Blocks that last, a multiprocessor: each warp has 16 KB under way, over FP8 4.
-constexpr int kBf16Blocks = 2, kF8Blocks = 4;
-// What they, and four blocks of a part over bf16, want as shared memory, for 100 and 164 KB.
-constexpr int kBf16Shared = 44, kF8Shared = 72;
-
-// Heads that a block of sm80_attention_join joins, a warp each: few, so that it has room beside the
-// blocks in front, or many on few multiprocessors, so that the kernel behind has the others.
-constexpr int kJoinHeads = 4, kJoinHeadsApart = 16;
+// Blocks that last, a multiprocessor: each warp has 4 KB under way.
+constexpr int kLastingBlocks = 4;
+// What they want as shared memory, and four blocks of a part, for 164 and 100 KB.
+constexpr int kLastingShared = 72, kPartShared = 44;
 
 constexpr int kAnyWarps = 4;
 constexpr int kAnyMaxDim = 256;
@@ -119,20 +114,15 @@ void launch_attention(void* stream, const AttentionPlan& plan, const AttentionAr
              ordered);
     } else if (plan.lasting) {
       shape.through_l1 = true;
-      shape.shared_percent = bf16 ? kBf16Shared : kF8Shared;
-      shape.grid =
-          dim3(static_cast<unsigned>(multiprocessors() * (bf16 ? kBf16Blocks : kF8Blocks)));
-      const auto lasting = [&]<bool kJoins>() {
-        using F8 = std::conditional_t<kJoins, F8PageFromOne, F8Page>;
-        launch(stream,
-               bf16 ? sm80_attention_decode_lasting<Bf16Page, 2, 3, kBf16Blocks, kJoins>
-                    : sm80_attention_decode_lasting<F8, 1, 2, kF8Blocks, kJoins>,
-               shape, args);
-      };
-      plan.join ? lasting.template operator()<true>() : lasting.template operator()<false>();
+      shape.shared_percent = kLastingShared;
+      shape.grid = dim3(static_cast<unsigned>(multiprocessors() * kLastingBlocks));
+      launch(stream,
+             plan.join ? sm80_attention_decode_lasting<F8PageFromOne, 1, 2, kLastingBlocks, true>
+                       : sm80_attention_decode_lasting<F8Page, 1, 2, kLastingBlocks, false>,
+             shape, args);
     } else {
       shape.through_l1 = true;
-      shape.shared_percent = kBf16Shared;
+      shape.shared_percent = kPartShared;
       (ordered.by_parts ? shape.grid.z : shape.grid.y) = static_cast<unsigned>(plan.blocks);
       launch(stream,
              !plan.onward    ? sm80_attention_decode<Bf16Page>
@@ -142,17 +132,19 @@ void launch_attention(void* stream, const AttentionPlan& plan, const AttentionAr
              shape, ordered);
     }
     if (plan.splits > 1 && !plan.join) {
-      // One block a multiprocessor has room beside the blocks in front. Where those would go
-      // through more than two rounds, all come as they leave.
-      const auto most = static_cast<unsigned>(multiprocessors());
-      const int heads = plan.joins_apart ? kJoinHeadsApart : kJoinHeads;
-      const unsigned blocks = blocks_for(int64_t{1} * q_heads * sequences, heads);
-      LaunchShape join{dim3(blocks <= 2 * most ? std::min(blocks, most) : blocks),
-                       dim3(heads * kWarp)};
+      LaunchShape join{dim3(q_heads * sequences), dim3(kJoinWarps * kWarp)};
+      if (!plan.joins_at_once) {
+        // One block a multiprocessor has room beside the blocks in front. Where those would go
+        // through more than two rounds, all come as they leave.
+        const auto most = static_cast<unsigned>(multiprocessors());
+        const unsigned blocks = blocks_for(int64_t{1} * q_heads * sequences, kJoinHeads);
+        join.grid = dim3(blocks <= 2 * most ? std::min(blocks, most) : blocks);
+        join.block = dim3(kJoinHeads * kWarp);
+      }
       join.through_l1 = shape.through_l1;
       join.shared_percent = shape.shared_percent;
-      launch(stream, plan.joins_apart ? sm80_attention_join<0> : sm80_attention_join<kJoinHeads>,
-             join, args);
+      launch(stream, plan.joins_at_once ? sm80_attention_join_at_once : sm80_attention_join, join,
+             args);
     }
   }
 }

@@ -8,28 +8,24 @@ namespace {
 // Of few contexts, and short ones, each part has a block's rings to itself.
 constexpr int64_t kRingSequences = 2;
 // A block for each part, which the GPU shares out as blocks end, and a kernel beside that joins:
-// over bf16 faster than blocks that last, whose parts are shared out beforehand, for any number of
-// contexts, even ones and uneven ones; over FP8, whose parts take half as long and their ends as
-// long, for few, and for more where KV heads are few (H200).
+// faster than blocks that last, whose parts are shared out beforehand, but of many contexts over
+// FP8 and eight KV heads, where a part's end takes as long as its pages (H200).
 constexpr int64_t kFewSequences = 24;
 constexpr bool suits_blocks(const AttentionShape& shape) {
-  if (shape.cache == DType::bf16)
-    return shape.kv_heads >= 8 || shape.sequences <= int64_t{32} * shape.kv_heads;
-  return shape.sequences <= (shape.kv_heads >= 8 ? kFewSequences : 64);
+  return shape.cache == DType::bf16 || shape.kv_heads < 8 || shape.sequences <= kFewSequences;
 }
 
 // Whether blocks go on, in grids that have no more of them for a context than one of some thousand
-// tokens needs. Over bf16 and few KV heads that loses of few sequences.
+// tokens needs. Over bf16 and few KV heads that loses of few sequences, most of all of long ones.
 constexpr bool goes_onward(const AttentionShape& shape) {
-  return shape.cache != DType::bf16 || shape.kv_heads >= 8 ||
-         (shape.kv_heads > 1 && shape.sequences > kFewSequences);
+  return shape.cache != DType::bf16 || shape.kv_heads >= 8 || shape.sequences > 16;
 }
 
 // Whether first parts of all contexts come first. Of many over bf16 and eight KV heads that loses.
 constexpr bool goes_by_part(const AttentionShape& shape, bool onward) {
   if (onward)
     return shape.cache != DType::bf16 || shape.kv_heads < 8 || shape.sequences <= kFewSequences;
-  return shape.kv_heads == 1 && shape.sequences <= 16;
+  return shape.kv_heads == 1;
 }
 
 // Blocks of a sequence and KV head: those of a context of some thousand tokens, or what a GPU takes
@@ -42,12 +38,9 @@ int blocks_of(const AttentionShape& shape, const AttentionPlan& plan) {
   return std::min(plan.splits, std::max(16, static_cast<int>((kAtOnce + heads - 1) / heads)));
 }
 
-// Where a second kernel, which stands ready beside the first, joins parts sooner than whoever
-// leaves the last of a head.
-bool joins_beside(const AttentionPlan& plan, const AttentionShape& shape) {
-  if (plan.ring) return false;
-  return !plan.lasting || shape.cache == DType::bf16 || shape.kv_heads <= 2;
-}
+// Heads up to which each has a block that joins its parts: of more, who waits for a place among
+// them loses more than a look at all parts at once gains.
+constexpr int64_t kHeadsAtOnce = 1152;
 
 // Shorter contexts may be cut into more parts than the longest one, because parts are rounded up.
 int splits_of(int64_t max_context, int kv_heads) {
@@ -106,9 +99,11 @@ AttentionPlan plan_attention(const AttentionShape& shape) {
   const bool blocks = !plan.ring && !plan.lasting;
   plan.onward = blocks && goes_onward(shape);
   plan.by_part = blocks && goes_by_part(shape, plan.onward);
-  plan.joins_apart = plan.onward && plan.by_part && (shape.kv_heads >= 8 || shape.kv_heads == 1);
   plan.blocks = blocks_of(shape, plan);
-  if (joins_beside(plan, shape)) plan.join = false;
+  // A second kernel, which stands ready beside the first, joins parts sooner than whoever leaves
+  // the last of a head.
+  if (blocks) plan.join = false;
+  plan.joins_at_once = shape.sequences * shape.q_heads <= kHeadsAtOnce;
   place_widened(shape, plan);
   return plan;
 }

@@ -20,18 +20,18 @@ struct AttentionShape {
 };
 
 struct AttentionPlan {
-  bool matrix_units = false;  // otherwise one block a token and head, any shape and dtype
-  bool decode = false;        // run the kernel for sequences of one token in this step
-  bool ring = false;          // the decode kernel with bulk copies
-  bool lasting = false;       // the one whose blocks go through many parts
-  bool prefill = false;       // run the kernel for sequences of several
-  bool tiles = false;         // which is the one with wgmma
-  bool onward = false;        // else a block a part, or, with this, those of fewer go on to others
-  bool by_part = false;       // first parts of all sequences first
-  int blocks = 1;             // of a sequence and KV head
-  int splits = 1;             // most parts a decoded token's context is cut into
-  bool joins_apart = false;   // the second kernel is on few multiprocessors
-  bool join = false;          // whoever leaves the last part joins them, instead of a second kernel
+  bool matrix_units = false;   // otherwise one block a token and head, any shape and dtype
+  bool decode = false;         // run the kernel for sequences of one token in this step
+  bool ring = false;           // the decode kernel with bulk copies
+  bool lasting = false;        // the one whose blocks go through many parts
+  bool prefill = false;        // run the kernel for sequences of several
+  bool tiles = false;          // which is the one with wgmma
+  bool onward = false;         // else a block a part, or, with this, those of fewer go on to others
+  bool by_part = false;        // first parts of all sequences first
+  int blocks = 1;              // of a sequence and KV head
+  int splits = 1;              // most parts a decoded token's context is cut into
+  bool join = false;           // whoever leaves the last part joins them, not a second kernel
+  bool joins_at_once = false;  // else that has a block for each head
   // Tiles of 128 keys for which there is room in the workspace, behind decode's parts, where long
   // prompts' contexts over FP8 are widened beforehand; 0: none is.
   int64_t widened_tiles = 0;

@@ -524,27 +524,116 @@ __global__ void M2_MOST_REGISTERS(kDecodeRegisters<Page>)
   }
 }
 
+// A row of the workspace: a sequence's q head, and what was left of it.
+struct LeftHead {
+  int sequence, q_head, token;
+  int parts;  // 0: none, or its only part has written the output
+
+  __device__ __forceinline__ LeftHead(const AttentionArgs& args, int row)
+      : sequence(row / args.heads.q), q_head(row % args.heads.q) {
+    token = args.query_starts[sequence];
+    const bool decodes = args.query_starts[sequence + 1] - token == 1;
+    const int pages = decodes ? (args.context_lens[sequence] + kPage - 1) / kPage : 0;
+    const int each = pages_per_split(pages, args.heads.kv);
+    parts = each < pages ? (pages + each - 1) / each : 0;
+  }
+};
+
 // Joins the parts that were left: a warp a head. It begins beside the blocks in front, where they
 // leave registers, and lets the next kernel start, which so stands ready when the last parts are
-// there. Bytes: parts * 130 * 4 a head. Bound: latency. kHeads: warps a block; 0: the launch's.
-template <int kHeads>
+// there. Bytes: parts * 130 * 4 a head. Bound: latency.
+constexpr int kJoinHeads = 4;  // of a block: few, so that it has room beside the blocks in front
+
 __global__ void M2_MOST_REGISTERS(64) sm80_attention_join(AttentionArgs args) {
   let_next_start();
   const int rows = args.sequences * args.heads.q;
   bool waited = false;
-  const int heads = kHeads > 0 ? kHeads : blockDim.x / kWarp;
-  for (int row = blockIdx.x * heads + threadIdx.x / kWarp; row < rows; row += gridDim.x * heads) {
-    const int sequence = row / args.heads.q, q_head = row % args.heads.q;
-    const int token = args.query_starts[sequence];
-    const bool decodes = args.query_starts[sequence + 1] - token == 1;
-    const int pages = decodes ? (args.context_lens[sequence] + kPage - 1) / kPage : 0;
-    const int each = pages_per_split(pages, args.heads.kv);
+  for (int row = blockIdx.x * kJoinHeads + threadIdx.x / kWarp; row < rows;
+       row += gridDim.x * kJoinHeads) {
+    const LeftHead head(args, row);
     if (!waited) wait_for_previous();
     waited = true;
-    if (each < pages)  // others are written by their only part
-      join_parts(args, sequence, token, q_head, (pages + each - 1) / each);
+    if (head.parts > 0) join_parts(args, head.sequence, head.token, head.q_head, head.parts);
   }
   if (!waited) wait_for_previous();
+}
+
+// The same, to the same bytes, of fewer heads: a block each, a warp a quarter of its dims, so that
+// all parts of a context of some thousand tokens are asked for at once.
+constexpr int kJoinWarps = 4;
+
+__global__ void M2_MOST_REGISTERS(64) sm80_attention_join_at_once(AttentionArgs args) {
+  static_assert(kDim == kJoinWarps * kWarp);
+  constexpr int kAhead = 32, kEight = 8, kRounds = kAhead / kEight;  // of parts
+  __shared__ float of_warp[kJoinWarps];
+  let_next_start();
+  const LeftHead head(args, blockIdx.x);
+  const int lane = threadIdx.x % kWarp, dim = threadIdx.x;
+  const int64_t cell = static_cast<int64_t>(blockIdx.x) * args.splits;
+  const float* const values = args.workspace + cell * kDim + dim;
+  const auto* const totals = reinterpret_cast<const float2*>(
+      args.workspace + static_cast<int64_t>(gridDim.x) * args.splits * kDim + cell * 2);
+  wait_for_previous();
+  if (head.parts == 0) return;
+  float largest = -INFINITY, sum = 0.0f, value = 0.0f;
+  for (int first = 0; first < head.parts; first += kAhead) {
+    // A lane has the largest logit and the sum of one part.
+    const float2 total =
+        first + lane < head.parts ? __ldcg(totals + first + lane) : float2{-INFINITY, 0.0f};
+    float part[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i)
+      part[i] =
+          first + i < head.parts ? __ldcg(values + static_cast<int64_t>(first + i) * kDim) : 0.0f;
+    // As join_parts goes on, eight parts after eight.
+    float top = total.x, tops[kRounds];
+#pragma unroll
+    for (int offset = 1; offset < kEight; offset *= 2)
+      top = fmaxf(top, __shfl_xor_sync(~0u, top, offset));
+#pragma unroll
+    for (int r = 0; r < kRounds; ++r)
+      tops[r] = fmaxf(r ? tops[r - 1] : largest, __shfl_sync(~0u, top, r * kEight));
+    top = tops[0];
+#pragma unroll
+    for (int r = 1; r < kRounds; ++r)
+      if (lane / kEight == r) top = tops[r];
+    const float factor = exp2f(total.x - top);
+#pragma unroll
+    for (int r = 0; r < kRounds; ++r) {
+      if (first + r * kEight >= head.parts) continue;
+      const float before = exp2f(largest - tops[r]);
+      sum *= before;
+      value *= before;
+      largest = tops[r];
+#pragma unroll
+      for (int i = r * kEight; i < (r + 1) * kEight; ++i) {
+        const float by = __shfl_sync(~0u, factor, i);
+        sum = fmaf(__shfl_sync(~0u, total.y, i), by, sum);
+        value = fmaf(part[i], by, value);
+      }
+    }
+  }
+  value *= args.cache.v_scale / sum;
+  store_number(args.out.data, args.out.dtype,
+               head.token * args.out.stride + head.q_head * kDim + dim, value);
+  if (!args.quantised.values) return;
+  value = to_float(__float2bfloat16_rn(value));
+  float most = fabsf(value);
+#pragma unroll
+  for (int offset = 16; offset; offset /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, offset));
+  if (lane == 0) of_warp[threadIdx.x / kWarp] = most;
+  __syncthreads();
+#pragma unroll
+  for (int w = 0; w < kJoinWarps; ++w) most = fmaxf(most, of_warp[w]);
+  const float scale = f8_scale(most, args.quantised.powers);
+  float four[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) four[i] = __shfl_sync(~0u, value, lane / 4 * 4 + i);
+  const int64_t to = int64_t{1} * head.token * args.heads.q + head.q_head;
+  if (dim % 4 == 0)
+    *reinterpret_cast<uint32_t*>(args.quantised.values + to * kDim + dim) =
+        to_f8(four[0], four[1], four[2], four[3], 1.0f / scale);
+  if (dim == 0) args.quantised.scales[to] = scale;
 }
 
 }  // namespace m2::ops::cuda
