@@ -25,6 +25,12 @@ Result<Json> text_part(const Json& part) {
                                          type.substr(0, 40)));
 }
 
+Json part_nobody_reads(const Json& part) {
+  const std::string type = part["type"];
+  return {{"type", "text"},
+          {"text", fmt::format("[{}: this model reads text only]", type.substr(0, 40))}};
+}
+
 std::string joined_lines(const Json& parts) {
   std::string out;
   for (const Json& part : parts) {
@@ -43,8 +49,11 @@ Result<std::optional<Json>> content_of(const api::ChatMessage& message, ContentF
   }
   Json parts = Json::array();
   for (const Json& part : message.content) {
-    M2_TRY(Json text, text_part(part));
-    parts.push_back(std::move(text));
+    Result<Json> text = text_part(part);
+    // Of a tool's result: a refusal would end an agent's session for good.
+    if (!text.ok() && message.role == "tool") text = part_nobody_reads(part);
+    M2_TRY(Json read, std::move(text));
+    parts.push_back(std::move(read));
   }
   if (format == ContentFormat::string) return std::optional<Json>(joined_lines(parts));
   return std::optional<Json>(std::move(parts));

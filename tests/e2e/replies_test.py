@@ -276,6 +276,18 @@ class Chat(ServerCase):
             self.assertIn(f"user\n{user_text}[e~[", prompts[0]["prompt"])
             self.assertIn(result, prompts[0]["prompt"])
 
+    def test_what_a_tool_returned_and_nobody_reads_is_named(self):
+        """A 400 would come for every later request of the agent, too."""
+        image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+        messages = [*user("hello"), {"role": "assistant", "tool_calls": [
+            {"id": "c", "function": {"name": "f", "arguments": "{}"}}]},
+            {"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": "r"}, image]}]
+        _, prompts = self.server.post(CHAT + "/render", {"messages": messages})[1]
+        self.assertIn("<response>[image_url: this model reads text only]\n</response>",
+                      prompts[0]["prompt"])
+        asked = {"messages": [{"role": "user", "content": [image]}]}
+        self.assertEqual(self.server.post(CHAT, asked)[0], 400)
+
     def test_continue_and_echo(self):
         messages = [*user("hello"), {"role": "assistant", "content": "An apple a day"}]
         fields = {"messages": messages, "continue_final_message": True, "max_tokens": 3}
