@@ -317,8 +317,9 @@ const Fields<MessagesRequest>& message_fields() {
         .field("output_config", read_output_config)
         .field("output_format", read_output_format)
         .ignored({"messages", "system", "tools", "tool_choice", "metadata", "service_tier",
-                  "context_management", "container", "mcp_servers", "betas", "inference_geo",
-                  "speed", "cache_control", "diagnostics"});
+                  "context_management", "betas", "inference_geo", "speed", "cache_control",
+                  "diagnostics"})
+        .unserved({"container", "mcp_servers"});
     return fields;
   }();
   return table;

@@ -47,6 +47,10 @@ Result<void> read_value(const Json& value, Json& out) {
   return {};
 }
 
+bool holds_something(const Json& value) {
+  return !value.empty() && value != Json(false);  // null is empty, too
+}
+
 Error invalid(std::string_view param, std::string text) {
   return Error{Code::invalid_argument, std::move(text), std::string(param)};
 }

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <type_traits>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -67,6 +68,9 @@ Json schema_of(const std::vector<T>*) {
   return {{"type", "array"}, {"items", schema_of(static_cast<const T*>(nullptr))}};
 }
 
+// Not null, false or empty.
+bool holds_something(const Json& value);
+
 // The error of a request whose field `param` cannot be served as it was sent.
 Error invalid(std::string_view param, std::string text);
 
@@ -108,6 +112,13 @@ class Fields {
     return *this;
   }
 
+  // Fields that would change the answer of servers that know them, and do not here: where one holds
+  // anything, read() reports it as it reports an unknown one.
+  Fields& unserved(std::initializer_list<std::string_view> names) {
+    for (const std::string_view name : names) unserved_.insert(name);
+    return ignored(names);
+  }
+
   // The JSON Schema of what read() reads. `required`: names that must be there, which the reader of
   // the whole request checks.
   Json schema(std::initializer_list<const char*> required) const {
@@ -117,13 +128,14 @@ class Fields {
     return out;
   }
 
-  // Reads every field of `body` into `request`; names of fields the table lacks go to `unknown`.
+  // Reads every field of `body` into `request`; names of fields the table lacks go to `unknown`,
+  // and of those that are not served.
   Result<void> read(const Json& body, Request& request, std::vector<std::string>& unknown) const {
     if (!body.is_object())
       return fail(Code::invalid_argument, "Input should be a valid dictionary");
     for (const auto& [name, value] : body.items()) {
       const auto reader = readers_.find(name);
-      if (reader == readers_.end()) {
+      if (reader == readers_.end() || (unserved_.contains(name) && holds_something(value))) {
         unknown.push_back(name);
       } else if (reader->second && !value.is_null()) {
         auto done = reader->second(value, request);
@@ -135,6 +147,7 @@ class Fields {
 
  private:
   std::unordered_map<std::string_view, Reader> readers_;
+  std::unordered_set<std::string_view> unserved_;
   Json properties_ = Json::object();
 };
 

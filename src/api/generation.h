@@ -136,10 +136,10 @@ void add_generation_fields(Fields<Request>& fields) {
       .field("structured_outputs", &GenerationFields::structured_outputs)
       .field("use_beam_search", &GenerationFields::use_beam_search)
       .ignored({"user", "metadata", "store", "service_tier", "safety_identifier",
-                "prompt_cache_key", "length_penalty", "spaces_between_special_tokens",
-                "kv_transfer_params", "vllm_xargs", "best_of", "session_id",
-                "prompt_cache_retention", "logprob_token_ids", "repetition_detection",
-                "return_prompt_text"});
+                "prompt_cache_key", "length_penalty", "spaces_between_special_tokens", "session_id",
+                "prompt_cache_retention"})
+      .unserved({"best_of", "kv_transfer_params", "vllm_xargs", "logprob_token_ids",
+                 "repetition_detection", "return_prompt_text"});
 }
 
 }  // namespace m2::api

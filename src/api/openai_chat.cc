@@ -203,8 +203,8 @@ const Fields<ChatRequest>& chat_fields() {
         .field("reasoning", read_reasoning)
         .field("reasoning_effort", read_effort)
         .ignored({"tool_choice", "mm_processor_kwargs", "reasoning_split", "modalities",
-                  "prediction", "verbosity", "functions", "function_call", "web_search_options",
-                  "audio"});
+                  "prediction", "verbosity"})
+        .unserved({"functions", "function_call", "web_search_options", "audio"});
     return fields;
   }();
   return table;
@@ -326,6 +326,19 @@ std::optional<bool> thinking_of_kwargs(const Json& kwargs) {
   return std::nullopt;
 }
 
+namespace {
+
+// The kinds of tools that read_tools() leaves out.
+void note_other_tools(const Json& body, std::vector<std::string>& unknown) {
+  const auto tools = body.find("tools");
+  if (tools == body.end() || !tools->is_array()) return;
+  for (const Json& tool : *tools)
+    if (const std::string type = string_of(tool, "type"); !type.empty() && type != "function")
+      unknown.push_back("tool:" + type);
+}
+
+}  // namespace
+
 Json chat_request_schema() {
   return chat_fields().schema({"messages"});
 }
@@ -334,6 +347,7 @@ Result<ChatRequest> chat_request_from_json(const Json& body, std::vector<std::st
   ChatRequest request;
   M2_TRY_VOID(chat_fields().read(body, request, unknown));
   if (!body.contains("messages")) return invalid("messages", "messages: Field required");
+  note_other_tools(body, unknown);
   M2_TRY_VOID(check_generation_fields(request));
   M2_TRY_VOID(check_logprobs(request));
   M2_TRY_VOID(check_prompt_shape(request));

@@ -13,10 +13,9 @@ std::string flat_name(const std::string& space, const std::string& name) {
   return space.empty() ? name : space + "__" + name;
 }
 
-// Whether a field holds something: not null, and no empty list.
 bool is_sent(const Json& body, const char* name) {
   const auto field = body.find(name);
-  return field != body.end() && !field->is_null() && !(field->is_array() && field->empty());
+  return field != body.end() && holds_something(*field);
 }
 
 // ---- input items
@@ -399,26 +398,12 @@ const Fields<ResponsesRequest>& response_fields() {
         .field("priority", &ResponsesRequest::priority)
         .field("cache_salt", &ResponsesRequest::cache_salt)
         .field("chat_template_kwargs", &ResponsesRequest::chat_template_kwargs)
-        .ignored({"input",
-                  "tools",
-                  "tool_choice",
-                  "max_tool_calls",
-                  "metadata",
-                  "service_tier",
-                  "truncation",
-                  "user",
-                  "prompt_cache_key",
-                  "prompt_cache_retention",
-                  "safety_identifier",
-                  "client_metadata",
-                  "stream_options",
-                  "conversation",
-                  "request_id",
-                  "mm_processor_kwargs",
-                  "enable_response_messages",
-                  "previous_input_messages",
-                  "vllm_xargs",
-                  "context_management"});
+        .ignored({"input", "tools", "tool_choice", "max_tool_calls", "metadata", "service_tier",
+                  "truncation", "user", "prompt_cache_key", "prompt_cache_retention",
+                  "safety_identifier", "client_metadata", "stream_options", "conversation",
+                  "request_id", "mm_processor_kwargs", "previous_input_messages",
+                  "context_management"})
+        .unserved({"enable_response_messages", "vllm_xargs"});
     return fields;
   }();
   return table;

@@ -420,6 +420,18 @@ class Log(unittest.TestCase):
         self.assertEqual(text.count(line), 3)
         self.assertNotIn("\n(scripted) INFO forged", text)
 
+    def test_fields_that_would_change_the_answer_elsewhere_are_named(self):
+        def ask(server):
+            for field, value in (("best_of", 3), ("vllm_xargs", {}), ("return_prompt_text", False),
+                                 ("repetition_detection", {"max_pattern_size": 4})):
+                self.assertEqual(server.complete("plain", max_tokens=1, **{field: value})[0], 200)
+            self.assertEqual(server.chat("hello", functions=[{"name": "f"}], user="u", tools=[
+                {"type": "custom", "custom": {"name": "g"}}])[0], 200)
+        line = "The following fields were present in the request but ignored: "
+        self.assertEqual(
+            [said.split(line)[1] for said in self.said(ask).splitlines() if line in said],
+            ["{'best_of'}", "{'repetition_detection'}", "{'functions', 'tool:custom'}"])
+
     def test_priority_is_mentioned_where_it_is_ignored(self):
         def ask(server):
             for priority in (0, 5, 5):
