@@ -356,9 +356,12 @@ bool linear_reads_quantised(const Exec& exec, const Tensor& x, std::span<const L
 // --- attention ---------------------------------------------------------------------------------
 
 int64_t attention_workspace_bytes(int64_t sequences, int64_t max_context, const HeadShape& heads) {
-  return attention_workspace_bytes(sequences, max_context, static_cast<int>(heads.q_heads),
-                                   static_cast<int>(heads.kv_heads),
-                                   static_cast<int>(heads.head_dim));
+  const int64_t decode =
+      attention_workspace_bytes(sequences, max_context, static_cast<int>(heads.q_heads),
+                                static_cast<int>(heads.kv_heads), static_cast<int>(heads.head_dim));
+  return decode + (compute_major() == 9
+                       ? prompt_workspace_bytes(max_context, static_cast<int>(heads.kv_heads))
+                       : 0);
 }
 
 void paged_attention(const Exec& exec, Tensor q, const KvCache& cache, const BatchLayout& layout,

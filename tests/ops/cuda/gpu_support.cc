@@ -21,7 +21,7 @@ const Exec& gpu() {
     cudaStream_t stream;
     M2_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) == cudaSuccess);
     made.stream = stream;
-    made.workspace_bytes = 64 << 20;
+    made.workspace_bytes = 256 << 20;  // contexts of some thousand tokens take 100 MB
     made.workspace = device_allocate(made.device, made.workspace_bytes);
     return made;
   }();

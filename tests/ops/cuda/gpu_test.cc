@@ -1390,6 +1390,98 @@ TEST_F(Gpu, AttentionOfPromptsIsTheSameInAnyBatch) {
         expect_prompts_alone(random_, {q_heads, kv_heads, 128, 64}, cache, sequences);
 }
 
+// A stretch of a prompt, of which [begin, end) are a step's tokens.
+struct Stretch {
+  int32_t begin, end;
+};
+
+// A prompt's tokens are the same bytes in whatever chunks and beside whatever others, where their
+// contexts are shared out over blocks by parts of keys and where one block has all of one.
+void expect_shared_out(std::mt19937& random, const ops::HeadShape& heads, DType cache_dtype,
+                       const std::vector<Stretch>& stretches) {
+  int32_t tokens = 0;
+  for (const Stretch& s : stretches) tokens = std::max(tokens, s.end);
+  const int64_t width = heads.q_heads * 128, blocks = (tokens + 15) / 16;
+  const int64_t cells = blocks * heads.kv_heads * 16 * 128;
+  const OnGpu k(random_numbers(random, cells, cache_dtype), {blocks, heads.kv_heads, 16, 128});
+  const OnGpu v(random_numbers(random, cells, cache_dtype), {blocks, heads.kv_heads, 16, 128});
+  const float scale = cache_dtype == DType::bf16 ? 1 : 0.01f;
+  constexpr int32_t kQueries = 2039;  // positions take them in turns
+  const Numbers q = random_numbers(random, kQueries * width, DType::bf16, 1.5);
+  std::vector<int32_t> order(static_cast<size_t>(blocks));
+  std::iota(order.begin(), order.end(), 0);
+  std::shuffle(order.begin(), order.end(), random);
+  // A step of all stretches, as sequences over the same pages; outputs in their order.
+  const auto run = [&](const std::vector<Stretch>& some) {
+    std::vector<Sequence> sequences;
+    Numbers queries{DType::bf16, {}, {}};
+    for (const auto& [begin, end] : some) {
+      sequences.push_back({end - begin, end});
+      for (int32_t position = begin; position < end; ++position) {
+        const auto from = q.bytes.begin() + position % kQueries * width * 2;
+        queries.bytes.insert(queries.bytes.end(), from, from + width * 2);
+      }
+    }
+    StepOfSequences step(sequences);
+    for (size_t s = 0; s < some.size(); ++s)
+      std::copy_n(order.begin(), (some[s].end + 15) / 16,
+                  step.tables.begin() + static_cast<int64_t>(s) * step.most);
+    static const std::vector<float> poison(static_cast<size_t>(gpu().workspace_bytes / 4),
+                                           std::nanf(""));
+    copy_to_device(gpu(), gpu().workspace, poison.data(), gpu().workspace_bytes);
+    const OnGpu q_gpu(queries, {step.starts.back(), width});
+    return step.attend(gpu(), q_gpu.tensor(), {k, v, scale, scale}, heads, 0,
+                       static_cast<int64_t>(some.size()));
+  };
+  std::vector<std::vector<uint8_t>> rows(static_cast<size_t>(tokens));
+  const auto check = [&](const std::vector<Stretch>& some, const std::string& what) {
+    const std::vector<uint8_t> out = run(some);
+    auto from = out.begin();
+    for (const auto& [begin, end] : some)
+      for (int32_t position = begin; position < end; ++position, from += width * 2) {
+        const std::vector<uint8_t> row(from, from + width * 2);
+        std::vector<uint8_t>& known = rows[static_cast<size_t>(position)];
+        if (known.empty()) known = row;
+        ASSERT_EQ(row, known) << what << ", position " << position << " of tokens from " << begin
+                              << " to " << end << ", " << heads.q_heads << " heads";
+      }
+  };
+  for (const Stretch& one : stretches) check({one}, "alone");
+  check(stretches, "together");
+  std::vector<Stretch> many;  // so many tiles of queries that each block has whole contexts
+  for (int64_t count = 0; count < 30000;)
+    for (const Stretch& one : stretches) {
+      many.push_back(one);
+      count += one.end - one.begin;
+    }
+  check(many, "beside many");
+}
+
+// Parts are 4,096 keys of one or two KV heads, 8,192 of four.
+TEST_F(Gpu, AttentionOfLongPromptsInAnyForm) {
+  const std::vector<Stretch> stretches = {
+      {3990, 4290},   {4095, 4097}, {4094, 4096}, {4096, 4226},   {4032, 4160},
+      {8000, 8300},   {8191, 8193}, {8190, 8192}, {8192, 8322},   {8128, 8256},
+      {12200, 12300}, {2, 131},     {7000, 9000}, {16383, 16385}, {16420, 16450}};
+  for (const DType cache : kCaches) {
+    for (const auto& [q_heads, kv_heads] : {std::pair<int64_t, int64_t>{12, 2}, {5, 1}, {24, 4}})
+      expect_shared_out(random_, {q_heads, kv_heads, 128, 64}, cache, stretches);
+    expect_shared_out(random_, {6, 1, 128, 64}, cache,
+                      {{69000, 71100}, {65530, 65560}, {65500, 65700}, {57300, 57360}});
+  }
+}
+
+TEST_F(Gpu, AttentionOfLongPrompts) {
+  for (const DType cache : kCaches)
+    run_attention(random_,
+                  {{6, 1, 128, 64},
+                   16,
+                   DType::bf16,
+                   {{150, 8250}, {1, 5000}, {300, 16500}, {2, 8193}, {40, 26000}, {129, 129}},
+                   cache},
+                  gpu(), "over several parts");
+}
+
 TEST_F(Gpu, AttentionOfAnyShape) {
   run_attention(random_, {{4, 2, 64, 32}, 16, DType::f32, {{1, 100}, {30, 77}, {5, 5}}}, gpu(),
                 "f32");

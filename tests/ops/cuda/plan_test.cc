@@ -409,6 +409,56 @@ TEST(AttentionPlan, LongPromptsOverF8AreWidenedWhereThereIsRoom) {
   EXPECT_EQ(plan_attention(shape).widened_tiles, 0);
 }
 
+TEST(AttentionPlan, LongPromptsAreInParts) {
+  AttentionShape shape{.tokens = 512,
+                       .sequences = 1,
+                       .max_context = 131072,
+                       .q_heads = 12,
+                       .kv_heads = 2,
+                       .head_dim = 128,
+                       .block_size = 16};
+  const int64_t parts = attention_workspace_bytes(1, 131072, 12, 2, 128);
+  shape.workspace_bytes = parts + prompt_workspace_bytes(131072, 2);
+  AttentionPlan plan = plan_attention(shape);
+  EXPECT_EQ(plan.part_levels, 5);  // 32 parts
+  EXPECT_TRUE(plan.shares_parts);
+  EXPECT_GE(plan.parts_at, parts);
+  EXPECT_LE(plan.parts_at + int64_t{kSumBytes} * (kPartBlocks * 5 + kMostRuns),
+            shape.workspace_bytes);
+  EXPECT_EQ(
+      describe(plan),
+      "decode in up to 128 parts that join themselves, prefill in tiles, keys in up to 32 parts "
+      "that blocks may share");
+  // Widened contexts are behind them.
+  shape.cache = DType::f8_e4m3;
+  shape.workspace_bytes += 4096 + 1024 * int64_t{2 * 128 * 2 * 128 * 2};
+  plan = plan_attention(shape);
+  EXPECT_EQ(plan.widened_tiles, 1024);
+  EXPECT_GE(plan.places_at, parts + int64_t{kSumBytes} * (kPartBlocks * 5 + kMostRuns));
+  // With less workspace the keys are one part.
+  shape.cache = DType::bf16;
+  shape.workspace_bytes = parts + prompt_workspace_bytes(131072, 2) - 1024;
+  plan = plan_attention(shape);
+  EXPECT_EQ(plan.part_levels, -1);
+  EXPECT_FALSE(plan.shares_parts);
+  // Many tiles of queries are not shared out; short contexts, decoded tokens and other chips have
+  // no parts.
+  shape.workspace_bytes = int64_t{1} << 30;
+  shape.tokens = 8192;
+  EXPECT_FALSE(plan_attention(shape).shares_parts);
+  EXPECT_EQ(plan_attention(shape).part_levels, 5);
+  shape.max_context = part_keys(2);
+  EXPECT_EQ(plan_attention(shape).part_levels, 0);
+  EXPECT_EQ(prompt_workspace_bytes(part_keys(2), 2), 0);
+  shape.max_context = part_keys(2) + 1;
+  EXPECT_EQ(plan_attention(shape).part_levels, 1);
+  shape.tokens = 1;
+  EXPECT_EQ(plan_attention(shape).part_levels, 0);
+  shape.tokens = 512;
+  shape.compute_major = 8;
+  EXPECT_EQ(plan_attention(shape).part_levels, 0);
+}
+
 // A grid has no more blocks of a head than contexts of some thousand tokens need.
 TEST(AttentionPlan, BlocksGoOn) {
   AttentionShape shape{.tokens = 8,

@@ -50,13 +50,44 @@ int splits_of(int64_t max_context, int kv_heads) {
   return std::max(1, (pages + least - 1) / least);
 }
 
+constexpr int64_t kBorder = 1024;
+constexpr int64_t up(int64_t bytes) {
+  return (bytes + kBorder - 1) / kBorder * kBorder;
+}
+
+int part_levels_of(int64_t max_context, int kv_heads) {
+  int levels = 0;
+  while (int64_t{part_keys(kv_heads)} << levels < max_context) ++levels;
+  return levels;
+}
+
+// Room for sums of parts, behind decode's.
+void place_parts(const AttentionShape& shape, AttentionPlan& plan) {
+  if (!plan.tiles) return;
+  plan.part_levels = part_levels_of(shape.max_context, shape.kv_heads);
+  if (plan.part_levels == 0) return;
+  if (plan.splits > 1)
+    plan.parts_at = up(attention_workspace_bytes(shape.sequences, shape.max_context, shape.q_heads,
+                                                 shape.kv_heads, shape.head_dim));
+  if (shape.workspace_bytes <
+      plan.parts_at + prompt_workspace_bytes(shape.max_context, shape.kv_heads)) {
+    plan.part_levels = -1;
+    return;
+  }
+  // Where there are many tiles of queries anyway, the GPU is not asked.
+  constexpr int kRounds = 4;
+  const int64_t tiles = (shape.tokens - shape.sequences) / 128;
+  plan.shares_parts = tiles * shape.q_heads < int64_t{kRounds} * kPartBlocks;
+}
+
 // Room for widened contexts, where a step may have prompts long enough.
 void place_widened(const AttentionShape& shape, AttentionPlan& plan) {
   if (!plan.tiles || shape.cache == DType::bf16) return;
   if (shape.tokens - shape.sequences + 1 < kLeastWidened) return;
-  constexpr int64_t kKeys = 128, kBorder = 1024;
-  const auto up = [](int64_t bytes) { return (bytes + kBorder - 1) / kBorder * kBorder; };
-  if (plan.splits > 1)
+  constexpr int64_t kKeys = 128;
+  if (plan.part_levels > 0)
+    plan.places_at = up(plan.parts_at + prompt_workspace_bytes(shape.max_context, shape.kv_heads));
+  else if (plan.splits > 1)
     plan.places_at = up(attention_workspace_bytes(shape.sequences, shape.max_context, shape.q_heads,
                                                   shape.kv_heads, shape.head_dim));
   plan.widened_at = plan.places_at + up(4 * shape.sequences);
@@ -73,6 +104,12 @@ void place_widened(const AttentionShape& shape, AttentionPlan& plan) {
 int64_t attention_workspace_bytes(int64_t sequences, int64_t max_context, int q_heads, int kv_heads,
                                   int head_dim) {
   return sequences * q_heads * splits_of(max_context, kv_heads) * (head_dim + 2) * 4;
+}
+
+int64_t prompt_workspace_bytes(int64_t max_context, int kv_heads) {
+  const int levels = part_levels_of(max_context, kv_heads);
+  if (levels == 0) return 0;
+  return kBorder + int64_t{kSumBytes} * (kPartBlocks * levels + kMostRuns);
 }
 
 AttentionPlan plan_attention(const AttentionShape& shape) {
@@ -104,6 +141,7 @@ AttentionPlan plan_attention(const AttentionShape& shape) {
   // the last of a head.
   if (blocks) plan.join = false;
   plan.joins_at_once = shape.sequences * shape.q_heads <= kHeadsAtOnce;
+  place_parts(shape, plan);
   place_widened(shape, plan);
   return plan;
 }
@@ -114,6 +152,9 @@ std::string describe(const AttentionPlan& plan) {
   if (plan.decode) text = "decode in up to " + std::to_string(plan.splits) + " parts";
   if (plan.join) text += " that join themselves";
   if (plan.prefill) text += plan.tiles ? ", prefill in tiles" : ", prefill";
+  if (plan.part_levels > 0)
+    text += ", keys in up to " + std::to_string(1 << plan.part_levels) + " parts" +
+            (plan.shares_parts ? " that blocks may share" : "");
   if (plan.widened_tiles > 0)
     text += ", up to " + std::to_string(plan.widened_tiles) + " of keys widened before";
   return text;

@@ -37,6 +37,11 @@ struct AttentionPlan {
   int64_t widened_tiles = 0;
   int64_t places_at = 0, widened_at = 0;  // where in the workspace
   bool widens_all = false;                // every prompt of the step
+  // Prompts' softmax in parts of part_keys() keys, of which a context has at most 2^part_levels; or
+  // in one, for want of a workspace, where that is negative. Sums of parts begin at parts_at.
+  int part_levels = 0;
+  int64_t parts_at = 0;
+  bool shares_parts = false;  // several blocks may share a context, where that is sooner
 };
 
 // A decoded token's context is cut by its own length and the rank's KV heads alone, so that its
@@ -46,6 +51,11 @@ constexpr int kPage = 16;
 // A prompt's tokens in this step from which on its context is widened beforehand: two tiles of
 // queries of each q head would else do it for themselves.
 constexpr int kLeastWidened = 256;
+// Bytes of sums of a part: of 128 queries of a q head 128 numbers, the largest logit and a total,
+// the latter two in all lanes of a row.
+constexpr int kSumBytes = (128 + 8) * 128 * 4;
+// Blocks that keep sums of parts, one a multiprocessor, and the most sums that are shared.
+constexpr int kPartBlocks = 132, kMostRuns = 640;
 constexpr int kMostSplits = 256;  // by one KV head
 // Sequences times KV heads of a step whose parts can be counted.
 constexpr int kMostJoins = 8192;
@@ -56,6 +66,11 @@ constexpr int kMostJoins = 8192;
 #endif
 M2_BOTH constexpr int most_splits(int kv_heads) {
   return kv_heads >= 8 ? kMostSplits / 8 : kMostSplits / kv_heads;
+}
+// Keys of a part of a prompt's context, a power of two: few where few heads leave few tiles of
+// queries to share out, and else more, since parts' ends cost 2 % of a long prompt by 4096.
+M2_BOTH constexpr int part_keys(int kv_heads) {
+  return kv_heads <= 2 ? 4096 : 8192;
 }
 M2_BOTH constexpr int least_pages(int kv_heads) {
   return kv_heads >= 8 ? 16 : 8;
@@ -73,6 +88,8 @@ AttentionPlan plan_attention(const AttentionShape& shape);
 // each context is read by one block a KV head, which is right but slow for few sequences.
 int64_t attention_workspace_bytes(int64_t sequences, int64_t max_context, int q_heads, int kv_heads,
                                   int head_dim);
+// What prompts on Hopper need beside it, whatever the batch.
+int64_t prompt_workspace_bytes(int64_t max_context, int kv_heads);
 std::string describe(const AttentionPlan& plan);
 
 }  // namespace m2::ops::cuda
