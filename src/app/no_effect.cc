@@ -34,6 +34,7 @@ constexpr Switch kSwitches[] = {
     {"VLLM_FLASHINFER_MOE_BACKEND", kKernels},
     {"VLLM_USE_DEEP_GEMM", kGemm},
     {"VLLM_MOE_USE_DEEP_GEMM", kGemm},
+    {"VLLM_BLOCKSCALE_FP8_GEMM_FLASHINFER", kGemm},
     {"VLLM_DEEP_GEMM_WARMUP", "nothing is compiled at start"},
     {"VLLM_ATTENTION_BACKEND", kKernels},
     {"VLLM_WORKER_MULTIPROC_METHOD", "ranks are threads"},

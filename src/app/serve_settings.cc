@@ -58,6 +58,7 @@ Result<void> check_sizes(const Values& values) {
       {"rank-deadline-seconds", 1, 86400},
       {"rank-start-seconds", 1, 86400},
       {"drain-seconds", 0, 86400},
+      {"shutdown-timeout", 0, 86400},
       {"engine-deadline-seconds", 1, 86400},
       {"live-deadline-seconds", 1, 86400},
       {"max-num-seqs", 1, 65536},
@@ -165,7 +166,8 @@ Result<server::ServerOptions> server_options(const Values& values, const ModelSe
   out.served_model_names = values.list("served-model-name");
   out.version = kVersion;
   out.io_threads = static_cast<int>(*values.integer("io-threads"));
-  out.drain_seconds = static_cast<double>(*values.integer("drain-seconds"));
+  out.drain_seconds = static_cast<double>(
+      values.integer("shutdown-timeout").value_or(*values.integer("drain-seconds")));
   out.engine_deadline_seconds = static_cast<double>(*values.integer("engine-deadline-seconds"));
   out.live_deadline_seconds = static_cast<double>(*values.integer("live-deadline-seconds"));
   out.access_log = !values.flag("disable-uvicorn-access-log");

@@ -166,7 +166,8 @@ Result<void> Serving::start_server(const std::string& model) {
   M2_TRY(server::ServerOptions options, server_options(values_, settings_));
   options.handle_signals = signals_end_ == SignalsEnd::server;
   // When a process dies mpirun ends all, and gives each a second to say so.
-  if (spread_.mpi && !values_.given("drain-seconds")) options.drain_seconds = 0;
+  if (spread_.mpi && !values_.given("drain-seconds") && !values_.given("shutdown-timeout"))
+    options.drain_seconds = 0;
   if (options.served_model_names.empty()) options.served_model_names = {model};
   served_name_ = options.served_model_names.front();
   options.first_engine = spread_.first_engine();

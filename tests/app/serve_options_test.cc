@@ -7,6 +7,7 @@
 #include <set>
 
 #include "app/no_effect.h"
+#include "app/serve_settings.h"
 #include "app/serving.h"
 
 namespace m2::app::test {
@@ -191,6 +192,14 @@ constexpr const char* kFlags[] = {"--host 127.0.0.1",
                                   "--additional-config {}",
                                   "--enable-lora",
                                   "--moe-backend triton",
+                                  "--shutdown-timeout 30",
+                                  "--enable-offline-docs",
+                                  "--reasoning-config {\"reasoning_start_str\":\"<think>\"}",
+                                  "-dcp 1",
+                                  "--dbo-decode-token-threshold 32",
+                                  "--dbo-prefill-token-threshold 512",
+                                  "--kv-events-config {\"enable_kv_cache_events\":true}",
+                                  "--linear-backend auto",
                                   "--config /nowhere"};
 
 TEST(ServeOptions, EveryFlagOfTheContractIsRead) {
@@ -269,6 +278,16 @@ TEST(ServeOptions, AnOptionWhoseValueMayBeLeftOut) {
   EXPECT_EQ(parse("M --download-dir --port")->text("download-dir"), "--port");
 }
 
+TEST(ServeOptions, HowLongADrainTakesHasVllmsNameToo) {
+  const auto drain = [](const std::string& line) {
+    return server_options(*parse(line), ModelSettings{})->drain_seconds;
+  };
+  EXPECT_EQ(drain("M"), 60);
+  EXPECT_EQ(drain("M --drain-seconds 7"), 7);
+  EXPECT_EQ(drain("M --shutdown-timeout 9"), 9);
+  EXPECT_FALSE(check_serve_values(*parse("M --shutdown-timeout -1")).ok());
+}
+
 TEST(ServeOptions, TheTableIsSound) {
   std::set<std::string> seen;
   std::string_view group;
@@ -321,7 +340,8 @@ TEST(Environment, EverySwitchOfTheContractIsKnown) {
                                     "VLLM_USE_DEEP_GEMM",
                                     "VLLM_MOE_USE_DEEP_GEMM",
                                     "VLLM_USE_DEEP_GEMM_E8M0",
-                                    "VLLM_DEEP_GEMM_WARMUP"};
+                                    "VLLM_DEEP_GEMM_WARMUP",
+                                    "VLLM_BLOCKSCALE_FP8_GEMM_FLASHINFER"};
   for (const std::string name : kNames) {
     const std::string entry = name + "=1";
     const char* variables[] = {"PATH=/bin", entry.c_str(), nullptr};
