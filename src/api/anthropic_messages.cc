@@ -343,6 +343,15 @@ Result<void> check_request(const Json& body, const MessagesRequest& request, Mes
   return check_generation_fields(request);
 }
 
+// Whether the last message is the beginning of the answer, which is to go on from there
+// ("prefill").
+bool is_begun_answer(const std::vector<ChatMessage>& messages) {
+  if (messages.empty() || messages.back().role != "assistant") return false;
+  const ChatMessage& last = messages.back();
+  return last.tool_calls.empty() && last.content.is_string() &&
+         !trimmed(last.content.get_ref<const std::string&>()).empty();
+}
+
 }  // namespace
 
 Json messages_request_schema() {
@@ -361,6 +370,7 @@ Result<MessagesRequest> messages_request_from_json(const Json& body, MessagesUse
   }
   MessagesReader reader(request.messages, unknown);
   for (const Json& message : body["messages"]) M2_TRY_VOID(reader.read(message));
+  request.continue_final_message = is_begun_answer(request.messages);
   if (body.contains("tools") && !body["tools"].is_null())
     M2_TRY_VOID(read_message_tools(body["tools"], request.tools, unknown));
   M2_TRY_VOID(read_tool_choice(body, request));

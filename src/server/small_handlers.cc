@@ -85,8 +85,9 @@ Result<std::string> tokenize(const api::TokenizeRequest& request, Context& conte
 
 Result<std::string> detokenize(const api::DetokenizeRequest& request, Context& context) {
   M2_TRY_VOID(check_model(request.model, context.options()));
-  M2_TRY(const auto ids, checked_ids(request.tokens, *context.services()));
-  return to_text(Json{{"prompt", context.services()->tokenizer->decode(ids, false)}});
+  const auto ids = checked_ids(request.tokens, *context.services());
+  if (!ids) return api::invalid("tokens", ids.error().text);
+  return to_text(Json{{"prompt", context.services()->tokenizer->decode(*ids, false)}});
 }
 
 template <class Request>

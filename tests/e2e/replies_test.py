@@ -492,6 +492,8 @@ class Small(ServerCase):
             "".join(reply["token_strs"][:2]))])
         _, back = self.server.post("/detokenize", {"tokens": reply["tokens"]})
         self.assertEqual(back, {"prompt": text})
+        status, wrong = self.server.post("/detokenize", {"tokens": [-1]})
+        self.assertEqual((status, wrong["error"]["param"]), (400, "tokens"))
         _, chat = self.server.post("/tokenize", {"messages": [{"role": "user", "content": "Hi"}]})
         self.assertEqual(chat["tokens"][-2:], [200050, 10])
 

@@ -474,6 +474,17 @@ class Anthropic(ServerCase):
         self.assertEqual([(b.type, b.text) for b in reply.content], [("text", "one two three ")])
         self.assertEqual(self.create("long", max_tokens=3).stop_reason, "max_tokens")
 
+    def test_an_answer_that_is_begun_goes_on(self):
+        begun = [user("hello"), {"role": "assistant", "content": "An apple a day"}]
+        reply = self.create("", messages=begun, max_tokens=20, extra_body={"temperature": 0})
+        self.assertEqual([block.type for block in reply.content], ["text"])
+        _, chat = self.server.post("/v1/chat/completions", {
+            "messages": begun, "continue_final_message": True, "max_tokens": 20, "temperature": 0},
+            headers={"Authorization": "Bearer secret"})
+        self.assertEqual(reply.content[0].text, chat["choices"][0]["message"]["content"])
+        counted = self.api.count_tokens(model="scripted", messages=begun).input_tokens
+        self.assertEqual(counted, chat["usage"]["prompt_tokens"])
+
     def test_count_tokens(self):
         fields = {"model": "scripted", "messages": [user("hello")], "tools": self.TOOLS}
         counted = self.api.count_tokens(**fields)
