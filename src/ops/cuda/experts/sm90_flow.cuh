@@ -385,7 +385,10 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
   // Asked for beside how many there are; past the last there is room, and nothing that is used.
   Group first_group = {};
   if constexpr (!kFew)
-    if (warp == kConsumerWarps) first_group = group_at(min(own_group, args.experts));
+    if (warp == kConsumerWarps) {
+      const int most = args.experts + static_cast<int>(args.x.rows) * args.top / kN;
+      first_group = group_at(min(own_group, most));
+    }
   const int group_count = kFew ? few.count : args.groups[0];
   const int down_tiles = args.hidden / kFlowRows;
   const int up_all = with_up ? group_count * up_tiles : 0;
