@@ -215,8 +215,17 @@ TEST(ExpertsPlan, FormsByTokens) {
   EXPECT_EQ(describe(plan_experts(shape)), "flow without lists, 16 columns, batch 16");
   shape.tokens = 17;
   EXPECT_EQ(describe(plan_experts(shape)), "flow, groups of 8, batch 17");
+  shape.tokens = 63;
+  EXPECT_EQ(describe(plan_experts(shape)), "flow, groups of 8, batch 63");
   shape.tokens = 64;
-  EXPECT_EQ(describe(plan_experts(shape)), "flow, groups of 8, batch 64");
+  EXPECT_EQ(describe(plan_experts(shape)), "flow, groups of 16, batch 64");
+  shape.tokens = 257;
+  EXPECT_EQ(describe(plan_experts(shape)), "tiles, batch 257");
+  shape.inner = 384;  // one of four tensor ranks
+  EXPECT_EQ(describe(plan_experts(shape)), "flow, groups of 16, batch 257");
+  shape.tokens = 127;
+  EXPECT_EQ(describe(plan_experts(shape)), "flow, groups of 8, batch 127");
+  shape.inner = 1536;
   shape.tokens = 200;
   EXPECT_EQ(describe(plan_experts(shape)), "flow, groups of 16, batch 200");
   shape.inner = 192;  // one of eight tensor ranks, whose slices begin and end within blocks

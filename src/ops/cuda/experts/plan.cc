@@ -26,9 +26,18 @@ constexpr int64_t kRingHidden = 3072, kRingInner = 1536;  // what the ring's reg
 constexpr int64_t kFlowHidden = 8192,
                   kFlowInner = 4096;  // what the flow form's shared memory holds
 
-// An expert's tokens when the choice is even, above which prefill's tiles take the decode form's
-// place. (Which of the two runs changes no byte.)
-constexpr int64_t kFlowMean = 8;
+// Pairs up to which the flow form is faster than prefill's tiles, which the more of their time wait
+// the narrower an expert's slice is. By tokens of an expert when the choice is even. (Which of the
+// two runs changes no byte.)
+int64_t most_flow_pairs(const ExpertsShape& shape) {
+  const int64_t mean = shape.inner >= 1024 ? 8 : shape.inner > 256 ? 13 : 16;
+  return std::min<int64_t>(mean * shape.experts, kFlowPairs);
+}
+// The same from which on groups have 16 columns and not 8: then few experts' weights are read
+// twice.
+int64_t least_wide_pairs(const ExpertsShape& shape) {
+  return (shape.inner >= 1024 ? 2 : 4) * shape.experts;
+}
 
 constexpr int64_t kFewTop = 32;  // lanes of a warp, which choose for one token
 // A row's steps have to be fewer than two rounds of the ring (nine stages of 256 columns where both
@@ -72,15 +81,15 @@ ExpertsPlan plan_experts(const ExpertsShape& shape) {
     plan.form = ExpertsForm::ring;
 
   if (stream && can_quantise(shape)) {
-    const int64_t even = shape.tokens * shape.top / std::max<int64_t>(shape.experts, 1);
-    const bool flow = even <= kFlowMean && shape.tokens * shape.top <= kFlowPairs &&
-                      shape.hidden <= kFlowHidden && shape.inner <= kFlowInner;
+    const int64_t pairs = shape.tokens * shape.top;
+    const bool flow =
+        pairs <= most_flow_pairs(shape) && shape.hidden <= kFlowHidden && shape.inner <= kFlowInner;
     plan.form = flow ? ExpertsForm::flow : ExpertsForm::tiles;
     plan.batch = std::min(shape.tokens, kTilesBatch);
     plan.fused = shape.alone;
     const int64_t columns = flow ? few_columns(shape) : 0;
     plan.few = columns > 0;
-    plan.group_pairs = !flow ? 0 : plan.few ? columns : even <= 4 ? 8 : 16;
+    plan.group_pairs = !flow ? 0 : plan.few ? columns : pairs < least_wide_pairs(shape) ? 8 : 16;
     plan.inner_stretch = shape.whole_blocks ? 128 : 64;
   }
   const bool tiles = plan.form == ExpertsForm::tiles, flow = plan.form == ExpertsForm::flow;
@@ -114,13 +123,8 @@ ExpertsPlan plan_experts(const ExpertsShape& shape) {
 int64_t experts_scratch_bytes(ExpertsShape shape) {
   int64_t bytes = plan_experts(shape).scratch_bytes;
   // The largest step of the flow form may need more than the smallest of tiles.
-  const int64_t even = ((kFlowMean + 1) * shape.experts - 1) / std::max<int64_t>(shape.top, 1);
-  for (const int64_t tokens : {even, kFlowPairs / std::max<int64_t>(shape.top, 1)}) {
-    ExpertsShape smaller = shape;
-    smaller.tokens = std::min(shape.tokens, tokens);
-    bytes = std::max(bytes, plan_experts(smaller).scratch_bytes);
-  }
-  return bytes;
+  shape.tokens = std::min(shape.tokens, most_flow_pairs(shape) / std::max<int64_t>(shape.top, 1));
+  return std::max(bytes, plan_experts(shape).scratch_bytes);
 }
 
 std::string describe(const ExpertsPlan& plan) {
