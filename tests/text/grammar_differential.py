@@ -9,10 +9,12 @@ text/grammar/schema_references.h.
 """
 
 import datetime
+import ipaddress
 import itertools
 import json
 import os
 import pathlib
+import random
 import re
 import subprocess
 import sys
@@ -329,6 +331,54 @@ def test_dates(main):
     print(f"dates: {len(days)} days")
 
 
+# Texts of a format, and texts that are none.
+FORMATS = {
+    "email": (["a@b.co", "first.last+tag@sub.example.com", "o'neil@x-y.example"],
+              ["", "a", "@b.co", "a@b", "a@.co", "a@b..co", "a b@c.de", ".a@b.co", "a.@b.co", "a@-b.co",
+               "a@b.c0", "A <a@b.co>", "a@b.co "]),
+    "hostname": (["a", "localhost", "x-1.example.com", "1.2.3.4", "a--b"],
+                 ["", "-a", "a-", "a..b", ".a", "a.", "a_b", "a b"]),
+    "duration": (["P1D", "PT1S", "P1Y2M3D", "P1YT0S", "PT36H", "P12W", "PT1H2M3S", "P1M"],
+                 ["", "P", "PT", "1D", "P1S", "PT1D", "P1Y1D", "PT1H1S", "P1W1D", "P1.5D", "P-1D", "p1d"]),
+}
+
+
+def test_formats(main):
+    """The formats of OpenAI's structured outputs beside dates: IPv6 by Python's own reader."""
+    def accepted(form, texts):
+        answer = main.ask(schema={"type": "string", "format": form}, texts=[json.dumps(t) for t in texts])
+        return answer["accepts"]
+
+    for form, (right, wrong) in FORMATS.items():
+        for text, got in zip(right + wrong, accepted(form, right + wrong)):
+            check(got == (text in right), form, text, got)
+
+    def is_address(text):
+        try:
+            ipaddress.IPv6Address(text)
+        except ValueError:
+            return False
+        return True
+
+    random_source = random.Random(5)
+    texts = ["::", "::1", "1::", ":::", "1:2:3:4:5:6:7::", "::2:3:4:5:6:7:8", "1::2::3", "12345::", "g::"]
+    for _ in range(600):
+        groups = [f"{random_source.randrange(1 << random_source.choice([4, 8, 16])):x}"
+                  for _ in range(random_source.randint(0, 9))]
+        for _ in range(random_source.choice([0, 1, 1, 1, 2])):
+            groups.insert(random_source.randint(0, len(groups)), "")
+        texts.append(":".join(groups))
+    right = [is_address(text) for text in texts]
+    check(100 < sum(right) < len(texts) - 100, sum(right), len(texts))
+    for text, want, got in zip(texts, right, accepted("ipv6", texts)):
+        check(want == got, "ipv6", text, want, got)
+    walks = main.ask(schema={"type": "string", "format": "ipv6"}, walks=40, seed=1)
+    check(walks["dry"] == 0, walks)
+    for walk in walks["walks"]:
+        check(is_address(json.loads(walk["content"])), "ipv6 walk", walk["content"])
+    print(f"formats: {len(FORMATS) + 1}, {len(texts)} addresses")
+
+
 def test_schema_walks(main, walks):
     done = cut = trials = 0
     for seed, (schema, _) in enumerate(EXACT):
@@ -589,6 +639,7 @@ def main():
     process = Main(sys.argv[1], sys.argv[2])
     test_exact(process)
     test_dates(process)
+    test_formats(process)
     test_compile_time(process)
     test_circles_in_tools(process)
     test_lengths_in_calls(process)

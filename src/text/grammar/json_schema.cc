@@ -32,13 +32,39 @@ std::string date_regex() {
   return "([0-9]{4}-(" + days + ")|" + leap_years + "-02-29)";
 }
 
+// RFC 4291 2.2 without the mixed form: eight groups, or fewer around one "::".
+std::string ipv6_regex() {
+  const std::string group = "[0-9a-fA-F]{1,4}";
+  std::string out = "(" + group + ":){7}" + group + "|::((" + group + ":){0,6}" + group + ")?";
+  for (int before = 1; before <= 6; ++before) {
+    const int behind = 7 - before;  // "::" stands for one group at least
+    out += fmt::format("|{0}(:{0}){{{1}}}::(({0}:){{0,{2}}}{0})?", group, before - 1, behind - 1);
+  }
+  out += "|(" + group + ":){6}" + group + "::";
+  return "(" + out + ")";
+}
+
+// RFC 3339 appendix A: units from the largest to the smallest without a gap, or weeks.
+std::string duration_regex() {
+  const std::string time = "T([0-9]+S|[0-9]+M([0-9]+S)?|[0-9]+H([0-9]+M([0-9]+S)?)?)";
+  const std::string date = "([0-9]+D|[0-9]+M([0-9]+D)?|[0-9]+Y([0-9]+M([0-9]+D)?)?)";
+  return "P(" + date + "(" + time + ")?|" + time + "|[0-9]+W)";
+}
+
 // Formats with a grammar of their own, null for the others: those are annotations, as the
 // specification says.
 const std::string* format_regex(const std::string& format) {
   const std::string time =
       "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,6})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-"
       "9])";
+  // Read in one way only: hyphens stand between letters and digits.
+  const std::string label = "[0-9A-Za-z]+(-+[0-9A-Za-z]+)*";
+  const std::string atom = "[0-9A-Za-z!#$%&'*+/=?^_`{|}~-]+";
   static const std::map<std::string, std::string> known = {
+      {"duration", "^" + duration_regex() + "$"},
+      {"email", "^" + atom + "(\\." + atom + ")*@(" + label + "\\.)+[A-Za-z]{2,24}$"},
+      {"hostname", "^" + label + "(\\." + label + ")*$"},
+      {"ipv6", "^" + ipv6_regex() + "$"},
       {"date", "^" + date_regex() + "$"},
       {"time", "^" + time + "$"},
       {"date-time", "^" + date_regex() + "T" + time + "$"},
