@@ -9,9 +9,7 @@
 namespace m2::ops::cuda {
 namespace {
 
-// Blocks that last, a multiprocessor: each warp has 4 KB under way.
-constexpr int kLastingBlocks = 4;
-// What they want as shared memory, and four blocks of a part, for 164 and 100 KB.
+// What blocks that last want as shared memory, and four blocks of a part, for 164 and 100 KB.
 constexpr int kLastingShared = 72, kPartShared = 44;
 
 constexpr int kAnyWarps = 4;
@@ -117,8 +115,8 @@ void launch_attention(void* stream, const AttentionPlan& plan, const AttentionAr
       shape.shared_percent = kLastingShared;
       shape.grid = dim3(static_cast<unsigned>(multiprocessors() * kLastingBlocks));
       launch(stream,
-             plan.join ? sm80_attention_decode_lasting<F8PageFromOne, 1, 2, kLastingBlocks, true>
-                       : sm80_attention_decode_lasting<F8Page, 1, 2, kLastingBlocks, false>,
+             plan.join ? sm80_attention_decode_lasting<F8PageFromOne, true>
+                       : sm80_attention_decode_lasting<F8Page, false>,
              shape, args);
     } else {
       shape.through_l1 = true;

@@ -255,51 +255,37 @@ __device__ __forceinline__ void put_away(float2* pointer, const float (&value)[2
                "f"(value[0]), "f"(value[1]));
 }
 
-// Pages that a warp attends to one after the other, and asks for at once: every fourth of a part.
-template <class Page, int kUnit>
-struct PageUnit {
-  Page page[kUnit];
+// The page of a part that a warp attends to, every fourth; the next one comes into its place.
+template <class Page>
+struct PageInTurn {
+  Page page;
 
-  // Where pages' keys and values begin, in bytes; < 0: there is no such page.
-  using Places = int64_t[kUnit];
-
-  __device__ __forceinline__ void ask_keys(const Cache& cache, const Places& places) {
-#pragma unroll
-    for (int u = 0; u < kUnit; ++u)
-      if (places[u] >= 0)
-        page[u].load_keys(static_cast<const uint8_t*>(cache.k) + places[u], load_once);
+  // `place`: where a page's keys and values begin, in bytes; < 0: there is no such page.
+  __device__ __forceinline__ void ask_keys(const Cache& cache, int64_t place) {
+    if (place >= 0) page.load_keys(static_cast<const uint8_t*>(cache.k) + place, load_once);
   }
-  __device__ __forceinline__ void ask_values(const Cache& cache, const Places& places) {
-#pragma unroll
-    for (int u = 0; u < kUnit; ++u)
-      if (places[u] >= 0)
-        page[u].load_values(static_cast<const uint8_t*>(cache.v) + places[u], load_once);
+  __device__ __forceinline__ void ask_values(const Cache& cache, int64_t place) {
+    if (place >= 0) page.load_values(static_cast<const uint8_t*>(cache.v) + place, load_once);
+  }
+  __device__ __forceinline__ void ask(const Cache& cache, int64_t place) {
+    ask_keys(cache, place);
+    ask_values(cache, place);
   }
 
-  // Attends to a context's pages from `number` on, before `end`, and asks for the unit at `next` as
-  // soon as the keys, and then the values, have been multiplied.
+  // Attends to a context's page `number`, and asks for the one at `next` as soon as the keys, and
+  // then the values, have been multiplied.
   __device__ __forceinline__ void attend(const AttentionArgs& args, int context,
-                                         const uint4 (&query)[4][kWarp], int number, int end,
-                                         const Places& next, Running& state) {
-    const auto there = [&](int u) { return u == 0 || number + u * kDecodeWarps < end; };
-    float logits[kUnit][4] = {};
-#pragma unroll
-    for (int u = 0; u < kUnit; ++u)
-      if (there(u))
-        multiply_keys(
-            page[u], [&](int j) { return load_again(&query[j][threadIdx.x % kWarp]); }, logits[u]);
+                                         const uint4 (&query)[4][kWarp], int number, int64_t next,
+                                         Running& state) {
+    float logits[4] = {}, factor[2];
+    uint32_t weights[2];
+    multiply_keys(
+        page, [&](int j) { return load_again(&query[j][threadIdx.x % kWarp]); }, logits);
     ask_keys(args.cache, next);
-    const float log2_scale = args.scale * args.cache.k_scale * kLog2E;
-#pragma unroll
-    for (int u = 0; u < kUnit; ++u) {
-      if (!there(u)) continue;
-      const int valid = context - (number + u * kDecodeWarps) * kPage;
-      if (valid < kPage) page[u].clear_values_from(valid);
-      float factor[2];
-      uint32_t weights[2];
-      weigh<Page>(logits[u], valid, log2_scale, state, factor, weights);
-      add_values(page[u], factor, weights, state);
-    }
+    const int valid = context - number * kPage;
+    if (valid < kPage) page.clear_values_from(valid);
+    weigh<Page>(logits, valid, args.scale * args.cache.k_scale * kLog2E, state, factor, weights);
+    add_values(page, factor, weights, state);
     ask_values(args.cache, next);
   }
 };
@@ -332,23 +318,18 @@ __global__ void __launch_bounds__(kDecodeWarps* kWarp, 4)
     return page < of.end ? args.block_tables[of.sequence * args.table_stride + page] : -1;
   };
   int ids = ids_from(0);
-  PageUnit<Page, 1> unit;
-  typename PageUnit<Page, 1>::Places places;
-  const auto place = [&](int i) {
+  PageInTurn<Page> in_turn;
+  const auto place_of = [&](int i) {
     const int id = __shfl_sync(~0u, ids, i % kWarp);
-    places[0] = id < 0 ? -1 : (int64_t{1} * id * args.heads.kv + of.head) * Page::kBytes;
+    return id < 0 ? -1 : (int64_t{1} * id * args.heads.kv + of.head) * Page::kBytes;
   };
-  const auto ask = [&] {
-    unit.ask_keys(args.cache, places);
-    unit.ask_values(args.cache, places);
-  };
-  place(0);
+  int64_t place = place_of(0);
   const bool early = first < min(of.end, of.pages - 1);
-  if (early) ask();
+  if (early) in_turn.ask(args.cache, place);
   wait_for_previous();
   let_next_start();
   const uint4 piece = load_queries<Page>(args, of, warp);
-  if (!early) ask();
+  if (!early) in_turn.ask(args.cache, place);
   query[warp][lane] = piece;
   __syncthreads();
 
@@ -357,8 +338,8 @@ __global__ void __launch_bounds__(kDecodeWarps* kWarp, 4)
   for (int page = first; page < of.end; page += kDecodeWarps) {
     ++i;
     if (i % kWarp == 0) ids = ids_from(i);
-    place(i);
-    unit.attend(args, of.context, query, page, of.end, places, state);
+    place = place_of(i);
+    in_turn.attend(args, of.context, query, page, place, state);
   }
   hand_over<Page>(state, values, kWarpFloats, totals);
   __syncthreads();

@@ -4,6 +4,9 @@
 
 namespace m2::ops::cuda {
 
+// Blocks that last, a multiprocessor: each warp has 4 KB under way.
+constexpr int kLastingBlocks = 4;
+
 // Of 32 sequences, one a lane: those that decode, and their contexts.
 struct LaneContexts {
   int token = 0, context = 0, pages = 0;
@@ -240,16 +243,14 @@ __device__ __forceinline__ void join_all(const AttentionArgs& args, const Decode
 
 // sm80_attention_decode, to the same bytes, by blocks that last: each goes through a stretch of all
 // parts, and pages are asked for over the parts' borders. What the kernel in front does not write,
-// all pages but the newest, is asked for before that has ended, kAhead pages a warp, those beyond
-// the first unit to L2; more would stand in the way of that kernel's end. Bound: bandwidth of
-// memory. kJoins: blocks may be asked to join the parts; without, registers are left for those of
-// sm80_attention_join.
-template <class Page, int kUnit, int kAhead, int kBlocks, bool kJoins>
-__global__ void M2_MOST_REGISTERS(kJoins ? (kBlocks == 2 ? 255 : 512 / kBlocks) : 448 / kBlocks)
+// all pages but the newest, is asked for before that has ended, two pages a warp, the second to L2;
+// more would stand in the way of that kernel's end. Bound: bandwidth of memory. kJoins: blocks may
+// be asked to join the parts; without, registers are left for those of sm80_attention_join.
+template <class Page, bool kJoins>
+__global__ void M2_MOST_REGISTERS((kJoins ? 512 : 448) / kLastingBlocks)
     sm80_attention_decode_lasting(AttentionArgs args) {
-  using Places = typename PageUnit<Page, kUnit>::Places;
   constexpr int kWarpFloats = 8 * (kDim + 4);
-  constexpr int kPartsAtOnce = 64 / kBlocks;  // half of a thread's registers
+  constexpr int kPartsAtOnce = 64 / kLastingBlocks;  // half of a thread's registers
   // The warps' sums of a part; a warp may hand over the next part's while others store.
   __shared__ __align__(16) float values[2][kDecodeWarps * kWarpFloats];
   __shared__ uint4 query[4][kWarp];
@@ -267,11 +268,6 @@ __global__ void M2_MOST_REGISTERS(kJoins ? (kBlocks == 2 ? 255 : 512 / kBlocks) 
     const int id = __shfl_sync(~0u, ids, i % kWarp);
     return id < 0 ? -1 : (int64_t{1} * id * args.heads.kv + head) * Page::kBytes;
   };
-  // Of the unit whose ids lanes from `first` on have.
-  const auto place = [&](int ids, int first, int head, Places& places) {
-#pragma unroll
-    for (int u = 0; u < kUnit; ++u) places[u] = place_of(ids, first + u, head);
-  };
   // The part after the warp's n-th, and the ids of its pages.
   const auto look_ahead = [&](int n) {
     if (lane == 0) {
@@ -283,7 +279,7 @@ __global__ void M2_MOST_REGISTERS(kJoins ? (kBlocks == 2 ? 255 : 512 / kBlocks) 
     return ids_of(walks[warp][(n + 1) % 2].of, 0);
   };
 
-  PageUnit<Page, kUnit> unit;
+  PageInTurn<Page> in_turn;
   int ids, next_ids;  // of the part's and the next part's pages
   {
     PartWalk walk = {};
@@ -294,20 +290,14 @@ __global__ void M2_MOST_REGISTERS(kJoins ? (kBlocks == 2 ? 255 : 512 / kBlocks) 
     ids = ids_of(of, 0);
     const bool newest = of.begin + warp + lane * kDecodeWarps == of.pages - 1;
     const int early = newest ? -1 : ids;
-    Places places;
-    place(early, 0, of.head, places);
-    unit.ask_keys(args.cache, places);
-    unit.ask_values(args.cache, places);
-#pragma unroll
-    for (int i = kUnit; i < kAhead; ++i) announce<Page>(args.cache, place_of(early, i, of.head));
+    in_turn.ask(args.cache, place_of(early, 0, of.head));
+    announce<Page>(args.cache, place_of(early, 1, of.head));
     __syncwarp();
     next_ids = look_ahead(0);
     wait_for_previous();
     let_next_start();
     if (!of.there) return;
-    place(newest ? ids : -1, 0, of.head, places);
-    unit.ask_keys(args.cache, places);
-    unit.ask_values(args.cache, places);
+    in_turn.ask(args.cache, place_of(newest ? ids : -1, 0, of.head));
     query[warp][lane] = load_queries<Page>(args, of, warp);
   }
   __syncthreads();
@@ -318,23 +308,20 @@ __global__ void M2_MOST_REGISTERS(kJoins ? (kBlocks == 2 ? 255 : 512 / kBlocks) 
     const DecodePart& next = walks[warp][(n + 1) % 2].of;
     const int head = of.head, end = of.end, context = of.context, next_head = next.head;
     Running state;
-    Places places;
     int i = 0;  // of the part's pages
-    for (int number = of.begin + warp; number < end; number += kUnit * kDecodeWarps) {
-      i += kUnit;
-      if (number + kUnit * kDecodeWarps < end) {
+    for (int number = of.begin + warp; number < end; number += kDecodeWarps) {
+      ++i;
+      int64_t place;
+      if (number + kDecodeWarps < end) {
         if (i % kWarp == 0) ids = ids_of(of, i);
-        place(ids, i, head, places);
+        place = place_of(ids, i, head);
       } else {
-        place(next_ids, 0, next_head, places);
+        place = place_of(next_ids, 0, next_head);
       }
-      unit.attend(args, context, query, number, end, places, state);
+      in_turn.attend(args, context, query, number, place, state);
     }
-    if (i == 0) {  // the part has fewer pages than the block warps
-      place(next_ids, 0, next_head, places);
-      unit.ask_keys(args.cache, places);
-      unit.ask_values(args.cache, places);
-    }
+    // The part has fewer pages than the block warps.
+    if (i == 0) in_turn.ask(args.cache, place_of(next_ids, 0, next_head));
     float* sums = values[n % 2];
     hand_over<Page>(state, sums, kWarpFloats, totals[n % 2]);
     __syncthreads();
