@@ -201,17 +201,21 @@ void Connection::advance() {
 
 // ---- answering
 
-void Connection::begin_turn() {
+void Connection::open_turn(HttpRequest request) {
   phase_ = Phase::answering;
   ++busy_;
-  HttpRequest request = std::move(parser_.request());
   request.peer = peer_;
-  close_after_ = !request.keep_alive || host_.closing();
   largest_burst_ = 0;
   chunked_ = false;
   last_progress_ = last_queued_ = now();
   turn_ =
       std::allocate_shared<Turn>(DenseAllocator<Turn>(), shared_from_this(), std::move(request));
+}
+
+void Connection::begin_turn() {
+  HttpRequest request = std::move(parser_.request());
+  close_after_ = !request.keep_alive || host_.closing();
+  open_turn(std::move(request));
   wait_readable();
   host_.handle(turn_);
 }
@@ -225,19 +229,14 @@ void Connection::answer(const HttpReply& reply) {
 }
 
 void Connection::refuse(const HttpRefusal& refusal) {
-  phase_ = Phase::answering;
-  ++busy_;
   HttpRequest request;
   request.path = parser_.request().path;  // as far as it is known
-  request.peer = peer_;
-  turn_ =
-      std::allocate_shared<Turn>(DenseAllocator<Turn>(), shared_from_this(), std::move(request));
+  open_turn(std::move(request));
   HttpReply reply;
   reply.status = refusal.status;
   reply.close = true;
   reply.error = api::http_error(refusal.status, refusal.message);
   reply.body = api::to_json(*reply.error);
-  last_progress_ = now();
   if (speaks_anthropic(turn_->request().path))
     return message_exchange(turn_)->send(std::move(reply));
   turn_->send(std::move(reply));

@@ -63,6 +63,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool take_input(std::string_view bytes);
   void on_readable();
   void advance();
+  void open_turn(HttpRequest request);
   void begin_turn();
   void end_turn();
   void refuse(const HttpRefusal& refusal);

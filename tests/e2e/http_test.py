@@ -264,6 +264,17 @@ class Raw(ServerCase):
         self.assertNotIn(b"transfer-encoding", reply)
         self.assertTrue(reply.endswith(b"data: [DONE]\n\n"))
 
+    def test_refusal_after_a_stream(self):
+        """Nothing of a stream's framing is left for the answer behind it."""
+        body = b'{"prompt":"script:plain;<fim_middle>","max_tokens":2,"stream":true}'
+        reply = self.send(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\n"
+                          b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+                          b"GET /livez HTTP/1.1\r\n\r\n" % (len(body), body))
+        self.assertEqual(statuses(reply), [200, 400])
+        head, refusal = reply[reply.rindex(b"HTTP/1.1 "):].split(b"\r\n\r\n", 1)
+        length = int(re.search(rb"content-length: (\d+)", head)[1])
+        self.assertEqual(refusal[length:], b"")
+
     def test_content_type_and_encoding(self):
         for headers in ({"Content-Type": "text/plain"}, {"Content-Type": ""},
                         {"Content-Type": "application/json", "Content-Encoding": "gzip"}):
