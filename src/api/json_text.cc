@@ -91,4 +91,20 @@ void append_json_array(std::string& out, std::span<const int32_t> values) {
   out += ']';
 }
 
+void JsonObjectText::add(std::string_view name, const Json& value) {
+  add_text(name, to_text(value));
+}
+
+void JsonObjectText::add_text(std::string_view name, std::string_view json) {
+  text_ += text_.empty() ? '{' : ',';
+  append_json_string(text_, name);
+  text_ += ':';
+  text_ += json.empty() ? "null" : json;
+}
+
+std::string JsonObjectText::take() {
+  if (text_.empty()) text_ = '{';
+  return std::move(text_ += '}');
+}
+
 }  // namespace m2::api

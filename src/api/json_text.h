@@ -26,4 +26,18 @@ Json own_json(std::string_view text);
 
 void append_json_array(std::string& out, std::span<const int32_t> values);
 
+// An object written member by member, in this order: for replies with parts so large (the logprobs
+// of a long answer) that a tree of them would take gigabytes, and its thread for seconds.
+class JsonObjectText {
+ public:
+  void add(std::string_view name, const Json& value);
+  // `json` is JSON already; empty: null.
+  void add_text(std::string_view name, std::string_view json);
+  // The object; nothing may be added any more.
+  std::string take();
+
+ private:
+  std::string text_;
+};
+
 }  // namespace m2::api

@@ -382,30 +382,33 @@ Json to_json(const ChatReplyMessage& message) {
 }  // namespace
 
 std::string to_json(const ChatReply& reply) {
-  Json out;
-  out["id"] = reply.head.id;
-  out["object"] = "chat.completion";
-  out["created"] = reply.head.created;
-  out["model"] = reply.head.model;
-  out["choices"] = Json::array();
+  std::string choices = "[";
   for (size_t i = 0; i < reply.choices.size(); ++i) {
     const ChatReplyChoice& choice = reply.choices[i];
-    Json item;
-    item["index"] = i;
-    item["message"] = to_json(choice.message);
-    item["logprobs"] = choice.logprobs;
-    item["finish_reason"] = choice.finish.reason;
-    item["stop_reason"] = choice.finish.stop_reason;
-    item["token_ids"] = choice.token_ids;
-    out["choices"].push_back(std::move(item));
+    JsonObjectText item;
+    item.add("index", i);
+    item.add("message", to_json(choice.message));
+    item.add_text("logprobs", choice.logprobs);
+    item.add("finish_reason", choice.finish.reason);
+    item.add("stop_reason", choice.finish.stop_reason);
+    item.add("token_ids", choice.token_ids);
+    if (i > 0) choices += ',';
+    choices += item.take();
   }
-  out["service_tier"] = nullptr;
-  out["system_fingerprint"] = nullptr;
-  out["usage"] = to_json(reply.usage, true);
-  out["prompt_logprobs"] = reply.prompt_logprobs;
-  out["prompt_token_ids"] = reply.prompt_token_ids;
-  out["kv_transfer_params"] = nullptr;
-  return to_text(out);
+  choices += ']';
+  JsonObjectText out;
+  out.add("id", reply.head.id);
+  out.add("object", "chat.completion");
+  out.add("created", reply.head.created);
+  out.add("model", reply.head.model);
+  out.add_text("choices", choices);
+  out.add("service_tier", nullptr);
+  out.add("system_fingerprint", nullptr);
+  out.add("usage", to_json(reply.usage, true));
+  out.add_text("prompt_logprobs", reply.prompt_logprobs);
+  out.add("prompt_token_ids", reply.prompt_token_ids);
+  out.add("kv_transfer_params", nullptr);
+  return out.take();
 }
 
 std::string role_delta(std::string_view role) {

@@ -94,7 +94,7 @@ struct ChatReplyMessage {
 
 struct ChatReplyChoice {
   ChatReplyMessage message;
-  Json logprobs;  // {"content":[...]} or null
+  std::string logprobs;  // JSON, {"content":[...]}; empty: null
   Finish finish;
   Json token_ids;  // null unless asked for
 };
@@ -103,8 +103,8 @@ struct ChatReply {
   ReplyHead head;
   std::vector<ChatReplyChoice> choices;  // in order of index
   Usage usage;
-  Json prompt_logprobs;   // null unless asked for
-  Json prompt_token_ids;  // null unless asked for
+  std::string prompt_logprobs;  // JSON; empty unless asked for
+  Json prompt_token_ids;        // null unless asked for
 };
 
 std::string to_json(const ChatReply& reply);

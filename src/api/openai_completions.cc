@@ -78,30 +78,33 @@ Result<CompletionRequest> completion_request_from_json(const Json& body,
 }
 
 std::string to_json(const CompletionReply& reply) {
-  Json out;
-  out["id"] = reply.head.id;
-  out["object"] = "text_completion";
-  out["created"] = reply.head.created;
-  out["model"] = reply.head.model;
-  out["choices"] = Json::array();
+  std::string choices = "[";
   for (size_t i = 0; i < reply.choices.size(); ++i) {
     const CompletionReplyChoice& choice = reply.choices[i];
-    Json item;
-    item["index"] = i;
-    item["text"] = choice.text;
-    item["logprobs"] = choice.logprobs;
-    item["finish_reason"] = choice.finish.reason;
-    item["stop_reason"] = choice.finish.stop_reason;
-    item["token_ids"] = choice.token_ids;
-    item["prompt_logprobs"] = choice.prompt_logprobs;
-    item["prompt_token_ids"] = choice.prompt_token_ids;
-    out["choices"].push_back(std::move(item));
+    JsonObjectText item;
+    item.add("index", i);
+    item.add("text", choice.text);
+    item.add_text("logprobs", choice.logprobs);
+    item.add("finish_reason", choice.finish.reason);
+    item.add("stop_reason", choice.finish.stop_reason);
+    item.add("token_ids", choice.token_ids);
+    item.add_text("prompt_logprobs", choice.prompt_logprobs);
+    item.add("prompt_token_ids", choice.prompt_token_ids);
+    if (i > 0) choices += ',';
+    choices += item.take();
   }
-  out["service_tier"] = nullptr;
-  out["system_fingerprint"] = nullptr;
-  out["usage"] = to_json(reply.usage, true);
-  out["kv_transfer_params"] = nullptr;
-  return to_text(out);
+  choices += ']';
+  JsonObjectText out;
+  out.add("id", reply.head.id);
+  out.add("object", "text_completion");
+  out.add("created", reply.head.created);
+  out.add("model", reply.head.model);
+  out.add_text("choices", choices);
+  out.add("service_tier", nullptr);
+  out.add("system_fingerprint", nullptr);
+  out.add("usage", to_json(reply.usage, true));
+  out.add("kv_transfer_params", nullptr);
+  return out.take();
 }
 
 CompletionChunks::CompletionChunks(const ReplyHead& head)

@@ -33,9 +33,9 @@ Json completion_request_schema();
 
 struct CompletionReplyChoice {
   std::string text;
-  Json logprobs;  // null unless asked for
+  std::string logprobs, prompt_logprobs;  // JSON; empty unless asked for
   Finish finish;
-  Json token_ids, prompt_logprobs, prompt_token_ids;  // null unless asked for
+  Json token_ids, prompt_token_ids;  // null unless asked for
 };
 
 struct CompletionReply {

@@ -62,7 +62,7 @@ class ChatAnswer : public Answer {
     Choice(const TurnSetup& setup, const std::shared_ptr<const text::Tokenizer>& tokenizer)
         : turn(setup, tokenizer) {}
     TurnReader turn;
-    std::string logprobs;            // items not yet sent, comma separated
+    std::string logprobs;            // JSON items not yet sent, comma separated
     std::vector<int32_t> token_ids;  // not yet sent
     api::Finish finish;
   };
@@ -153,7 +153,7 @@ class ChatAnswer : public Answer {
     for (Choice& choice : choices_) {
       api::ChatReplyChoice out;
       out.message = message_of(choice);
-      if (chat_.logprobs) out.logprobs = api::own_json("{\"content\":[" + choice.logprobs + "]}");
+      if (chat_.logprobs) out.logprobs = "{\"content\":[" + choice.logprobs + "]}";
       out.finish = choice.finish;
       if (setup_.return_token_ids) out.token_ids = choice.token_ids;
       reply.choices.push_back(std::move(out));
@@ -170,7 +170,7 @@ class ChatAnswer : public Answer {
   const LogprobStyle style_;
   TokenCounts counts_;
   DenseVector<Choice> choices_;
-  Json prompt_logprobs_;
+  std::string prompt_logprobs_;  // JSON
   std::string delta_;
 };
 

@@ -52,47 +52,75 @@ void append_chat_logprob(std::string& out, const engine::Logprobs& logprobs,
 
 void CompletionLogprobs::add(text::TokenId token, const engine::Logprobs* logprobs,
                              const LogprobStyle& style) {
+  if (!tokens_.empty())
+    for (std::string* list : {&text_offset_, &token_logprobs_, &tokens_, &top_logprobs_})
+      *list += ',';
   const std::string text = token_text(token, style);
-  tokens_.push_back(text);
-  text_offset_.push_back(offset_);
+  api::append_json_string(tokens_, text);
+  api::append_json_integer(text_offset_, offset_);
   offset_ += characters(text);
   if (!logprobs) {
-    token_logprobs_.push_back(nullptr);
-    top_logprobs_.push_back(nullptr);
+    token_logprobs_ += "null";
+    top_logprobs_ += "null";
     return;
   }
-  token_logprobs_.push_back(floored(logprobs->chosen.logprob));
-  Json top = Json::object();
-  top[text] = floored(logprobs->chosen.logprob);
-  for (size_t i = 0; i < logprobs->top.size() && static_cast<int64_t>(i) < top_; ++i)
-    top.emplace(token_text(logprobs->top[i].id, style), floored(logprobs->top[i].logprob));
-  top_logprobs_.push_back(std::move(top));
+  api::append_json_number(token_logprobs_, floored(logprobs->chosen.logprob));
+  add_top(text, *logprobs, style);
 }
 
-Json CompletionLogprobs::take() {
-  Json out;
-  out["text_offset"] = std::exchange(text_offset_, Json::array());
-  out["token_logprobs"] = std::exchange(token_logprobs_, Json::array());
-  out["tokens"] = std::exchange(tokens_, Json::array());
-  out["top_logprobs"] = std::exchange(top_logprobs_, Json::array());
-  return out;
+// {"token": logprob, ...}, the chosen one first. Of tokens with the same text the first counts.
+void CompletionLogprobs::add_top(const std::string& chosen, const engine::Logprobs& logprobs,
+                                 const LogprobStyle& style) {
+  std::vector<std::string> texts;
+  const auto append = [&](std::string text, float logprob) {
+    if (std::ranges::count(texts, text) > 0) return;
+    top_logprobs_ += texts.empty() ? '{' : ',';
+    api::append_json_string(top_logprobs_, text);
+    top_logprobs_ += ':';
+    api::append_json_number(top_logprobs_, floored(logprob));
+    texts.push_back(std::move(text));
+  };
+  append(chosen, logprobs.chosen.logprob);
+  for (size_t i = 0; i < logprobs.top.size() && static_cast<int64_t>(i) < top_; ++i)
+    append(token_text(logprobs.top[i].id, style), logprobs.top[i].logprob);
+  top_logprobs_ += '}';
 }
 
-Json prompt_logprobs_json(std::span<const engine::Logprobs> positions, const LogprobStyle& style) {
-  Json out = Json::array({nullptr});
+std::string CompletionLogprobs::take() {
+  const auto list = [](std::string& items) { return "[" + std::exchange(items, {}) + "]"; };
+  api::JsonObjectText out;
+  out.add_text("text_offset", list(text_offset_));
+  out.add_text("token_logprobs", list(token_logprobs_));
+  out.add_text("tokens", list(tokens_));
+  out.add_text("top_logprobs", list(top_logprobs_));
+  return out.take();
+}
+
+std::string prompt_logprobs_json(std::span<const engine::Logprobs> positions,
+                                 const LogprobStyle& style) {
+  std::string out = "[null";
+  const auto append = [&](const engine::TokenLogprob& entry) {
+    out += '"';
+    api::append_json_integer(out, entry.id);
+    out += "\":{\"logprob\":";
+    api::append_json_number(out, floored(entry.logprob));
+    out += ",\"rank\":";
+    api::append_json_integer(out, entry.rank);
+    out += ",\"decoded_token\":";
+    api::append_json_string(out, style.tokenizer.decode({&entry.id, 1}, false));
+    out += '}';
+  };
   for (const engine::Logprobs& position : positions) {
-    Json entries = Json::object();
-    const auto add = [&](const engine::TokenLogprob& entry) {
-      entries.emplace(std::to_string(entry.id),
-                      Json{{"logprob", floored(entry.logprob)},
-                           {"rank", entry.rank},
-                           {"decoded_token", style.tokenizer.decode({&entry.id, 1}, false)}});
-    };
-    add(position.chosen);
-    for (const engine::TokenLogprob& entry : position.top) add(entry);
-    out.push_back(std::move(entries));
+    out += ",{";
+    append(position.chosen);
+    for (const engine::TokenLogprob& entry : position.top) {
+      if (entry.id == position.chosen.id) continue;
+      out += ',';
+      append(entry);
+    }
+    out += '}';
   }
-  return out;
+  return out + "]";
 }
 
 }  // namespace m2::server

@@ -4,11 +4,11 @@
 #include <string>
 #include <vector>
 
-#include "base/json.h"
 #include "engine/request.h"
 #include "text/tokenizer.h"
 
-// Logprobs as the OpenAI surfaces print them (contract.md 4.6). Below -9999 they are -9999.
+// Logprobs as the OpenAI surfaces print them (contract.md 4.6). Below -9999 they are -9999. Text at
+// once, no trees: a long prompt's are millions of entries, and whoever prints them holds up others.
 
 namespace m2::server {
 
@@ -31,16 +31,20 @@ class CompletionLogprobs {
   void add(text::TokenId token, const engine::Logprobs* logprobs, const LogprobStyle& style);
   bool empty() const { return tokens_.empty(); }
   // The object of what was added since the last take(), as JSON.
-  Json take();
+  std::string take();
 
  private:
+  void add_top(const std::string& chosen, const engine::Logprobs& logprobs,
+               const LogprobStyle& style);
+
   int64_t top_;
   int64_t offset_ = 0;  // of the next token, in characters
-  Json text_offset_ = Json::array(), token_logprobs_ = Json::array(), tokens_ = Json::array(),
-       top_logprobs_ = Json::array();
+  // Items of the lists, comma separated.
+  std::string text_offset_, token_logprobs_, tokens_, top_logprobs_;
 };
 
-// The prompt_logprobs field: null for the first position, then {"id": {...}} for each.
-Json prompt_logprobs_json(std::span<const engine::Logprobs> positions, const LogprobStyle& style);
+// The prompt_logprobs field, as JSON: null for the first position, then {"id": {...}} for each.
+std::string prompt_logprobs_json(std::span<const engine::Logprobs> positions,
+                                 const LogprobStyle& style);
 
 }  // namespace m2::server

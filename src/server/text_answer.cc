@@ -60,7 +60,7 @@ class TextAnswer : public Answer {
     std::string text;  // a stream's: not yet sent
     CompletionLogprobs logprobs;
     std::vector<int32_t> token_ids;  // not yet sent
-    Json prompt_logprobs;
+    std::string prompt_logprobs;     // JSON
     api::Finish finish;
     bool begun = false;
     bool prompt_ids_sent = false;
@@ -87,8 +87,7 @@ class TextAnswer : public Answer {
   // (contract.md 6.2).
   void stream_step(size_t index, Choice& choice, bool last, std::string& out) {
     const std::string text = std::exchange(choice.text, {});
-    const std::string logprobs =
-        choice.logprobs.empty() ? std::string() : to_text(choice.logprobs.take());
+    const std::string logprobs = choice.logprobs.empty() ? std::string() : choice.logprobs.take();
     const std::vector<int32_t> ids = std::exchange(choice.token_ids, {});
     const api::Usage usage = counts_.of_choice(index);
     const bool send_prompt =
