@@ -785,10 +785,14 @@ bool Engine::State::idle() {
   return again.ok() && *again;
 }
 
-// Ends everything that is still here, and what came in before the refusal.
+// Ends everything that is still here, and what came in before the refusal. The step under way comes
+// to its end first: behind run() the model is told to stop, or freed.
 void Engine::State::close() {
   refuse("The engine has stopped.");
   take_messages();
+  if (!present.empty())
+    if (const Result<void> last = land(); !last.ok()) die(last.error());
+  publish();
   finish_all(FinishReason::abort, {});
   send_events();
   show_stats();

@@ -85,8 +85,8 @@ class Engine {
   // ids are ignored.
   void cancel(RequestId id);
 
-  // Runs until `stop` is requested, then refuses new requests and ends all others with abort. Call
-  // on the engine's own thread.
+  // Runs until `stop` is requested, then refuses new requests and ends all others with abort; no
+  // step of the model is under way when it returns. Call on the engine's own thread.
   void run(std::stop_token stop);
 
   // One iteration: takes what was queued, plans, runs and samples one step, sends its events.

@@ -11,6 +11,7 @@
 
 #include "base/log.h"
 #include "tests/engine/engine_fixture.h"
+#include "tests/engine/sampling_model.h"
 
 namespace m2::engine::test {
 namespace {
@@ -641,6 +642,30 @@ TEST(Engine, TimesAreMeasuredFromArrival) {
   has("vllm:request_decode_time_seconds_sum 2.0\n");
   has("vllm:request_inference_time_seconds_sum 2.0\n");
   has("vllm:request_time_per_output_token_seconds_sum 1.0\n");
+}
+
+// ---- The end of run() -------------------------------------------------------------------------
+
+// Who owns the model may end it, or its ranks, as soon as run() returns.
+TEST(Engine, RunLeavesNoStepUnderWay) {
+  struct StopAtFirstToken : RecordingSink {
+    void on_events(std::vector<Event>&& events) override {
+      RecordingSink::on_events(std::move(events));
+      stop.request_stop();
+    }
+    std::stop_source stop;
+  } sink;
+  SteadyClock clock;
+  SamplingModel model(World::limits(), World::kIdLimit, 1 << 20);
+  ThreadPool pool(1);
+  Metrics metrics;
+  Engine engine(World::config(), model, pool, clock, sink, metrics);
+  const auto id = engine.submit(greedy_request(6, 100));
+  ASSERT_TRUE(id.ok());
+  engine.run(sink.stop.get_token());
+  EXPECT_EQ(model.most_under_way(), 2u);  // it has run ahead
+  EXPECT_EQ(model.under_way(), 0u);
+  EXPECT_EQ(sink.records[*id].finish, FinishReason::abort);
 }
 
 // ---- Threads ----------------------------------------------------------------------------------

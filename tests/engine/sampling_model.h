@@ -48,6 +48,7 @@ class SamplingModel : public HistoryModel, model::LogitsSink {
     return model::StepResult{collected_.rows, collected_.ids, collected_.logprobs, kMost};
   }
 
+  size_t under_way() const { return under_way_.size(); }
   size_t most_under_way() const { return most_under_way_; }
 
  private:
