@@ -34,6 +34,7 @@ void Completion::plan(MakePlan make_plan) {
 }
 
 void Completion::submit(Planned planned) {
+  exchange_->release_body();
   if (over_) return;  // the client has left meanwhile
   if (const auto* error = std::get_if<api::ApiError>(&planned)) return fail(*error);
   if (const auto* refused = std::get_if<RefusedInStream>(&planned)) {

@@ -34,9 +34,17 @@ void append_chunk_size(size_t size, std::string& out) {
 class Connection::Turn : public Exchange {
  public:
   Turn(std::shared_ptr<Connection> connection, HttpRequest request)
-      : connection_(std::move(connection)), request_(std::move(request)), began_(now()) {}
+      : connection_(std::move(connection)),
+        body_held_(std::move(connection_->body_held_)),
+        request_(std::move(request)),
+        began_(now()) {}
 
   HttpRequest& request() override { return request_; }
+
+  void release_body() override {
+    std::string().swap(request_.body);
+    body_held_.reset();
+  }
 
   void send(HttpReply reply) override {
     if (!connection_ || status_ != 0) return;
@@ -115,6 +123,7 @@ class Connection::Turn : public Exchange {
   bool over_ = false;  // everything has been said
   size_t reply_bytes_ = 0;
   std::function<void()> ready_;
+  std::unique_ptr<HeldBytes> body_held_;  // for the request's body
   HttpRequest request_;
   std::function<void()> gone_;
   const Nanos began_;
@@ -181,8 +190,19 @@ bool Connection::take_input(std::string_view bytes) {
   return false;
 }
 
+// Takes what the body at hand has of the bytes that large bodies share. False if there are not so
+// many.
+bool Connection::hold_body() {
+  const size_t bytes = parser_.body_bytes();
+  if (bytes <= limits_.small_body) return true;
+  if (!body_held_) body_held_ = std::make_unique<HeldBytes>(host_.body_budget());
+  return body_held_->resize(bytes - limits_.small_body);
+}
+
 void Connection::advance() {
-  switch (parser_.feed(input_)) {
+  const HttpParser::State state = parser_.feed(input_);
+  if (!hold_body()) return refuse({503, "the bodies of other requests take all room for them"});
+  switch (state) {
     case HttpParser::State::complete:
       return begin_turn();
     case HttpParser::State::refused:
@@ -237,6 +257,8 @@ void Connection::refuse(const HttpRefusal& refusal) {
   reply.close = true;
   reply.error = api::http_error(refusal.status, refusal.message);
   reply.body = api::to_json(*reply.error);
+  parser_.next();  // lets go of what has come
+  turn_->release_body();
   if (speaks_anthropic(turn_->request().path))
     return message_exchange(turn_)->send(std::move(reply));
   turn_->send(std::move(reply));

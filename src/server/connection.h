@@ -9,6 +9,7 @@
 
 #include "base/clock.h"
 #include "base/dense_memory.h"
+#include "server/byte_budget.h"
 #include "server/exchange.h"
 #include "server/http_parser.h"
 #include "server/limits.h"
@@ -31,6 +32,8 @@ class ConnectionHost {
   virtual Nanos time() const = 0;
   // Whether connections should end with the answer they are giving.
   virtual bool closing() const = 0;
+  // What the bodies of all requests may hold together.
+  virtual const std::shared_ptr<ByteBudget>& body_budget() const = 0;
   // Calls connection->flush_now() at the end of this turn of the io thread.
   virtual void flush_soon(std::shared_ptr<Connection> connection) = 0;
 };
@@ -63,6 +66,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool take_input(std::string_view bytes);
   void on_readable();
   void advance();
+  bool hold_body();
   void open_turn(HttpRequest request);
   void begin_turn();
   void end_turn();
@@ -105,7 +109,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   const std::string peer_;
   std::atomic<int64_t>& busy_;  // requests being answered, on all connections
   HttpParser parser_;
-  std::string input_;  // read, not parsed
+  std::unique_ptr<HeldBytes> body_held_;  // for the body being read
+  std::string input_;                     // read, not parsed
   Nanos began_ = 0;
   Nanos phase_began_ = 0;
 };

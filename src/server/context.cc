@@ -13,7 +13,8 @@ Context::Context(const ServerOptions& options)
       turns_(options.keep_turns ? std::make_unique<TurnStore>(options.limits.max_turns,
                                                               options.limits.max_turn_bytes)
                                 : nullptr),
-      event_budget_(std::make_shared<EventBudget>(options.limits.max_event_bytes)),
+      event_budget_(std::make_shared<ByteBudget>(options.limits.max_event_bytes)),
+      body_budget_(std::make_shared<ByteBudget>(options.limits.max_all_bodies)),
       responses_(options.store_responses
                      ? std::make_unique<ResponseStore>(options.limits.max_responses,
                                                        options.limits.max_response_bytes)

@@ -29,7 +29,8 @@ class Context {
   // What is kept between requests; null where the option is off.
   TurnStore* turns() const { return turns_.get(); }
   ResponseStore* responses() const { return responses_.get(); }
-  const std::shared_ptr<EventBudget>& event_budget() const { return event_budget_; }
+  const std::shared_ptr<ByteBudget>& event_budget() const { return event_budget_; }
+  const std::shared_ptr<ByteBudget>& body_budget() const { return body_budget_; }
 
   std::string progress() const;
   void set_progress(std::string progress);
@@ -70,7 +71,8 @@ class Context {
  private:
   const ServerOptions& options_;
   const std::unique_ptr<TurnStore> turns_;
-  const std::shared_ptr<EventBudget> event_budget_;  // of responses in the background
+  const std::shared_ptr<ByteBudget> event_budget_;  // of responses in the background
+  const std::shared_ptr<ByteBudget> body_budget_;
   const std::unique_ptr<ResponseStore> responses_;
   std::unique_ptr<const ModelServices> owned_services_;
   std::atomic<const ModelServices*> services_{nullptr};

@@ -5,26 +5,13 @@
 
 namespace m2::server {
 
-bool EventBudget::take(size_t bytes) {
-  size_t used = used_.load();
-  do {
-    if (bytes > max_bytes_ - std::min(used, max_bytes_)) return false;
-  } while (!used_.compare_exchange_weak(used, used + bytes));
-  return true;
-}
-
-EventLog::~EventLog() {
-  budget_->give_back(taken_);
-}
-
 void EventLog::append(std::string_view frames) {
   if (frames.empty()) return;
   std::vector<std::function<void()>> wakes;
   {
     std::lock_guard lock(mutex_);
     if (over_ || lost_) return;
-    if (budget_->take(frames.size())) {
-      taken_ += frames.size();
+    if (held_.resize(text_.size() + frames.size())) {
       constexpr std::string_view kEnd = "\n\n";
       for (size_t at = 0; at < frames.size();) {
         starts_.push_back(text_.size() + at);
@@ -44,7 +31,7 @@ void EventLog::lose() {
   lost_ = true;
   text_ = {};
   starts_ = {};
-  budget_->give_back(std::exchange(taken_, 0));
+  (void)held_.resize(0);
 }
 
 void EventLog::end() {

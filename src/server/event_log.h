@@ -1,6 +1,5 @@
 #pragma once
 
-#include <atomic>
 #include <cstddef>
 #include <functional>
 #include <map>
@@ -10,29 +9,15 @@
 #include <string_view>
 #include <vector>
 
+#include "server/byte_budget.h"
+
 namespace m2::server {
-
-// Bytes that all event logs together may hold. Thread-safe.
-class EventBudget {
- public:
-  explicit EventBudget(size_t max_bytes) : max_bytes_(max_bytes) {}
-
-  // False, and nothing taken, if they are not there.
-  bool take(size_t bytes);
-  void give_back(size_t bytes) { used_ -= bytes; }
-  size_t used() const { return used_; }
-
- private:
-  const size_t max_bytes_;
-  std::atomic<size_t> used_{0};
-};
 
 // The server-sent events of one response, numbered from 0, for those who read them again or follow
 // them while they come. One that outgrows the budget forgets what it holds. Thread-safe.
 class EventLog {
  public:
-  explicit EventLog(std::shared_ptr<EventBudget> budget) : budget_(std::move(budget)) {}
-  ~EventLog();
+  explicit EventLog(std::shared_ptr<ByteBudget> budget) : held_(std::move(budget)) {}
 
   // `frames`: whole ones, each of which ends with an empty line.
   void append(std::string_view frames);
@@ -64,12 +49,11 @@ class EventLog {
   void lose();
   std::vector<std::function<void()>> take_waiters();
 
-  const std::shared_ptr<EventBudget> budget_;
   mutable std::mutex mutex_;
   std::string text_;
   std::vector<size_t> starts_;  // of each event in text_
   bool over_ = false, lost_ = false;
-  size_t taken_ = 0;  // of the budget
+  HeldBytes held_;  // for text_
   std::map<int, Waiter> waiters_;
   int last_waiter_ = 0;
 };

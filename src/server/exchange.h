@@ -17,6 +17,8 @@ class Exchange {
   virtual ~Exchange() = default;
 
   virtual HttpRequest& request() = 0;
+  // The request's body is not needed any more: its memory is for others.
+  virtual void release_body() = 0;
   virtual void send(HttpReply reply) = 0;
 
   // 200 and the head of a text/event-stream, with `headers` in it; frames follow. What is written

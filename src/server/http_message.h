@@ -27,6 +27,7 @@ struct HttpRequest {
   std::string tenant;                  // whose API key it came with; empty: all clients are alike
   std::string cors_method, cors_headers;  // Access-Control-Request-Method, -Headers
   HeaderList reply_headers;               // of every reply to it: the echoed X-Request-Id, CORS
+  size_t body_bytes = 0;                  // of the body, which may be gone by then
   size_t reply_bytes = 0;                 // of the reply so far, without its head
   bool keep_alive = true;
   bool http10 = false;  // no chunked replies

@@ -175,6 +175,7 @@ HttpParser::State HttpParser::feed(std::string& input) {
   while (state_ == State::header || state_ == State::body) {
     if (beast.is_done()) {
       request_.body = std::move(beast.get().body());
+      request_.body_bytes = request_.body.size();
       state_ = State::complete;
       break;
     }
@@ -201,7 +202,7 @@ HttpParser::State HttpParser::feed(std::string& input) {
 }
 
 size_t HttpParser::body_bytes() const {
-  return machine_->beast.get().body().size();
+  return state_ == State::complete ? request_.body_bytes : machine_->beast.get().body().size();
 }
 
 }  // namespace m2::server

@@ -67,6 +67,7 @@ class IoLoop : public IoThread, public ConnectionHost {
   void on_sent(std::string_view bytes) override;
   Nanos time() const override { return time_; }
   bool closing() const override;
+  const std::shared_ptr<ByteBudget>& body_budget() const override { return context_.body_budget(); }
   void flush_soon(std::shared_ptr<Connection> connection) override;
 
  private:

@@ -16,6 +16,9 @@ struct Limits {
   size_t max_header_lines = 100;
   size_t max_target = 8 << 10;
   size_t max_body = 16 << 20;
+  // Of all bodies that are being read or wait for their plans, what each has beyond small_body.
+  size_t max_all_bodies = size_t{1} << 30;
+  size_t small_body = 64 << 10;
   size_t max_pipelined = 64 << 10;     // bytes read ahead while a request is answered
   size_t max_send_buffer = 256 << 10;  // a stream's bytes its client has not taken
   size_t max_connections = 16384;

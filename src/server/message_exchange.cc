@@ -13,6 +13,7 @@ class MessageExchange : public Exchange {
   explicit MessageExchange(std::shared_ptr<Exchange> exchange) : exchange_(std::move(exchange)) {}
 
   HttpRequest& request() override { return exchange_->request(); }
+  void release_body() override { exchange_->release_body(); }
 
   void send(HttpReply reply) override {
     if (reply.error) reply.body = api::anthropic_error_json(*reply.error);

@@ -284,7 +284,7 @@ void Router::on_answered(const HttpRequest& request, int status, double seconds)
     const size_t status_class = status < 400 ? 0 : status < 500 ? 1 : 2;
     (*series)->requests[status_class]->add();
     (*series)->duration->observe(seconds);
-    (*series)->request_bytes->observe(static_cast<double>(request.body.size()));
+    (*series)->request_bytes->observe(static_cast<double>(request.body_bytes));
     (*series)->reply_bytes->observe(static_cast<double>(request.reply_bytes));
   }
   const auto& unlogged = context_.options().unlogged_paths;

@@ -330,6 +330,50 @@ class Raw(ServerCase):
             connection.close()
 
 
+class LargeBodies(ServerCase):
+    """What all bodies may hold together, beyond the 64 KiB that each has for itself."""
+
+    CONFIG = {"max_all_bodies": 1 << 20, "max_num_seqs": 1}
+
+    def begin(self, size, sent):
+        connection = self.server.connect()
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+                           b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % size
+                           + b" " * sent)
+        return connection
+
+    def ask(self, size, stream=False):
+        body = json.dumps({"prompt": "script:slow;<fim_middle>", "max_tokens": 20 if stream else 1,
+                           "stream": stream}).encode()
+        connection = self.begin(size, size - len(body))
+        connection.sendall(body)
+        return connection
+
+    def status(self, connection):
+        with connection:
+            return statuses(read_all(connection))
+
+    def until(self, expected, size):
+        found = None
+        for _ in range(100):
+            found = self.status(self.ask(size))
+            if found == expected:
+                break
+            time.sleep(0.05)
+        self.assertEqual(found, expected)
+
+    def test_large_bodies_share_their_room(self):
+        with self.begin(1 << 20, 900 << 10):  # a client that stops in the middle of its body
+            self.until([503], 300 << 10)
+            self.assertEqual(self.status(self.ask(60 << 10)), [200])
+        self.until([200], 300 << 10)
+
+    def test_a_body_that_is_read_leaves_room(self):
+        with self.ask(900 << 10, stream=True) as streaming:
+            self.assertIn(b"data: ", streaming.recv(65536) + streaming.recv(65536))
+            self.assertEqual(self.status(self.ask(900 << 10)), [200])
+
+
 @unittest.skipUnless(shutil.which("openssl"), "needs the openssl command")
 class OverTls(Raw):
     """What frames and parses is the same within TLS; what watches sockets is tested without."""

@@ -66,6 +66,7 @@ server::ServerOptions server_options(const Json& config) {
   set_nanos(config, "keep_alive_idle", limits.keep_alive_idle);
   set_nanos(config, "ping_interval", limits.ping_interval);
   limits.max_body = config.value("max_body", limits.max_body);
+  limits.max_all_bodies = config.value("max_all_bodies", limits.max_all_bodies);
   limits.max_responses = config.value("max_responses", limits.max_responses);
   limits.max_event_bytes = config.value("max_event_bytes", limits.max_event_bytes);
   limits.max_turns = config.value("max_turns", limits.max_turns);

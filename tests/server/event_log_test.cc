@@ -13,8 +13,8 @@ std::string frame(int number) {
          "\n\n";
 }
 
-std::shared_ptr<EventBudget> budget(size_t bytes = 1 << 20) {
-  return std::make_shared<EventBudget>(bytes);
+std::shared_ptr<ByteBudget> budget(size_t bytes = 1 << 20) {
+  return std::make_shared<ByteBudget>(bytes);
 }
 
 TEST(EventLog, AnyPieceSizeFromAnyEventGivesTheRest) {

@@ -127,7 +127,7 @@ TEST(ResponseStore, AResponseIsItsTenantsAlone) {
 TEST(ResponseStore, EventsCount) {
   ResponseStore store(8, 1 << 20);
   StoredResponse stored = response(10);
-  stored.events = std::make_shared<EventLog>(std::make_shared<EventBudget>(1 << 20));
+  stored.events = std::make_shared<EventLog>(std::make_shared<ByteBudget>(1 << 20));
   stored.events->append(std::string(5000, 'y'));
   store.put("a", std::move(stored));
   EXPECT_GE(store.bytes(), 5'000u);
