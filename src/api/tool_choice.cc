@@ -32,12 +32,16 @@ Result<ToolChoice> allowed_tools_choice(const Json& allowed, const Json& tools,
   const Json list = allowed.value("tools", Json());
   if (!list.is_array())
     return invalid("tool_choice: tools of allowed_tools should be a valid list");
+  // Both lists may be as long as a body holds.
+  std::set<std::string_view> offered;
+  for (const Json& tool : tools)
+    offered.insert(tool["function"]["name"].get_ref<const std::string&>());
   std::set<std::string> names;
   for (const Json& tool : list) {
     if (!tool.is_object()) return invalid("tool_choice: each tool allowed should be an object");
     const std::string name = name_of(tool);
     if (name.empty()) continue;
-    if (!has_tool(tools, name))
+    if (!offered.contains(name))
       return invalid(
           "The tool specified in `tool_choice` does not match any of the specified `tools`");
     names.insert(name);

@@ -3,6 +3,8 @@
 
 #include "api/openai_chat.h"
 #include "api/openai_completions.h"
+#include "base/clock.h"
+#include "tests/time_factor.h"
 
 namespace m2::api {
 namespace {
@@ -105,6 +107,23 @@ TEST(CompletionRequest, PromptForms) {
   EXPECT_EQ(count("[]"), 0u);
   EXPECT_EQ(count("{}"), 0u);
   EXPECT_EQ(count("\"\""), 0u);
+}
+
+// As many tools as a body holds, the last of them allowed again and again: looking each up among
+// all of them took a quarter of an hour.
+TEST(ChatRequest, AllowedToolsTakeTimeByTheirNumberAlone) {
+  Json tools = Json::array(), allowed = Json::array();
+  for (int i = 0; i < 30'000; ++i)
+    tools.push_back({{"type", "function"}, {"function", {{"name", fmt::format("f{}", i)}}}});
+  for (int i = 0; i < 30'000; ++i) allowed.push_back(tools.back());
+  const Json choice{{"type", "allowed_tools"},
+                    {"allowed_tools", {{"mode", "auto"}, {"tools", std::move(allowed)}}}};
+  const Nanos start = SteadyClock().now();
+  const auto request =
+      chat(R"(,"tools":)" + to_text(tools) + R"(,"tool_choice":)" + to_text(choice));
+  EXPECT_LT(seconds(SteadyClock().now() - start), 5 * kTimeFactor);
+  ASSERT_TRUE(request.ok()) << request.error().text;
+  EXPECT_EQ(request->tool_choice.allowed, std::set<std::string>{"f29999"});
 }
 
 }  // namespace
