@@ -115,7 +115,8 @@ int64_t product_of_counts(std::string_view structure) {
   int64_t product = 1;
   for (size_t at = structure.find('{'); at != std::string::npos; at = structure.find('{', at + 1)) {
     int64_t count = 0, largest = 1;
-    for (size_t i = at + 1; i < structure.size() && structure[i] != '}'; ++i) {
+    const size_t end = std::min(structure.find_first_of("{}", at + 1), structure.size());
+    for (size_t i = at + 1; i < end; ++i) {
       const char c = structure[i];
       count = c >= '0' && c <= '9' ? std::min<int64_t>(count * 10 + (c - '0'), 1'000'000) : 0;
       largest = std::max(largest, count);

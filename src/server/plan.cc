@@ -202,7 +202,8 @@ Result<void> check_fan_out(const api::CompletionRequest& request, const Limits& 
   if (request.has_suffix)
     return Error{Code::invalid_argument, "suffix is not currently supported", "suffix"};
   const auto prompts = static_cast<int64_t>(request.prompts.size());
-  if (prompts > limits.max_sequences ||
+  // Each alone first: their product need not be a number.
+  if (prompts > limits.max_sequences || request.n > limits.max_sequences ||
       prompts * std::max<int64_t>(request.n, 1) > limits.max_sequences)
     return Error{
         Code::invalid_argument,

@@ -326,6 +326,7 @@ class Costly(ServerCase):
 
     def test_costly_requests_are_refused_quickly(self):
         for path, body in ((TEXT, {"prompt": "a", "n": 10**9}),
+                           (TEXT, {"prompt": ["a"] * 4, "n": 2**62}),  # together no int64
                            (TEXT, {"prompt": ["a"] * 200_000}),
                            (TEXT, {"prompt": "a", "bad_words": ["x"] * 100_000}),
                            (TEXT, {"prompt": "a", "stop": ["x"] * 100_000}),
