@@ -550,9 +550,13 @@ void RankModels::watch_devices(const std::stop_token& stop, Nanos deadline) {
   }
 }
 
-Result<void> RankModels::wait() {
+void RankModels::join_followers() {
   for (const auto& rank : ranks_)
     if (rank->follower.joinable()) rank->follower.join();
+}
+
+Result<void> RankModels::wait() {
+  join_followers();
   for (const auto& rank : ranks_) M2_TRY_VOID(rank->ended);
   return {};
 }

@@ -79,6 +79,9 @@ class RankModels {
   // `world` outlives this. The first local rank computes on `device`, the others on those that
   // follow.
   RankModels(const Spread& spread, const World& world, Device device, int threads);
+  // Waits for the ranks that follow: what one of them may give up, and what their devices write to,
+  // belongs to all.
+  ~RankModels() { join_followers(); }
 
   // Ranks on devices find each other; before build(). Both end with an error, or end the process,
   // if a rank does not come (app/start_watch.h).
@@ -148,6 +151,7 @@ class RankModels {
   Result<void> add_seats();
   std::vector<parallel::Comm*> groups() const;
   void start_bell();
+  void join_followers();
   Result<void> serve_rank(Rank& rank);
   void watch_devices(const std::stop_token& stop, Nanos deadline);
 

@@ -117,5 +117,26 @@ TEST(RankModels, ASlowProcessIsWaitedFor) {
   EXPECT_TRUE(built.ok()) << built.error().text;
 }
 
+// A follower that loses its engine gives all groups of the process up. The ranks they belong to
+// must still be there, in a process that ends at the same time, too.
+TEST(RankModels, EndWhileTheirRanksAreLost) {
+  parallel::Topology shape;
+  shape.tensor_size = 6;
+  const int port = parallel::free_port();
+  const auto live_and_end = [&](int64_t process) {
+    Spread spread = half(process, port, shape, 60 * kSecond);
+    spread.share = {process * 3, 3};
+    const World world = meet(spread);
+    RankModels ranks(spread, world, Device{}, 1);
+    const Result<void> built = build(ranks, weights_of);
+    EXPECT_TRUE(built.ok()) << built.error().text;
+    ranks.start(kSecond / 10);
+    // Nobody schedules: the other process's followers wait in vain, and this one's are let go.
+    if (process == 0) ranks.abort_all({Code::unavailable, "enough", {}});
+  };
+  std::jthread other([&] { live_and_end(1); });
+  live_and_end(0);
+}
+
 }  // namespace
 }  // namespace m2::app
