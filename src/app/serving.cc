@@ -70,7 +70,11 @@ Result<std::unique_ptr<Serving>> Serving::start(const std::string& model, const 
 }
 
 Serving::~Serving() {
-  if (server_) server_->stop();
+  // Its threads ask the engines to the last.
+  if (server_) {
+    server_->stop();
+    server_->wait();
+  }
   for (std::jthread& thread : engine_threads_) thread.request_stop();
   for (std::jthread& thread : engine_threads_) thread.join();
   if (ranks_) ranks_->stop_listening();
