@@ -251,9 +251,20 @@ class TcpWire : public Wire {
     }
   }
 
+  // A process that is lost takes others along, and which of them is met first is chance: all are
+  // named.
   Error gone(size_t p, const Call& call) const {
-    return fail(Code::unavailable, "{} is gone: its connection ended during {}", peers_[p].name,
-                describe(call));
+    std::string others;
+    for (size_t q = 0; q < peers_.size(); ++q)
+      if (q != p && peers_[q].socket && has_ended(*peers_[q].socket))
+        others += (others.empty() ? "; so is " : ", ") + peers_[q].name;
+    return fail(Code::unavailable, "{} is gone: its connection ended during {}{}", peers_[p].name,
+                describe(call), others);
+  }
+
+  static bool has_ended(const TcpMesh::Socket& socket) {
+    pollfd one{socket.fd(), POLLRDHUP, 0};
+    return ::poll(&one, 1, 0) > 0;
   }
 
   Error late(const Call& call, Nanos deadline) const {

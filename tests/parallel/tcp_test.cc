@@ -133,6 +133,20 @@ TEST(TcpComm, SaysWhoIsGone) {
             "process 1 (127.0.0.1) is gone: its connection ended during all_reduce 1");
 }
 
+TEST(TcpComm, SaysWhoElseIsGone) {
+  Ranks ranks = ranks_of(4, 4);
+  for (const size_t lost : {1, 3}) {
+    ranks.meshes[lost] = Error{Code::internal, "closed", {}};
+    ranks.ranks[lost].tensor.reset();
+  }
+  Comm& left = *ranks.ranks[0].tensor;
+  left.set_deadline(10 * kSecond);
+  left.barrier(host());
+  EXPECT_EQ(left.status().error().text,
+            "process 1 (127.0.0.1) is gone: its connection ended during barrier 1; so is process 3 "
+            "(127.0.0.1)");
+}
+
 TEST(TcpComm, SaysWhoDoesNotAnswerAndInWhat) {
   Ranks ranks = ranks_of(2, 2);
   Comm& comm = *ranks.ranks[0].tensor;
