@@ -81,8 +81,10 @@ TEST(DeviceOptions, ModesThatWereAskedForAreExplained) {
     return choose_graphs(parse(std::move(words)), 4, 8192)->note;
   };
   for (const char* word : {"-cc.cudagraph_mode=piecewise", "-O1"})
-    EXPECT_EQ(note({word}),
-              "cudagraph_mode PIECEWISE: every step is launched kernel by kernel, without graphs");
+    EXPECT_EQ(
+        note({word}),
+        "cudagraph_mode PIECEWISE: every step is launched kernel by kernel, without graphs; by "
+        "default decoding steps are recorded whole, which is faster");
   EXPECT_EQ(note({"-cc.cudagraph_mode=FULL"}),
             "cudagraph_mode FULL: decoding steps are recorded whole; steps with prompts are "
             "launched kernel by kernel");
