@@ -596,7 +596,7 @@ Json reasoning_text(std::string_view text) {
 }  // namespace
 
 void ResponseWriter::open(Kind kind, Json item, std::string* out) {
-  close(out);
+  close("completed", out);
   kind_ = kind;
   item_ = std::move(item);
   item_id_ = item_["id"];
@@ -605,7 +605,7 @@ void ResponseWriter::open(Kind kind, Json item, std::string* out) {
   item_event("response.output_item.added", item_, out);
 }
 
-void ResponseWriter::close(std::string* out) {
+void ResponseWriter::close(std::string_view status, std::string* out) {
   switch (kind_) {
     case Kind::none:
       return;
@@ -634,7 +634,7 @@ void ResponseWriter::close(std::string* out) {
       break;
   }
   kind_ = Kind::none;
-  item_["status"] = "completed";
+  item_["status"] = status;
   item_event("response.output_item.done", item_, out);
   output_.push_back(std::move(item_));
 }
@@ -706,7 +706,7 @@ void ResponseWriter::arguments(std::string_view text, std::string* out) {
 
 void ResponseWriter::finish(ResponseState state, bool drop_call, std::string* out) {
   if (drop_call && (kind_ == Kind::call || kind_ == Kind::custom_call)) kind_ = Kind::none;
-  close(out);
+  close(state.status == "completed" ? "completed" : "incomplete", out);
   state_event("response." + state.status, state, out);
 }
 
@@ -720,6 +720,7 @@ Json usage_json(const ResponseUsage& usage) {
   Json out;
   out["input_tokens"] = usage.input_tokens;
   out["input_tokens_details"] = {{"cached_tokens", usage.cached_tokens},
+                                 {"cache_write_tokens", 0},  // as OpenAI bills them: nothing is
                                  {"input_tokens_per_turn", Json::array()},
                                  {"cached_tokens_per_turn", Json::array()}};
   out["output_tokens"] = usage.output_tokens;

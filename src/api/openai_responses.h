@@ -115,7 +115,8 @@ class ResponseWriter {
 
   void input(std::string_view text, std::string* out);
   void open(Kind kind, Json item, std::string* out);
-  void close(std::string* out);
+  // `status`: completed or incomplete, the item's.
+  void close(std::string_view status, std::string* out);
   void begin_event(std::string_view type, std::string& out);
   void item_event(std::string_view type, const Json& item, std::string* out);
   void part_event(std::string_view type, const Json& part, std::string* out);

@@ -89,7 +89,25 @@ TEST(ResponseWriter, ACallThatWasCutOffIsLeftUnclosed) {
   EXPECT_NE(out.find("event: response.incomplete\n"), std::string::npos);
   const auto response = parse_json(w.to_json(state));
   EXPECT_EQ((*response)["output"].size(), 1u);
+  EXPECT_EQ((*response)["output"][0]["status"], "completed") << "what stood before the call";
   EXPECT_EQ((*response)["incomplete_details"]["reason"], "max_output_tokens");
+}
+
+TEST(ResponseWriter, AnItemThatWasCutOffIsIncomplete) {
+  for (const auto& [status, item] :
+       {std::pair("completed", "completed"), std::pair("incomplete", "incomplete"),
+        std::pair("failed", "incomplete"), std::pair("cancelled", "incomplete")}) {
+    ResponseWriter w = writer();
+    std::string out;
+    w.reasoning("r", &out);
+    w.content("half of a sent", "", &out);
+    ResponseState state;
+    state.status = status;
+    w.finish(state, false, &out);
+    const auto response = parse_json(w.to_json(state));
+    EXPECT_EQ((*response)["output"][0]["status"], "completed") << status;
+    EXPECT_EQ((*response)["output"][1]["status"], item) << status;
+  }
 }
 
 TEST(ResponseWriter, FailureNamesTheError) {

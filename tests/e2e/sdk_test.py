@@ -363,6 +363,8 @@ class Responses(ServerCase):
         reply = self.create("long", max_output_tokens=5)
         self.assertEqual((reply.status, reply.incomplete_details.reason),
                          ("incomplete", "max_output_tokens"))
+        self.assertEqual(reply.output[-1].status, "incomplete")
+        self.assertEqual(reply.usage.input_tokens_details.cache_write_tokens, 0)
 
     def test_logprobs_are_those_of_the_text(self):
         reply = self.create("hello", include=["message.output_text.logprobs"], top_logprobs=2)
