@@ -427,7 +427,8 @@ Json usage_json(const MessageUsage& usage) {
   return {{"input_tokens", usage.prompt_tokens - usage.cached_tokens},
           {"cache_creation_input_tokens", 0},
           {"cache_read_input_tokens", usage.cached_tokens},
-          {"output_tokens", usage.output_tokens}};
+          {"output_tokens", usage.output_tokens},
+          {"output_tokens_details", {{"thinking_tokens", usage.thinking_tokens}}}};
 }
 
 Json message_json(const std::string& id, const std::string& model, Json content,

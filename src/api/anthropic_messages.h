@@ -40,6 +40,7 @@ std::string count_tokens_json(int64_t input_tokens);
 
 struct MessageUsage {
   int64_t prompt_tokens = 0, cached_tokens = 0, output_tokens = 0;
+  int64_t thinking_tokens = 0;  // of the output
 };
 
 // Why a message ended.

@@ -23,7 +23,9 @@ class MessageAnswer : public Answer {
   void step(size_t, const Step& step, std::string& out) override {
     std::string* listener = setup_.stream ? &out : nullptr;
     if (step.token >= 0) counts_.add_output(0);
-    for (const OutputDelta& delta : turn_.read(step)) write(delta, listener);
+    const std::vector<OutputDelta>& deltas = turn_.read(step);
+    if (step.token >= 0 && turn_.in_reasoning()) counts_.add_reasoning();
+    for (const OutputDelta& delta : deltas) write(delta, listener);
     if (!step.finish) return;
     stop_ = stop_of(*step.finish);
     writer_.finish(stop_, usage(), turn_.call_was_cut(), listener);
@@ -66,8 +68,9 @@ class MessageAnswer : public Answer {
   }
 
   api::MessageUsage usage() const {
-    const api::Usage usage = counts_.total(false);
-    return {usage.prompt_tokens, usage.cached_tokens.value_or(0), usage.completion_tokens};
+    const api::Usage usage = counts_.total(true);
+    return {usage.prompt_tokens, usage.cached_tokens.value_or(0), usage.completion_tokens,
+            usage.reasoning_tokens.value_or(0)};
   }
 
   const AnswerSetup setup_;

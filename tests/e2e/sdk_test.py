@@ -428,6 +428,11 @@ class Anthropic(ServerCase):
         self.assertEqual(reply.content[0].thinking, "A greeting is due.")
         self.assertTrue(reply.content[0].signature)
         self.assertEqual((reply.content[1].text, reply.stop_reason), (HELLO, "end_turn"))
+        _, chat = self.server.post("/v1/chat/completions", {"messages": [user("hello")]},
+                                   headers={"Authorization": "Bearer secret"})
+        thought = chat["usage"]["completion_tokens_details"]["reasoning_tokens"]
+        self.assertGreater(thought, 0)
+        self.assertEqual(reply.usage.output_tokens_details.thinking_tokens, thought)
         self.assertTrue(reply._request_id.startswith("req_"))
 
     def test_models(self):
