@@ -1412,7 +1412,7 @@ void expect_shared_out(std::mt19937& random, const ops::HeadShape& heads, DType 
   std::iota(order.begin(), order.end(), 0);
   std::shuffle(order.begin(), order.end(), random);
   // A step of all stretches, as sequences over the same pages; outputs in their order.
-  const auto run = [&](const std::vector<Stretch>& some) {
+  const auto run = [&](const std::vector<Stretch>& some, bool widens) {
     std::vector<Sequence> sequences;
     Numbers queries{DType::bf16, {}, {}};
     for (const auto& [begin, end] : some) {
@@ -1430,12 +1430,16 @@ void expect_shared_out(std::mt19937& random, const ops::HeadShape& heads, DType 
                                            std::nanf(""));
     copy_to_device(gpu(), gpu().workspace, poison.data(), gpu().workspace_bytes);
     const OnGpu q_gpu(queries, {step.starts.back(), width});
-    return step.attend(gpu(), q_gpu.tensor(), {k, v, scale, scale}, heads, 0,
-                       static_cast<int64_t>(some.size()));
+    const auto count = static_cast<int64_t>(some.size());
+    Exec exec = gpu();
+    if (!widens)
+      exec.workspace_bytes = cuda::attention_workspace_bytes(count, step.most * 16, heads) + 1024;
+    return step.attend(exec, q_gpu.tensor(), {k, v, scale, scale}, heads, 0, count);
   };
   std::vector<std::vector<uint8_t>> rows(static_cast<size_t>(tokens));
-  const auto check = [&](const std::vector<Stretch>& some, const std::string& what) {
-    const std::vector<uint8_t> out = run(some);
+  const auto check = [&](const std::vector<Stretch>& some, const std::string& what,
+                         bool widens = true) {
+    const std::vector<uint8_t> out = run(some, widens);
     auto from = out.begin();
     for (const auto& [begin, end] : some)
       for (int32_t position = begin; position < end; ++position, from += width * 2) {
@@ -1446,7 +1450,10 @@ void expect_shared_out(std::mt19937& random, const ops::HeadShape& heads, DType 
                               << " to " << end << ", " << heads.q_heads << " heads";
       }
   };
-  for (const Stretch& one : stretches) check({one}, "alone");
+  for (const Stretch& one : stretches) {
+    check({one}, "alone");
+    if (cache_dtype == DType::f8_e4m3) check({one}, "alone, widened by each block", false);
+  }
   check(stretches, "together");
   std::vector<Stretch> many;  // so many tiles of queries that each block has whole contexts
   for (int64_t count = 0; count < 30000;)

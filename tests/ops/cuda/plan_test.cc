@@ -407,9 +407,9 @@ TEST(AttentionPlan, LongPromptsOverF8AreWidenedWhereThereIsRoom) {
   EXPECT_FALSE(plan_attention(shape).widens_all);
   shape.workspace_bytes = 0;
   EXPECT_EQ(plan_attention(shape).widened_tiles, 0);
-  // Short prompts, and other caches.
+  // Few tokens, decoded ones alone, and other caches.
   shape.workspace_bytes = int64_t{1} << 30;
-  shape.tokens = kLeastWidened + shape.sequences - 1;
+  shape.tokens = shape.sequences + 1;
   EXPECT_EQ(plan_attention(shape).widened_tiles, 3 * 64);
   shape.tokens -= 1;
   EXPECT_EQ(plan_attention(shape).widened_tiles, 0);
@@ -539,7 +539,8 @@ TEST(AttentionPlan, ChoosesKernelsAndParts) {
   EXPECT_TRUE(plan_attention(shape).decode);
   EXPECT_EQ(describe(plan_attention(shape)), "decode in up to 1 parts, prefill in tiles");
   shape.cache = DType::f8_e4m3;
-  EXPECT_EQ(describe(plan_attention(shape)), "decode in up to 1 parts, prefill in tiles");
+  EXPECT_EQ(describe(plan_attention(shape)),
+            "decode in up to 1 parts, prefill in tiles, up to 1 of keys widened before");
   shape.compute_major = 8;
   EXPECT_EQ(describe(plan_attention(shape)), "any");
   shape.cache = DType::bf16;

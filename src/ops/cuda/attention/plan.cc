@@ -77,13 +77,13 @@ void place_parts(const AttentionShape& shape, AttentionPlan& plan) {
   // Where there are many tiles of queries anyway, the GPU is not asked.
   constexpr int kRounds = 4;
   const int64_t tiles = (shape.tokens - shape.sequences) / 128;
-  plan.shares_parts = tiles * shape.q_heads < int64_t{kRounds} * kPartBlocks;
+  plan.shares_parts = tiles * shape.q_heads < int64_t{kRounds} * kPartBlocks &&
+                      plan.part_levels < kMostRunLevels;
 }
 
-// Room for widened contexts, where a step may have prompts long enough.
+// Room for widened contexts.
 void place_widened(const AttentionShape& shape, AttentionPlan& plan) {
   if (!plan.tiles || shape.cache == DType::bf16) return;
-  if (shape.tokens - shape.sequences + 1 < kLeastWidened) return;
   constexpr int64_t kKeys = 128;
   if (plan.part_levels > 0)
     plan.places_at = up(plan.parts_at + prompt_workspace_bytes(shape.max_context, shape.kv_heads));

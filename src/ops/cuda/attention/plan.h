@@ -48,14 +48,12 @@ struct AttentionPlan {
 // result does not depend on the batch: into parts of at least some pages, few enough for one block
 // each of two a multiprocessor.
 constexpr int kPage = 16;
-// A prompt's tokens in this step from which on its context is widened beforehand: two tiles of
-// queries of each q head would else do it for themselves.
-constexpr int kLeastWidened = 256;
 // Bytes of sums of a part: of 128 queries of a q head 128 numbers, the largest logit and a total,
 // the latter two in all lanes of a row.
 constexpr int kSumBytes = (128 + 8) * 128 * 4;
 // Blocks that keep sums of parts, one a multiprocessor, and the most sums that are shared.
 constexpr int kPartBlocks = 132, kMostRuns = 640;
+constexpr int kMostRunLevels = 7;  // a context's shared sums are fewer than 2^7
 constexpr int kMostSplits = 256;  // by one KV head
 // Sequences times KV heads of a step whose parts can be counted.
 constexpr int kMostJoins = 8192;

@@ -92,7 +92,7 @@ __device__ __forceinline__ uint32_t pack(float low, float high) {
   }
 }
 
-// Where contexts of long prompts over FP8 stand widened to f16, which each of their tiles of
+// Where contexts of prompts over FP8 stand widened to f16, which each of their tiles of
 // queries would else do for itself: tiles of 128 keys, [capacity, kv_heads, 128, 128], and of
 // values. places [sequences]: the sequence's first tile there, or -1.
 struct Widened {
@@ -896,7 +896,7 @@ __global__ void __launch_bounds__(tiled::kThreads, 1)
 constexpr int kRunJoinThreads = 512;
 __global__ void __launch_bounds__(kRunJoinThreads)
     join_runs(AttentionArgs args, tiled::Attended of, tiled::Parts parts) {
-  constexpr int kAtOnce = 4, kMostLevels = 7;
+  constexpr int kAtOnce = 4;
   constexpr int kTotals = (tiled::Parts::kSumVectors - 1) * tiled::kConsumers;
   __shared__ float most_of[kRunJoinThreads / kWarp][16];
   wait_for_previous();
@@ -916,7 +916,7 @@ __global__ void __launch_bounds__(kRunJoinThreads)
     const int at = warp * kWarp + lane;
     struct Sums {
       float4 out, totals;
-    } kept[kMostLevels];
+    } kept[kMostRunLevels];
     const auto merge = [&](const Sums& before, Sums& sums) {
       const tiled::Shares low = tiled::merge_totals(before.totals.x, before.totals.z, sums.totals.x,
                                                     sums.totals.z, scale);
@@ -938,7 +938,7 @@ __global__ void __launch_bounds__(kRunJoinThreads)
         if (begin + i >= runs) break;
         bool carries = true;
 #pragma unroll
-        for (int level = 0; level < kMostLevels; ++level) {
+        for (int level = 0; level < kMostRunLevels; ++level) {
           if (!carries) continue;
           carries = (begin + i) >> level & 1;
           if (carries)
@@ -951,7 +951,7 @@ __global__ void __launch_bounds__(kRunJoinThreads)
     Sums sums;
     bool any = false;
 #pragma unroll
-    for (int level = 0; level < kMostLevels; ++level) {
+    for (int level = 0; level < kMostRunLevels; ++level) {
       if ((runs >> level & 1) == 0) continue;
       if (any)
         merge(kept[level], sums);
@@ -995,9 +995,9 @@ __global__ void __launch_bounds__(kRunJoinThreads)
   }
 }
 
-// Widens the contexts of sequences of kLeastWidened tokens and more, as many as there is room for,
-// one behind the other; zeros up to whole tiles. A warp a page of a KV head's keys, or values, at a
-// time. Bytes: context * kv_heads * 128 * 2 read, twice as many written. Bound: bandwidth.
+// Widens the contexts of sequences of several tokens, as many as there is room for, one behind the
+// other; zeros up to whole tiles. A warp a page of a KV head's keys, or values, at a time. Bytes:
+// context * kv_heads * 128 * 2 read, twice as many written. Bound: bandwidth.
 constexpr int kWidenThreads = 256;
 __global__ void __launch_bounds__(kWidenThreads)
     widen_contexts(AttentionArgs args, tiled::Widened to) {
@@ -1013,8 +1013,7 @@ __global__ void __launch_bounds__(kWidenThreads)
     if (group + lane < args.sequences) {
       const int32_t* starts = args.query_starts + group + lane;
       context = args.context_lens[group + lane];
-      if (starts[1] - starts[0] >= kLeastWidened)
-        tiles = (context + tiled::kKeys - 1) / tiled::kKeys;
+      if (starts[1] - starts[0] > 1) tiles = (context + tiled::kKeys - 1) / tiled::kKeys;
     }
     int end = tiles;
 #pragma unroll
