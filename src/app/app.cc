@@ -38,7 +38,9 @@ using Words = std::vector<std::string>;
 
 // clang-format off
 constexpr Option kChatOptions[] = {
+  {"url", "", "request", text, "", "The server, as vllm chat takes it."},
   {"model", "", "request", text, "", "Name of the model; the server's first one if not given."},
+  {"model-name", "", "request", text, "", "The same, as vllm chat takes it."},
   {"api-key", "", "request", text, "", "Key for the server (else $OPENAI_API_KEY)."},
   {"max-tokens", "", "request", integer, "", "Longest answer."},
   {"temperature", "", "request", number, "", "Sampling temperature; 0 is greedy."},
@@ -118,9 +120,10 @@ Result<void> serve(const Words& words) {
 
 Result<void> chat(const Words& words) {
   M2_TRY(const Values values, parse_command_line(kChat, words, environment_variable));
-  if (values.positionals().size() > 1)
+  if (values.positionals().size() + values.given("url") > 1)
     return fail(Code::invalid_argument, "usage: m2 chat [URL-or-MODEL] (see m2 chat --help)");
-  const std::string asked = values.positionals().empty() ? "" : values.positionals()[0];
+  const std::string asked =
+      values.positionals().empty() ? values.text("url") : values.positionals()[0];
   if (asked.empty()) std::fprintf(stderr, "m2: no model was given; this is %s\n", kMicroName);
   M2_TRY(const Values serve_values,
          parse_command_line(serve_command(), with_private_server({"--served-model-name", "chat"}),
@@ -129,7 +132,7 @@ Result<void> chat(const Words& words) {
   M2_TRY(const ServerToAsk server, server_to_ask(asked, serve_values));
   const std::string key = values.text("api-key");
   const HttpClient client(server.url, key.empty() ? client_api_key() : key);
-  std::string model = values.text("model");
+  std::string model = values.text(values.given("model-name") ? "model-name" : "model");
   if (model.empty()) {
     M2_TRY(model, first_model(client));
   }

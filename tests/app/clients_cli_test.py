@@ -87,6 +87,13 @@ class OddServers(unittest.TestCase):
             self.assertEqual(done.returncode, 1)
             self.assertIn("the server names no model; give one with --model", done.stderr)
 
+    def test_chat_takes_vllms_words(self):
+        url = self.stub({"data": [{"id": None}]})
+        self.assertEqual(self.run_m2("chat", "--url", url + "/v1", "--model-name", "m").returncode, 0)
+        for words in (("--url", url), (url,)):
+            self.assertIn("the server names no model", self.run_m2("chat", *words).stderr)
+        self.assertIn("usage: m2 chat", self.run_m2("chat", url, "--url", url).stderr)
+
 
 if __name__ == "__main__":
     unittest.main(argv=sys.argv[:1] + sys.argv[2:])
