@@ -99,6 +99,19 @@ class Guide(unittest.TestCase):
                 self.assertIn("VLLM_USE_FLASHINFER_MOE_FP8 has no effect here", done.stderr)
 
 
+class Documents(unittest.TestCase):
+    def test_flags_that_documents_name_are_there(self):
+        known = {name: set(re.findall(r"^  --([a-z0-9-]+)", m2(*name.split(), "--help=all").stdout, re.M))
+                 for name in ("serve", "plan")}
+        for page in ("docs/from-vllm.md", "docs/api.md"):
+            with open(os.path.join(SOURCE, page)) as file:
+                named = set(re.findall(r"--((?:no-)?[a-z][a-z0-9-]+)", file.read()))
+            self.assertGreater(len(named), 5, page)
+            for name in named:
+                self.assertTrue(any({name, name.removeprefix("no-")} & options
+                                    for options in known.values()), f"{page}: --{name}")
+
+
 class Completion(unittest.TestCase):
     def script(self, shell):
         done = m2("completion", shell)
