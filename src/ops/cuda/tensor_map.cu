@@ -51,6 +51,13 @@ CUtensorMap double_map(const void* data, int64_t rows, int64_t columns, int64_t 
   return encode(data, 3, sizes, strides, box);
 }
 
+CUtensorMap halves_map(const void* data, int64_t experts, int64_t rows, int64_t columns) {
+  const cuuint64_t sizes[3] = {size(columns), size(rows), size(experts * 2)};
+  const cuuint64_t strides[2] = {size(columns), size(rows * columns)};
+  const cuuint32_t box[3] = {kTileStep, kTileHalf / 2, 2};
+  return encode(data, 3, sizes, strides, box);
+}
+
 CUtensorMap paired_rows_map(const void* data, int64_t experts, int64_t rows, int64_t columns,
                             int box_rows, int boxes) {
   const cuuint64_t sizes[5] = {kTileStep, 8, 2, size(experts * 2 * rows / 8),

@@ -15,7 +15,9 @@
 // 14 bits. Two blocks of a cluster copy what they have in common into both.
 // What bounds it: between one product's end and the next one's start a warpgroup must do little
 // (64 additions a thread and as few other instructions as can be), since only the other warpgroup
-// multiplies meanwhile; and L2, which gives 48 KB for 8.4 MFLOP, or 32 KB where weights are shared.
+// multiplies meanwhile; the producer warp, which has some 1,300 cycles a step (few copies, of
+// addresses that are known to be uniform); and L2, which gives 48 KB for 8.4 MFLOP, or 32 KB where
+// weights are shared.
 namespace m2::ops::cuda {
 
 constexpr int kTileTokens = 128, kTileStep = 128;
@@ -23,8 +25,9 @@ constexpr int kTileHalf = 128;  // weight rows a warpgroup multiplies at once
 constexpr int kTileBox = 64;    // rows of a copy
 constexpr int kTileBoxBytes = kTileBox * kTileStep;
 constexpr int kTileMaxStages = 6;
-constexpr int kTileFew = 32;    // tokens up to which the sides are exchanged
-constexpr int kTilePlaces = 8;  // more tiles than stages, so that the oldest has been read
+constexpr int kTileFew = 32;     // tokens up to which the sides are exchanged
+constexpr int kTilePlaces = 16;  // more tiles than stages and those told ahead, so that the oldest
+                                 // has been read
 constexpr int kTileConsumers = 256;
 constexpr int kTileThreads = kTileConsumers + 128;
 // Dynamic shared memory, from a 1024-byte border on: the ring; of each stage the scales of one or
@@ -146,6 +149,18 @@ __device__ __forceinline__ void tensor_copy_to_all(uint32_t to, const CUtensorMa
       : "memory");
 #endif
 }
+__device__ __forceinline__ void tensor_copy_3d_to_all(uint32_t to, const CUtensorMap* map, int c0,
+                                                      int c1, int c2, uint64_t* barrier,
+                                                      int blocks) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(to),
+      "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(shared_address(barrier)),
+      "h"(static_cast<uint16_t>(blocks))
+      : "memory");
+#endif
+}
 __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
@@ -209,6 +224,15 @@ struct TilePlace {
   TileShare share = TileShare::nothing;
 };
 
+// What all lanes have alike, known to be so (alike()).
+__device__ __forceinline__ TilePlace alike(const TilePlace& place) {
+  const auto of = [](int value) { return __shfl_sync(~0u, value, 0); };
+  return {of(place.token),     of(place.tokens),
+          of(place.upper_row), of(place.lower_row),
+          of(place.halves),    of(place.unit),
+          of(place.matrix),    static_cast<TileShare>(of(static_cast<int>(place.share)))};
+}
+
 // `barrier`: of any block of the cluster.
 __device__ __forceinline__ void arrive_in_cluster(uint32_t barrier) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -235,46 +259,42 @@ __device__ __forceinline__ float2 shared_float2(uint32_t address) {
 
 // Tiles in the order in which clusters become free, so that those which share weights run at about
 // the same time however long they take: who began together would soon be many tiles apart, and L2
-// holds what memory gives in 10 us. The cluster's first block takes the next number and tells both,
-// one tile ahead.
+// holds what memory gives in 10 us. The cluster's first block takes numbers two tiles ahead and
+// tells both: a number that is waited for, or told by a release of the cluster's, which is a fence
+// of all memory, would cost as much as copies of a step.
 struct ClusterQueue {
   int tile[kTilePlaces];
   uint64_t told[kTilePlaces];
 
   __device__ __forceinline__ void init() {
-    for (int i = 0; i < kTilePlaces; ++i) barrier_init(&told[i], 1);
+    for (uint64_t& barrier : told) {
+      barrier_init(&barrier, 1);
+      barrier_expect(&barrier, 4);
+    }
   }
   // By one thread of the first block.
   template <int kBlocks>
-  __device__ __forceinline__ void take(int* next, int count) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    const int number = atomicAdd(next, 1) * kBlocks, at = count % kTilePlaces;
+  __device__ __forceinline__ void tell(int number, int count) {
+    const int at = count % kTilePlaces;
 #pragma unroll
     for (int rank = 0; rank < kBlocks; ++rank) {
-      asm volatile("st.shared::cluster.s32 [%0], %1;" ::"r"(
-                       address_in_block(shared_address(&tile[at]), rank)),
-                   "r"(number + rank)
-                   : "memory");
-      asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(
-                       address_in_block(shared_address(&told[at]), rank))
-                   : "memory");
-    }
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+      asm volatile(
+          "st.async.shared::cluster.mbarrier::complete_tx::bytes.s32 [%0], %1, [%2];" ::"r"(
+              address_in_block(shared_address(&tile[at]), rank)),
+          "r"(number * kBlocks + rank), "r"(address_in_block(shared_address(&told[at]), rank))
+          : "memory");
 #endif
+    }
   }
   __device__ __forceinline__ int wait(int count) {
     const int at = count % kTilePlaces;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile(
-        "{\n"
-        ".reg .pred done;\n"
-        "again:\n"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
-        "@!done bra again;\n"
-        "}\n" ::"r"(shared_address(&told[at])),
-        "r"(count / kTilePlaces & 1)
-        : "memory");
-#endif
+    barrier_wait(&told[at], count / kTilePlaces & 1);
     return *reinterpret_cast<volatile int*>(&tile[at]);
+  }
+  // By one thread of the block, behind its wait: the place is for another tile.
+  __device__ __forceinline__ void renew(int count) {
+    barrier_expect(&told[count % kTilePlaces], 4);
   }
 };
 
@@ -289,41 +309,49 @@ __device__ __forceinline__ void ask_for_step(const Work& work, const TilePlace& 
     if (rank < token_boxes)
       tensor_copy_to_all(to + rank * kTileBoxBytes, work.tokens, column,
                          place.token + rank * kTileBox, done, 3);
-  } else {
-    for (int box = 0; box < token_boxes; ++box)
-      tensor_copy(to + box * kTileBoxBytes, work.tokens, column, place.token + box * kTileBox,
-                  done);
+  } else if (token_boxes == 2) {
+    tensor_copy(to, work.all_tokens, column, place.token, done);
+  } else if (token_boxes == 1) {
+    tensor_copy(to, work.tokens, column, place.token, done);
   }
-  for (int half = 0; half < place.halves; ++half) {
-    const uint32_t weights = to + (2 + 2 * half) * kTileBoxBytes;
-    const int upper = place.upper_row + half * Work::kHalfRows;
-    const int lower = place.lower_row + half * Work::kHalfRows;
-    if (share == TileShare::weights) {
-      tensor_copy_to_all(weights + rank * kTileBoxBytes, work.weights, column,
-                         rank == 0 ? upper : lower, done, 3);
-    } else {
-      tensor_copy(weights, work.weights, column, upper, done);
-      tensor_copy(weights + kTileBoxBytes, work.weights, column, lower, done);
-    }
+  const uint32_t weights = to + 2 * kTileBoxBytes;
+  if (share != TileShare::weights) {
+    for (int half = 0; half < place.halves; ++half)
+      work.copy_half(weights + half * (2 * kTileBoxBytes), place, half, column, done);
+  } else if (place.halves == 2) {  // one each
+    work.copy_half_to_all(weights + rank * (2 * kTileBoxBytes), place, rank, column, done);
+  } else {
+    tensor_copy_to_all(weights + rank * kTileBoxBytes, work.weights, column,
+                       rank == 0 ? place.upper_row : place.lower_row, done, 3);
   }
 }
 
+// What most Work does: stores need nothing ahead.
+struct PlainTiles {
+  __device__ __forceinline__ int ahead(const TilePlace&, int) const { return 0; }
+};
+
 // Runs tiles of Work: blockIdx.x, blockIdx.x + gridDim.x, ..., or those that its queue gives.
-//   kHalfRows                                rows from the first half's to the second's
 //   int tiles, columns                       how many, and K
 //   int* next                                a zero, to count tiles in; null: in turn
 //   const CUtensorMap *tokens, *weights      boxes of 64 rows, 128 columns wide
+//   const CUtensorMap* all_tokens            of 128
+//   void copy_half(to, place, half, column, done), copy_half_to_all   all 128 rows of a half
 //   TilePlace place(int tile)                by a whole warp, tiles in ascending order
 //   const float* token_scales(place, i)      of the place's i-th token, stretch after stretch
 //   const float* weight_scales(place, half, lower)       of 64 rows
 //   int stretches(), weight_scale(stretch)   how many; which of the weights' scales is a stretch's
-//   void store(place, first, halves, row, total, turn)  the halves of the thread's warpgroup, from
-//                                            `first` on; row: the thread's first token within the
-//                                            tile; turn: another for each tile of up to 64 tokens
+//   void store(place, first, halves, row, total, turn, ahead)  the halves of the thread's
+//                                            warpgroup, from `first` on; row: the thread's first
+//                                            token within the tile; turn: another for each tile of
+//                                            up to 64 tokens
+//   int ahead(place, i)                      what stores need to know of the i-th token, asked for
+//                                            before the products: each lane has that of token
+//                                            lane % 16 of its warp's 16, or of up to 32 lane
 //   kTurnsFew                                whether tiles of up to 32 tokens exchange the sides,
 //                                            so that they do not cost as much as 64; they need
-//   void store_few(place, group, total, turn)  two pieces of 64 rows of the warpgroup's half, as
-//                                            wgmma_64xNx32 leaves them
+//   void store_few(place, group, total, turn, ahead)  two pieces of 64 rows of the warpgroup's
+//                                            half, as wgmma_64xNx32 leaves them
 // kStretches: stretches of K a step of 128 has, 1 or 2.
 template <int kHalves, int kStretches, TileShare kShare, class Work>
 __device__ __forceinline__ void run_tiles(Work& work) {
@@ -361,36 +389,46 @@ __device__ __forceinline__ void run_tiles(Work& work) {
     if (warp == kTileConsumers / kWarp) {
       const int rank = kBlocks > 1 ? blockIdx.x % kBlocks : 0;
       int slot = 0, round = 0;
-      if (Work::kQueued && rank == 0 && lane == 0) queue.template take<kBlocks>(work.next, 0);
+      // All lanes go the same way, and know it, though one asks for copies: an address that might
+      // differ by lane takes a loop.
+      const bool takes = Work::kQueued && rank == 0 && lane == 0;
+      if (takes) {
+        queue.template tell<kBlocks>(atomicAdd(work.next, 1), 0);
+        queue.template tell<kBlocks>(atomicAdd(work.next, 1), 1);
+      }
       for (int count = 0;; ++count) {
         const int tile = tile_at(count);
+        if (Work::kQueued && lane == 0) queue.renew(count);
         if (tile >= work.tiles) {  // the consumers hear of it as they do of a tile
-          if (lane != 0) break;
           if (round > 0) barrier_wait(&empty[slot], (round - 1) & 1);
+          if (Work::kQueued) queue.wait(count + 1);  // the last that comes from the other block
+          if (lane != 0) break;
           places[count % kTilePlaces].matrix = -1;
           barrier_arrive(&full[slot]);
           break;
         }
-        if (Work::kQueued && rank == 0 && lane == 0)
-          queue.template take<kBlocks>(work.next, count + 1);
-        __syncwarp();
-        const TilePlace place = work.place(tile);
-        if (lane != 0) continue;
+        int coming = 0;  // which takes a while, and is there behind the steps
+        if (takes) coming = atomicAdd(work.next, 1);
+        const TilePlace place = alike(work.place(tile));
         const int token_boxes = (place.tokens + kTileBox - 1) / kTileBox;
         const int bytes = (token_boxes + 2 * place.halves) * kTileBoxBytes;
         for (int step = 0; step < steps; ++step) {
           if (round > 0) barrier_wait(&empty[slot], (round - 1) & 1);
-          if (step == 0) places[count % kTilePlaces] = place;
-          uint64_t* const done = &full[slot];
-          const uint32_t to = base + slot * kStageBytes;
-          const int column = step * kTileStep;
-          barrier_expect(done, bytes);
-          ask_for_step<kShare>(work, place, rank, token_boxes, to, column, done);
+          if (lane == 0) {
+            if (step == 0) places[count % kTilePlaces] = place;
+            uint64_t* const done = &full[slot];
+            barrier_expect(done, bytes);
+            ask_for_step<kShare>(work, place, rank, token_boxes, base + slot * kStageBytes,
+                                 step * kTileStep, done);
+          }
+          __syncwarp();
           if (++slot == kStages) {
             slot = 0;
             ++round;
           }
         }
+        if (takes) queue.template tell<kBlocks>(coming, count + 2);
+        __syncwarp();
       }
     } else if (warp == kTileConsumers / kWarp + 1) {
       // This warp brings the scales.
@@ -439,7 +477,10 @@ __device__ __forceinline__ void run_tiles(Work& work) {
     uint32_t full_at, empty_at;
     asm volatile("mov.u32 %0, %1;" : "=r"(full_at) : "r"(shared_address(full)));
     asm volatile("mov.u32 %0, %1;" : "=r"(empty_at) : "r"(shared_address(empty)));
+    // Of each lane that hands back, whose place it does; 0 of the others.
     if constexpr (kBlocks > 1) empty_at = address_in_block(empty_at, lane % kBlocks);
+    if (lane >= kBlocks) empty_at = 0;
+    [[maybe_unused]] const int stretches = work.stretches();
     uint32_t slot = 0, parity = 0;
     int turn = 0;  // counts tiles at whose ends the warpgroups may have to meet
     for (int count = 0;; ++count) {
@@ -452,7 +493,7 @@ __device__ __forceinline__ void run_tiles(Work& work) {
         parity ^= last ? 1 : 0;
       };
       const auto hand_back = [&] {
-        if (lane < kBlocks) arrive_in_cluster(empty_at + slot * 8);
+        if (empty_at != 0) arrive_in_cluster(empty_at + slot * 8);
       };
       if constexpr (Work::kTurnsFew) {
         if (__shfl_sync(~0u, place.tokens, 0) <= kTileFew) {
@@ -464,6 +505,7 @@ __device__ __forceinline__ void run_tiles(Work& work) {
           const uint32_t few_scales = base + kTileRing + lane % 4 * 8;
           const uint32_t own_scales = base + kTileRing + (kTileTokens + 2 * group) * 4;
           float few[2][16] = {};
+          const int ahead = work.ahead(place, lane);
 #pragma unroll 1
           for (int step = 0; step < steps; ++step) {
             barrier_wait(full_at + slot * 8, parity);
@@ -511,7 +553,7 @@ __device__ __forceinline__ void run_tiles(Work& work) {
             next_slot();
           }
           ++turn;
-          if (mine) work.store_few(place, group, few, turn);
+          if (mine) work.store_few(place, group, few, turn, ahead);
           continue;
         }
       }
@@ -529,6 +571,7 @@ __device__ __forceinline__ void run_tiles(Work& work) {
           __shfl_sync(~0u, operand_low(base + (2 + 2 * first) * kTileBoxBytes), 0);
       const uint32_t row_scales = base + kTileRing + row * 4;
       const uint32_t weight_scales = base + kTileRing + (kTileTokens + 2 * first) * 4;
+      const int ahead = work.ahead(place, row - lane / 4 + lane % 16);
       float total[kHalves][64] = {};
       const auto multiply = [&]<int kUnits>(std::integral_constant<int, kUnits>) {
 #pragma unroll 1
@@ -537,19 +580,25 @@ __device__ __forceinline__ void run_tiles(Work& work) {
           const uint32_t stage = slot * (kStageBytes / 16), scales = slot * kScaleStage;
           float row0[kStretches], row1[kStretches];
           float2 weight[kStretches][kUnits];
+          const auto load_scales = [&] {
 #pragma unroll
-          for (int s = 0; s < kStretches; ++s) {
-            row0[s] = shared_float(row_scales + scales + s * kTileScaleBytes);
-            row1[s] = shared_float(row_scales + scales + s * kTileScaleBytes + 32);
+            for (int s = 0; s < kStretches; ++s) {
+              row0[s] = shared_float(row_scales + scales + s * kTileScaleBytes);
+              row1[s] = shared_float(row_scales + scales + s * kTileScaleBytes + 32);
 #pragma unroll
-            for (int half = 0; half < kUnits; ++half)
-              weight[s][half] =
-                  shared_float2(weight_scales + scales + s * kTileScaleBytes + half * 8);
-          }
+              for (int half = 0; half < kUnits; ++half)
+                weight[s][half] =
+                    shared_float2(weight_scales + scales + s * kTileScaleBytes + half * 8);
+            }
+          };
 #pragma unroll
           for (int half = 0; half < kUnits; ++half) {
 #pragma unroll
             for (int s = 0; s < kStretches; ++s) {
+              if (s > 0 && step * kStretches + s >= stretches) {  // all is zero
+                if (half == kUnits - 1) hand_back();
+                continue;
+              }
               float d[64];
               wgmma_begin();
 #pragma unroll
@@ -560,7 +609,10 @@ __device__ __forceinline__ void run_tiles(Work& work) {
                     operand_from(weights_low + stage + (half * (2 * kTileBoxBytes / 16) + offset)),
                     k > 0);
               }
-              wgmma_finish();
+              wgmma_commit();
+              // Not in front of the products, which would wait for them.
+              if (half == 0 && s == 0) load_scales();
+              wgmma_wait_for_all();
               if (s == kStretches - 1 && half == kUnits - 1) hand_back();
               const float2 w = weight[s][half];
               const float f00 = row0[s] * w.x, f10 = row1[s] * w.x;
@@ -590,7 +642,7 @@ __device__ __forceinline__ void run_tiles(Work& work) {
         }
       }
       if (narrow) ++turn;
-      work.template store<kHalves>(place, first, halves, row, total, turn);
+      work.template store<kHalves>(place, first, halves, row, total, turn, ahead);
     }
   }
   // Nobody leaves while the other block still copies into it or hands stages back.
@@ -604,7 +656,20 @@ __device__ __forceinline__ uint8_t* tile_warp_memory() {
   return tile_memory + ((start + 1023) & ~1023u) - start + kTileWarpsAt +
          threadIdx.x / kWarp * kTileWarpBytes;
 }
-// A warp's 16 rows of 128 results as bf16: use(row, chunk, eight) for each 8 columns of each row.
+// 16 bytes, if `there`: without a branch, so that several are under way.
+__device__ __forceinline__ void store_if(bool there, void* to, const uint4& value) {
+  asm volatile(
+      "{\n"
+      ".reg .pred there;\n"
+      "setp.ne.b32 there, %5, 0;\n"
+      "@there st.global.v4.u32 [%0], {%1, %2, %3, %4};\n"
+      "}\n" ::"l"(to),
+      "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w), "r"(static_cast<int>(there))
+      : "memory");
+}
+
+// A warp's 16 rows of 128 results as bf16: use(i, chunk, eight) for each 8 columns of the rows
+// 4 i + lane / 8, i from 0 to 3.
 template <class Use>
 __device__ __forceinline__ void store_rows(const float (&total)[64], Use use) {
   uint8_t* memory = tile_warp_memory();
@@ -633,12 +698,15 @@ __device__ __forceinline__ void store_rows(const float (&total)[64], Use use) {
 #endif
     }
     __syncwarp();
+    const int chunk = lane % 8;
+    uint4 eight[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int from = 4 * i + lane / 8, chunk = lane % 8;
-      use(from, part + chunk,
-          *reinterpret_cast<const uint4*>(memory + from * 128 + (chunk ^ (from & 7)) * 16));
+      const int from = 4 * i + lane / 8;
+      eight[i] = *reinterpret_cast<const uint4*>(memory + from * 128 + (chunk ^ (from & 7)) * 16);
     }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) use(i, part + chunk, eight[i]);
   }
 }
 
@@ -693,6 +761,10 @@ CUtensorMap tensor_map(const void* data, int64_t rows, int64_t columns, int64_t 
 // of them. Coordinates: 0, row, column / 128. columns a multiple of 128.
 CUtensorMap double_map(const void* data, int64_t rows, int64_t columns, int64_t stride,
                        int box_rows, int boxes = 2);
+
+// A map over w13 of all experts (two blocks of `rows` rows each) for boxes of 64 rows of the first
+// block and then the same 64 of the second. Coordinates: column, row, 2 * expert.
+CUtensorMap halves_map(const void* data, int64_t experts, int64_t rows, int64_t columns);
 
 // A map over w13 of all experts (two blocks of `rows` rows each) for boxes of 8 rows of the first
 // block over the same 8 of the second, again and again: box_rows of each, of boxes x 128 columns.

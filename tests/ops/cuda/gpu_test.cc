@@ -2004,9 +2004,17 @@ TEST_F(Gpu, ExpertsOfAFewTokensMoreThanATile) {
     run_experts(random_,
                 {DType::bf16, DType::f8_e4m3, tokens, 1, 1, 0, 1, 384, 192, 192, 1.2e-2, 36},
                 std::to_string(tokens) + " tokens of a slice");
-  // Such experts among others, more tiles than blocks.
+  // An odd number of 128 inner columns: the last strip has one part.
+  for (const int64_t tokens : {33, 161, 290})
+    run_experts(random_, {DType::bf16, DType::f8_e4m3, tokens, 1, 1, 0, 1, 256, 832, 0, 1.2e-2, 36},
+                std::to_string(tokens) + " tokens in order");
+  // Such experts among others, more tiles than blocks; and slices.
   run_experts(random_, {DType::bf16, DType::f8_e4m3, 540, 8, 16, 0, 16, 128, 1024, 0, 1.2e-2, 36},
               "many");
+  run_experts(random_, {DType::bf16, DType::f8_e4m3, 300, 8, 16, 0, 16, 256, 384, 384, 1.2e-2, 36},
+              "many of a slice");
+  run_experts(random_, {DType::bf16, DType::f8_e4m3, 300, 8, 16, 2, 9, 256, 192, 192, 1.2e-2, 36},
+              "many of a narrow slice, some elsewhere");
 }
 
 }  // namespace

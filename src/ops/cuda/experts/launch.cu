@@ -208,13 +208,19 @@ void launch_tiles(void* stream, const ExpertsArgs& args) {
   spread.through_l1 = true;
   launch(stream, args.token_f8 ? sm90_experts_spread<true> : sm90_experts_spread<false>, spread,
          args);
+  const auto map = [](const void* data, int64_t rows, int64_t columns, int box_rows) {
+    return tensor_map(data, rows, columns, columns, box_rows);
+  };
+  const int64_t experts = args.experts;
   ExpertsMaps maps;
-  maps.x = tensor_map(args.x_f8, pairs, args.hidden, args.hidden, kTileBox);
-  maps.w13 = tensor_map(args.w13, int64_t{2} * args.experts * args.inner, args.hidden, args.hidden,
-                        kTileBox);
-  maps.inner = tensor_map(args.inner_f8, pairs, args.inner, args.inner, kTileBox);
-  maps.w2 = tensor_map(args.w2, int64_t{1} * args.experts * args.hidden, args.inner, args.inner,
-                       kTileBox);
+  maps.x = map(args.x_f8, pairs, args.hidden, kTileBox);
+  maps.all_x = map(args.x_f8, pairs, args.hidden, kTileTokens);
+  maps.w13 = map(args.w13, 2 * experts * args.inner, args.hidden, kTileBox);
+  maps.w13_half = halves_map(args.w13, experts, args.inner, args.hidden);
+  maps.inner = map(args.inner_f8, pairs, args.inner, kTileBox);
+  maps.all_inner = map(args.inner_f8, pairs, args.inner, kTileTokens);
+  maps.w2 = map(args.w2, experts * args.hidden, args.inner, kTileBox);
+  maps.w2_half = map(args.w2, experts * args.hidden, args.inner, kTileHalf);
   LaunchShape shape;
   shape.cluster = 2;
   shape.grid = dim3(static_cast<unsigned>(multiprocessors() / 2 * 2));

@@ -55,13 +55,18 @@ __device__ __forceinline__ void for_pairs(const ExpertsArgs& args, int begin, in
   }
 }
 
-// How many tiles (sm90_tiles.cuh) the tokens of an expert make of a strip of weights: two for each
-// 256 tokens, whose last may be 129 and more, and one of the rest.
+// How many tiles (sm90_tiles.cuh) the tokens of an expert make of the same weights: one for each
+// 256 tokens, whose last may be 129 and more, and one of the rest. Both counts, of an expert or of
+// all before it, stand in one number.
 __device__ __forceinline__ int tile_pairs(int tokens) {
   return (tokens + 127) / 256;
 }
-__device__ __forceinline__ int strip_parts(int tokens) {
-  return 2 * tile_pairs(tokens) + (tokens > tile_pairs(tokens) * 256 ? 1 : 0);
+__device__ __forceinline__ int tile_rests(int tokens) {
+  return tokens > tile_pairs(tokens) * 256 ? 1 : 0;
+}
+constexpr int kRestsBit = 16;
+__device__ __forceinline__ int tile_counts(int tokens) {
+  return tile_pairs(tokens) | tile_rests(tokens) << kRestsBit;
 }
 
 // Groups the pairs by expert. One cluster, each block with its share of the pairs; experts <=
@@ -120,8 +125,8 @@ __global__ void __launch_bounds__(kListThreads) list_pairs(ExpertsArgs args) {
     for (int done = 0; done < count; done += args.group_pairs, ++group)
       entries[group] = {expert, begin + done, min(args.group_pairs, count - done), 0};
   } else {
-    // For tiles: of each expert all, and how many tiles a strip of weights has before it.
-    const int before = block_prefix(strip_parts(count), scratch, groups);
+    // For tiles: of each expert all, and the tile_counts() of those before it.
+    const int before = block_prefix(tile_counts(count), scratch, groups);
     if (count > 0) entries[place] = {expert, begin, count, before};
   }
   if (expert < args.experts) {

@@ -43,7 +43,7 @@ struct ExpertsPlan {
   int64_t active = 0;       // i32 [1 + E]: how many experts have pairs, then which
   int64_t groups = 0;       // i32 [4 + 4 G]: how many groups of pairs of one expert, then each
                             // one's expert, begin in `order` and count (ring, flow); for tiles
-                            // of each expert with pairs, and tiles of a strip before it
+                            // of each expert with pairs, and the tile_counts() of those before
   int64_t order = 0;        // i32 [pairs]: pairs, expert after expert
   int64_t position = 0;     // tiles: i32 [pairs], where each stands in `order`
   int64_t inner = 0;        // [pairs, I]: silu(gate) * up; f32 (any) or bf16

@@ -7,7 +7,8 @@ namespace m2::ops::cuda {
 
 // The tensor maps of one call. Rows of all experts stand one after another.
 struct ExpertsMaps {
-  CUtensorMap x, w13, inner, w2;
+  CUtensorMap x, w13, inner, w2;                    // boxes of 64 rows
+  CUtensorMap all_x, w13_half, all_inner, w2_half;  // of 128; of 64 of w1 and the same 64 of w3
 };
 
 // Four matrices of 8 x 8 numbers of 16 bits, turned: lane 8 m + r has the address of row r of
@@ -86,43 +87,46 @@ __global__ void __launch_bounds__(256) sm90_experts_spread(ExpertsArgs args) {
 // Which tile is what: expert after expert, and within one strip after strip of its weights' rows,
 // which all of its tokens take at about the same time. A strip is what the two blocks of a cluster
 // take of rows when they share up to 128 tokens; of 129 to 256 tokens each block has some, and both
-// go through the strip's two parts, sharing weights.
+// go through the strip's two parts, sharing weights. The last strip may have one part.
 struct ExpertsOrder {
   static constexpr int kHalves = 2;
   const ExpertsArgs& args;
   int units;       // halves that the matrix of an expert has
   int expert = 0;  // place in the list where the last tile was
 
-  // Counted for each block of the cluster.
-  __device__ __forceinline__ int strip_tiles() const {
-    return (units + 2 * kHalves - 1) / (2 * kHalves) * 2;
+  __device__ __forceinline__ int parts() const { return (units + kHalves - 1) / kHalves; }
+  __device__ __forceinline__ int strips() const { return (parts() + 1) / 2; }
+  // Of a cluster, for so many pairs and rests (tile_counts()).
+  __device__ __forceinline__ int cluster_tiles(int counts) const {
+    return (counts & ((1 << kRestsBit) - 1)) * parts() + (counts >> kRestsBit) * strips();
   }
-  __device__ __forceinline__ int tiles() const { return args.groups[1] * strip_tiles(); }
+  __device__ __forceinline__ int tiles() const { return 2 * cluster_tiles(args.groups[1]); }
   __device__ __forceinline__ int4 entry(int i) const {
     return *reinterpret_cast<const int4*>(args.groups + 4 + 4 * i);
   }
   // By a whole warp. The place but for the rows.
   __device__ __forceinline__ TilePlace find(int tile) {
     // Tiles come in ascending order, so the expert only moves on.
-    const int lane = threadIdx.x % kWarp, experts = args.groups[0];
+    const int lane = threadIdx.x % kWarp, experts = args.groups[0], rank = tile % 2;
     while (true) {
       const int i = expert + 1 + lane;
-      const bool reached = i < experts && entry(i).w * strip_tiles() <= tile;
+      const bool reached = i < experts && cluster_tiles(entry(i).w) <= tile / 2;
       const int passed = __popc(__ballot_sync(~0u, reached));
       expert += passed;
       if (passed < kWarp) break;
     }
-    const int4 found = entry(expert);  // the expert, its tokens, and tiles of a strip before it
-    const int within = (tile - found.w * strip_tiles()) / 2, rank = tile % 2;
-    const int pairs = tile_pairs(found.z), strip = within / strip_parts(found.z);
-    const int part = within % strip_parts(found.z);
+    const int4 found = entry(expert);  // the expert, its first token and tokens, tiles before it
+    const int pairs = tile_pairs(found.z), of_strip = 2 * pairs + tile_rests(found.z);
+    const int within = tile / 2 - cluster_tiles(found.w), strip = within / of_strip;
+    const int part = within - strip * of_strip;
+    const int wide = min(2, parts() - 2 * strip);  // parts of the strip
     TilePlace place;
     place.matrix = found.x;
     int done = pairs * 2 * kTileTokens;
-    if (part < 2 * pairs) {
-      done = (part / 2 * 2 + rank) * kTileTokens;
+    if (part < wide * pairs) {
+      done = (part / wide * 2 + rank) * kTileTokens;
       place.share = TileShare::weights;
-      place.unit = (strip * 2 + part % 2) * kHalves;
+      place.unit = (strip * 2 + part % wide) * kHalves;
     } else {
       place.share = TileShare::tokens;
       place.unit = (strip * 2 + rank) * kHalves;
@@ -136,13 +140,12 @@ struct ExpertsOrder {
 
 // inner = silu(w1 x) * (w3 x), quantised again for every 128 (or 64) of its columns. A half is 64
 // rows of w1 and the same 64 of w3, so that gate and up meet in one thread.
-struct ExpertsUpTiles {
+struct ExpertsUpTiles : PlainTiles {
   static constexpr bool kQueued = true, kTurnsFew = true;
-  static constexpr int kHalfRows = 64;
   ExpertsOrder order;
   const ExpertsArgs& args;
-  const CUtensorMap* tokens;
-  const CUtensorMap* weights;
+  const CUtensorMap *tokens, *all_tokens;
+  const CUtensorMap *weights, *whole_half;
   int* next;
   int tiles = 0, columns = 0;
 
@@ -151,6 +154,15 @@ struct ExpertsUpTiles {
     place.upper_row = place.matrix * 2 * args.inner + place.unit * 64;
     place.lower_row = place.upper_row + args.inner;
     return place;
+  }
+  __device__ __forceinline__ void copy_half(uint32_t to, const TilePlace& place, int half,
+                                            int column, uint64_t* done) const {
+    tensor_copy_3d(to, whole_half, column, (place.unit + half) * 64, 2 * place.matrix, done);
+  }
+  __device__ __forceinline__ void copy_half_to_all(uint32_t to, const TilePlace& place, int half,
+                                                   int column, uint64_t* done) const {
+    tensor_copy_3d_to_all(to, whole_half, column, (place.unit + half) * 64, 2 * place.matrix, done,
+                          3);
   }
   __device__ __forceinline__ int stretches() const { return args.hidden / 128; }
   __device__ __forceinline__ int weight_scale(int stretch) const { return stretch; }
@@ -167,7 +179,7 @@ struct ExpertsUpTiles {
   }
   template <int kHalves>
   __device__ __forceinline__ void store(const TilePlace& place, int first, int halves, int row,
-                                        const float (&total)[kHalves][64], int turn) const {
+                                        const float (&total)[kHalves][64], int turn, int) const {
     const int lane = threadIdx.x % kWarp, t = lane % 4;
     const int columns = args.inner_stretch, unit = place.unit + first;
     uint8_t* memory = tile_warp_memory();
@@ -251,7 +263,7 @@ struct ExpertsUpTiles {
   }
   // The warp has 16 columns of all tokens.
   __device__ __forceinline__ void store_few(const TilePlace& place, int group,
-                                            const float (&total)[2][16], int turn) const {
+                                            const float (&total)[2][16], int turn, int) const {
     const int lane = threadIdx.x % kWarp, t = lane % 4, warp = threadIdx.x / kWarp;
     const int columns = args.inner_stretch, column = (place.unit + group) * 64;
     const bool joined = columns == 128;
@@ -320,14 +332,13 @@ struct ExpertsUpTiles {
   }
 };
 
-// result = w2 inner, as bf16.
-struct ExpertsDownTiles {
+// result = w2 inner, as bf16, at its pair's place.
+struct ExpertsDownTiles : PlainTiles {
   static constexpr bool kQueued = true, kTurnsFew = true;
-  static constexpr int kHalfRows = 128;
   ExpertsOrder order;
   const ExpertsArgs& args;
-  const CUtensorMap* tokens;
-  const CUtensorMap* weights;
+  const CUtensorMap *tokens, *all_tokens;
+  const CUtensorMap *weights, *whole_half;
   int* next;
   int tiles = 0, columns = 0;
 
@@ -336,6 +347,14 @@ struct ExpertsDownTiles {
     place.upper_row = place.matrix * args.hidden + place.unit * 128;
     place.lower_row = place.upper_row + 64;
     return place;
+  }
+  __device__ __forceinline__ void copy_half(uint32_t to, const TilePlace& place, int half,
+                                            int column, uint64_t* done) const {
+    tensor_copy(to, whole_half, column, place.upper_row + half * 128, done);
+  }
+  __device__ __forceinline__ void copy_half_to_all(uint32_t to, const TilePlace& place, int half,
+                                                   int column, uint64_t* done) const {
+    tensor_copy_to_all(to, whole_half, column, place.upper_row + half * 128, done, 3);
   }
   __device__ __forceinline__ int stretches() const { return args.inner / args.inner_stretch; }
   __device__ __forceinline__ int weight_scale(int stretch) const {
@@ -351,31 +370,36 @@ struct ExpertsDownTiles {
                             min(place.unit + half, args.hidden_blocks - 1)) *
                                args.inner_blocks;
   }
+  // Which pair the tile's i-th token is: asked for before the products, and there after them.
+  __device__ __forceinline__ int ahead(const TilePlace& place, int i) const {
+    return args.order[place.token + min(i, place.tokens - 1)];
+  }
   template <int kHalves>
   __device__ __forceinline__ void store(const TilePlace& place, int first, int halves, int row,
-                                        const float (&total)[kHalves][64], int) const {
+                                        const float (&total)[kHalves][64], int, int pair) const {
+    const int lane = threadIdx.x % kWarp, from = row - lane / 4;
+    __nv_bfloat16* to[4];
+    bool there[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int mine = 4 * i + lane / 8;
+      there[i] = from + mine < place.tokens;
+      to[i] = reinterpret_cast<__nv_bfloat16*>(args.results) + (place.unit + first) * 128 +
+              int64_t{__shfl_sync(~0u, pair, mine)} * args.hidden;
+    }
 #pragma unroll
     for (int half = 0; half < kHalves; ++half)
-      if (half < halves) store_half(place, first + half, row, total[half]);
-  }
-  __device__ __forceinline__ void store_half(const TilePlace& place, int which, int row,
-                                             const float (&total)[64]) const {
-    const int lane = threadIdx.x % kWarp, first = row - lane / 4,
-              column = (place.unit + which) * 128;
-    const int64_t pair = args.order[place.token + min(first + lane % 16, place.tokens - 1)];
-    auto* results = reinterpret_cast<__nv_bfloat16*>(args.results) + column;
-    store_rows(total, [&](int from, int chunk, const uint4& eight) {
-      const int64_t to = __shfl_sync(~0u, pair, from);
-      if (first + from < place.tokens)
-        *reinterpret_cast<uint4*>(results + to * args.hidden + chunk * 8) = eight;
-    });
+      if (half < halves)
+        store_rows(total[half], [&](int i, int chunk, const uint4& eight) {
+          store_if(there[i], to[i] + half * 128 + chunk * 8, eight);
+        });
   }
   // The warp has 16 columns of each piece of all tokens.
   __device__ __forceinline__ void store_few(const TilePlace& place, int group,
-                                            const float (&total)[2][16], int) const {
+                                            const float (&total)[2][16], int, int pair) const {
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, chunk = lane % 4;
     uint8_t* memory = tile_warp_memory();
-    const uint32_t to = shared_address(memory) + lane % 8 * 64 + ((lane / 8) ^ (lane % 8 / 2)) * 16;
+    const uint32_t at = shared_address(memory) + lane % 8 * 64 + ((lane / 8) ^ (lane % 8 / 2)) * 16;
     auto* results = reinterpret_cast<__nv_bfloat16*>(args.results) + (place.unit + group) * 128 +
                     chunk / 2 * 64 + warp % 4 * 16 + chunk % 2 * 8;
     __syncwarp();
@@ -385,15 +409,15 @@ struct ExpertsDownTiles {
                                 pack_bf16(total[0][4 * j + 2], total[0][4 * j + 3]),
                                 pack_bf16(total[1][4 * j], total[1][4 * j + 1]),
                                 pack_bf16(total[1][4 * j + 2], total[1][4 * j + 3])};
-      store_turned(to + j * 512, word);
+      store_turned(at + j * 512, word);
     }
     __syncwarp();
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int token = 8 * j + lane / 4;
+      const int64_t to = __shfl_sync(~0u, pair, token);
       if (token >= place.tokens) continue;
-      const int64_t pair = args.order[place.token + token];
-      *reinterpret_cast<uint4*>(results + pair * args.hidden) = *reinterpret_cast<const uint4*>(
+      *reinterpret_cast<uint4*>(results + to * args.hidden) = *reinterpret_cast<const uint4*>(
           memory + j * 512 + lane / 4 * 64 + (chunk ^ (lane / 4 / 2)) * 16);
     }
   }
@@ -409,12 +433,14 @@ __global__ void __launch_bounds__(kTileThreads, 1)
   let_next_start();
   const ExpertsOrder order{args, kUp ? args.inner / 64 : (args.hidden + 127) / 128};
   if constexpr (kUp) {
-    ExpertsUpTiles work{order, args, &maps.x, &maps.w13, args.groups + 2};
+    ExpertsUpTiles work{{},          order,     args,           &maps.x,
+                        &maps.all_x, &maps.w13, &maps.w13_half, args.groups + 2};
     work.columns = args.hidden;
     work.tiles = order.tiles();
     run_tiles<ExpertsOrder::kHalves, kStretches, TileShare::either>(work);
   } else {
-    ExpertsDownTiles work{order, args, &maps.inner, &maps.w2, args.groups + 3};
+    ExpertsDownTiles work{{},       order,         args,           &maps.inner, &maps.all_inner,
+                          &maps.w2, &maps.w2_half, args.groups + 3};
     work.columns = args.inner;
     work.tiles = order.tiles();
     run_tiles<ExpertsOrder::kHalves, kStretches, TileShare::either>(work);

@@ -190,9 +190,16 @@ void launch_tiles(void* stream, const LinearArgs& args, const RowOwners& owners)
   if (!args.quantised) launch_quantise(stream, args.x, {args.x_f8, args.x_scales, args.powers});
   LinearMaps maps;
   maps.x = tensor_map(args.x_f8, args.x.rows, args.x.columns, args.x.columns, kTileBox);
-  for (int i = 0; i < args.parts; ++i)
-    maps.weight[i] = tensor_map(args.part[i].weight, args.part[i].rows > 0 ? args.part[i].rows : 1,
-                                args.x.columns, args.x.columns, kTileBox);
+  maps.all_x = tensor_map(args.x_f8, args.x.rows, args.x.columns, args.x.columns, kTileTokens);
+  for (int i = 0; i < args.parts; ++i) {
+    const auto map = [&](int box_rows) {
+      const int rows = args.part[i].rows;
+      return tensor_map(args.part[i].weight, rows > 0 ? rows : 1, args.x.columns, args.x.columns,
+                        box_rows);
+    };
+    maps.weight[i] = map(kTileBox);
+    maps.half[i] = map(kTileHalf);
+  }
   LaunchShape shape;
   shape.cluster = kShare == TileShare::nothing ? 1 : 2;
   shape.grid = dim3(static_cast<unsigned>(multiprocessors() / shape.cluster * shape.cluster));

@@ -6,8 +6,9 @@
 namespace m2::ops::cuda {
 
 struct LinearMaps {
-  CUtensorMap x;
-  CUtensorMap weight[LinearArgs::kMaxParts];
+  CUtensorMap x, all_x;                       // boxes of 64 and of 128 rows
+  CUtensorMap weight[LinearArgs::kMaxParts];  // of 64
+  CUtensorMap half[LinearArgs::kMaxParts];    // of 128
 };
 
 // Some warps a row. Bytes: T K 3. Bound: bandwidth.
@@ -36,12 +37,17 @@ struct LinearStore {
     auto* whole = static_cast<__nv_bfloat16*>(args.out.data) + at.out_begin + begin;
     if (args.paired_stores && begin + 128 <= at.rows && args.out.stride % 8 == 0 &&
         reinterpret_cast<uintptr_t>(whole) % 16 == 0) {
-      const int first = row - threadIdx.x % kWarp / 4;
-      store_rows(total, [&](int from, int chunk, const uint4& eight) {
-        if (first + from >= place.tokens) return;
-        auto* const to =
-            static_cast<__nv_bfloat16*>(output_row(args.out, owners, place.token + first + from));
-        *reinterpret_cast<uint4*>(to + at.out_begin + begin + chunk * 8) = eight;
+      const int lane = threadIdx.x % kWarp, from = place.token + row - lane / 4 + lane / 8;
+      const int left = place.tokens - row + lane / 4 - lane / 8;
+      __nv_bfloat16* to[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        to[i] = 4 * i < left
+                    ? static_cast<__nv_bfloat16*>(output_row(args.out, owners, from + 4 * i)) +
+                          at.out_begin + begin
+                    : nullptr;
+      store_rows(total, [&](int i, int chunk, const uint4& eight) {
+        store_if(to[i] != nullptr, to[i] + chunk * 8, eight);
       });
       return;
     }
@@ -67,12 +73,11 @@ struct LinearStore {
 
 // Tiles of all parts, one part after another; within a part the token tiles of 128 rows follow one
 // another, so that the rows are read from memory once.
-struct LinearTiles : LinearStore {
+struct LinearTiles : PlainTiles, LinearStore {
   static constexpr bool kQueued = false, kTurnsFew = false;
-  static constexpr int kHalfRows = 128;
   const LinearMaps& maps;
-  const CUtensorMap* tokens;
-  const CUtensorMap* weights;
+  const CUtensorMap *tokens, *all_tokens;
+  const CUtensorMap *weights, *whole_half;
   int token_tiles;  // with one that may be missing, where blocks go in pairs
   int tile_halves;
   int* next = nullptr;
@@ -87,6 +92,7 @@ struct LinearTiles : LinearStore {
   __device__ __forceinline__ void go_to(int tile) {
     while (tile - first_tile >= tiles_of(part)) first_tile += tiles_of(part++);
     weights = &maps.weight[part];
+    whole_half = &maps.half[part];
   }
   __device__ __forceinline__ TilePlace place(int tile) {
     go_to(tile);
@@ -95,6 +101,14 @@ struct LinearTiles : LinearStore {
     return {token,    max(0, min(kTileTokens, static_cast<int>(args.x.rows) - token)), row,
             row + 64, min(tile_halves, (args.part[part].rows - row + 127) / 128),      row / 128,
             part};
+  }
+  __device__ __forceinline__ void copy_half(uint32_t to, const TilePlace& place, int half,
+                                            int column, uint64_t* done) const {
+    tensor_copy(to, whole_half, column, place.upper_row + half * 128, done);
+  }
+  __device__ __forceinline__ void copy_half_to_all(uint32_t to, const TilePlace& place, int half,
+                                                   int column, uint64_t* done) const {
+    tensor_copy_to_all(to, whole_half, column, place.upper_row + half * 128, done, 3);
   }
   __device__ __forceinline__ int stretches() const { return (columns + 127) / 128; }
   __device__ __forceinline__ int weight_scale(int stretch) const { return stretch; }
@@ -112,7 +126,7 @@ struct LinearTiles : LinearStore {
   }
   template <int kHalves>
   __device__ __forceinline__ void store(const TilePlace& place, int first, int halves, int row,
-                                        const float (&total)[kHalves][64], int) const {
+                                        const float (&total)[kHalves][64], int, int) const {
 #pragma unroll
     for (int half = 0; half < kHalves; ++half)
       if (half < halves) store_half(place, first + half, row, total[half]);
@@ -135,7 +149,9 @@ __global__ void __launch_bounds__(kTileThreads, 1)
   constexpr int kBlocks = kShare == TileShare::weights ? 2 : 1;
   const int per_cluster = kBlocks * kTileTokens;
   const int token_tiles = (static_cast<int>(args.x.rows) + per_cluster - 1) / per_cluster * kBlocks;
-  LinearTiles work{{args, owners}, maps, &maps.x, &maps.weight[0], token_tiles, kHalves};
+  LinearTiles work{{},          {args, owners},  maps,          &maps.x,
+                   &maps.all_x, &maps.weight[0], &maps.half[0], token_tiles,
+                   kHalves};
   work.columns = static_cast<int>(args.x.columns);
   for (int i = 0; i < args.parts; ++i) work.tiles += work.tiles_of(i);
   run_tiles<kHalves, 1, kShare>(work);
