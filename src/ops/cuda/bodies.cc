@@ -512,6 +512,7 @@ void run_experts(const Exec& exec, Tensor x, const Experts& experts, Tensor ids,
   set_scratch(args, plan, static_cast<uint8_t*>(scratch.data()));
   args.group_pairs = static_cast<int>(plan.group_pairs);
   args.inner_stretch = plan.inner_stretch;
+  args.gathers = plan.gathers;
   args.powers = powers(exec);
 
   const auto norm_of = [&](int64_t first, int64_t count) {

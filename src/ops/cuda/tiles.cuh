@@ -29,6 +29,7 @@ constexpr int kTileFew = 32;     // tokens up to which the sides are exchanged
 constexpr int kTilePlaces = 16;  // more tiles than stages and those told ahead, so that the oldest
                                  // has been read
 constexpr int kTileConsumers = 256;
+constexpr int kGatherWarps = 2;  // where tokens lie anywhere
 constexpr int kTileThreads = kTileConsumers + 128;
 // Dynamic shared memory, from a 1024-byte border on: the ring; of each stage the scales of one or
 // two stretches, of 128 tokens and of 4 times 64 weight rows; for each warp a place to turn its
@@ -298,14 +299,30 @@ struct ClusterQueue {
   }
 };
 
-// The step's tokens and weights on their way into a stage at `to`, `done` when they are there. One
-// thread's.
+// 16 bytes into shared memory, without waiting for them.
+__device__ __forceinline__ void copy_16(uint32_t to, const void* from) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+#endif
+}
+// What copy_16 of other threads has brought, for the thread's products to read. Behind the barrier
+// that says so: whoever copies would have to wait for its copies first, step by step.
+__device__ __forceinline__ void see_copies() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+// The step's weights, and tokens unless others gather them, on their way into a stage at `to`,
+// `done` when they are there. One thread's.
 template <TileShare kShare, class Work>
 __device__ __forceinline__ void ask_for_step(const Work& work, const TilePlace& place, int rank,
                                              int token_boxes, uint32_t to, int column,
                                              uint64_t* done) {
   const TileShare share = kShare == TileShare::either ? place.share : kShare;
-  if (share == TileShare::tokens) {
+  if (Work::kGathers) {
+    // not here
+  } else if (share == TileShare::tokens) {
     if (rank < token_boxes)
       tensor_copy_to_all(to + rank * kTileBoxBytes, work.tokens, column,
                          place.token + rank * kTileBox, done, 3);
@@ -326,8 +343,9 @@ __device__ __forceinline__ void ask_for_step(const Work& work, const TilePlace& 
   }
 }
 
-// What most Work does: stores need nothing ahead.
+// What most Work does: its tokens lie one after another, and stores need nothing ahead.
 struct PlainTiles {
+  static constexpr bool kGathers = false;
   __device__ __forceinline__ int ahead(const TilePlace&, int) const { return 0; }
 };
 
@@ -352,6 +370,9 @@ struct PlainTiles {
 //                                            so that they do not cost as much as 64; they need
 //   void store_few(place, group, total, turn, ahead)  two pieces of 64 rows of the warpgroup's
 //                                            half, as wgmma_64xNx32 leaves them
+//   kGathers                                 whether tokens lie anywhere; they need
+//   int token_row(place, i)                  where the place's i-th token lies
+//   const uint8_t* token_bytes()             its rows of `columns` bytes, at borders of 16
 // kStretches: stretches of K a step of 128 has, 1 or 2.
 template <int kHalves, int kStretches, TileShare kShare, class Work>
 __device__ __forceinline__ void run_tiles(Work& work) {
@@ -368,7 +389,7 @@ __device__ __forceinline__ void run_tiles(Work& work) {
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
-      barrier_init(&full[i], 1 + kWarp);
+      barrier_init(&full[i], 1 + kWarp + (Work::kGathers ? kGatherWarps * kWarp : 0));
       barrier_init(&empty[i], kBlocks * kTileConsumers / kWarp);
     }
     queue.init();
@@ -411,7 +432,7 @@ __device__ __forceinline__ void run_tiles(Work& work) {
         if (takes) coming = atomicAdd(work.next, 1);
         const TilePlace place = alike(work.place(tile));
         const int token_boxes = (place.tokens + kTileBox - 1) / kTileBox;
-        const int bytes = (token_boxes + 2 * place.halves) * kTileBoxBytes;
+        const int bytes = ((Work::kGathers ? 0 : token_boxes) + 2 * place.halves) * kTileBoxBytes;
         for (int step = 0; step < steps; ++step) {
           if (round > 0) barrier_wait(&empty[slot], (round - 1) & 1);
           if (lane == 0) {
@@ -469,6 +490,46 @@ __device__ __forceinline__ void run_tiles(Work& work) {
           }
         }
       }
+    } else if constexpr (Work::kGathers) {
+      // These bring tokens, each four rows of eight, 16 bytes a lane, into the places that a tensor
+      // copy would give them.
+      const int row = 4 * (warp - kTileConsumers / kWarp - 2) + lane / 8, chunk = lane % 8;
+      const uint32_t into = base + row * kTileStep + (chunk ^ row) * 16;
+      int slot = 0, round = 0;
+      for (int count = 0;; ++count) {
+        const int tile = tile_at(count);
+        if (tile >= work.tiles) {
+          if (round > 0) barrier_wait(&empty[slot], (round - 1) & 1);
+          arrive_when_copied(&full[slot]);
+          break;
+        }
+        const TilePlace place = work.place(tile);
+        const int eights = place.halves > 0 ? (place.tokens + 7) / 8 : 0;
+        uint32_t from[kTileTokens / 8];
+#pragma unroll
+        for (int i = 0; i < kTileTokens / 8; ++i)
+          from[i] = work.token_row(place, 8 * i + row) * work.columns + chunk * 16;
+        for (int step = 0; step < steps; ++step) {
+          if (round > 0) barrier_wait(&empty[slot], (round - 1) & 1);
+          const uint8_t* rows;  // known to be at hand, not to be asked for again and again
+          asm volatile("mov.u64 %0, %1;" : "=l"(rows) : "l"(work.token_bytes() + step * kTileStep));
+          const uint32_t to = into + slot * kStageBytes;
+          if (eights == kTileTokens / 8) {
+#pragma unroll
+            for (int i = 0; i < kTileTokens / 8; ++i)
+              copy_16(to + i * 8 * kTileStep, rows + from[i]);
+          } else {
+#pragma unroll
+            for (int i = 0; i < kTileTokens / 8; ++i)
+              if (i < eights) copy_16(to + i * 8 * kTileStep, rows + from[i]);
+          }
+          arrive_when_copied(&full[slot]);
+          if (++slot == kStages) {
+            slot = 0;
+            ++round;
+          }
+        }
+      }
     }
   } else {
     take_registers<232>();
@@ -509,6 +570,7 @@ __device__ __forceinline__ void run_tiles(Work& work) {
 #pragma unroll 1
           for (int step = 0; step < steps; ++step) {
             barrier_wait(full_at + slot * 8, parity);
+            if constexpr (Work::kGathers) see_copies();
             const uint32_t stage = slot * (kStageBytes / 16), scales = slot * kScaleStage;
             if (mine) {
               float2 of_few[kStretches][4], by[kStretches];
@@ -577,6 +639,7 @@ __device__ __forceinline__ void run_tiles(Work& work) {
 #pragma unroll 1
         for (int step = 0; step < steps; ++step) {
           barrier_wait(full_at + slot * 8, parity);
+          if constexpr (Work::kGathers) see_copies();
           const uint32_t stage = slot * (kStageBytes / 16), scales = slot * kScaleStage;
           float row0[kStretches], row1[kStretches];
           float2 weight[kStretches][kUnits];

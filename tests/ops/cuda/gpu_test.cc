@@ -2004,11 +2004,13 @@ TEST_F(Gpu, ExpertsOfAFewTokensMoreThanATile) {
     run_experts(random_,
                 {DType::bf16, DType::f8_e4m3, tokens, 1, 1, 0, 1, 384, 192, 192, 1.2e-2, 36},
                 std::to_string(tokens) + " tokens of a slice");
-  // An odd number of 128 inner columns: the last strip has one part.
+  // So many inner columns that tokens are written in the order of the experts, and an odd number of
+  // 128 of them: the last strip has one part.
   for (const int64_t tokens : {33, 161, 290})
     run_experts(random_, {DType::bf16, DType::f8_e4m3, tokens, 1, 1, 0, 1, 256, 832, 0, 1.2e-2, 36},
                 std::to_string(tokens) + " tokens in order");
-  // Such experts among others, more tiles than blocks; and slices.
+  // Such experts among others, more tiles than blocks; and slices, whose tokens are read where they
+  // are.
   run_experts(random_, {DType::bf16, DType::f8_e4m3, 540, 8, 16, 0, 16, 128, 1024, 0, 1.2e-2, 36},
               "many");
   run_experts(random_, {DType::bf16, DType::f8_e4m3, 300, 8, 16, 0, 16, 256, 384, 384, 1.2e-2, 36},

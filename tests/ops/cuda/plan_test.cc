@@ -303,6 +303,21 @@ TEST(ExpertsPlan, ScratchRegionsFollowOneAnother) {
     }
 }
 
+TEST(ExpertsPlan, RanksReadTokensWhereTheyAre) {
+  ExpertsShape shape{.tokens = 8192, .top = 8, .experts = 256, .inner = 1536, .hidden = 3072};
+  EXPECT_FALSE(plan_experts(shape).gathers);
+  for (const int64_t inner : {768, 384, 192}) {
+    shape.inner = inner;
+    const ExpertsPlan plan = plan_experts(shape);
+    EXPECT_TRUE(plan.gathers) << inner;
+    EXPECT_GE(plan.x_scales, plan.x_f8 + 8192 * 3072);
+    EXPECT_GE(plan.inner_f8, plan.x_scales + 4 * 8192 * 24);
+    EXPECT_LT(plan.inner_f8 - plan.x_f8, 8 * 8192 * 3072);  // no place for every pair
+  }
+  shape.tokens = 64;
+  EXPECT_FALSE(plan_experts(shape).gathers);
+}
+
 TEST(ExpertsPlan, ScratchOfALargeStepIsEnoughForEverySmallerOne) {
   for (const int64_t experts : {8, 64, 256})
     for (const int64_t most : {1, 100, 257, 300, 2000})

@@ -201,20 +201,27 @@ void launch_flow(void* stream, const ExpertsArgs& args, const ExpertsPlan& plan)
                                : launch_flow<16, true>(stream, args, plan.fused);
 }
 
-void launch_tiles(void* stream, const ExpertsArgs& args) {
+void launch_tiles(void* stream, ExpertsArgs args) {
   const int64_t pairs = args.x.rows * args.top;
   launch_lists(stream, args);
-  LaunchShape spread{dim3(blocks_for(args.x.rows * quantise_warps(args.hidden), 8)), dim3(256)};
-  spread.through_l1 = true;
-  launch(stream, args.token_f8 ? sm90_experts_spread<true> : sm90_experts_spread<false>, spread,
-         args);
+  if (!args.gathers) {
+    LaunchShape spread{dim3(blocks_for(args.x.rows * quantise_warps(args.hidden), 8)), dim3(256)};
+    spread.through_l1 = true;
+    launch(stream, args.token_f8 ? sm90_experts_spread<true> : sm90_experts_spread<false>, spread,
+           args);
+  } else if (!args.token_f8) {
+    launch_quantise(stream, args.x, {args.x_f8, args.x_scales, args.powers});
+    args.token_f8 = args.x_f8;
+    args.token_scales = args.x_scales;
+  }
   const auto map = [](const void* data, int64_t rows, int64_t columns, int box_rows) {
     return tensor_map(data, rows, columns, columns, box_rows);
   };
   const int64_t experts = args.experts;
+  const int64_t tokens = args.gathers ? args.x.rows : pairs;
   ExpertsMaps maps;
-  maps.x = map(args.x_f8, pairs, args.hidden, kTileBox);
-  maps.all_x = map(args.x_f8, pairs, args.hidden, kTileTokens);
+  maps.x = map(args.x_f8, tokens, args.hidden, kTileBox);
+  maps.all_x = map(args.x_f8, tokens, args.hidden, kTileTokens);
   maps.w13 = map(args.w13, 2 * experts * args.inner, args.hidden, kTileBox);
   maps.w13_half = halves_map(args.w13, experts, args.inner, args.hidden);
   maps.inner = map(args.inner_f8, pairs, args.inner, kTileBox);
@@ -226,7 +233,8 @@ void launch_tiles(void* stream, const ExpertsArgs& args) {
   shape.grid = dim3(static_cast<unsigned>(multiprocessors() / 2 * 2));
   shape.block = dim3(kTileThreads);
   shape.shared_bytes = kTileSharedBytes;
-  launch(stream, sm90_experts_tiles<true, 1>, shape, args, maps);
+  launch(stream, args.gathers ? sm90_experts_tiles<true, 1, true> : sm90_experts_tiles<true, 1>,
+         shape, args, maps);
   launch(stream,
          args.inner_stretch == 128 ? sm90_experts_tiles<false, 1> : sm90_experts_tiles<false, 2>,
          shape, args, maps);

@@ -40,8 +40,9 @@ struct ExpertsArgs {
   // The tokens quantised [T, hidden] with scales of every 128 columns, or null.
   const uint8_t* token_f8;
   const float* token_scales;
-  // tiles: quantised tokens [pairs, hidden] and inner values [pairs, inner] in the order of
-  // `order`, with scales of every 128 and every inner_stretch columns; `results` is bf16 then.
+  // tiles: quantised tokens [pairs, hidden] (or, gathers, [tokens, hidden] as they come) and inner
+  // values [pairs, inner] in the order of `order`, with scales of every 128 and every inner_stretch
+  // columns; `results` is bf16 then.
   uint8_t* x_f8;
   float* x_scales;
   uint8_t* inner_f8;
@@ -49,6 +50,7 @@ struct ExpertsArgs {
   int inner_stretch;  // columns of inner that share a scale: 64 or 128
   bool wide_stores;   // eight neighbouring bf16 of the output may be stored at once
   bool powers;        // scales of what is quantised here become powers of two
+  bool gathers;       // ExpertsPlan::gathers
   bool leave;         // flow: the results stay as they are, unsummed
   NormAfter after;    // flow, tiles: follows the sum of the results, which `out` then does not get
 };

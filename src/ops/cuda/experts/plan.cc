@@ -39,6 +39,11 @@ int64_t least_wide_pairs(const ExpertsShape& shape) {
   return (shape.inner >= 1024 ? 2 : 4) * shape.experts;
 }
 
+// Inner columns up to which prefill's first half reads each token where it is, once for every 128
+// of them. That costs it instructions; to write tokens in the order of the experts before takes as
+// long whatever the columns.
+constexpr int64_t kGatherInner = 768;
+
 constexpr int64_t kFewTop = 32;  // lanes of a warp, which choose for one token
 // A row's steps have to be fewer than two rounds of the ring (nine stages of 256 columns where both
 // are as wide as this), or a team of consumers could take a stage's barrier for that of two rounds
@@ -91,6 +96,7 @@ ExpertsPlan plan_experts(const ExpertsShape& shape) {
     plan.few = columns > 0;
     plan.group_pairs = !flow ? 0 : plan.few ? columns : pairs < least_wide_pairs(shape) ? 8 : 16;
     plan.inner_stretch = shape.whole_blocks ? 128 : 64;
+    plan.gathers = !flow && shape.inner <= kGatherInner;
   }
   const bool tiles = plan.form == ExpertsForm::tiles, flow = plan.form == ExpertsForm::flow;
 
@@ -109,8 +115,9 @@ ExpertsPlan plan_experts(const ExpertsShape& shape) {
   plan.inner = layout.place(tiles ? 0 : (stream ? 2 : 4) * pairs * shape.inner);
   plan.results = layout.place((tiles || flow ? 2 : 4) * pairs * shape.hidden);
   if (tiles || flow) {
-    plan.x_f8 = layout.place(pairs * shape.hidden);
-    plan.x_scales = layout.place(4 * pairs * (shape.hidden / 128));
+    const int64_t rows = plan.gathers ? plan.batch : pairs;
+    plan.x_f8 = layout.place(rows * shape.hidden);
+    plan.x_scales = layout.place(4 * rows * (shape.hidden / 128));
   }
   if (tiles) {
     plan.inner_f8 = layout.place(pairs * shape.inner);

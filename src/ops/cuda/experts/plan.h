@@ -50,6 +50,8 @@ struct ExpertsPlan {
   int64_t results = 0;      // f32 [pairs, H]
   int64_t group_pairs = 8;  // most pairs of a group, an instruction's columns; tiles: 0, all of an
                             // expert are one
+  bool gathers = false;  // tiles: the first half reads tokens where they are, not in the order of
+                         // `order`; x_f8 and x_scales are those of tokens then
   int inner_stretch = 128;  // flow, tiles: columns of inner that are quantised with one scale
   int64_t next_tile = 0;    // flow: i32, zero between calls
   int64_t done = 0;         // flow: i32 [groups], zeros between calls

@@ -140,7 +140,10 @@ struct ExpertsOrder {
 
 // inner = silu(w1 x) * (w3 x), quantised again for every 128 (or 64) of its columns. A half is 64
 // rows of w1 and the same 64 of w3, so that gate and up meet in one thread.
+// kGather: tokens as they are, not spread.
+template <bool kGather>
 struct ExpertsUpTiles : PlainTiles {
+  static constexpr bool kGathers = kGather;
   static constexpr bool kQueued = true, kTurnsFew = true;
   ExpertsOrder order;
   const ExpertsArgs& args;
@@ -164,9 +167,14 @@ struct ExpertsUpTiles : PlainTiles {
     tensor_copy_3d_to_all(to, whole_half, column, (place.unit + half) * 64, 2 * place.matrix, done,
                           3);
   }
+  __device__ __forceinline__ int token_row(const TilePlace& place, int i) const {
+    return args.order[place.token + min(i, place.tokens - 1)] / args.top;
+  }
+  __device__ __forceinline__ const uint8_t* token_bytes() const { return args.token_f8; }
   __device__ __forceinline__ int stretches() const { return args.hidden / 128; }
   __device__ __forceinline__ int weight_scale(int stretch) const { return stretch; }
   __device__ __forceinline__ const float* token_scales(const TilePlace& place, int i) const {
+    if (kGather) return args.token_scales + token_row(place, i) * (args.hidden / 128);
     return args.x_scales +
            static_cast<int64_t>(place.token + min(i, place.tokens - 1)) * (args.hidden / 128);
   }
@@ -425,7 +433,7 @@ struct ExpertsDownTiles : PlainTiles {
 
 // Bytes: 3 I H weights an expert, read once if its tiles run together; FLOPs: 6 I H a pair on the
 // FP8 tensor cores. Bound: memory below about 350 pairs an expert, tensor cores above.
-template <bool kUp, int kStretches>
+template <bool kUp, int kStretches, bool kGather = false>
 __global__ void __launch_bounds__(kTileThreads, 1)
     sm90_experts_tiles(const __grid_constant__ ExpertsArgs args,
                        const __grid_constant__ ExpertsMaps maps) {
@@ -433,8 +441,8 @@ __global__ void __launch_bounds__(kTileThreads, 1)
   let_next_start();
   const ExpertsOrder order{args, kUp ? args.inner / 64 : (args.hidden + 127) / 128};
   if constexpr (kUp) {
-    ExpertsUpTiles work{{},          order,     args,           &maps.x,
-                        &maps.all_x, &maps.w13, &maps.w13_half, args.groups + 2};
+    ExpertsUpTiles<kGather> work{{},          order,     args,           &maps.x,
+                                 &maps.all_x, &maps.w13, &maps.w13_half, args.groups + 2};
     work.columns = args.hidden;
     work.tiles = order.tiles();
     run_tiles<ExpertsOrder::kHalves, kStretches, TileShare::either>(work);
