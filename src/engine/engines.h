@@ -23,7 +23,7 @@ class Engines {
   Result<RequestId> submit(Request request);
   void cancel(RequestId id) { engines_[engine_of(id)]->cancel(id); }
 
-  // Sums over the engines; last_tick is the oldest, dead that of any.
+  // Sums over the engines, but of drafts; last_tick is the oldest, dead that of any.
   EngineStats stats() const;
 
  private:

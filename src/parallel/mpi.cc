@@ -7,6 +7,7 @@
 #include <mutex>
 #include <thread>
 
+#include "base/checked.h"
 #include "base/log.h"
 
 namespace m2::parallel {
@@ -130,13 +131,16 @@ class MpiWire : public Wire {
     }
   }
 
+  // MPI counts in ints: what is longer is refused, not cut.
   bool send(size_t p, const void* data, int64_t bytes) {
-    return mpi_->isend(data, static_cast<int>(bytes), mpi_->byte, static_cast<int>(processes_[p]),
-                       tag_, mpi_->world, &new_request(p)) == MpiWorld::Library::kSuccess;
+    const auto count = narrow<int>(bytes);
+    return count && mpi_->isend(data, *count, mpi_->byte, static_cast<int>(processes_[p]), tag_,
+                                mpi_->world, &new_request(p)) == MpiWorld::Library::kSuccess;
   }
   bool receive(size_t p, void* data, int64_t bytes) {
-    return mpi_->irecv(data, static_cast<int>(bytes), mpi_->byte, static_cast<int>(processes_[p]),
-                       tag_, mpi_->world, &new_request(p)) == MpiWorld::Library::kSuccess;
+    const auto count = narrow<int>(bytes);
+    return count && mpi_->irecv(data, *count, mpi_->byte, static_cast<int>(processes_[p]), tag_,
+                                mpi_->world, &new_request(p)) == MpiWorld::Library::kSuccess;
   }
   MpiWorld::Library::Handle& new_request(size_t p) {
     requests_of_.resize(requests_.size() + 1);
