@@ -127,6 +127,17 @@ ops::DecodeLayer decoded(const ForwardContext& context, const Layer& layer) {
           static_cast<float>(context.config.rms_norm_eps)};
 }
 
+// Whether it is one of two tokens whose attention half is a kernel, and the sum over ranks takes
+// the experts' results as they are.
+bool decodes_rows(const ForwardContext& context, const Layer& layer, const ops::KvCache& kv,
+                  const ops::BatchLayout& layout, const ops::DecodeTensors& tensors,
+                  const ops::DecodeRanks& ranks, const ops::AddNorm& norm) {
+  return !context.exchange &&
+         ops::decodes_rows(context.exec, decoded(context, layer), kv, layout, context.heads,
+                           tensors, ranks) &&
+         context.comm.takes_experts(tensors.delta, norm);
+}
+
 // Whether a layer can be decoded as a whole.
 bool decodes(const ForwardContext& context, size_t l, const ops::BatchLayout& layout,
              const ops::DecodeTensors& tensors, const ops::DecodeRanks& ranks) {
@@ -172,6 +183,10 @@ void forward(const ForwardContext& context, const ops::BatchLayout& layout) {
                         before ? &*before : nullptr, leaves ? nullptr : &norm, ranks);
       before.reset();
       if (leaves) before.emplace(layer.experts, norm.weight);
+    } else if (decodes_rows(context, layer, kv[l], layout, tensors, ranks, norm)) {
+      const ops::UnsummedExperts left =
+          ops::decode_rows(exec, decoded(context, layer), kv[l], layout, heads, tensors, ranks);
+      comm.all_reduce_experts_norm(exec, step.delta, left, norm);
     } else {
       attention(context, layer, kv[l], layout, step, owners);
       const ops::AddNorm between{step.residual, layer.post_attention_norm, eps, step.hidden,

@@ -65,4 +65,19 @@ void decode_layer(const Exec& exec, const DecodeLayer& layer, const KvCache& cac
                   const BatchLayout& layout, const HeadShape& heads, const DecodeTensors& tensors,
                   const DecodeBefore* before, const AddNorm* after, const DecodeRanks& ranks = {});
 
+// Likewise of two tokens, each a sequence of its own, of one of several ranks: whether the device
+// has kernels for the layer's shape.
+bool decodes_rows(const Exec& exec, const DecodeLayer& layer, const KvCache& cache,
+                  const BatchLayout& layout, const HeadShape& heads, const DecodeTensors& tensors,
+                  const DecodeRanks& ranks);
+
+// linear (qkv), Comm::all_reduce_qk_norm, paged_attention, linear (o), Comm::all_reduce_norm and
+// route_experts, whose results stay unsummed for Comm::all_reduce_experts_norm; to the same bytes,
+// as two kernels. Precondition: decodes_rows(); tokens whose own positions lie in one block of the
+// cache are of one draft. As decode_layer(), all ranks call this, and angles and layout are read
+// before the operation enqueued right before has ended.
+UnsummedExperts decode_rows(const Exec& exec, const DecodeLayer& layer, const KvCache& cache,
+                            const BatchLayout& layout, const HeadShape& heads,
+                            const DecodeTensors& tensors, const DecodeRanks& ranks);
+
 }  // namespace m2::ops

@@ -8,7 +8,7 @@ namespace m2::ops {
 // What stands there is the operation's own business.
 struct DecodePeers {
   static constexpr int kMost = 8;
-  static constexpr int64_t kBytes = 256 << 10;
+  static constexpr int64_t kBytes = 448 << 10;
   int ranks = 0;  // 0: there is no such place
   int rank = 0;   // this one
   // Of each rank, kBytes from a multiple of 16 on, zeros at first. All ranks reach all of them.

@@ -9,9 +9,9 @@
 //   bench_steps_cuda padded RANKS LAYERS BATCH...
 //                                each BATCH of such a share, recorded as the next of the usual
 //                                sizes and as what it is, in turns
-//   bench_steps_cuda layers RANKS [LAYERS [CONTEXT [TURNS]]]
-//                                a token of such a share, recorded, by kernels for the attention
-//                                half of a layer and by one for each operation, in turns
+//   bench_steps_cuda layers RANKS [LAYERS [CONTEXT [TURNS [BATCH...]]]]
+//                                a token of such a share, or BATCH, recorded, by kernels for the
+//                                attention half of a layer and by one for each operation, in turns
 //   bench_steps_cuda prompts RANKS LAYERS KV CHUNK...
 //                                chunks of prompts of such a share, over K and V in bf16 or f8,
 //                                without its sums; CHUNK: "2x512@8192" are 512 tokens each of two
@@ -396,7 +396,8 @@ void measure_padding(int64_t ranks, int64_t layers, const std::vector<int64_t>& 
 }
 
 // A token's layers as a whole and in operations.
-void measure_layers(int64_t ranks, int64_t layers, int64_t context, int turns) {
+void measure_layers(int64_t ranks, int64_t layers, int64_t context, int turns,
+                    const std::vector<int64_t>& batches) {
   const double rate = read_rate();
   fmt::print("{}; the first of {} tensor ranks, {} layers, FP8; read {:.0f} GB/s\n",
              describe_device(Bench::kGpu), ranks, layers, rate / 1e9);
@@ -404,10 +405,11 @@ void measure_layers(int64_t ranks, int64_t layers, int64_t context, int turns) {
   Bench apart(config, context, true, ranks, {}, kSequences, false),
       once(config, context, true, ranks);
   for (Bench* bench : {&apart, &once}) bench->prefill(std::min<int64_t>(context, 2048));
-  for (int turn = 0; turn < turns; ++turn) {
-    apart.decode(1, true, rate);
-    once.decode(1, true, rate);
-  }
+  for (int turn = 0; turn < turns; ++turn)
+    for (const int64_t batch : batches) {
+      apart.decode(batch, true, rate);
+      once.decode(batch, true, rate);
+    }
 }
 
 struct Chunk {
@@ -467,8 +469,11 @@ int main(int argc, char** argv) {
     return 0;
   }
   if (first == "layers") {
+    std::vector<int64_t> batches;
+    for (int i = 6; i < argc; ++i) batches.push_back(std::stoll(argv[i]));
+    if (batches.empty()) batches = {1};
     measure_layers(static_cast<int64_t>(number(2, 4)), static_cast<int64_t>(number(3, 8)),
-                   static_cast<int64_t>(number(4, 2048)), static_cast<int>(number(5, 3)));
+                   static_cast<int64_t>(number(4, 2048)), static_cast<int>(number(5, 3)), batches);
     return 0;
   }
   if (first == "prompts") {

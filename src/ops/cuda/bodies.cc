@@ -10,7 +10,7 @@
 #include <numeric>
 
 #include "ops/cuda/arguments.h"
-#include "ops/cuda/attend_and_route.h"
+#include "ops/cuda/attend_rows.h"
 #include "ops/cuda/attention/launch.h"
 #include "ops/cuda/experts/launch.h"
 #include "ops/cuda/kernels.h"
@@ -597,6 +597,7 @@ bool layer_fits(const Exec& exec, const DecodeLayer& layer, const KvCache& cache
                 const BatchLayout& layout, const HeadShape& heads, const DecodeTensors& tensors,
                 const DecodeRanks& ranks) {
   using Shape = AttendShape;
+  const int64_t tokens = layout.tokens();
   constexpr int64_t kHidden = Shape::kHidden, kExperts = Shape::kExperts;
   const int64_t q_width = heads.q_heads * Shape::kHeadDim,
                 kv_width = heads.kv_heads * Shape::kHeadDim;
@@ -605,7 +606,7 @@ bool layer_fits(const Exec& exec, const DecodeLayer& layer, const KvCache& cache
                             ranks.peers.ranks * heads.kv_heads > Shape::kKvHeads)
     return false;
   if (!exec.alone || compute_major() != 9 || multiprocessors() < kAttendBlocks) return false;
-  if (layout.tokens() != 1 || layout.sequences() != 1 || layer.qkv.size() != 3) return false;
+  if (layout.sequences() != tokens || layer.qkv.size() != 3) return false;
   if (!attends_at_once(heads.kv_heads) ||
       heads.q_heads * Shape::kKvHeads != heads.kv_heads * Shape::kQHeads ||
       heads.head_dim != Shape::kHeadDim || heads.rotary_dim != Shape::kRotary ||
@@ -627,14 +628,15 @@ bool layer_fits(const Exec& exec, const DecodeLayer& layer, const KvCache& cache
          is_dense(layer.k_norm, DType::bf16, 1, kv_width) &&
          is_dense(layer.norm, DType::bf16, 1, kHidden) &&
          is_dense(layer.gate, DType::f32, kExperts, kHidden) &&
-         is_dense(tensors.residual, DType::bf16, 1, kHidden) &&
-         is_dense(tensors.hidden, DType::bf16, 1, kHidden) && !tensors.quantised_hidden.empty() &&
-         is_dense(tensors.quantised_hidden.values, DType::f8_e4m3, 1, kHidden) &&
-         is_dense(tensors.angles, DType::f32, 1, Shape::kRotary) &&
-         is_dense(tensors.ids, DType::i32, 1, tensors.ids.size(1)) &&
-         is_dense(tensors.weights, DType::f32, 1, tensors.ids.size(1)) &&
+         is_dense(tensors.residual, DType::bf16, tokens, kHidden) &&
+         is_dense(tensors.hidden, DType::bf16, tokens, kHidden) &&
+         !tensors.quantised_hidden.empty() &&
+         is_dense(tensors.quantised_hidden.values, DType::f8_e4m3, tokens, kHidden) &&
+         is_dense(tensors.angles, DType::f32, tokens, Shape::kRotary) &&
+         is_dense(tensors.ids, DType::i32, tokens, tensors.ids.size(1)) &&
+         is_dense(tensors.weights, DType::f32, tokens, tensors.ids.size(1)) &&
          (cache.k.dtype() == DType::bf16 || cache.k.dtype() == DType::f8_e4m3) && exec.workspace &&
-         exec.workspace_bytes >= kExperts * int64_t{sizeof(ExpertScore)};
+         exec.workspace_bytes >= tokens * kExperts * int64_t{sizeof(ExpertScore)};
 }
 
 ExpertsPlan plan_for_one(const Exec& exec, const Experts& experts, int64_t top) {
@@ -649,7 +651,8 @@ ExpertsPlan plan_for_one(const Exec& exec, const Experts& experts, int64_t top) 
 bool decodes_layer(const Exec& exec, const DecodeLayer& layer, const KvCache& cache,
                    const BatchLayout& layout, const HeadShape& heads, const DecodeTensors& tensors,
                    const DecodeRanks& ranks) {
-  if (!layer_fits(exec, layer, cache, layout, heads, tensors, ranks)) return false;
+  if (layout.tokens() != 1 || !layer_fits(exec, layer, cache, layout, heads, tensors, ranks))
+    return false;
   const ExpertsPlan plan = plan_for_one(exec, layer.experts, tensors.ids.size(1));
   if (ranks.size > 1 && tensors.ids.size(1) != 8) return false;  // that RankExperts are of
   return plan.form == ExpertsForm::flow && experts_choose(plan, 1) && plan.fused &&
@@ -675,13 +678,14 @@ ExpertsLeft left_by(const Exec& exec, const Experts& experts, const DecodeTensor
 
 }  // namespace
 
-void decode_layer(const Exec& exec, const DecodeLayer& layer, const KvCache& cache,
-                  const BatchLayout& layout, const HeadShape& heads, const DecodeTensors& tensors,
-                  const DecodeBefore* before, const AddNorm* after, const DecodeRanks& ranks) {
-  AttendAndRoute args = {};
+namespace {
+
+// The attention half's arguments but what a layer before has left.
+void set_attention(AttendAndRoute& args, const Exec& exec, const DecodeLayer& layer,
+                   const KvCache& cache, const BatchLayout& layout, const HeadShape& heads,
+                   const DecodeTensors& tensors, const DecodeRanks& ranks) {
   args.x_f8 = static_cast<const uint8_t*>(tensors.quantised_hidden.values.data());
   args.x_scales = tensors.quantised_hidden.scales.as<float>();
-  if (before) args.before = left_by(exec, before->experts, tensors, before->norm);
   args.qkv = static_cast<const uint8_t*>(layer.qkv[0].weight.data());
   for (size_t i = 0; i < 3; ++i) {
     args.qkv_scale[i] = layer.qkv[i].scale.as<float>();
@@ -710,6 +714,16 @@ void decode_layer(const Exec& exec, const DecodeLayer& layer, const KvCache& cac
   args.peers = ranks.peers;
   args.full_q = static_cast<float>(ranks.size * heads.q_heads * heads.head_dim);
   args.full_k = static_cast<float>(ranks.size * heads.kv_heads * heads.head_dim);
+}
+
+}  // namespace
+
+void decode_layer(const Exec& exec, const DecodeLayer& layer, const KvCache& cache,
+                  const BatchLayout& layout, const HeadShape& heads, const DecodeTensors& tensors,
+                  const DecodeBefore* before, const AddNorm* after, const DecodeRanks& ranks) {
+  AttendAndRoute args = {};
+  set_attention(args, exec, layer, cache, layout, heads, tensors, ranks);
+  if (before) args.before = left_by(exec, before->experts, tensors, before->norm);
   launch_attend_and_route(exec.stream, static_cast<int>(heads.kv_heads), args);
   RouteChoice choice;
   choice.scores = args.scores;
@@ -725,6 +739,36 @@ void decode_layer(const Exec& exec, const DecodeLayer& layer, const KvCache& cac
   sum.quantised = rows_of(exec, after->quantised);
   sum.peers = ranks.peers;
   launch_rank_experts(exec.stream, sum);
+}
+
+bool decodes_rows(const Exec& exec, const DecodeLayer& layer, const KvCache& cache,
+                  const BatchLayout& layout, const HeadShape& heads, const DecodeTensors& tensors,
+                  const DecodeRanks& ranks) {
+  if (ranks.size == 1 || !attends_rows(layout.tokens(), heads.kv_heads) ||
+      !layer_fits(exec, layer, cache, layout, heads, tensors, ranks))
+    return false;
+  const int64_t top = tensors.ids.size(1);
+  const ExpertsPlan plan = plan_experts(shape_of(exec, tensors.hidden, layer.experts, top));
+  return plan.form == ExpertsForm::flow && layout.tokens() <= plan.batch &&
+         top == UnsummedExperts::kTop && layer.experts.count() == layer.gate.size(0) &&
+         layer.experts.first_expert == 0;
+}
+
+UnsummedExperts decode_rows(const Exec& exec, const DecodeLayer& layer, const KvCache& cache,
+                            const BatchLayout& layout, const HeadShape& heads,
+                            const DecodeTensors& tensors, const DecodeRanks& ranks) {
+  AttendRows args = {};
+  set_attention(args, exec, layer, cache, layout, heads, tensors, ranks);
+  args.table_stride = layout.block_tables.row_stride();
+  args.top = static_cast<int>(tensors.ids.size(1));
+  args.ids = tensors.ids.as<int32_t>();
+  args.weights = tensors.weights.as<float>();
+  launch_attend_rows(exec.stream, static_cast<int>(heads.kv_heads), args);
+  UnsummedExperts left;
+  run_experts(exec, tensors.hidden, layer.experts, tensors.ids, tensors.weights, tensors.experts,
+              tensors.delta, tensors.quantised_hidden, nullptr, nullptr, nullptr, {}, &left);
+  M2_CHECK(left.results, "the experts of two rows are summed");
+  return left;
 }
 
 // --- what the device can do --------------------------------------------------------------------

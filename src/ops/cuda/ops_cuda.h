@@ -67,6 +67,12 @@ bool decodes_layer(const Exec& exec, const DecodeLayer& layer, const KvCache& ca
 void decode_layer(const Exec& exec, const DecodeLayer& layer, const KvCache& cache,
                   const BatchLayout& layout, const HeadShape& heads, const DecodeTensors& tensors,
                   const DecodeBefore* before, const AddNorm* after, const DecodeRanks& ranks);
+bool decodes_rows(const Exec& exec, const DecodeLayer& layer, const KvCache& cache,
+                  const BatchLayout& layout, const HeadShape& heads, const DecodeTensors& tensors,
+                  const DecodeRanks& ranks);
+UnsummedExperts decode_rows(const Exec& exec, const DecodeLayer& layer, const KvCache& cache,
+                            const BatchLayout& layout, const HeadShape& heads,
+                            const DecodeTensors& tensors, const DecodeRanks& ranks);
 int64_t sample_scratch_bytes(int64_t rows, int64_t vocab);
 void sample(const Exec& exec, Tensor logits, int64_t id_limit, const SampleInput& input,
             Tensor scratch, const SampleOutput& out);

@@ -106,6 +106,14 @@ void decode_layer(const Exec&, const DecodeLayer&, const KvCache&, const BatchLa
                   const DecodeRanks&) {
   no_cuda();
 }
+bool decodes_rows(const Exec&, const DecodeLayer&, const KvCache&, const BatchLayout&,
+                  const HeadShape&, const DecodeTensors&, const DecodeRanks&) {
+  no_cuda();
+}
+UnsummedExperts decode_rows(const Exec&, const DecodeLayer&, const KvCache&, const BatchLayout&,
+                            const HeadShape&, const DecodeTensors&, const DecodeRanks&) {
+  no_cuda();
+}
 double read_rate(const Exec&, Tensor) {
   no_cuda();
 }

@@ -1197,7 +1197,8 @@ TEST_F(GpuRanks, TheSameBytesByEveryWayOfTwoRanks) {
   EXPECT_EQ(run({1, 2, true, {}}), run({1, 2, true, {}, ExchangeKind::all_to_all}));
 }
 
-// A rank's part of a layer of M2's shape, with narrow experts, and a token at its last position.
+// A rank's part of a layer of M2's shape, with narrow experts, and a token at its last position, or
+// two, each of a sequence of its own.
 struct DecodedToken {
   static constexpr int64_t kHidden = 3072, kExperts = 256, kInner = 128, kTop = 8, kDim = 128;
   const Exec& exec;
@@ -1215,7 +1216,7 @@ struct DecodedToken {
   int64_t left_bytes = 0;
 
   DecodedToken(const Exec& where, const Buffer& memory, int64_t rank, int64_t of_heads,
-               int64_t context, DType cache)
+               int64_t context, DType cache, int64_t count = 1)
       : exec(where),
         kv_heads(of_heads),
         q(kv_heads * 6 * kDim),
@@ -1240,35 +1241,46 @@ struct DecodedToken {
     experts.w3_scale = floats(own, {kExperts, 1, 24}, 1e-4f, 4e-4f);
     experts.w2_scale = floats(own, {kExperts, 24, 1}, 1e-4f, 4e-4f);
     const int64_t pages = (context + 15) / 16;
-    const auto position = static_cast<int32_t>(context - 1);
-    std::vector<int32_t> table(static_cast<size_t>(pages + 2), 0);
-    for (size_t i = 0; i < static_cast<size_t>(pages); ++i) table[i] = static_cast<int32_t>(i ^ 1);
-    token = words({5});
-    positions = words({position});
-    slots = words({table[static_cast<size_t>(position / 16)] * 16 + position % 16});
-    starts = words({0, 1});
-    lens = words({static_cast<int32_t>(context)});
-    tables = words(table).reshaped({1, pages + 2});
-    rows = words({0});
-    angles = arena.place(DType::f32, {1, 64});
+    std::vector<int32_t> table, at, to, first{0}, length, row;
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t own_context = std::max<int64_t>(1, context - 37 * r);
+      const auto position = static_cast<int32_t>(own_context - 1);
+      const size_t begin = table.size();
+      for (int64_t i = 0; i < pages + 2; ++i)
+        table.push_back(static_cast<int32_t>(r * (pages + 2) + (i < pages ? i ^ 1 : 0)));
+      at.push_back(position);
+      to.push_back(table[begin + static_cast<size_t>(position / 16)] * 16 + position % 16);
+      first.push_back(static_cast<int32_t>(r + 1));
+      length.push_back(static_cast<int32_t>(own_context));
+      row.push_back(static_cast<int32_t>(r));
+    }
+    token = words(std::vector<int32_t>(static_cast<size_t>(count), 5));
+    positions = words(at);
+    slots = words(to);
+    starts = words(first);
+    lens = words(length);
+    tables = words(table).reshaped({count, pages + 2});
+    rows = words(row);
+    angles = arena.place(DType::f32, {count, 64});
     ops::rope_angles(exec, positions, 5e6f, angles);
-    scratch = arena.place(DType::u8, {ops::experts_scratch_bytes(exec.device, experts, 1, kTop)});
+    scratch =
+        arena.place(DType::u8, {ops::experts_scratch_bytes(exec.device, experts, count, kTop)});
     clear(exec, scratch.data(), scratch.elements());
-    qkv = arena.place(DType::bf16, {1, q + 2 * kv});
-    sums = arena.place(DType::f32, {1, 2});
-    attended = arena.place(DType::bf16, {1, q});
-    attended_values = arena.place(DType::f8_e4m3, {1, q});
-    attended_scales = arena.place(DType::f32, {1, q / 128});
-    residual = arena.place(DType::bf16, {1, kHidden});
+    qkv = arena.place(DType::bf16, {count, q + 2 * kv});
+    sums = arena.place(DType::f32, {count, 2});
+    attended = arena.place(DType::bf16, {count, q});
+    attended_values = arena.place(DType::f8_e4m3, {count, q});
+    attended_scales = arena.place(DType::f32, {count, q / 128});
+    residual = arena.place(DType::bf16, {count, kHidden});
     left = static_cast<std::byte*>(residual.data());
-    hidden = arena.place(DType::bf16, {1, kHidden});
-    values = arena.place(DType::f8_e4m3, {1, kHidden});
-    scales = arena.place(DType::f32, {1, 24});
-    ids = arena.place(DType::i32, {1, kTop});
-    weights = arena.place(DType::f32, {1, kTop});
-    delta = arena.place(DType::bf16, {1, kHidden});
-    k = arena.place(cache, {pages + 2, kv_heads, 16, kDim});
-    v = arena.place(cache, {pages + 2, kv_heads, 16, kDim});
+    hidden = arena.place(DType::bf16, {count, kHidden});
+    values = arena.place(DType::f8_e4m3, {count, kHidden});
+    scales = arena.place(DType::f32, {count, 24});
+    ids = arena.place(DType::i32, {count, kTop});
+    weights = arena.place(DType::f32, {count, kTop});
+    delta = arena.place(DType::bf16, {count, kHidden});
+    k = arena.place(cache, {count * (pages + 2), kv_heads, 16, kDim});
+    v = arena.place(cache, {count * (pages + 2), kv_heads, 16, kDim});
     left_bytes = static_cast<std::byte*>(v.data()) + v.elements() * size_of(cache) - left;
     synchronize(exec);
   }
@@ -1298,9 +1310,13 @@ struct DecodedToken {
     const ops::DecodeTensors tensors{residual, hidden,  quantised, angles,
                                      ids,      weights, delta,     scratch};
     for (int l = 0; l < kLayers; ++l) {
-      if (whole) {
-        ops::decode_layer(exec, layer, cache, layout, heads, tensors, nullptr, &next,
-                          {size, comm.decode_peers()});
+      const ops::DecodeRanks ranks{size, comm.decode_peers()};
+      if (whole && layout.tokens() > 1) {
+        const ops::UnsummedExperts unsummed =
+            ops::decode_rows(exec, layer, cache, layout, heads, tensors, ranks);
+        comm.all_reduce_experts_norm(exec, delta, unsummed, next);
+      } else if (whole) {
+        ops::decode_layer(exec, layer, cache, layout, heads, tensors, nullptr, &next, ranks);
       } else {
         const ops::Quantised small{attended_values, attended_scales};
         ops::linear(exec, hidden, parts, qkv, quantised);
@@ -1344,10 +1360,14 @@ struct DecodedToken {
     return out;
   }
   void fill_bf16(std::mt19937& random, const Tensor& to) const {
+    // A part of it over and over.
     std::normal_distribution<float> number;
-    std::vector<BF16> numbers(static_cast<size_t>(to.elements()));
+    const int64_t count = to.elements(), some = std::min<int64_t>(count, 1'000'003);
+    std::vector<BF16> numbers(static_cast<size_t>(some));
     for (BF16& one : numbers) one = to_bf16(number(random));
-    upload(to, numbers.data());
+    for (int64_t done = 0; done < count; done += some)
+      copy_to_device(exec, static_cast<BF16*>(to.data()) + done, numbers.data(),
+                     std::min(some, count - done) * 2);
   }
   Tensor bf16(std::mt19937& random, int64_t count) {
     const Tensor out = arena.place(DType::bf16, {count});
@@ -1372,19 +1392,19 @@ struct DecodedToken {
 
 // Layers of one token by a kernel for the attention half of each, whose blocks tell all ranks what
 // they have: the bytes of the operations and the communicator's sums, launched and recorded.
-TEST_F(GpuRanks, PeersDecodeLayersAsStepByStep) {
-  each_peer([](const Peer& peer) {
+void expect_layers_as_step_by_step(int64_t count, std::initializer_list<int64_t> shares) {
+  each_peer([&](const Peer& peer) {
     if (peer.size() > gpus()) return;
     const Buffer memory(peer.exec.device, int64_t{768} << 20),
         workspace(peer.exec.device, 64 << 20);
     Exec exec = peer.exec;
     exec.workspace = workspace.data();
     exec.workspace_bytes = workspace.bytes();
-    for (const int64_t kv_heads : {1, 2, 4})
+    for (const int64_t kv_heads : shares)
       for (const DType cache : {DType::bf16, DType::f8_e4m3})
         for (const int64_t context : {1, 300, 2048, 40'000}) {
           if (peer.size() * kv_heads > 8) continue;
-          DecodedToken token(exec, memory, peer.rank(), kv_heads, context, cache);
+          DecodedToken token(exec, memory, peer.rank(), kv_heads, context, cache, count);
           std::vector<std::byte> expected;
           for (const auto& [whole, recorded] :
                {std::pair{false, false}, {true, false}, {true, true}}) {
@@ -1395,18 +1415,28 @@ TEST_F(GpuRanks, PeersDecodeLayersAsStepByStep) {
             recorded ? graph.launch(exec) : token.run(peer.peers, whole);
             const std::vector<std::byte> got = token.result();
             if (!whole) expected = got;
-            EXPECT_TRUE(got == expected) << kv_heads << " KV heads, " << context << " positions"
-                                         << (recorded ? ", recorded" : "");
+            EXPECT_TRUE(got == expected)
+                << count << " tokens, " << kv_heads << " KV heads, " << context << " positions"
+                << (recorded ? ", recorded" : "");
             peer.host.barrier(parallel::host());
           }
         }
   });
 }
 
+TEST_F(GpuRanks, PeersDecodeLayersAsStepByStep) {
+  expect_layers_as_step_by_step(1, {1, 2, 4});
+}
+
+TEST_F(GpuRanks, PeersDecodeLayersOfTwoTokensAsStepByStep) {
+  expect_layers_as_step_by_step(2, {1, 2, 4});
+}
+
 // A rank that does not come: abort() ends the layers under way, recorded or not, though they wait
 // in kernels of their own.
 TEST_F(GpuRanks, AbortFreesTheDeviceOfDecodedLayers) {
-  for (const bool recorded : {false, true}) {
+  for (const auto& [count, recorded] :
+       {std::pair<int64_t, bool>{1, false}, {1, true}, {2, false}, {2, true}}) {
     const Fleet fleet(2, 1, false);
     parallel::Comm& comm = *fleet.ranks[0].device_tensor;
     const Device device = fleet.device(0);
@@ -1416,7 +1446,7 @@ TEST_F(GpuRanks, AbortFreesTheDeviceOfDecodedLayers) {
     Exec exec = fleet.exec(0, stream);
     exec.workspace = workspace.data();
     exec.workspace_bytes = workspace.bytes();
-    DecodedToken token(exec, memory, 0, 2, 300, DType::bf16);
+    DecodedToken token(exec, memory, 0, 2, 300, DType::bf16, count);
     token.begin();
     Graph graph;
     if (recorded) graph = Graph::record(exec, [&] { token.run(comm, true); });
