@@ -230,6 +230,8 @@ void Router::handle(std::shared_ptr<Exchange> exchange, IoThread& thread) {
     request.reply_headers.emplace_back("x-request-id", request.request_id);
   if (is_root_path_of(options.root_path, request.path))
     request.path.erase(0, options.root_path.size());
+  // A slash at the end, which vLLM's front end answers by a redirect to the path without it.
+  if (request.path.size() > 1 && request.path.ends_with('/')) request.path.pop_back();
   if (request.method == "OPTIONS") return exchange->send(cors_preflight(options.cors, request));
   if (speaks_anthropic(request.path)) exchange = message_exchange(std::move(exchange));
   if (!authorize(request)) return exchange->send(unauthorized());

@@ -202,6 +202,21 @@ class Cors(ServerCase):
                              ("/llm/llm/v1/models", 404), ("/llm", 404), ("/llm/", 200)):
             self.assertEqual(self.server.request("GET", path)[0], status, path)
 
+    def test_a_slash_at_the_end_is_none(self):
+        """As scrapers and probes of vLLM have it, which redirects; and past no key."""
+        with Server(api_keys=["k"]) as server:
+            key = {"Authorization": "Bearer k"}
+            for path in ("/health/", "/metrics/", "/version/", "/"):
+                self.assertEqual(server.request("GET", path)[0], 200, path)
+            for path in ("/v1/models/", "/v1/models/scripted/"):
+                self.assertEqual(server.request("GET", path)[0], 401, path)
+                self.assertEqual(server.request("GET", path, headers=key)[0], 200, path)
+            body = {"messages": [{"role": "user", "content": "script:hello;"}]}
+            for path in (CHAT + "/", "/invocations/"):
+                self.assertEqual(server.request("POST", path, body)[0], 401, path)
+                self.assertEqual(server.request("POST", path, body, key)[0], 200, path)
+            self.assertEqual(server.request("GET", "/health//")[0], 404)
+
     def test_root_path_does_not_open_a_door(self):
         with Server(api_keys=["k"], root_path="/llm") as server:
             for path in ("/llm/v1/models", "/v1/models", "/llm/v1/../v1/models"):

@@ -475,7 +475,7 @@ class Small(ServerCase):
                 self.assertEqual({**one, "created": 0, "permission": 0},
                                  {**entry, "created": 0, "permission": 0})
             self.assertEqual(ask("org/model", "HEAD")[0], 200)
-            for wrong in ("org", "org/", "org%2", "%", "org/model/", "ORG/model"):
+            for wrong in ("org", "org/", "org%2", "%", "org/model//", "ORG/model"):
                 status, _, text = ask(wrong)
                 self.assertEqual((status, json.loads(text)["error"]["type"]),
                                  (404, "NotFoundError"), wrong)
