@@ -538,23 +538,27 @@ void ResponseWriter::state_event(std::string_view type, const ResponseState& sta
                                  std::string* out) {
   if (!out) return;
   begin_event(type, *out);
-  *out += ",\"response\":" + to_text(response(state)) + "}\n\n";
+  *out += ",\"response\":" + to_json(state) + "}\n\n";
 }
 
-void ResponseWriter::item_event(std::string_view type, const Json& item, std::string* out) {
+void ResponseWriter::item_event(std::string_view type, std::string_view item, std::string* out) {
   if (!out) return;
   begin_event(type, *out);
   *out += ",\"output_index\":";
-  append_json_integer(*out, static_cast<int64_t>(output_.size()));
-  *out += ",\"item\":" + to_text(item) + "}\n\n";
+  append_json_integer(*out, items_);
+  *out += ",\"item\":";
+  *out += item;
+  *out += "}\n\n";
 }
 
-void ResponseWriter::part_event(std::string_view type, const Json& part, std::string* out) {
+void ResponseWriter::part_event(std::string_view type, std::string_view part, std::string* out) {
   if (!out) return;
   begin_event(type, *out);
   *out += ",\"item_id\":\"" + item_id_ + "\",\"output_index\":";
-  append_json_integer(*out, static_cast<int64_t>(output_.size()));
-  *out += ",\"content_index\":0,\"part\":" + to_text(part) + "}\n\n";
+  append_json_integer(*out, items_);
+  *out += ",\"content_index\":0,\"part\":";
+  *out += part;
+  *out += "}\n\n";
 }
 
 // An event with one text member, `name`, and JSON of further members.
@@ -565,7 +569,7 @@ void ResponseWriter::text_event(std::string_view type, std::string_view name, st
   *out += ",\"item_id\":\"";
   *out += item_id_;
   *out += "\",\"output_index\":";
-  append_json_integer(*out, static_cast<int64_t>(output_.size()));
+  append_json_integer(*out, items_);
   if (kind_ == Kind::reasoning || kind_ == Kind::message) *out += ",\"content_index\":0";
   *out += ",\"";
   *out += name;
@@ -583,10 +587,14 @@ void ResponseWriter::begin(std::string* out) {
 
 namespace {
 
-Json output_text(std::string_view text, std::string_view logprobs) {
-  Json part = {{"type", "output_text"}, {"text", text}, {"annotations", Json::array()}};
-  part["logprobs"] = own_json(fmt::format("[{}]", logprobs));
-  return part;
+// As JSON: a tree of its logprobs would take its thread for seconds.
+std::string output_text(std::string_view text, std::string_view logprobs) {
+  JsonObjectText part;
+  part.add("type", "output_text");
+  part.add("text", text);
+  part.add("annotations", Json::array());
+  part.add_text("logprobs", fmt::format("[{}]", logprobs));
+  return part.take();
 }
 
 Json reasoning_text(std::string_view text) {
@@ -602,10 +610,11 @@ void ResponseWriter::open(Kind kind, Json item, std::string* out) {
   item_id_ = item_["id"];
   text_.clear();
   logprobs_.clear();
-  item_event("response.output_item.added", item_, out);
+  item_event("response.output_item.added", to_text(item_), out);
 }
 
 void ResponseWriter::close(std::string_view status, std::string* out) {
+  std::string content;  // of a message, as JSON
   switch (kind_) {
     case Kind::none:
       return;
@@ -615,11 +624,11 @@ void ResponseWriter::close(std::string_view status, std::string* out) {
       if (head_.encrypted) item_["encrypted_content"] = sealed_text(text_);
       break;
     case Kind::message: {
-      const Json part = output_text(text_, logprobs_);
+      const std::string part = output_text(text_, logprobs_);
       text_event("response.output_text.done", "text", text_, ",\"logprobs\":[" + logprobs_ + "]",
                  out);
       part_event("response.content_part.done", part, out);
-      item_["content"] = Json::array({part});
+      content = "[" + part + "]";
       break;
     }
     case Kind::call:
@@ -635,8 +644,13 @@ void ResponseWriter::close(std::string_view status, std::string* out) {
   }
   kind_ = Kind::none;
   item_["status"] = status;
-  item_event("response.output_item.done", item_, out);
-  output_.push_back(std::move(item_));
+  JsonObjectText item;
+  for (const auto& [name, value] : item_.items())
+    name == "content" && !content.empty() ? item.add_text(name, content) : item.add(name, value);
+  const std::string done = item.take();
+  item_event("response.output_item.done", done, out);
+  if (items_++ > 0) output_ += ',';
+  output_ += done;
 }
 
 void ResponseWriter::reasoning(std::string_view text, std::string* out) {
@@ -646,7 +660,7 @@ void ResponseWriter::reasoning(std::string_view text, std::string* out) {
     item["encrypted_content"] = nullptr;
     item["status"] = "in_progress";
     open(Kind::reasoning, std::move(item), out);
-    part_event("response.content_part.added", reasoning_text(""), out);
+    part_event("response.content_part.added", to_text(reasoning_text("")), out);
   }
   text_ += text;
   text_event("response.reasoning_text.delta", "delta", text, {}, out);
@@ -710,10 +724,6 @@ void ResponseWriter::finish(ResponseState state, bool drop_call, std::string* ou
   state_event("response." + state.status, state, out);
 }
 
-std::string ResponseWriter::to_json(const ResponseState& state) const {
-  return to_text(response(state));
-}
-
 namespace {
 
 Json usage_json(const ResponseUsage& usage) {
@@ -734,46 +744,46 @@ Json usage_json(const ResponseUsage& usage) {
 
 }  // namespace
 
-Json ResponseWriter::response(const ResponseState& state) const {
+std::string ResponseWriter::to_json(const ResponseState& state) const {
   const auto echoed = [&](const char* name, Json otherwise) {
     const auto field = head_.echoed.find(name);
     return field == head_.echoed.end() ? std::move(otherwise) : *field;
   };
-  Json out;
-  out["id"] = head_.id;
-  out["object"] = "response";
-  out["created_at"] = head_.created_at;
-  out["status"] = state.status;
-  out["background"] = head_.background;
-  out["error"] = state.error_code.empty()
-                     ? Json()
-                     : Json{{"code", state.error_code}, {"message", state.error_message}};
-  out["incomplete_details"] =
-      state.incomplete_reason.empty() ? Json() : Json{{"reason", state.incomplete_reason}};
-  out["instructions"] = echoed("instructions", nullptr);
-  out["max_output_tokens"] = echoed("max_output_tokens", nullptr);
-  out["max_tool_calls"] = echoed("max_tool_calls", nullptr);
-  out["model"] = head_.model;
-  out["output"] = output_;
-  out["parallel_tool_calls"] = echoed("parallel_tool_calls", true);
-  out["previous_response_id"] = echoed("previous_response_id", nullptr);
-  out["prompt"] = nullptr;
-  out["prompt_cache_key"] = echoed("prompt_cache_key", nullptr);
-  out["reasoning"] = echoed("reasoning", nullptr);
-  out["safety_identifier"] = echoed("safety_identifier", nullptr);
-  out["service_tier"] = echoed("service_tier", "auto");
-  out["store"] = head_.store;
-  out["temperature"] = echoed("temperature", nullptr);
-  out["text"] = echoed("text", Json{{"format", {{"type", "text"}}}});
-  out["tool_choice"] = echoed("tool_choice", "auto");
-  out["tools"] = echoed("tools", Json::array());
-  out["top_logprobs"] = echoed("top_logprobs", 0);
-  out["top_p"] = echoed("top_p", nullptr);
-  out["truncation"] = echoed("truncation", "disabled");
-  out["usage"] = state.usage ? usage_json(*state.usage) : Json();
-  out["user"] = echoed("user", nullptr);
-  out["metadata"] = echoed("metadata", Json::object());
-  return out;
+  JsonObjectText out;
+  out.add("id", head_.id);
+  out.add("object", "response");
+  out.add("created_at", head_.created_at);
+  out.add("status", state.status);
+  out.add("background", head_.background);
+  out.add("error", state.error_code.empty()
+                       ? Json()
+                       : Json{{"code", state.error_code}, {"message", state.error_message}});
+  out.add("incomplete_details",
+          state.incomplete_reason.empty() ? Json() : Json{{"reason", state.incomplete_reason}});
+  out.add("instructions", echoed("instructions", nullptr));
+  out.add("max_output_tokens", echoed("max_output_tokens", nullptr));
+  out.add("max_tool_calls", echoed("max_tool_calls", nullptr));
+  out.add("model", head_.model);
+  out.add_text("output", "[" + output_ + "]");
+  out.add("parallel_tool_calls", echoed("parallel_tool_calls", true));
+  out.add("previous_response_id", echoed("previous_response_id", nullptr));
+  out.add("prompt", nullptr);
+  out.add("prompt_cache_key", echoed("prompt_cache_key", nullptr));
+  out.add("reasoning", echoed("reasoning", nullptr));
+  out.add("safety_identifier", echoed("safety_identifier", nullptr));
+  out.add("service_tier", echoed("service_tier", "auto"));
+  out.add("store", head_.store);
+  out.add("temperature", echoed("temperature", nullptr));
+  out.add("text", echoed("text", Json{{"format", {{"type", "text"}}}}));
+  out.add("tool_choice", echoed("tool_choice", "auto"));
+  out.add("tools", echoed("tools", Json::array()));
+  out.add("top_logprobs", echoed("top_logprobs", 0));
+  out.add("top_p", echoed("top_p", nullptr));
+  out.add("truncation", echoed("truncation", "disabled"));
+  out.add("usage", state.usage ? usage_json(*state.usage) : Json());
+  out.add("user", echoed("user", nullptr));
+  out.add("metadata", echoed("metadata", Json::object()));
+  return out.take();
 }
 
 }  // namespace m2::api

@@ -118,18 +118,19 @@ class ResponseWriter {
   // `status`: completed or incomplete, the item's.
   void close(std::string_view status, std::string* out);
   void begin_event(std::string_view type, std::string& out);
-  void item_event(std::string_view type, const Json& item, std::string* out);
-  void part_event(std::string_view type, const Json& part, std::string* out);
+  // `item` and `part`: JSON.
+  void item_event(std::string_view type, std::string_view item, std::string* out);
+  void part_event(std::string_view type, std::string_view part, std::string* out);
   void text_event(std::string_view type, std::string_view name, std::string_view text,
                   std::string_view more, std::string* out);
   void state_event(std::string_view type, const ResponseState& state, std::string* out);
-  Json response(const ResponseState& state) const;
 
   const ResponseHead head_;
   std::string (*const make_id_)();
   int64_t sequence_ = 0;
-  Json output_ = Json::array();  // items that are closed
-  Kind kind_ = Kind::none;       // of the item that is open
+  std::string output_;      // items that are closed, as JSON, comma separated
+  int64_t items_ = 0;       // of them
+  Kind kind_ = Kind::none;  // of the item that is open
   Json item_;
   std::string item_id_;
   std::string text_;      // of the open item: its text, arguments or input
