@@ -1,4 +1,4 @@
-#include "ops/cuda/attend_words.cuh"
+#include "ops/cuda/attend_steps.cuh"
 #include "ops/cuda/rank_words.cuh"
 #include "ops/cuda/route_choice.cuh"
 
@@ -474,15 +474,6 @@ __device__ __forceinline__ void load_all(const AttendAndRoute& args, const Atten
       ask_for_o(i);
     }
   ask_for_gate();
-}
-
-// The consumers' sum over their block, as block_sum() has it.
-__device__ __forceinline__ float consumers_sum(float value, float* scratch) {
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  value = warp_sum(value);
-  if (lane == 0) scratch[warp] = value;
-  meet();
-  return warp_sum(lane < kConsumers / kWarp ? scratch[lane] : 0.0f);
 }
 
 // The weighted sum of the experts' results, added to the residual, and its norm, quantised: every
@@ -1229,16 +1220,7 @@ __device__ __forceinline__ void route(const AttendAndRoute& args, Shared<S>& sha
     const auto* gate = reinterpret_cast<const float4*>(
         memory + S::kGateAt + (expert * kRouteStretches + stretch) * kGateStretch);
     const auto* x = reinterpret_cast<const float4*>(memory + S::kNormedAt + stretch * kGateStretch);
-    float sum = 0.0f;
-#pragma unroll 8
-    for (int c = 0; c < kRouteStretch / 4; ++c) {
-      const float4 a = x[c], b = gate[c];
-      sum = fmaf(a.x, b.x, sum);
-      sum = fmaf(a.y, b.y, sum);
-      sum = fmaf(a.z, b.z, sum);
-      sum = fmaf(a.w, b.w, sum);
-    }
-    shared.route[expert][stretch] = sum;
+    shared.route[expert][stretch] = stretch_product(x, gate);
   }
   asm volatile("bar.sync 2, %0;" ::"n"(kRouteStretches / kEach * kWarp) : "memory");
   if (thread >= kBlockExperts) return;
@@ -1292,45 +1274,15 @@ __device__ __forceinline__ void norm_row_and_route(const AttendAndRoute& args, S
     pairs[2] = sum.z;
     pairs[3] = sum.w;
   }
-  Pack kept = reinterpret_cast<const Pack*>(memory + S::kResidualAt)[thread];
-  float squares = 0.0f;
-  auto* kept_pairs = reinterpret_cast<uint32_t*>(kept.values);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float2 delta = floats_of(pairs[i]), before = floats_of(kept_pairs[i]);
-    kept_pairs[i] = pack_bf16(before.x + delta.x, before.y + delta.y);
-    const float2 value = floats_of(kept_pairs[i]);
-    squares = fmaf(value.x, value.x, squares);
-    squares = fmaf(value.y, value.y, squares);
-  }
-  const float mean = consumers_sum(squares, shared.scratch) / static_cast<float>(kHidden);
-  const float factor = 1.0f / sqrtf(mean + args.eps);
-  const uint32_t norm_words[4] = {norm.x, norm.y, norm.z, norm.w};
-  float normed[8], by[8];
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const float2 two = floats_of(norm_words[i / 2]);
-    by[i] = i % 2 ? two.y : two.x;
-  }
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float2 of = floats_of(kept_pairs[i]);
-    const float2 two =
-        floats_of(pack_bf16(of.x * factor * by[2 * i], of.y * factor * by[2 * i + 1]));
-    normed[2 * i] = two.x;
-    normed[2 * i + 1] = two.y;
-  }
-  auto* to = reinterpret_cast<float4*>(memory + S::kNormedAt + thread / kWarp * kGateStretch) +
-             thread % kWarp * 2;
-  to[0] = {normed[0], normed[1], normed[2], normed[3]};
-  to[1] = {normed[4], normed[5], normed[6], normed[7]};
+  const RowNorm row_norm(pairs, norm, args.eps, memory + S::kResidualAt, shared.scratch,
+                         memory + S::kNormedAt);
   meet();
   route<S>(args, shared, memory, role, bias, inert);
   // What nobody waits for comes last.
   if (thread / 16 != role) return;
-  static_cast<Pack*>(args.residual)[thread] = kept;
-  store_normed(kept, by, factor, static_cast<__nv_bfloat16*>(args.hidden), thread, 0, kHidden,
-               args.quantised);
+  static_cast<Pack*>(args.residual)[thread] = row_norm.kept;
+  store_normed(row_norm.kept, row_norm.by, row_norm.factor,
+               static_cast<__nv_bfloat16*>(args.hidden), thread, 0, kHidden, args.quantised);
 }
 
 // Bytes: 25.2 MB of q, k and v, 18.9 of o, and the live K and V, or a rank's share of all of them;

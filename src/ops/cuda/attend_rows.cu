@@ -1,5 +1,5 @@
 #include "ops/cuda/attend_rows.h"
-#include "ops/cuda/attend_words.cuh"
+#include "ops/cuda/attend_steps.cuh"
 #include "ops/cuda/rank_words.cuh"
 #include "ops/cuda/route_choice.cuh"
 
@@ -395,15 +395,6 @@ __device__ __forceinline__ void load_all(const AttendRows& args, const AttendMap
   for (int i = lane; i < S::kRowGate; i += kWarp)
     bulk_copy(memory + S::kGateAt + i * kGateStretch, gate + i * kRouteStretch, kRouteStretch * 4,
               &shared.gate_full, once_policy());
-}
-
-// The consumers' sum over their block, as block_sum() has it.
-__device__ __forceinline__ float consumers_sum(float value, float* scratch) {
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  value = warp_sum(value);
-  if (lane == 0) scratch[warp] = value;
-  meet();
-  return warp_sum(lane < kConsumers / kWarp ? scratch[lane] : 0.0f);
 }
 
 // The block's rows of q, k and v. Stretch s of a token stands in row s % 8 of its eight in operand
@@ -1082,16 +1073,7 @@ __device__ __forceinline__ void route(const AttendRows& args, Shared<S>& shared,
     const auto* gate = reinterpret_cast<const float4*>(
         memory + S::kGateAt + (expert * kRouteStretches + stretch) * kGateStretch);
     const auto* x = reinterpret_cast<const float4*>(memory + S::kNormedAt + stretch * kGateStretch);
-    float sum = 0.0f;
-#pragma unroll 8
-    for (int c = 0; c < kRouteStretch / 4; ++c) {
-      const float4 a = x[c], b = gate[c];
-      sum = fmaf(a.x, b.x, sum);
-      sum = fmaf(a.y, b.y, sum);
-      sum = fmaf(a.z, b.z, sum);
-      sum = fmaf(a.w, b.w, sum);
-    }
-    shared.route[expert][stretch] = sum;
+    shared.route[expert][stretch] = stretch_product(x, gate);
   }
   asm volatile("bar.sync 2, %0;" ::"n"(kRouteStretches / kEach * kWarp) : "memory");
   if (thread >= S::kExperts) return;
@@ -1154,38 +1136,8 @@ __device__ __forceinline__ void norm_row_and_route(const AttendRows& args, Share
   const uint4 sum =
       sum_of_ranks<S::kMostRanks, kRankWords, false>(args.peers, from, uint4{}, launch.keep);
   const uint32_t pairs[4] = {sum.x, sum.y, sum.z, sum.w};
-  Pack kept = reinterpret_cast<const Pack*>(memory + S::kResidualAt)[thread];
-  float squares = 0.0f;
-  auto* kept_pairs = reinterpret_cast<uint32_t*>(kept.values);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float2 delta = floats_of(pairs[i]), before = floats_of(kept_pairs[i]);
-    kept_pairs[i] = pack_bf16(before.x + delta.x, before.y + delta.y);
-    const float2 value = floats_of(kept_pairs[i]);
-    squares = fmaf(value.x, value.x, squares);
-    squares = fmaf(value.y, value.y, squares);
-  }
-  const float mean = consumers_sum(squares, shared.scratch) / static_cast<float>(kHidden);
-  const float factor = 1.0f / sqrtf(mean + args.eps);
-  const uint32_t norm_words[4] = {norm.x, norm.y, norm.z, norm.w};
-  float normed[8], by[8];
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const float2 two = floats_of(norm_words[i / 2]);
-    by[i] = i % 2 ? two.y : two.x;
-  }
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float2 of = floats_of(kept_pairs[i]);
-    const float2 two =
-        floats_of(pack_bf16(of.x * factor * by[2 * i], of.y * factor * by[2 * i + 1]));
-    normed[2 * i] = two.x;
-    normed[2 * i + 1] = two.y;
-  }
-  auto* to = reinterpret_cast<float4*>(memory + S::kNormedAt + thread / kWarp * kGateStretch) +
-             thread % kWarp * 2;
-  to[0] = {normed[0], normed[1], normed[2], normed[3]};
-  to[1] = {normed[4], normed[5], normed[6], normed[7]};
+  const RowNorm row_norm(pairs, norm, args.eps, memory + S::kResidualAt, shared.scratch,
+                         memory + S::kNormedAt);
   meet();
   route<S>(args, shared, memory, role, bias, launch);
   // By the last blocks, which have no columns to write.
@@ -1194,9 +1146,10 @@ __device__ __forceinline__ void norm_row_and_route(const AttendRows& args, Share
   // What nobody waits for comes last.
   static_assert(kHidden / 128 * S::kRows <= kAttendBlocks - S::kRows);
   if (thread / 16 != role / S::kRows) return;
-  static_cast<Pack*>(args.residual)[row * kNormThreads + thread] = kept;
-  store_normed(kept, by, factor, static_cast<__nv_bfloat16*>(args.hidden) + row * kHidden, thread,
-               row, kHidden, args.quantised);
+  static_cast<Pack*>(args.residual)[row * kNormThreads + thread] = row_norm.kept;
+  store_normed(row_norm.kept, row_norm.by, row_norm.factor,
+               static_cast<__nv_bfloat16*>(args.hidden) + row * kHidden, thread, row, kHidden,
+               args.quantised);
 }
 
 // Bytes: a rank's share of 25.2 MB of q, k and v, of 18.9 of o, and of every row's live K and V;
