@@ -276,7 +276,7 @@ struct ClusterQueue {
   // By one thread of the first block.
   template <int kBlocks>
   __device__ __forceinline__ void tell(int number, int count) {
-    const int at = count % kTilePlaces;
+    [[maybe_unused]] const int at = count % kTilePlaces;
 #pragma unroll
     for (int rank = 0; rank < kBlocks; ++rank) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
