@@ -96,6 +96,22 @@ __device__ __forceinline__ void wgmma_finish() {
   asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
 #endif
 }
+// What is computed of the numbers stays on its side of this point: the compiler does not know that
+// wgmma works on while it waits for nothing.
+template <int kCount>
+__device__ __forceinline__ void pin(float (&numbers)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(numbers[i])::"memory");
+}
+// Returns when all but the last kPending groups are done. `results`: what they have written, which
+// may not be read before.
+template <int kPending, int kCount>
+__device__ __forceinline__ void wgmma_wait(float (&results)[kCount]) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+#endif
+  pin(results);
+}
 // Shared memory at `address` (1024-byte border + 32 a step) as a wgmma operand: rows of 128 bytes,
 // swizzled, eight rows every 1024 bytes.
 __device__ __forceinline__ uint64_t operand(uint32_t address) {
@@ -347,6 +363,19 @@ __device__ __forceinline__ void ask_for_step(const Work& work, const TilePlace& 
 struct PlainTiles {
   static constexpr bool kGathers = false;
   __device__ __forceinline__ int ahead(const TilePlace&, int) const { return 0; }
+};
+// The same, and the 128 rows of a half lie one after another, too.
+struct WholeHalves : PlainTiles {
+  const CUtensorMap* whole_half;  // boxes of 128 rows
+
+  __device__ __forceinline__ void copy_half(uint32_t to, const TilePlace& place, int half,
+                                            int column, uint64_t* done) const {
+    tensor_copy(to, whole_half, column, place.upper_row + half * 128, done);
+  }
+  __device__ __forceinline__ void copy_half_to_all(uint32_t to, const TilePlace& place, int half,
+                                                   int column, uint64_t* done) const {
+    tensor_copy_to_all(to, whole_half, column, place.upper_row + half * 128, done, 3);
+  }
 };
 
 // Runs tiles of Work: blockIdx.x, blockIdx.x + gridDim.x, ..., or those that its queue gives.

@@ -61,35 +61,30 @@ int part_levels_of(int64_t max_context, int kv_heads) {
   return levels;
 }
 
-// Room for sums of parts, behind decode's.
-void place_parts(const AttentionShape& shape, AttentionPlan& plan) {
-  if (!plan.tiles) return;
+// Room for sums of parts, behind decode's: from `at` on. Where it ends.
+int64_t place_parts(const AttentionShape& shape, int64_t at, AttentionPlan& plan) {
+  if (!plan.tiles) return at;
   plan.part_levels = part_levels_of(shape.max_context, shape.kv_heads);
-  if (plan.part_levels == 0) return;
-  if (plan.splits > 1)
-    plan.parts_at = up(attention_workspace_bytes(shape.sequences, shape.max_context, shape.q_heads,
-                                                 shape.kv_heads, shape.head_dim));
-  if (shape.workspace_bytes <
-      plan.parts_at + prompt_workspace_bytes(shape.max_context, shape.kv_heads)) {
+  if (plan.part_levels == 0) return at;
+  const int64_t end = at + prompt_workspace_bytes(shape.max_context, shape.kv_heads);
+  if (shape.workspace_bytes < end) {
     plan.part_levels = -1;
-    return;
+    return at;
   }
+  plan.parts_at = at;
   // Where there are many tiles of queries anyway, the GPU is not asked.
   constexpr int kRounds = 4;
   const int64_t tiles = (shape.tokens - shape.sequences) / 128;
-  plan.shares_parts = tiles * shape.q_heads < int64_t{kRounds} * kPartBlocks &&
-                      plan.part_levels < kMostRunLevels;
+  plan.shares_parts =
+      tiles * shape.q_heads < int64_t{kRounds} * kPartBlocks && plan.part_levels < kMostRunLevels;
+  return up(end);
 }
 
-// Room for widened contexts.
-void place_widened(const AttentionShape& shape, AttentionPlan& plan) {
+// Room for widened contexts, from `at` on.
+void place_widened(const AttentionShape& shape, int64_t at, AttentionPlan& plan) {
   if (!plan.tiles || shape.cache == DType::bf16) return;
   constexpr int64_t kKeys = 128;
-  if (plan.part_levels > 0)
-    plan.places_at = up(plan.parts_at + prompt_workspace_bytes(shape.max_context, shape.kv_heads));
-  else if (plan.splits > 1)
-    plan.places_at = up(attention_workspace_bytes(shape.sequences, shape.max_context, shape.q_heads,
-                                                  shape.kv_heads, shape.head_dim));
+  plan.places_at = at;
   plan.widened_at = plan.places_at + up(4 * shape.sequences);
   const int64_t tile_bytes = 2 * kKeys * shape.kv_heads * shape.head_dim * 2;
   const int64_t room = (shape.workspace_bytes - plan.widened_at) / tile_bytes;
@@ -127,10 +122,9 @@ AttentionPlan plan_attention(const AttentionShape& shape) {
   plan.decode = true;
   plan.ring = shape.compute_major >= 9 && shape.sequences <= kRingSequences;
   plan.splits = splits_of(shape.max_context, shape.kv_heads);
-  if (shape.workspace_bytes < attention_workspace_bytes(shape.sequences, shape.max_context,
-                                                        shape.q_heads, shape.kv_heads,
-                                                        shape.head_dim))
-    plan.splits = 1;
+  const int64_t decode = attention_workspace_bytes(shape.sequences, shape.max_context,
+                                                   shape.q_heads, shape.kv_heads, shape.head_dim);
+  if (shape.workspace_bytes < decode) plan.splits = 1;
   plan.join = plan.splits > 1 && shape.alone && shape.sequences * shape.kv_heads <= kMostJoins;
   plan.lasting = !plan.ring && !suits_blocks(shape);
   const bool blocks = !plan.ring && !plan.lasting;
@@ -141,8 +135,8 @@ AttentionPlan plan_attention(const AttentionShape& shape) {
   // the last of a head.
   if (blocks) plan.join = false;
   plan.joins_at_once = shape.sequences * shape.q_heads <= kHeadsAtOnce;
-  place_parts(shape, plan);
-  place_widened(shape, plan);
+  const int64_t behind_decode = plan.splits > 1 ? up(decode) : 0;
+  place_widened(shape, place_parts(shape, behind_decode, plan), plan);
   return plan;
 }
 

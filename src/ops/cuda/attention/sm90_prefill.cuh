@@ -54,21 +54,6 @@ __device__ __forceinline__ void store_shared(uint32_t to, uint4 value) {
                "r"(value.z), "r"(value.w)
                : "memory");
 }
-// What is computed of the numbers stays on its side of this point: the compiler does not know that
-// wgmma works on while it waits for nothing.
-__device__ __forceinline__ void pin(float (&numbers)[64]) {
-#pragma unroll
-  for (int i = 0; i < 64; ++i) asm volatile("" : "+f"(numbers[i])::"memory");
-}
-// Returns when all but the last kPending groups are done. `results`: what they have written, which
-// may not be read before.
-template <int kPending>
-__device__ __forceinline__ void wgmma_wait(float (&results)[64]) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
-#endif
-  pin(results);
-}
 
 // Values as an operand whose rows are keys: eight keys every 1024 bytes, 64 dims every kHalf.
 __device__ __forceinline__ uint64_t value_operand(uint32_t address) {

@@ -341,12 +341,11 @@ struct ExpertsUpTiles : PlainTiles {
 };
 
 // result = w2 inner, as bf16, at its pair's place.
-struct ExpertsDownTiles : PlainTiles {
+struct ExpertsDownTiles : WholeHalves {
   static constexpr bool kQueued = true, kTurnsFew = true;
   ExpertsOrder order;
   const ExpertsArgs& args;
-  const CUtensorMap *tokens, *all_tokens;
-  const CUtensorMap *weights, *whole_half;
+  const CUtensorMap *tokens, *all_tokens, *weights;
   int* next;
   int tiles = 0, columns = 0;
 
@@ -355,14 +354,6 @@ struct ExpertsDownTiles : PlainTiles {
     place.upper_row = place.matrix * args.hidden + place.unit * 128;
     place.lower_row = place.upper_row + 64;
     return place;
-  }
-  __device__ __forceinline__ void copy_half(uint32_t to, const TilePlace& place, int half,
-                                            int column, uint64_t* done) const {
-    tensor_copy(to, whole_half, column, place.upper_row + half * 128, done);
-  }
-  __device__ __forceinline__ void copy_half_to_all(uint32_t to, const TilePlace& place, int half,
-                                                   int column, uint64_t* done) const {
-    tensor_copy_to_all(to, whole_half, column, place.upper_row + half * 128, done, 3);
   }
   __device__ __forceinline__ int stretches() const { return args.inner / args.inner_stretch; }
   __device__ __forceinline__ int weight_scale(int stretch) const {
@@ -447,8 +438,8 @@ __global__ void __launch_bounds__(kTileThreads, 1)
     work.tiles = order.tiles();
     run_tiles<ExpertsOrder::kHalves, kStretches, TileShare::either>(work);
   } else {
-    ExpertsDownTiles work{{},       order,         args,           &maps.inner, &maps.all_inner,
-                          &maps.w2, &maps.w2_half, args.groups + 3};
+    ExpertsDownTiles work{{{}, &maps.w2_half}, order,    args,           &maps.inner,
+                          &maps.all_inner,     &maps.w2, args.groups + 3};
     work.columns = args.inner;
     work.tiles = order.tiles();
     run_tiles<ExpertsOrder::kHalves, kStretches, TileShare::either>(work);

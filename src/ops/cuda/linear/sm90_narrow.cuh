@@ -24,19 +24,6 @@ inline int narrow_scales(int stretches, int halves) {
   return stretches * (kNarrowTokens + 1 + halves);
 }
 
-template <int kLeft>
-__device__ __forceinline__ void wgmma_wait_for() {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
-#endif
-}
-// Sums are looked at behind the wait for them, not before.
-template <int kCount>
-__device__ __forceinline__ void behind_wait(float (&sums)[kCount]) {
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(sums[i])::"memory");
-}
-
 // Few to some hundred tokens, K a multiple of 384, with the bytes of sm90_linear_tiles. One warp
 // asks: for weights before the kernels in front have ended. The grid is [tiles of rows of all
 // parts, tiles of tokens]. Bytes: N K + T K, of which a block takes in (64 + its rows) K. FLOPs:
@@ -144,7 +131,6 @@ __global__ void __launch_bounds__(kNarrowThreads, 1)
         wgmma_commit();
       }
       const auto add = [&](int b) {
-        behind_wait(d[b]);
         const float w = of_halves[half * stretches + step * kNarrowBatch + b];
         const float w0 = upper[b] * w, w1 = lower[b] * w;
         float(&sum)[kN / 2] = total[half];
@@ -157,12 +143,13 @@ __global__ void __launch_bounds__(kNarrowThreads, 1)
         }
       };
       static_assert(kNarrowBatch == 3);
-      wgmma_wait_for<2>();
+      wgmma_wait<2>(d[0]);
       add(0);
-      wgmma_wait_for<1>();
+      wgmma_wait<1>(d[1]);
       add(1);
-      wgmma_wait_for<0>();
+      wgmma_wait_for_all();
       if (half == kHalves - 1 && lane == 0) barrier_arrive(&empty[slot]);
+      pin(d[2]);
       add(2);
     }
     if (++slot == static_cast<uint32_t>(stages)) {

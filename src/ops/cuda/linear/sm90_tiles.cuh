@@ -73,11 +73,10 @@ struct LinearStore {
 
 // Tiles of all parts, one part after another; within a part the token tiles of 128 rows follow one
 // another, so that the rows are read from memory once.
-struct LinearTiles : PlainTiles, LinearStore {
+struct LinearTiles : WholeHalves, LinearStore {
   static constexpr bool kQueued = false, kTurnsFew = false;
   const LinearMaps& maps;
-  const CUtensorMap *tokens, *all_tokens;
-  const CUtensorMap *weights, *whole_half;
+  const CUtensorMap *tokens, *all_tokens, *weights;
   int token_tiles;  // with one that may be missing, where blocks go in pairs
   int tile_halves;
   int* next = nullptr;
@@ -101,14 +100,6 @@ struct LinearTiles : PlainTiles, LinearStore {
     return {token,    max(0, min(kTileTokens, static_cast<int>(args.x.rows) - token)), row,
             row + 64, min(tile_halves, (args.part[part].rows - row + 127) / 128),      row / 128,
             part};
-  }
-  __device__ __forceinline__ void copy_half(uint32_t to, const TilePlace& place, int half,
-                                            int column, uint64_t* done) const {
-    tensor_copy(to, whole_half, column, place.upper_row + half * 128, done);
-  }
-  __device__ __forceinline__ void copy_half_to_all(uint32_t to, const TilePlace& place, int half,
-                                                   int column, uint64_t* done) const {
-    tensor_copy_to_all(to, whole_half, column, place.upper_row + half * 128, done, 3);
   }
   __device__ __forceinline__ int stretches() const { return (columns + 127) / 128; }
   __device__ __forceinline__ int weight_scale(int stretch) const { return stretch; }
@@ -149,9 +140,8 @@ __global__ void __launch_bounds__(kTileThreads, 1)
   constexpr int kBlocks = kShare == TileShare::weights ? 2 : 1;
   const int per_cluster = kBlocks * kTileTokens;
   const int token_tiles = (static_cast<int>(args.x.rows) + per_cluster - 1) / per_cluster * kBlocks;
-  LinearTiles work{{},          {args, owners},  maps,          &maps.x,
-                   &maps.all_x, &maps.weight[0], &maps.half[0], token_tiles,
-                   kHalves};
+  LinearTiles work{{{}, &maps.half[0]}, {args, owners},  maps,        &maps.x,
+                   &maps.all_x,         &maps.weight[0], token_tiles, kHalves};
   work.columns = static_cast<int>(args.x.columns);
   for (int i = 0; i < args.parts; ++i) work.tiles += work.tiles_of(i);
   run_tiles<kHalves, 1, kShare>(work);
