@@ -190,6 +190,37 @@ __device__ __forceinline__ float warp_sum(float value) {
   return value;
 }
 
+// Whole numbers by one instruction, where there is one: their sum, the largest and the smallest.
+__device__ __forceinline__ int warp_sum(int value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  return __reduce_add_sync(~0u, value);
+#else
+  for (int offset = kWarp / 2; offset; offset /= 2) value += __shfl_xor_sync(~0u, value, offset);
+  return value;
+#endif
+}
+__device__ __forceinline__ uint32_t warp_max(uint32_t value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  return __reduce_max_sync(~0u, value);
+#else
+  for (int offset = kWarp / 2; offset; offset /= 2)
+    value = max(value, __shfl_xor_sync(~0u, value, offset));
+  return value;
+#endif
+}
+__device__ __forceinline__ uint32_t warp_min(uint32_t value) {
+  return ~warp_max(~value);
+}
+__device__ __forceinline__ int warp_min(int value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  return __reduce_min_sync(~0u, value);
+#else
+  for (int offset = kWarp / 2; offset; offset /= 2)
+    value = min(value, __shfl_xor_sync(~0u, value, offset));
+  return value;
+#endif
+}
+
 // Sum over the block, in an order that depends on the block's size alone; every thread gets it.
 // `scratch` holds 33 floats; blockDim.x is a multiple of 32.
 __device__ __forceinline__ float block_sum(float value, float* scratch) {

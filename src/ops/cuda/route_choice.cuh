@@ -5,20 +5,6 @@
 // How a warp chooses a token's experts: what route's kernels and the experts of one token share.
 namespace m2::ops::cuda {
 
-// The largest of the warp's values, and the smallest.
-__device__ __forceinline__ uint32_t warp_max(uint32_t value) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  return __reduce_max_sync(~0u, value);
-#else
-  for (int offset = 16; offset; offset /= 2)
-    value = max(value, __shfl_xor_sync(~0u, value, offset));
-  return value;
-#endif
-}
-__device__ __forceinline__ uint32_t warp_min(uint32_t value) {
-  return ~warp_max(~value);
-}
-
 // A number whose order as an unsigned integer is the float's; NaN is the least, but above 0.
 __device__ __forceinline__ uint32_t ordered(float value) {
   const uint32_t bits = __float_as_uint(value);

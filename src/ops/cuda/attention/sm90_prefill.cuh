@@ -159,14 +159,7 @@ __device__ __forceinline__ int choose_runs(const AttentionArgs& args, const Atte
   // Sums are stored and merged in the time of a tile or two, and by another kernel.
   if (kept > 0) end += 4 + kept * groups * 3 / (2 * parts.clusters);
   if (kept * args.heads.q > parts.most_runs || lane > parts.levels) end = INT_MAX / 2;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  const int least = __reduce_min_sync(~0u, end);
-#else
-  int least = end;
-  for (int offset = kWarp / 2; offset; offset /= 2)
-    least = min(least, __shfl_xor_sync(~0u, least, offset));
-#endif
-  const unsigned best = __ballot_sync(~0u, end == least);
+  const unsigned best = __ballot_sync(~0u, end == warp_min(end));
   return parts.log_tiles + min(31 - __clz(static_cast<int>(best)), parts.levels);
 }
 

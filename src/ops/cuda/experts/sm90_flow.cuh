@@ -832,18 +832,6 @@ __global__ void __launch_bounds__(kExpertsFlowThreads, 1)
   }
 }
 
-// The sum over a warp's lanes, in all of them.
-__device__ __forceinline__ int sum_of_warp(int value) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  return __reduce_add_sync(~0u, value);
-#else
-#pragma unroll
-  for (int offset = kWarp / 2; offset > 0; offset /= 2)
-    value += __shfl_xor_sync(~0u, value, offset);
-  return value;
-#endif
-}
-
 // Groups the pairs by expert, in their order, and brings each pair's token, which is quantised
 // already, to the pair's place: what list_pairs does for one kernel more. Every block counts all
 // pairs, at most kFlowPairs; block t brings token t's. Bytes: T H read, P H written. Bound by
@@ -923,7 +911,7 @@ __global__ void __launch_bounds__(kGatherThreads, 4) sm90_experts_gather(Experts
     int earlier = 0;
 #pragma unroll 4
     for (int i = lane; i < pair; i += kWarp) earlier += experts[i] == expert;
-    const int64_t position = begins[expert] + sum_of_warp(earlier);
+    const int64_t position = begins[expert] + warp_sum(earlier);
     if (lane == 0) args.order[position] = pair;
     auto* to = reinterpret_cast<uint4*>(args.x_f8 + position * args.hidden);
 #pragma unroll
